@@ -1,0 +1,101 @@
+// Which folder of src may import which (docs/architecture: Direction). To allow an edge, add it here, and
+// to the document. Whatever is not listed is forbidden, a folder that is not listed is forbidden too.
+const LEAVES = ['settings', 'errors', 'clock'];
+const SHARED = ['scheduling', 'telemetry', 'database', 'http'];
+const ROOT = ['main', 'cli', 'app', 'app.module'];
+
+const MAY_IMPORT = {
+  settings: [],
+  errors: [],
+  clock: [],
+
+  http: LEAVES,
+  database: LEAVES,
+  scheduling: LEAVES,
+  telemetry: [...LEAVES, 'http', 'database'],
+
+  agents: [...SHARED, ...LEAVES, 'config', 'operators'],
+  leases: [...SHARED, ...LEAVES, 'concurrency', 'agents', 'operators'],
+  metrics: [...SHARED, ...LEAVES, 'operators'],
+  config: [...SHARED, ...LEAVES, 'operators'],
+  concurrency: [...SHARED, ...LEAVES, 'operators'],
+  operators: [...SHARED, ...LEAVES],
+
+  access: ['http', 'database', 'scheduling', ...LEAVES, 'agents', 'operators'],
+};
+
+// 'agents' is a folder, 'clock' a file with perhaps a spec beside it.
+const room = (names) => `^src/(?:${names.join('|').replaceAll('.', '\\.')})(?:/|\\.ts$|\\.spec\\.ts$)`;
+
+const directions = Object.entries(MAY_IMPORT).map(([from, to]) => ({
+  name: `direction-${from}`,
+  comment: `src/${from} may import only ${to.join(', ') || 'nothing of ours'}.`,
+  severity: 'error',
+  from: { path: room([from]) },
+  to: { path: '^src/', pathNot: room([from, ...to]) },
+}));
+
+/** @type {import('dependency-cruiser').IConfiguration} */
+module.exports = {
+  forbidden: [
+    ...directions,
+    {
+      name: 'unknown-folder',
+      comment: 'A new folder or file at the top of src needs its line in MAY_IMPORT.',
+      severity: 'error',
+      from: { path: '^src/', pathNot: room([...Object.keys(MAY_IMPORT), ...ROOT]) },
+      to: {},
+    },
+    {
+      name: 'no-circular',
+      comment: 'Turn the backward edge into a hook that the other side subscribes to.',
+      severity: 'error',
+      from: {},
+      to: { circular: true },
+    },
+    {
+      name: 'no-barrel',
+      comment: 'Import the file that declares it.',
+      severity: 'error',
+      from: {},
+      to: { path: '/index\\.ts$', pathNot: 'node_modules/' },
+    },
+    {
+      name: 'src-stands-alone',
+      comment: 'The program must not need its tests, tools or (loaded at run time) migrations to compile.',
+      severity: 'error',
+      from: { path: '^src/' },
+      to: { path: '^(?:test|bench|scripts|examples|migrations|dist)/' },
+    },
+    {
+      name: 'migrations-stand-alone',
+      comment: 'A migration is history: it must not change when the program does.',
+      severity: 'error',
+      from: { path: '^migrations/' },
+      to: { path: '^(?:src|test|bench|scripts|examples|dist)/' },
+    },
+    {
+      name: 'sqlite-behind-the-door',
+      comment: 'Only src/database knows the driver; use its read and write.',
+      severity: 'error',
+      from: { pathNot: '^src/database/' },
+      to: { path: '(?:^|node_modules/)(?:@types/)?better-sqlite3(?:/|$)' },
+    },
+    {
+      name: 'unresolvable',
+      comment: 'The import leads nowhere.',
+      severity: 'error',
+      from: {},
+      to: { couldNotResolve: true },
+    },
+  ],
+  options: {
+    doNotFollow: { path: ['node_modules', '^dist/'] },
+    tsConfig: { fileName: 'tsconfig.json' },
+    tsPreCompilationDeps: true,
+    enhancedResolveOptions: {
+      exportsFields: ['exports'],
+      conditionNames: ['types', 'import', 'require', 'node', 'default'],
+    },
+  },
+};

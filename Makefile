@@ -1,0 +1,45 @@
+# Needs only make and npm. Every step takes the Node that scripts/with-node.sh finds or fetches.
+RUN := scripts/with-node.sh
+
+# npm writes this file last, so it stands for a complete installation.
+INSTALLED := node_modules/.package-lock.json
+BUILT := dist/.built
+# Folders are listed too: a deleted file changes only its folder's time.
+SOURCES := $(shell find src migrations 2>/dev/null) $(wildcard tsconfig*.json) nest-cli.json
+
+.PHONY: help start build test ci bench format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+
+start: $(BUILT) ## install, build and run the server; the database is migrated at start
+	@exec $(RUN) node dist/main.js
+
+build: $(BUILT) ## install and build into dist/
+
+test: $(BUILT) ## all checks, then all tests
+	@exec $(RUN) npm run check
+	@exec $(RUN) npm run jest
+
+# The set-up is a make of its own, so that the counts come last also when it fails.
+ci: ## all checks and all tests; ends with the line "N passed, N failed"
+	@$(MAKE) --no-print-directory build || { echo '0 passed, 0 failed'; exit 1; }
+	@exec $(RUN) node scripts/ci.mjs
+
+bench: $(BUILT) ## the load test and its report
+	@exec $(RUN) npm run bench
+
+format: $(INSTALLED) ## format the sources and fix what lint can fix
+	@exec $(RUN) npm run format
+
+clean: ## remove what was built; keeps dependencies and databases
+	rm -rf dist coverage .cache
+
+$(INSTALLED): package-lock.json
+	$(RUN) npm ci --no-audit --no-fund
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	$(RUN) npm run build
+	@touch $@

@@ -1,0 +1,165 @@
+import type { MigrationInterface, QueryRunner } from 'typeorm';
+import { columnTypes } from './column-types';
+
+/** The first schema. Instants are milliseconds UTC in `*_at` columns; ids are never reused. */
+export class Initial1764000000000 implements MigrationInterface {
+  name = 'Initial1764000000000';
+
+  async up(runner: QueryRunner): Promise<void> {
+    const { identity, bigint } = columnTypes(runner);
+    const statements = [
+      `CREATE TABLE agents (
+        id ${identity},
+        hostname text,
+        state text NOT NULL CHECK (state IN ('active', 'draining', 'disabled', 'revoked', 'deleted')),
+        token_hash text NOT NULL,
+        token_expires_at ${bigint},
+        previous_token_hash text,
+        previous_token_expires_at ${bigint},
+        registered_at ${bigint} NOT NULL,
+        last_heartbeat_at ${bigint} NOT NULL,
+        updated_at ${bigint} NOT NULL
+      )`,
+      `CREATE UNIQUE INDEX agents_hostname ON agents (hostname) WHERE hostname IS NOT NULL AND state <> 'deleted'`,
+
+      `CREATE TABLE operator_tokens (
+        id ${identity},
+        name text NOT NULL,
+        role text NOT NULL CHECK (role IN ('viewer', 'operator', 'admin')),
+        token_hash text NOT NULL UNIQUE,
+        created_at ${bigint} NOT NULL,
+        expires_at ${bigint},
+        revoked_at ${bigint}
+      )`,
+
+      `CREATE TABLE tasks (
+        id ${identity},
+        kind text NOT NULL,
+        target text NOT NULL,
+        spec text NOT NULL,
+        state text NOT NULL
+          CHECK (state IN ('scheduled', 'waiting', 'queued', 'leased', 'completed', 'cancelled', 'dead')),
+        priority integer NOT NULL,
+        run_at ${bigint},
+        not_after ${bigint},
+        attempts integer NOT NULL,
+        max_attempts integer NOT NULL,
+        unique_key text,
+        lease_id ${bigint},
+        reason text,
+        created_at ${bigint} NOT NULL,
+        updated_at ${bigint} NOT NULL,
+        finished_at ${bigint},
+        CHECK ((state = 'leased') = (lease_id IS NOT NULL))
+      )`,
+      // The hot states, each by the order it is taken in.
+      `CREATE INDEX tasks_queued ON tasks (kind, priority DESC, id) WHERE state = 'queued'`,
+      `CREATE INDEX tasks_waiting ON tasks (kind, target, priority DESC, id) WHERE state = 'waiting'`,
+      `CREATE INDEX tasks_scheduled ON tasks (run_at, id) WHERE state = 'scheduled'`,
+      `CREATE INDEX tasks_not_after ON tasks (not_after)
+        WHERE not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`,
+      `CREATE UNIQUE INDEX tasks_unique_key ON tasks (unique_key)
+        WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued', 'leased')`,
+      // Operators' lists and retention.
+      `CREATE INDEX tasks_by_kind_and_state ON tasks (kind, state, id)`,
+      `CREATE INDEX tasks_by_target ON tasks (target, id)`,
+      `CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL`,
+
+      `CREATE TABLE task_counts (
+        kind text NOT NULL,
+        state text NOT NULL,
+        count ${bigint} NOT NULL,
+        PRIMARY KEY (kind, state)
+      )`,
+
+      `CREATE TABLE leases (
+        id ${identity},
+        task_id ${bigint} NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+        agent_id ${bigint} NOT NULL REFERENCES agents (id),
+        attempt integer NOT NULL,
+        state text NOT NULL CHECK (state IN ('active', 'completed', 'cancelled', 'expired', 'revoked')),
+        granted_at ${bigint} NOT NULL,
+        deadline_at ${bigint} NOT NULL,
+        lifetime_ends_at ${bigint} NOT NULL,
+        ended_at ${bigint}
+      )`,
+      // At most one live lease for a task, whatever the code does.
+      `CREATE UNIQUE INDEX leases_active_task ON leases (task_id) WHERE state = 'active'`,
+      `CREATE INDEX leases_active_deadline ON leases (deadline_at) WHERE state = 'active'`,
+      `CREATE INDEX leases_active_agent ON leases (agent_id) WHERE state = 'active'`,
+      `CREATE INDEX leases_by_task ON leases (task_id)`,
+
+      `CREATE TABLE results (
+        id ${identity},
+        task_id ${bigint} NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+        lease_id ${bigint} NOT NULL UNIQUE,
+        agent_id ${bigint} NOT NULL,
+        standing text NOT NULL CHECK (standing IN ('final', 'attempt', 'late')),
+        report text NOT NULL CHECK (report IN ('completed', 'cancelled')),
+        outcome text CHECK (outcome IN ('success', 'timeout', 'error')),
+        observations text NOT NULL,
+        received_at ${bigint} NOT NULL
+      )`,
+      // One final result for a task, whatever the code does.
+      `CREATE UNIQUE INDEX results_final ON results (task_id) WHERE standing = 'final'`,
+      `CREATE INDEX results_by_task ON results (task_id)`,
+
+      `CREATE TABLE idempotency_keys (
+        scope text NOT NULL,
+        idempotency_key text NOT NULL,
+        request_hash text NOT NULL,
+        response text NOT NULL,
+        created_at ${bigint} NOT NULL,
+        PRIMARY KEY (scope, idempotency_key)
+      )`,
+      `CREATE INDEX idempotency_keys_created ON idempotency_keys (created_at)`,
+
+      `CREATE TABLE agent_metrics (
+        id ${identity},
+        agent_id ${bigint} NOT NULL REFERENCES agents (id),
+        envelope_hash text NOT NULL,
+        measured_at ${bigint} NOT NULL,
+        received_at ${bigint} NOT NULL,
+        counters text NOT NULL,
+        gauges text NOT NULL
+      )`,
+      `CREATE UNIQUE INDEX agent_metrics_envelope ON agent_metrics (agent_id, envelope_hash)`,
+      `CREATE INDEX agent_metrics_by_time ON agent_metrics (agent_id, measured_at, id)`,
+      `CREATE INDEX agent_metrics_received ON agent_metrics (received_at)`,
+
+      `CREATE TABLE agent_configs (
+        seq ${identity},
+        revision text NOT NULL UNIQUE,
+        issued_at ${bigint} NOT NULL,
+        expires_at ${bigint} NOT NULL,
+        config text NOT NULL,
+        kid text NOT NULL,
+        signature text NOT NULL
+      )`,
+
+      `CREATE TABLE concurrency_windows (
+        id ${identity},
+        scope text NOT NULL CHECK (scope IN ('global', 'kind', 'target')),
+        kind text NOT NULL,
+        target text NOT NULL,
+        ceiling integer CHECK (ceiling >= 0),
+        ready ${bigint} NOT NULL CHECK (ready >= 0),
+        leased ${bigint} NOT NULL CHECK (leased >= 0),
+        waiting ${bigint} NOT NULL CHECK (waiting >= 0),
+        updated_at ${bigint} NOT NULL,
+        expires_at ${bigint} NOT NULL
+      )`,
+      `CREATE UNIQUE INDEX concurrency_windows_key ON concurrency_windows (kind, target, scope)`,
+      `CREATE INDEX concurrency_windows_ceiling ON concurrency_windows (scope, kind, target) WHERE ceiling IS NOT NULL`,
+      `CREATE INDEX concurrency_windows_waiting ON concurrency_windows (kind, target)
+        WHERE scope = 'target' AND waiting > 0`,
+      `CREATE INDEX concurrency_windows_expiry ON concurrency_windows (expires_at)`,
+    ];
+    for (const statement of statements) await runner.query(statement);
+  }
+
+  /** Migrations go forward only: undoing one on SQLite would cascade into rows that are still wanted. */
+  down(): Promise<void> {
+    return Promise.reject(new Error('Migrations go forward only; restore a backup instead.'));
+  }
+}

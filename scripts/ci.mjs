@@ -1,0 +1,42 @@
+// The checks and the tests, both always run; the last line is the real count. Zero tests is a failure.
+import { spawn } from 'node:child_process';
+import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+
+const RESULTS = '.cache/jest.json';
+
+function run(...args) {
+  return new Promise((resolve) => {
+    const child = spawn('npm', ['run', ...args], { stdio: 'inherit' });
+    const stop = (signal) => child.kill(signal);
+    process.once('SIGTERM', stop).once('SIGINT', stop);
+    child.on('exit', (code) => {
+      process.off('SIGTERM', stop).off('SIGINT', stop);
+      resolve(code === 0);
+    });
+  });
+}
+
+function counts() {
+  try {
+    const results = JSON.parse(readFileSync(RESULTS, 'utf8'));
+    // A file that could not be loaded has no tests to count, and is a failure all the same.
+    const failed = results.numFailedTests + results.numRuntimeErrorTestSuites;
+    return { passed: results.numPassedTests, failed };
+  } catch {
+    return { passed: 0, failed: 0 };
+  }
+}
+
+mkdirSync('.cache', { recursive: true });
+rmSync(RESULTS, { force: true });
+const checked = await run('check');
+const tested = await run('jest', '--', '--json', `--outputFile=${RESULTS}`);
+const { passed, failed } = counts();
+
+const problems = [];
+if (!checked) problems.push('npm run check failed, see above');
+if (!tested && failed === 0) problems.push('jest failed, see above');
+if (passed + failed === 0) problems.push('no test was run');
+for (const problem of problems) console.error(problem);
+process.exitCode = problems.length > 0 || failed > 0 ? 1 : 0;
+console.log(`${passed} passed, ${failed} failed`);

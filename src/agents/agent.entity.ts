@@ -1,0 +1,44 @@
+import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+
+/** What an operator decided about an agent. `deleted` is a tombstone: the id stays taken, its results stay. */
+export const AGENT_STATES = ['active', 'draining', 'disabled', 'revoked', 'deleted'] as const;
+export type AgentState = (typeof AGENT_STATES)[number];
+
+/** A probe that registered. */
+@Entity('agents')
+export class AgentEntity {
+  @PrimaryGeneratedColumn({ type: 'integer' })
+  id!: number;
+
+  /** The name it registers by; one without has a new identity at each registration. */
+  @Column('text', { nullable: true })
+  hostname!: string | null;
+
+  @Column('text')
+  state!: AgentState;
+
+  /** SHA-256 of the token, in hex. */
+  @Column('text')
+  token_hash!: string;
+
+  /** Null where tokens do not expire. */
+  @Column('bigint', { nullable: true })
+  token_expires_at!: number | null;
+
+  /** The token before the last rotation, as long as it still works. */
+  @Column('text', { nullable: true })
+  previous_token_hash!: string | null;
+
+  @Column('bigint', { nullable: true })
+  previous_token_expires_at!: number | null;
+
+  @Column('bigint')
+  registered_at!: number;
+
+  /** The last heartbeat; the registration counts as the first. */
+  @Column('bigint')
+  last_heartbeat_at!: number;
+
+  @Column('bigint')
+  updated_at!: number;
+}

@@ -1,0 +1,79 @@
+import { Body, Controller, Headers, HttpCode, Post } from '@nestjs/common';
+import { ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { fail } from '../errors';
+import { ApiErrors, GuardedErrors } from '../http/api-errors';
+import {
+  AGENT_PATHS,
+  Agent,
+  type AgentIdentity,
+  type Charge,
+  CurrentAgent,
+  CurrentCharge,
+  Public,
+  Quota,
+} from '../http/decorators';
+import { parseId } from '../http/validation';
+import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse } from './agents.dto';
+import { AgentsService } from './agents.service';
+
+/** What agents call to be known. */
+@ApiTags('agents')
+@Controller(AGENT_PATHS)
+export class AgentsController {
+  constructor(private readonly agents: AgentsService) {}
+
+  /**
+   * Gives an identity and a token. The same hostname keeps its `agent_id` and gets a fresh token: at once for a caller
+   * that sends its current `X-Agent-Id` and `X-Agent-Token` or an enrollment token, else when the agent has missed its
+   * heartbeat.
+   */
+  @Post('register')
+  @HttpCode(200)
+  @Public()
+  @Quota('register', '1/10m', { burst: 1, by: 'hostname' })
+  @ApiOperation({ summary: 'Register an agent' })
+  @ApiHeader({
+    name: 'X-Enrollment-Token',
+    required: false,
+    description: 'Needed where registration is not open.',
+  })
+  @ApiHeader({
+    name: 'X-Agent-Id',
+    required: false,
+    description: 'With X-Agent-Token: proves who is registering again.',
+  })
+  @ApiHeader({ name: 'X-Agent-Token', required: false })
+  @ApiOkResponse({ type: RegisterResponse })
+  @ApiErrors('ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_FORBIDDEN', 'ERR_CONFLICT', 'ERR_RATE_LIMITED')
+  register(
+    @Body() body: RegisterRequest,
+    @CurrentCharge() charge: Charge,
+    @Headers('x-agent-id') id?: string,
+    @Headers('x-agent-token') token?: string,
+    @Headers('x-enrollment-token') enrollmentToken?: string,
+  ): Promise<RegisterResponse> {
+    const agentId = id === undefined ? undefined : parseId(id);
+    if (id !== undefined && agentId === undefined)
+      throw fail('ERR_VALIDATION', { 'x-agent-id': 'must be a positive integer' });
+    return this.agents.register(
+      body.hostname ?? undefined,
+      { agentId, token, enrollmentToken: enrollmentToken ?? body.enrollment_token ?? undefined },
+      charge,
+    );
+  }
+
+  /** Says that the agent is alive, and learns until when to say so again and which configuration is in force. */
+  @Post('heartbeat')
+  @HttpCode(200)
+  @Agent()
+  @Quota('heartbeat', '6/minute', { burst: 3 })
+  @ApiOperation({ summary: 'Send a heartbeat' })
+  @ApiOkResponse({ type: HeartbeatResponse })
+  @GuardedErrors()
+  heartbeat(
+    @CurrentAgent() agent: AgentIdentity,
+    @Body() _body: HeartbeatRequest,
+  ): Promise<HeartbeatResponse> {
+    return this.agents.heartbeat(agent.id);
+  }
+}

@@ -1,0 +1,129 @@
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
+import { IsIn, IsOptional, IsString, Matches, MaxLength, MinLength } from 'class-validator';
+import { PageQuery } from '../http/pagination';
+import { IsId } from '../http/validation';
+
+/** Who wants to become an agent. */
+export class RegisterRequest {
+  /** The name that the identity is kept by; without one each registration makes a new identity. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    minLength: 1,
+    maxLength: 255,
+    example: 'probe-fra-1',
+  })
+  @IsOptional()
+  @IsString()
+  @MinLength(1)
+  @MaxLength(255)
+  @Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' })
+  hostname?: string | null;
+
+  /** In place of the header `X-Enrollment-Token`. */
+  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 512, writeOnly: true })
+  @IsOptional()
+  @IsString()
+  @MaxLength(512)
+  enrollment_token?: string | null;
+}
+
+/** An identity and how to keep it. */
+export class RegisterResponse {
+  @ApiProperty({ example: 1 })
+  agent_id!: number;
+
+  /** Goes into `X-Agent-Token`; it is shown here only. */
+  @ApiProperty({ example: 'dcpa_4fXfrkyE4tpFq3JnTGpUQW4wYV0H8d4WkQ9bGmT2nXo3kPzA1' })
+  auth_token!: string;
+
+  /** How long a lease lasts where it is not extended, in milliseconds. */
+  @ApiProperty({ example: 60_000 })
+  lease_duration_ms!: number;
+
+  /** An agent that is silent for longer counts as offline, in milliseconds. */
+  @ApiProperty({ example: 45_000 })
+  heartbeat_timeout_ms!: number;
+}
+
+/** A sign of life. */
+export class HeartbeatRequest {
+  /** The caller's own id. */
+  @ApiProperty({ example: 1 })
+  @IsId()
+  agent_id!: number;
+}
+
+/** Until when the next sign of life is due. */
+export class HeartbeatResponse {
+  @ApiProperty({ example: 1 })
+  agent_id!: number;
+
+  /** Milliseconds left, counted from when the agent sent the request. */
+  @ApiProperty({ example: 45_000 })
+  next_deadline_ms!: number;
+
+  /** The revision of the configuration in force; left out while there is none. */
+  @ApiProperty({ required: false, example: 'a3f1c2d4e5b60718' })
+  config_revision?: string;
+}
+
+/** How an agent stands: an operator's decision where there is one, else whether its heartbeat is in time. */
+export const AGENT_STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'] as const;
+export type AgentStatus = (typeof AGENT_STATUSES)[number];
+
+/** Which agents to list. */
+export class AgentsQuery extends PageQuery {
+  @ApiPropertyOptional({
+    description: 'Only agents of this status.',
+    enum: AGENT_STATUSES,
+    example: 'online',
+  })
+  @IsOptional()
+  @IsIn(AGENT_STATUSES)
+  status?: AgentStatus;
+
+  @ApiPropertyOptional({ description: 'Only the agent of this hostname.', example: 'probe-fra-1' })
+  @IsOptional()
+  @IsString()
+  @MaxLength(255)
+  hostname?: string;
+}
+
+/** An agent as operators see it. */
+export class AgentView {
+  @ApiProperty({ example: 1 })
+  id!: number;
+
+  @ApiProperty({ type: String, nullable: true, example: 'probe-fra-1' })
+  hostname!: string | null;
+
+  @ApiProperty({ enum: AGENT_STATUSES, example: 'online' })
+  status!: AgentStatus;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
+  registered_at!: string;
+
+  /** The registration counts as the first heartbeat. */
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
+  last_heartbeat_at!: string;
+
+  /** Null where the token does not expire. */
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  token_expires_at!: string | null;
+
+  /** Tasks that it works on. */
+  @ApiProperty({ example: 3 })
+  live_leases!: number;
+}
+
+/** A page of agents. */
+export class AgentPage {
+  @ApiProperty({ type: [AgentView] })
+  items!: AgentView[];
+
+  /** Where the next page begins; null on the last. */
+  @ApiProperty({ type: String, nullable: true, example: null })
+  next_cursor!: string | null;
+}

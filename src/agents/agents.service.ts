@@ -1,0 +1,448 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { LRUCache } from 'lru-cache';
+import { Clock, toTimestamp } from '../clock';
+import { ConfigService } from '../config/config.service';
+import { CoalescedWrite } from '../database/coalesced-write';
+import { Database } from '../database/database';
+import type { Statements, Transaction } from '../database/statements';
+import { fail } from '../errors';
+import type { AgentIdentity, Charge } from '../http/decorators';
+import { olderThan, type Page, pageOf } from '../http/pagination';
+import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
+import { Continuity } from '../scheduling/continuity';
+import { SETTINGS, type Settings } from '../settings';
+import { AgentEntity, type AgentState } from './agent.entity';
+import type { AgentsQuery, AgentView, HeartbeatResponse, RegisterResponse } from './agents.dto';
+
+/** How long the token before a rotation works on, unless the new one is used sooner, in milliseconds. */
+const OVERLAP_MS = 600_000;
+
+/** So many agents' credentials are kept in memory; the rest is looked up. */
+const CACHED_AGENTS = 100_000;
+
+/** Whom a transition lets through, and where it leads. */
+const TRANSITIONS = {
+  disable: { from: ['active', 'draining', 'disabled'], to: 'disabled' },
+  enable: { from: ['active', 'draining', 'disabled'], to: 'active' },
+  drain: { from: ['active', 'draining'], to: 'draining' },
+  revoke: { from: ['active', 'draining', 'disabled', 'revoked'], to: 'revoked' },
+} as const satisfies Record<string, { from: readonly AgentState[]; to: AgentState }>;
+
+/** What an operator can do to an agent, besides deleting it. */
+export type AgentTransition = keyof typeof TRANSITIONS;
+
+type Credentials = Pick<
+  AgentEntity,
+  'id' | 'state' | 'token_hash' | 'token_expires_at' | 'previous_token_hash' | 'previous_token_expires_at'
+>;
+
+/** What a caller of `/register` shows for itself. */
+export interface Proof {
+  agentId?: number;
+  token?: string;
+  enrollmentToken?: string;
+}
+
+/** Called in the transaction that puts agents out, with their ids. */
+export type OutListener = (tx: Transaction, agentIds: readonly number[]) => Promise<void>;
+
+/** Tells how many live leases each of the agents has; agents without any are left out. */
+export type LeaseCounter = (
+  statements: Statements,
+  agentIds: readonly number[],
+) => Promise<Map<number, number>>;
+
+/** Owns agents: who they are, their tokens, their signs of life, and what operators decided about them. */
+@Injectable()
+export class AgentsService {
+  private readonly outListeners: OutListener[] = [];
+  private countLeases: LeaseCounter = () => Promise.resolve(new Map());
+  private readonly cache = new LRUCache<number, Credentials>({ max: CACHED_AGENTS });
+  /** Counts the changes of credentials, so that a row read before one is not cached after it. */
+  private changes = 0;
+  private readonly heartbeats: CoalescedWrite<number, boolean>;
+
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly continuity: Continuity,
+    private readonly config: ConfigService,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {
+    this.heartbeats = new CoalescedWrite(database, (tx, ids) => this.storeHeartbeats(tx, ids));
+  }
+
+  /** Has this called when agents are disabled, revoked, deleted or handed over, in the same transaction. */
+  onOut(listener: OutListener): void {
+    this.outListeners.push(listener);
+  }
+
+  /** Says who counts live leases for the lists of agents. */
+  countLeasesWith(counter: LeaseCounter): void {
+    this.countLeases = counter;
+  }
+
+  /**
+   * Tells who presents this token. Answers from memory where the agent has called before.
+   * @param beforeLookup called before the database is read; may throw to prevent it
+   * @throws ERR_UNAUTHORIZED unknown agent or wrong token, in the same words
+   * @throws ERR_TOKEN_EXPIRED the token was right once
+   * @throws ERR_FORBIDDEN the agent is disabled or revoked
+   */
+  async authenticate(agentId: number, token: string, beforeLookup: () => void): Promise<AgentIdentity> {
+    if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
+    let agent = this.cache.get(agentId);
+    if (!agent) {
+      beforeLookup();
+      agent = await this.loadCredentials(agentId);
+    }
+    const match = this.matchToken(agent, hashToken(token));
+    if (!agent || match === 'none' || agent.state === 'deleted') throw fail('ERR_UNAUTHORIZED');
+    if (match === 'expired') throw fail('ERR_TOKEN_EXPIRED');
+    if (agent.state === 'disabled' || agent.state === 'revoked') throw outOfService(agent.state);
+    if (match === 'current' && agent.previous_token_hash !== null) await this.retirePreviousToken(agent);
+    return { id: agent.id };
+  }
+
+  /**
+   * Gives the caller an identity and a fresh token. A hostname that is known keeps its identity.
+   * @param charge the quota: charged when the registration succeeds, or to the address when it fails
+   * @throws ERR_UNAUTHORIZED an enrollment token is needed and missing, or it is wrong
+   * @throws ERR_CONFLICT the hostname belongs to an agent that is alive and the caller is not proven to be it
+   * @throws ERR_FORBIDDEN the hostname belongs to an agent that is disabled or revoked
+   * @throws ERR_RATE_LIMITED the hostname (or address) registered too recently
+   */
+  async register(hostname: string | undefined, proof: Proof, charge: Charge): Promise<RegisterResponse> {
+    const enrolled = this.checkEnrollment(proof.enrollmentToken, charge);
+    const token = mintToken('dcpa_');
+    let refund = (): void => undefined;
+    try {
+      const agentId = await this.database.write(async (tx) => {
+        const known =
+          hostname === undefined
+            ? undefined
+            : await tx.first<AgentEntity>(
+                `SELECT * FROM agents WHERE hostname = $1 AND state <> 'deleted'`,
+                hostname,
+              );
+        if (!known) {
+          refund = charge.success();
+          return this.insertAgent(tx, hostname ?? null, token);
+        }
+        if (known.state === 'disabled' || known.state === 'revoked') throw outOfService(known.state);
+        const proven = enrolled || this.proves(known, proof);
+        if (!proven) this.refuseWhileAlive(known);
+        refund = charge.success();
+        await this.replaceToken(tx, known, token, proven);
+        return known.id;
+      });
+      return {
+        agent_id: agentId,
+        auth_token: token,
+        lease_duration_ms: this.settings.leaseDurationMs,
+        heartbeat_timeout_ms: this.settings.heartbeatTimeoutMs,
+      };
+    } catch (error) {
+      refund();
+      throw error;
+    }
+  }
+
+  /**
+   * Records a sign of life. All that arrive while the writer is busy share one statement.
+   * @throws ERR_FORBIDDEN the agent was disabled, revoked or deleted meanwhile
+   */
+  async heartbeat(agentId: number): Promise<HeartbeatResponse> {
+    if (!(await this.heartbeats.run(agentId))) throw outOfService('out of service');
+    const revision = this.config.currentRevision();
+    return {
+      agent_id: agentId,
+      next_deadline_ms: this.settings.heartbeatTimeoutMs,
+      ...(revision === undefined ? {} : { config_revision: revision }),
+    };
+  }
+
+  /**
+   * Makes sure, in the transaction of a write for an agent, that it is still in service.
+   * @returns whether it may be given new work: not while it drains
+   * @throws ERR_FORBIDDEN it was disabled, revoked or deleted
+   */
+  async requireInService(tx: Transaction, agentId: number): Promise<boolean> {
+    const row = await tx.first<{ state: AgentState }>('SELECT state FROM agents WHERE id = $1', agentId);
+    if (row?.state !== 'active' && row?.state !== 'draining') throw outOfService(row?.state ?? 'deleted');
+    return row.state === 'active';
+  }
+
+  /** Lists agents, newest first; deleted ones are left out. */
+  async list(query: AgentsQuery): Promise<Page<AgentView>> {
+    return this.database.read(async (statements) => {
+      const builder = statements.manager
+        .createQueryBuilder(AgentEntity, 'a')
+        .where('a.id < :before', { before: olderThan(query) })
+        .andWhere(`a.state <> 'deleted'`)
+        .orderBy('a.id', 'DESC')
+        .limit(query.limit + 1);
+      if (query.hostname !== undefined)
+        builder.andWhere('a.hostname = :hostname', { hostname: query.hostname });
+      const { status } = query;
+      if (status === 'online' || status === 'offline') {
+        builder.andWhere(
+          `a.state = 'active' AND a.last_heartbeat_at ${status === 'online' ? '>' : '<='} :silent`,
+          {
+            silent: this.silentSince(),
+          },
+        );
+      } else if (status !== undefined) {
+        builder.andWhere('a.state = :status', { status });
+      }
+      const page = pageOf(await builder.getMany(), query.limit, (row) => row.id);
+      return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
+    });
+  }
+
+  /** @throws ERR_NOT_FOUND there is no such agent, or it was deleted */
+  get(agentId: number): Promise<AgentView> {
+    return this.database.read(async (statements) =>
+      this.viewOf(statements, await findAgent(statements, agentId)),
+    );
+  }
+
+  /** @throws ERR_NOT_FOUND there never was such an agent; a deleted one is known */
+  async requireKnown(statements: Statements, agentId: number): Promise<void> {
+    if (!(await statements.first('SELECT id FROM agents WHERE id = $1', agentId)))
+      throw fail('ERR_NOT_FOUND', { agent_id: agentId });
+  }
+
+  /**
+   * Changes what an operator decided about an agent, effective when it is answered. Whoever is put out loses its leases
+   * in the same transaction. The same decision again changes nothing.
+   * @throws ERR_NOT_FOUND there is no such agent
+   * @throws ERR_CONFLICT its state forbids it: a revoked agent stays revoked, a disabled one can't drain
+   */
+  change(agentId: number, transition: AgentTransition): Promise<AgentView> {
+    const { from, to } = TRANSITIONS[transition];
+    return this.database.write(async (tx) => {
+      const agent = await findAgent(tx, agentId);
+      if (!(from as readonly AgentState[]).includes(agent.state)) {
+        throw fail(
+          'ERR_CONFLICT',
+          { state: agent.state },
+          { message: `A ${agent.state} agent can't be changed so.` },
+        );
+      }
+      if (agent.state !== to) await this.setState(tx, agentId, to);
+      return this.viewOf(tx, { ...agent, state: to });
+    });
+  }
+
+  /**
+   * Deletes an agent, effective when it is answered: its id stays taken and its results stay, its hostname is free.
+   * @throws ERR_NOT_FOUND there is no such agent
+   */
+  async remove(agentId: number): Promise<void> {
+    await this.database.write(async (tx) => {
+      await findAgent(tx, agentId);
+      await this.setState(tx, agentId, 'deleted');
+    });
+  }
+
+  private async storeHeartbeats(tx: Transaction, ids: number[]): Promise<boolean[]> {
+    const alive = await tx.rows<{ id: number }>(
+      `UPDATE agents SET last_heartbeat_at = $2
+       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND state IN ('active', 'draining') RETURNING id`,
+      JSON.stringify(ids),
+      this.clock.now(),
+    );
+    const stored = new Set(alive.map((row) => row.id));
+    return ids.map((id) => stored.has(id));
+  }
+
+  private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
+    await tx.run(
+      'UPDATE agents SET state = $2, updated_at = $3 WHERE id = $1',
+      agentId,
+      state,
+      this.clock.now(),
+    );
+    if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
+    this.forgetAfterCommit(tx, agentId);
+  }
+
+  private async putOut(tx: Transaction, agentId: number): Promise<void> {
+    for (const listener of this.outListeners) await listener(tx, [agentId]);
+  }
+
+  private forgetAfterCommit(tx: Transaction, agentId: number): void {
+    tx.afterCommit(() => {
+      this.changes++;
+      this.cache.delete(agentId);
+    });
+  }
+
+  private async loadCredentials(agentId: number): Promise<Credentials | undefined> {
+    const before = this.changes;
+    const agent = await this.database.read((statements) =>
+      statements.first<Credentials>(
+        `SELECT id, state, token_hash, token_expires_at, previous_token_hash, previous_token_expires_at
+         FROM agents WHERE id = $1`,
+        agentId,
+      ),
+    );
+    if (agent && before === this.changes) this.cache.set(agentId, agent);
+    return agent;
+  }
+
+  /** Compares a token's hash with both that an agent may have; an unknown agent costs the same. */
+  private matchToken(
+    agent: Credentials | undefined,
+    presented: string,
+  ): 'current' | 'previous' | 'expired' | 'none' {
+    const current = sameHash(agent?.token_hash ?? NOBODY, presented);
+    const previous = sameHash(agent?.previous_token_hash ?? NOBODY, presented);
+    const now = this.clock.now();
+    if (current) return (agent?.token_expires_at ?? Infinity) > now ? 'current' : 'expired';
+    if (previous) return (agent?.previous_token_expires_at ?? 0) > now ? 'previous' : 'expired';
+    return 'none';
+  }
+
+  /** The new token was used: the one before it ends here. */
+  private retirePreviousToken(agent: Credentials): Promise<void> {
+    return this.database.write(async (tx) => {
+      await tx.run(
+        `UPDATE agents SET previous_token_hash = NULL, previous_token_expires_at = NULL WHERE id = $1 AND token_hash = $2`,
+        agent.id,
+        agent.token_hash,
+      );
+      this.forgetAfterCommit(tx, agent.id);
+    });
+  }
+
+  /** @returns whether a valid enrollment token was shown */
+  private checkEnrollment(shown: string | undefined, charge: Charge): boolean {
+    const hash = hashToken(shown ?? '');
+    let valid = false;
+    // Every one is compared, so that the time does not tell which came close.
+    for (const token of this.settings.enrollmentTokens) valid = sameHash(hashToken(token), hash) || valid;
+    if (!valid && (shown !== undefined || this.settings.registration === 'token')) {
+      charge.failure();
+      throw fail('ERR_UNAUTHORIZED', undefined, { message: 'A valid enrollment token is needed.' });
+    }
+    return valid;
+  }
+
+  private proves(known: AgentEntity, proof: Proof): boolean {
+    if (proof.agentId !== known.id || proof.token === undefined || !isWellFormed('dcpa_', proof.token))
+      return false;
+    const match = this.matchToken(known, hashToken(proof.token));
+    return match === 'current' || match === 'previous';
+  }
+
+  /** @throws ERR_CONFLICT until the agent has missed its heartbeat */
+  private refuseWhileAlive(known: AgentEntity): void {
+    const leftMs = this.deadlineOf(known) - this.clock.now();
+    if (leftMs <= 0) return;
+    throw fail(
+      'ERR_CONFLICT',
+      { hostname: 'belongs to an agent that is alive' },
+      {
+        message: 'The hostname is taken by a live agent; prove to be it, or wait.',
+        retryable: true,
+        retryAfterMs: leftMs,
+      },
+    );
+  }
+
+  private async insertAgent(tx: Transaction, hostname: string | null, token: string): Promise<number> {
+    const row = await tx.first<{ id: number }>(
+      `INSERT INTO agents (hostname, state, token_hash, token_expires_at, registered_at, last_heartbeat_at, updated_at)
+       VALUES ($1, 'active', $2, $3, $4, $4, $4) RETURNING id`,
+      hostname,
+      hashToken(token),
+      this.tokenExpiry(),
+      this.clock.now(),
+    );
+    return (row as { id: number }).id;
+  }
+
+  /** Gives a known agent a new token. One that proved itself may use the old one a little longer; others' is void. */
+  private async replaceToken(
+    tx: Transaction,
+    known: AgentEntity,
+    token: string,
+    proven: boolean,
+  ): Promise<void> {
+    const now = this.clock.now();
+    await tx.run(
+      `UPDATE agents SET token_hash = $2, token_expires_at = $3, previous_token_hash = $4, previous_token_expires_at = $5,
+         last_heartbeat_at = $6, updated_at = $6 WHERE id = $1`,
+      known.id,
+      hashToken(token),
+      this.tokenExpiry(),
+      proven ? known.token_hash : null,
+      proven ? Math.min(now + OVERLAP_MS, known.token_expires_at ?? Infinity) : null,
+      now,
+    );
+    if (!proven) await this.putOut(tx, known.id);
+    this.forgetAfterCommit(tx, known.id);
+  }
+
+  private tokenExpiry(): number | null {
+    const { agentTokenLifetimeMs } = this.settings;
+    return agentTokenLifetimeMs === 0 ? null : this.clock.now() + agentTokenLifetimeMs;
+  }
+
+  /** When an agent counts as silent. Time in which no server ran is not held against it. */
+  private deadlineOf(agent: AgentEntity): number {
+    return (
+      Math.max(agent.last_heartbeat_at, this.continuity.runningSince()) + this.settings.heartbeatTimeoutMs
+    );
+  }
+
+  /** Whose last heartbeat is not after this instant is silent: {@link deadlineOf} turned round, for SQL. */
+  private silentSince(): number {
+    const instant = this.clock.now() - this.settings.heartbeatTimeoutMs;
+    return this.continuity.runningSince() > instant ? -1 : instant;
+  }
+
+  private async viewOf(statements: Statements, agent: AgentEntity): Promise<AgentView> {
+    return (await this.viewsOf(statements, [agent]))[0] as AgentView;
+  }
+
+  private async viewsOf(statements: Statements, agents: readonly AgentEntity[]): Promise<AgentView[]> {
+    const leases = await this.countLeases(
+      statements,
+      agents.map((agent) => agent.id),
+    );
+    const now = this.clock.now();
+    return agents.map((agent) => ({
+      id: agent.id,
+      hostname: agent.hostname,
+      status:
+        agent.state === 'active'
+          ? this.deadlineOf(agent) > now
+            ? 'online'
+            : 'offline'
+          : (agent.state as AgentView['status']),
+      registered_at: toTimestamp(agent.registered_at),
+      last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
+      token_expires_at: toTimestamp(agent.token_expires_at),
+      live_leases: leases.get(agent.id) ?? 0,
+    }));
+  }
+}
+
+/** A hash that no token has. */
+const NOBODY = '-'.repeat(64);
+
+function outOfService(state: string) {
+  return fail('ERR_FORBIDDEN', { state }, { message: `This agent is ${state}.` });
+}
+
+async function findAgent(statements: Statements, agentId: number): Promise<AgentEntity> {
+  const agent = await statements.first<AgentEntity>(
+    `SELECT * FROM agents WHERE id = $1 AND state <> 'deleted'`,
+    agentId,
+  );
+  if (!agent) throw fail('ERR_NOT_FOUND', { agent_id: agentId });
+  return agent;
+}

@@ -1,0 +1,89 @@
+import { Controller, Delete, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
+import { ApiNoContentResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import { Operator } from '../http/decorators';
+import { IdParam } from '../http/validation';
+import { AgentPage, AgentsQuery, AgentView } from './agents.dto';
+import { AgentsService } from './agents.service';
+
+/** What operators see of the fleet and decide about it. */
+@ApiTags('fleet')
+@Controller('v1/agents')
+export class FleetController {
+  constructor(private readonly agents: AgentsService) {}
+
+  /** Lists agents, newest first. */
+  @Get()
+  @Operator('viewer')
+  @ApiOperation({ summary: 'List agents' })
+  @ApiOkResponse({ type: AgentPage })
+  @GuardedErrors()
+  list(@Query() query: AgentsQuery): Promise<AgentPage> {
+    return this.agents.list(query);
+  }
+
+  /** Shows one agent. */
+  @Get(':id')
+  @Operator('viewer')
+  @ApiOperation({ summary: 'Show an agent' })
+  @ApiOkResponse({ type: AgentView })
+  @GuardedErrors('ERR_NOT_FOUND')
+  get(@Param('id', IdParam) id: number): Promise<AgentView> {
+    return this.agents.get(id);
+  }
+
+  /** Shuts an agent out until it is enabled; its leases are revoked and their tasks go back without a lost attempt. */
+  @Post(':id/disable')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Disable an agent' })
+  @ApiOkResponse({ type: AgentView })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  disable(@Param('id', IdParam) id: number): Promise<AgentView> {
+    return this.agents.change(id, 'disable');
+  }
+
+  /** Lets a disabled or draining agent work again, with the token that it has. */
+  @Post(':id/enable')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Enable an agent' })
+  @ApiOkResponse({ type: AgentView })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  enable(@Param('id', IdParam) id: number): Promise<AgentView> {
+    return this.agents.change(id, 'enable');
+  }
+
+  /** Gives an agent no new work; what it holds it may finish. */
+  @Post(':id/drain')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Drain an agent' })
+  @ApiOkResponse({ type: AgentView })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  drain(@Param('id', IdParam) id: number): Promise<AgentView> {
+    return this.agents.change(id, 'drain');
+  }
+
+  /** Shuts an agent out for good. Its hostname stays taken until the agent is deleted. */
+  @Post(':id/revoke')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Revoke an agent' })
+  @ApiOkResponse({ type: AgentView })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  revoke(@Param('id', IdParam) id: number): Promise<AgentView> {
+    return this.agents.change(id, 'revoke');
+  }
+
+  /** Deletes an agent. Its id is never used again, its results stay, its hostname is free. */
+  @Delete(':id')
+  @HttpCode(204)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Delete an agent' })
+  @ApiNoContentResponse()
+  @GuardedErrors('ERR_NOT_FOUND')
+  remove(@Param('id', IdParam) id: number): Promise<void> {
+    return this.agents.remove(id);
+  }
+}

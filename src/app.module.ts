@@ -1,0 +1,80 @@
+import { type DynamicModule, Global, Module } from '@nestjs/common';
+import { APP_FILTER, APP_PIPE } from '@nestjs/core';
+import { AccessModule } from './access/access.module';
+import { AgentEntity } from './agents/agent.entity';
+import { AgentsModule } from './agents/agents.module';
+import { Clock } from './clock';
+import { ConcurrencyModule } from './concurrency/concurrency.module';
+import { WindowEntity } from './concurrency/window.entity';
+import { ConfigEntity } from './config/config.entity';
+import { ConfigModule } from './config/config.module';
+import type { Database } from './database/database';
+import { DatabaseModule } from './database/database.module';
+import { ErrorFilter } from './http/error-filter';
+import { RequestValidation } from './http/validation';
+import { LeaseEntity } from './leases/lease.entity';
+import { LeasesModule } from './leases/leases.module';
+import { ResultEntity } from './leases/result.entity';
+import { TaskEntity } from './leases/task.entity';
+import { MetricsEntity } from './metrics/metrics.entity';
+import { MetricsModule } from './metrics/metrics.module';
+import { OperatorTokenEntity } from './operators/operator-token.entity';
+import { OperatorsModule } from './operators/operators.module';
+import { SchedulingModule } from './scheduling/scheduling.module';
+import { SETTINGS, type Settings } from './settings';
+import { Lifecycle } from './telemetry/lifecycle';
+import { TelemetryModule } from './telemetry/telemetry.module';
+
+/** Every table that the query builder is used on. */
+export const ENTITIES = [
+  AgentEntity,
+  TaskEntity,
+  LeaseEntity,
+  ResultEntity,
+  WindowEntity,
+  OperatorTokenEntity,
+  ConfigEntity,
+  MetricsEntity,
+];
+
+/** What the application is made from. */
+export interface Parts {
+  settings: Settings;
+  database: Database;
+  clock: Clock;
+  lifecycle: Lifecycle;
+}
+
+/** The composition root: every module, and what is global. The guards and their order are in {@link AccessModule}. */
+@Global()
+@Module({})
+export class AppModule {
+  static forRoot(parts: Parts): DynamicModule {
+    const shared = [
+      { provide: SETTINGS, useValue: parts.settings },
+      { provide: Clock, useValue: parts.clock },
+      { provide: Lifecycle, useValue: parts.lifecycle },
+    ];
+    return {
+      module: AppModule,
+      imports: [
+        DatabaseModule.forRoot(parts.database),
+        SchedulingModule,
+        TelemetryModule,
+        AccessModule,
+        OperatorsModule,
+        ConfigModule,
+        AgentsModule,
+        ConcurrencyModule,
+        LeasesModule,
+        MetricsModule,
+      ],
+      providers: [
+        ...shared,
+        { provide: APP_FILTER, useClass: ErrorFilter },
+        { provide: APP_PIPE, useClass: RequestValidation },
+      ],
+      exports: shared,
+    };
+  }
+}

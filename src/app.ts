@@ -1,0 +1,96 @@
+import 'reflect-metadata';
+import { randomUUID } from 'node:crypto';
+import type { IncomingMessage } from 'node:http';
+import { NestFactory } from '@nestjs/core';
+import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { Logger } from 'pino';
+import { AppModule, ENTITIES } from './app.module';
+import { Clock } from './clock';
+import { Database } from './database/database';
+import { isShedFirst } from './http/decorators';
+import { ErrorFilter } from './http/error-filter';
+import { parseJsonBody } from './http/json-body';
+import { mountDocs } from './http/openapi';
+import { answerUnknownRoutes } from './http/unknown-routes';
+import type { Settings } from './settings';
+import { Lifecycle } from './telemetry/lifecycle';
+import { createLogger, logRequests, NestLogger, requestIdOf } from './telemetry/logger';
+import { Overload } from './telemetry/overload';
+
+/** Bodies larger than this are refused with 413, in bytes. */
+const BODY_LIMIT = 4 * 1024 * 1024;
+
+/** The application, ready to listen, and how to end it. */
+export interface ControlPlane {
+  readonly app: NestFastifyApplication;
+  readonly database: Database;
+  readonly logger: Logger;
+  /** Answers long polls, finishes what is in flight, writes what waits and closes the database. */
+  stop(): Promise<void>;
+}
+
+/** What a test may replace. */
+export interface Replacements {
+  clock?: Clock;
+  logger?: Logger;
+}
+
+/**
+ * Opens the database and builds the application; it does not listen yet.
+ * @throws DatabaseError where the database can't be used
+ */
+export async function createApp(settings: Settings, replacements: Replacements = {}): Promise<ControlPlane> {
+  const logger = replacements.logger ?? createLogger(settings);
+  const clock = replacements.clock ?? new Clock();
+  const lifecycle = new Lifecycle();
+  const database = await Database.open(settings, ENTITIES);
+  const overload = new Overload(settings, database);
+  try {
+    const adapter = new FastifyAdapter({
+      bodyLimit: BODY_LIMIT,
+      trustProxy: settings.trustProxy,
+      genReqId: (raw: IncomingMessage) => requestIdOf(raw.headers, randomUUID),
+      requestIdHeader: false,
+      return503OnClosing: false,
+      forceCloseConnections: 'idle',
+      connectionTimeout: 0,
+      requestTimeout: 30_000,
+      frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
+        new ErrorFilter().answer(error, request, reply),
+    } as ConstructorParameters<typeof FastifyAdapter>[0]);
+    const http = adapter.getInstance() as unknown as FastifyInstance;
+    logRequests(http, logger);
+    answerUnknownRoutes(http);
+    overload.guard(http, isShedFirst, (request) =>
+      /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
+    );
+    const app = await NestFactory.create<NestFastifyApplication>(
+      AppModule.forRoot({ settings, database, clock, lifecycle }),
+      adapter,
+      { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
+    );
+    http.removeAllContentTypeParsers();
+    http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
+      try {
+        done(null, parseJsonBody(body as Buffer));
+      } catch (error) {
+        done(error as Error);
+      }
+    });
+    mountDocs(app);
+    await app.init();
+    await http.ready();
+    const stop = async (): Promise<void> => {
+      lifecycle.beginStop();
+      await app.close();
+      overload.close();
+      await database.close();
+    };
+    return { app, database, logger, stop };
+  } catch (error) {
+    overload.close();
+    await database.close();
+    throw error;
+  }
+}

@@ -1,0 +1,32 @@
+import { Body, Controller, Get, Put, Query } from '@nestjs/common';
+import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import { Operator } from '../http/decorators';
+import { SetLimitsRequest, SetLimitsResponse, WindowPage, WindowsQuery } from './concurrency.dto';
+import { ConcurrencyService } from './concurrency.service';
+
+@ApiTags('concurrency')
+@Controller('v1/concurrency')
+export class ConcurrencyController {
+  constructor(private readonly concurrency: ConcurrencyService) {}
+
+  /** Lists the live windows. */
+  @Get('windows')
+  @Operator('viewer')
+  @ApiOperation({ summary: 'List concurrency windows' })
+  @ApiOkResponse({ type: WindowPage })
+  @GuardedErrors()
+  windows(@Query() query: WindowsQuery): Promise<WindowPage> {
+    return this.concurrency.list(query);
+  }
+
+  /** Sets ceilings; tasks over a ceiling wait until a slot frees. */
+  @Put('limits')
+  @Operator('operator')
+  @ApiOperation({ summary: 'Set ceilings on windows' })
+  @ApiOkResponse({ type: SetLimitsResponse })
+  @GuardedErrors()
+  async setLimits(@Body() body: SetLimitsRequest): Promise<SetLimitsResponse> {
+    return { windows: await this.concurrency.setCeilings(body.limits) };
+  }
+}

@@ -1,0 +1,136 @@
+import { ApiProperty } from '@nestjs/swagger';
+import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { PageQuery } from '../http/pagination';
+import { type ItemProblem, Items } from '../http/validation';
+import { WINDOW_SCOPES, type WindowScope } from './window.entity';
+
+/** Which windows to list. */
+export class WindowsQuery extends PageQuery {
+  /** Only windows of this scope. */
+  @IsOptional()
+  @IsIn(WINDOW_SCOPES)
+  scope?: WindowScope;
+
+  /** Only windows of this kind. */
+  @IsOptional()
+  @IsString()
+  @MaxLength(64)
+  kind?: string;
+
+  /** Only the window of this target. */
+  @IsOptional()
+  @IsString()
+  @MaxLength(512)
+  target?: string;
+}
+
+/** How many tasks of one scope are ready, leased and waiting. */
+export class WindowView {
+  @ApiProperty({ enum: WINDOW_SCOPES, example: 'target' })
+  scope!: WindowScope;
+
+  /** The kind; null for the global scope. */
+  @ApiProperty({ type: String, nullable: true, example: 'dns' })
+  kind!: string | null;
+
+  /** The target; null for the wider scopes. */
+  @ApiProperty({ type: String, nullable: true, example: '192.0.2.53' })
+  target!: string | null;
+
+  /** The most that may be ready and leased together; null is unlimited. */
+  @ApiProperty({ type: Number, nullable: true, example: 10 })
+  ceiling!: number | null;
+
+  /** Queued tasks: each holds a slot. */
+  @ApiProperty({ example: 3 })
+  ready!: number;
+
+  /** Leased tasks: each holds a slot. */
+  @ApiProperty({ example: 7 })
+  leased!: number;
+
+  /** Tasks that wait for a slot. */
+  @ApiProperty({ example: 120 })
+  waiting!: number;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
+  updated_at!: string;
+
+  /** When the row may go, if nothing counts in it by then. */
+  @ApiProperty({ format: 'date-time', example: '2026-01-02T00:00:00.000Z' })
+  expires_at!: string;
+}
+
+/** A page of windows. */
+export class WindowPage {
+  @ApiProperty({ type: [WindowView] })
+  items!: WindowView[];
+
+  /** Where the next page begins; null on the last. */
+  @ApiProperty({ type: String, nullable: true, example: null })
+  next_cursor!: string | null;
+}
+
+/** The ceiling of one window: of a target where a kind and a target are given, of a kind, or of everything. */
+export class LimitInput {
+  /** The kind; left out for the ceiling over everything. */
+  @ApiProperty({ required: false, type: String, nullable: true, example: 'dns' })
+  kind?: string | null;
+
+  /** The target within the kind, as the kind derives it from a spec. */
+  @ApiProperty({ required: false, type: String, nullable: true, example: '192.0.2.53' })
+  target?: string | null;
+
+  /** The most that may be ready and leased together; null lifts the limit. */
+  @ApiProperty({ type: Number, nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
+  ceiling!: number | null;
+}
+
+/** Ceilings to set, all or none. */
+export class SetLimitsRequest {
+  @ApiProperty({ type: [LimitInput], minItems: 1, maxItems: 1_000 })
+  @Items(checkLimits)
+  limits!: LimitInput[];
+}
+
+/** The windows whose ceilings were set. */
+export class SetLimitsResponse {
+  @ApiProperty({ type: [WindowView] })
+  windows!: WindowView[];
+}
+
+const LIMIT_FIELDS = new Set(['kind', 'target', 'ceiling']);
+
+function checkLimits(value: unknown): ItemProblem | undefined {
+  if (!Array.isArray(value) || value.length < 1 || value.length > 1_000)
+    return ['', 'must be a list of 1 to 1000 limits'];
+  const seen = new Set<string>();
+  for (let i = 0; i < value.length; i++) {
+    const item = value[i] as Record<string, unknown>;
+    if (typeof item !== 'object' || item === null || Array.isArray(item)) return [i, 'must be an object'];
+    for (const name of Object.keys(item))
+      if (!LIMIT_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a limit'];
+    for (const name of ['kind', 'target'] as const) {
+      const text = item[name];
+      if (
+        text !== undefined &&
+        text !== null &&
+        (typeof text !== 'string' || text.length < 1 || text.length > 512)
+      ) {
+        return [`${i}.${name}`, 'must be a string of 1 to 512 characters'];
+      }
+    }
+    if (item.target && !item.kind) return [`${i}.target`, 'must come with a kind'];
+    const { ceiling } = item;
+    if (
+      ceiling !== null &&
+      !(Number.isInteger(ceiling) && (ceiling as number) >= 0 && (ceiling as number) <= 1_000_000)
+    ) {
+      return [`${i}.ceiling`, 'must be an integer from 0 to 1000000, or null'];
+    }
+    const key = `${item.kind ?? ''}\0${item.target ?? ''}`;
+    if (seen.has(key)) return [i, 'names a window that is in the list already'];
+    seen.add(key);
+  }
+  return undefined;
+}

@@ -1,0 +1,315 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { Cron, CronExpression } from '@nestjs/schedule';
+import { Clock, toTimestamp } from '../clock';
+import { Database } from '../database/database';
+import type { Transaction } from '../database/statements';
+import { type Page, type PageQuery, pageOf } from '../http/pagination';
+import { JobRunner } from '../scheduling/job-runner';
+import { SETTINGS, type Settings } from '../settings';
+import type { LimitInput, WindowsQuery, WindowView } from './concurrency.dto';
+import { WindowEntity, type WindowScope } from './window.entity';
+
+const HOUR_MS = 3_600_000;
+
+/** A change of the counters of one target; its kind's and the global window follow. */
+export interface WindowMove {
+  kind: string;
+  target: string;
+  ready: number;
+  leased: number;
+  waiting: number;
+}
+
+/** A target that has tasks waiting and room for some of them. */
+export interface Opening {
+  kind: string;
+  target: string;
+}
+
+/** Where a task asks to become ready. */
+export interface Place {
+  kind: string;
+  target: string;
+}
+
+/** A window that holds more than its ceiling, and by how much. */
+export interface Excess {
+  scope: WindowScope;
+  kind: string;
+  target: string;
+  excess: number;
+}
+
+type Room = Map<string, number>;
+
+const keyOf = (scope: WindowScope, kind: string, target: string): string => `${scope}\0${kind}\0${target}`;
+
+/** The windows that a task of a place counts in. */
+function windowsOf({ kind, target }: Place): [WindowScope, string, string][] {
+  return [
+    ['global', '', ''],
+    ['kind', kind, ''],
+    ['target', kind, target],
+  ];
+}
+
+/**
+ * Owns concurrency_windows: for all tasks, each kind, and each target of a kind, how many are ready (queued), leased and
+ * waiting. Counters change in the transaction that changes the tasks. Where a window has a ceiling, ready + leased never
+ * exceeds it: what does not fit waits, and is admitted when a slot frees.
+ */
+@Injectable()
+export class ConcurrencyService {
+  private readonly ceilingListeners: ((tx: Transaction) => Promise<void>)[] = [];
+
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly jobs: JobRunner,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {}
+
+  /** Has this called, in the transaction, when ceilings were changed: the tasks must be made to fit them. */
+  onCeilings(listener: (tx: Transaction) => Promise<void>): void {
+    this.ceilingListeners.push(listener);
+  }
+
+  /** Adds to the counters. Set-based: two statements, however many targets. */
+  async move(tx: Transaction, moves: readonly WindowMove[]): Promise<void> {
+    const sums = new Map<string, WindowMove & { scope: WindowScope }>();
+    for (const move of moves) {
+      for (const [scope, kind, target] of windowsOf(move)) {
+        const key = keyOf(scope, kind, target);
+        const sum = sums.get(key);
+        if (sum) {
+          sum.ready += move.ready;
+          sum.leased += move.leased;
+          sum.waiting += move.waiting;
+        } else {
+          sums.set(key, {
+            scope,
+            kind,
+            target,
+            ready: move.ready,
+            leased: move.leased,
+            waiting: move.waiting,
+          });
+        }
+      }
+    }
+    const changed = [...sums.values()].filter(
+      (sum) => sum.ready !== 0 || sum.leased !== 0 || sum.waiting !== 0,
+    );
+    if (changed.length === 0) return;
+    const now = this.clock.now();
+    const rows = JSON.stringify(changed);
+    await tx.run(
+      `INSERT INTO concurrency_windows (scope, kind, target, ceiling, ready, leased, waiting, updated_at, expires_at)
+       SELECT scope, kind, target, NULL, 0, 0, 0, $2, $3
+       FROM ${tx.dialect.rowset('$1', { scope: 'text', kind: 'text', target: 'text' })} AS r
+       WHERE true
+       ON CONFLICT (kind, target, scope) DO NOTHING`,
+      rows,
+      now,
+      now + this.settings.windowRetentionMs,
+    );
+    await tx.run(
+      `UPDATE concurrency_windows
+       SET ready = concurrency_windows.ready + r.ready, leased = concurrency_windows.leased + r.leased,
+           waiting = concurrency_windows.waiting + r.waiting, updated_at = $2, expires_at = $3
+       FROM ${tx.dialect.rowset('$1', {
+         scope: 'text',
+         kind: 'text',
+         target: 'text',
+         ready: 'integer',
+         leased: 'integer',
+         waiting: 'integer',
+       })} AS r
+       WHERE concurrency_windows.kind = r.kind AND concurrency_windows.target = r.target
+         AND concurrency_windows.scope = r.scope`,
+      rows,
+      now,
+      now + this.settings.windowRetentionMs,
+    );
+  }
+
+  /**
+   * Decides for each place, in order, whether a task may become ready there (true) or must wait (false). The caller
+   * moves the counters accordingly, in the same transaction.
+   */
+  async admit(tx: Transaction, places: readonly Place[]): Promise<boolean[]> {
+    if (places.length === 0 || !(await this.hasCeilings(tx))) return places.map(() => true);
+    const room = await this.roomOf(tx, places);
+    return places.map((place) => takeSlot(room, place));
+  }
+
+  /** Whether any window has a ceiling: where none has, nothing ever waits. */
+  async hasCeilings(tx: Transaction): Promise<boolean> {
+    return (
+      (await tx.first('SELECT 1 AS one FROM concurrency_windows WHERE ceiling IS NOT NULL LIMIT 1')) !==
+      undefined
+    );
+  }
+
+  /**
+   * Finds targets with waiting tasks that have room in all their windows.
+   * @param freed where slots were given back: without ceilings on kinds or on everything, only those can have opened
+   * @param limit how many to find at the most
+   */
+  async openings(tx: Transaction, freed: readonly Place[], limit: number): Promise<Opening[]> {
+    const wide = await tx.rows<{ scope: WindowScope; kind: string; room: number }>(
+      `SELECT scope, kind, ceiling - ready - leased AS room FROM concurrency_windows
+       WHERE ceiling IS NOT NULL AND scope IN ('global', 'kind')`,
+    );
+    if (wide.some((window) => window.scope === 'global' && window.room <= 0)) return [];
+    const open = `w.scope = 'target' AND w.waiting > 0 AND (w.ceiling IS NULL OR w.ready + w.leased < w.ceiling)`;
+    if (wide.length === 0) {
+      return tx.rows<Opening>(
+        `SELECT DISTINCT w.kind AS kind, w.target AS target
+         FROM ${tx.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
+         JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target
+         WHERE ${open} LIMIT $2`,
+        JSON.stringify(freed),
+        limit,
+      );
+    }
+    const fullKinds = wide
+      .filter((window) => window.scope === 'kind' && window.room <= 0)
+      .map((window) => window.kind);
+    return tx.rows<Opening>(
+      `SELECT w.kind AS kind, w.target AS target FROM concurrency_windows w
+       WHERE ${open} AND w.kind NOT IN (SELECT kind FROM ${tx.dialect.rowset('$1', { kind: 'text' })} AS f)
+       LIMIT $2`,
+      JSON.stringify(fullKinds.map((kind) => ({ kind }))),
+      limit,
+    );
+  }
+
+  /** Windows that hold more than their ceiling allows while some of it is ready and can be put back to waiting. */
+  excesses(tx: Transaction): Promise<Excess[]> {
+    return tx.rows<Excess>(
+      `SELECT scope, kind, target, ${tx.dialect.least('ready', 'ready + leased - ceiling')} AS excess
+       FROM concurrency_windows WHERE ceiling IS NOT NULL AND ready > 0 AND ready + leased > ceiling
+       ORDER BY CASE scope WHEN 'target' THEN 0 WHEN 'kind' THEN 1 ELSE 2 END`,
+    );
+  }
+
+  /**
+   * Sets ceilings, all or none, effective at commit: tasks over a lowered one go back to waiting, leases run on.
+   * @returns the windows that were set
+   */
+  async setCeilings(limits: readonly LimitInput[]): Promise<WindowView[]> {
+    const now = this.clock.now();
+    const windows = limits.map((limit) => ({
+      scope: (limit.kind ? (limit.target ? 'target' : 'kind') : 'global') as WindowScope,
+      kind: limit.kind ?? '',
+      target: limit.target ?? '',
+      ceiling: limit.ceiling,
+    }));
+    return this.database.write(async (tx) => {
+      const columns = { scope: 'text', kind: 'text', target: 'text', ceiling: 'integer' } as const;
+      await tx.run(
+        `INSERT INTO concurrency_windows (scope, kind, target, ceiling, ready, leased, waiting, updated_at, expires_at)
+         SELECT scope, kind, target, ceiling, 0, 0, 0, $2, $3 FROM ${tx.dialect.rowset('$1', columns)} AS r
+         WHERE true
+         ON CONFLICT (kind, target, scope)
+         DO UPDATE SET ceiling = excluded.ceiling, updated_at = excluded.updated_at, expires_at = excluded.expires_at`,
+        JSON.stringify(windows),
+        now,
+        now + this.settings.windowRetentionMs,
+      );
+      for (const listener of this.ceilingListeners) await listener(tx);
+      const rows = await tx.rows<WindowEntity>(
+        `SELECT w.* FROM ${tx.dialect.rowset('$1', columns)} AS r
+         JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target AND w.scope = r.scope ORDER BY w.id`,
+        JSON.stringify(windows),
+      );
+      return rows.map(viewOf);
+    });
+  }
+
+  /** Lists windows that count something, have a ceiling, or did until lately; newest first. */
+  async list(query: WindowsQuery & PageQuery): Promise<Page<WindowView>> {
+    return this.database.read(async ({ manager }) => {
+      const limit = query.limit ?? 50;
+      const builder = manager
+        .createQueryBuilder(WindowEntity, 'w')
+        .where(
+          '(w.ready > 0 OR w.leased > 0 OR w.waiting > 0 OR w.ceiling IS NOT NULL OR w.expires_at > :now)',
+          {
+            now: this.clock.now(),
+          },
+        )
+        .orderBy('w.id', 'DESC')
+        .limit(limit + 1);
+      if (query.cursor !== undefined) builder.andWhere('w.id < :cursor', { cursor: query.cursor });
+      if (query.scope) builder.andWhere('w.scope = :scope', { scope: query.scope });
+      if (query.kind) builder.andWhere('w.kind = :kind', { kind: query.kind });
+      if (query.target) builder.andWhere('w.target = :target', { target: query.target });
+      const page = pageOf(await builder.getMany(), limit, (row) => row.id);
+      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+    });
+  }
+
+  /** Deletes windows that have expired and count nothing. @returns how many */
+  purge(): Promise<number> {
+    const now = this.clock.now();
+    return this.jobs.purge((limit) =>
+      this.database.write((tx) =>
+        tx.run(
+          `DELETE FROM concurrency_windows WHERE id IN (
+             SELECT id FROM concurrency_windows
+             WHERE expires_at <= $1 AND ceiling IS NULL AND ready = 0 AND leased = 0 AND waiting = 0
+             ORDER BY expires_at LIMIT $2)`,
+          now,
+          limit,
+        ),
+      ),
+    );
+  }
+
+  @Cron(CronExpression.EVERY_HOUR)
+  protected purgeHourly(): Promise<void> {
+    return this.jobs.run('window-retention', HOUR_MS, async () => void (await this.purge()));
+  }
+
+  /** What room the windows with a ceiling have, of all that the places count in. */
+  private async roomOf(tx: Transaction, places: readonly Place[]): Promise<Room> {
+    const rows = await tx.rows<{ scope: WindowScope; kind: string; target: string; room: number }>(
+      `SELECT scope, kind, target, ceiling - ready - leased AS room FROM concurrency_windows
+       WHERE ceiling IS NOT NULL AND scope IN ('global', 'kind')
+       UNION
+       SELECT w.scope, w.kind, w.target, w.ceiling - w.ready - w.leased AS room
+       FROM ${tx.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
+       JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target AND w.scope = 'target'
+       WHERE w.ceiling IS NOT NULL`,
+      JSON.stringify(places.map(({ kind, target }) => ({ kind, target }))),
+    );
+    return new Map(rows.map((row) => [keyOf(row.scope, row.kind, row.target), row.room]));
+  }
+}
+
+/** Takes a slot in every window of a place, or none. */
+function takeSlot(room: Room, place: Place): boolean {
+  const keys = windowsOf(place).map(([scope, kind, target]) => keyOf(scope, kind, target));
+  if (keys.some((key) => (room.get(key) ?? 1) <= 0)) return false;
+  for (const key of keys) {
+    const left = room.get(key);
+    if (left !== undefined) room.set(key, left - 1);
+  }
+  return true;
+}
+
+function viewOf(row: WindowEntity): WindowView {
+  return {
+    scope: row.scope,
+    kind: row.kind || null,
+    target: row.target || null,
+    ceiling: row.ceiling,
+    ready: row.ready,
+    leased: row.leased,
+    waiting: row.waiting,
+    updated_at: toTimestamp(row.updated_at),
+    expires_at: toTimestamp(row.expires_at),
+  };
+}

@@ -1,0 +1,84 @@
+import { existsSync } from 'node:fs';
+import { dirname } from 'node:path';
+import Sqlite from 'better-sqlite3';
+import type { DataSourceOptions } from 'typeorm';
+import type { DatabaseTarget } from '../settings';
+
+/** A database that can't be used as it is; the message says what to do. */
+export class DatabaseError extends Error {}
+
+/** What the writer's connection must have, and what SQLite answers when it has it. */
+const PRAGMAS = [
+  ['journal_mode', 'wal'],
+  // 2 is FULL: the log is on the disk before a commit returns, so an answered write survives a power cut.
+  ['synchronous', 2],
+  ['foreign_keys', 1],
+  ['busy_timeout', 5_000],
+] as const;
+
+/** Options of the one connection that writes. */
+export function writerOptions(target: DatabaseTarget): DataSourceOptions {
+  return {
+    type: 'better-sqlite3',
+    database: target.path,
+    statementCacheSize: 500,
+    prepareDatabase: (db: Sqlite.Database) => {
+      for (const [name, wanted] of PRAGMAS) {
+        db.pragma(`${name} = ${wanted}`);
+        const got = db.pragma(name, { simple: true });
+        // A database in memory has no log to write ahead of; everything else must be as asked.
+        if (got !== wanted && !(target.path === ':memory:' && name === 'journal_mode')) {
+          throw new DatabaseError(
+            `SQLite did not accept ${name}=${wanted} for ${target.path} (it says ${got}).`,
+          );
+        }
+      }
+      db.pragma('cache_size = -65536');
+      db.pragma('temp_store = MEMORY');
+      db.pragma('journal_size_limit = 67108864');
+    },
+  };
+}
+
+/** Options of the connection that only reads; the file must be there already. */
+export function readerOptions(target: DatabaseTarget): DataSourceOptions {
+  return {
+    type: 'better-sqlite3',
+    database: target.path,
+    readonly: true,
+    statementCacheSize: 500,
+    prepareDatabase: (db: Sqlite.Database) => {
+      db.pragma('busy_timeout = 5000');
+      db.pragma('cache_size = -65536');
+    },
+  };
+}
+
+/**
+ * Keeps a second process off the file. The lock is SQLite's own, on a file beside the database, so that it goes with
+ * the process however that ends.
+ * @returns what gives the lock back.
+ * @throws DatabaseError where another process has the file, or its folder is not there.
+ */
+export function lockDatabase(target: DatabaseTarget): () => void {
+  if (target.path === ':memory:') return () => undefined;
+  const folder = dirname(target.path);
+  if (!existsSync(folder))
+    throw new DatabaseError(`The folder ${folder} of the database does not exist; create it.`);
+  let lock: Sqlite.Database | undefined;
+  try {
+    lock = new Sqlite(`${target.path}-lock`, { timeout: 0 });
+    lock.pragma('journal_mode = MEMORY');
+    lock.exec('BEGIN EXCLUSIVE');
+  } catch (error) {
+    lock?.close();
+    if ((error as { code?: string }).code?.startsWith('SQLITE_BUSY')) {
+      throw new DatabaseError(
+        `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
+      );
+    }
+    throw new DatabaseError(`${target.path} can't be opened: ${(error as Error).message}`);
+  }
+  const held = lock;
+  return () => held.close();
+}

@@ -1,0 +1,56 @@
+import type { EntityManager, QueryRunner } from 'typeorm';
+import type { Dialect } from './dialect';
+
+/** A value that can be bound to a parameter. Lists go in as JSON text, see {@link Dialect.rowset}. */
+export type SqlValue = string | number | null;
+
+/** Runs statements on one connection. `$1` in the text is the first of the values. */
+export interface Statements {
+  readonly dialect: Dialect;
+  /** TypeORM's manager on the same connection, for the query builder. */
+  readonly manager: EntityManager;
+  /** The rows of a query, or those of a change's `RETURNING`. */
+  rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]>;
+  /** The first row, where there is one. */
+  first<Row>(sql: string, ...values: SqlValue[]): Promise<Row | undefined>;
+  /** Makes a change and tells how many rows it touched. */
+  run(sql: string, ...values: SqlValue[]): Promise<number>;
+}
+
+/** A unit of work in progress: {@link Statements} whose effect holds as a whole or not at all. */
+export interface Transaction extends Statements {
+  /** Has this done once the unit is committed, before its caller is answered; dropped when it is rolled back. */
+  afterCommit(effect: () => void): void;
+}
+
+/** Statements over a TypeORM query runner of better-sqlite3. */
+export class SqliteStatements implements Statements {
+  constructor(
+    private readonly runner: QueryRunner,
+    readonly dialect: Dialect,
+  ) {}
+
+  get manager(): EntityManager {
+    return this.runner.manager;
+  }
+
+  rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
+    return this.runner.query(sql, bind(values));
+  }
+
+  async first<Row>(sql: string, ...values: SqlValue[]): Promise<Row | undefined> {
+    return (await this.rows<Row>(sql, ...values))[0];
+  }
+
+  async run(sql: string, ...values: SqlValue[]): Promise<number> {
+    return (await this.runner.query(sql, bind(values), true)).affected ?? 0;
+  }
+}
+
+/** SQLite takes `$1` for a parameter named "1", so the values go in by name. */
+function bind(values: SqlValue[]): Record<string, SqlValue>[] {
+  if (values.length === 0) return [];
+  const named: Record<string, SqlValue> = {};
+  for (let i = 0; i < values.length; i++) named[i + 1] = values[i] as SqlValue;
+  return [named];
+}

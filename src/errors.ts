@@ -1,0 +1,68 @@
+/**
+ * The catalogue of errors. Every answer that is not a success carries one of these codes in the envelope
+ * `{error, message, retryable, details?}`; the contract's text is `docs/control-plane-api.md`.
+ */
+export const ERRORS = {
+  ERR_VALIDATION: { status: 400, retryable: false, message: 'The request is not valid.' },
+  ERR_UNAUTHORIZED: { status: 401, retryable: false, message: 'Credentials are missing or not accepted.' },
+  ERR_TOKEN_EXPIRED: { status: 401, retryable: false, message: 'The token has expired; register again.' },
+  ERR_FORBIDDEN: { status: 403, retryable: false, message: 'The caller may not do this.' },
+  ERR_NOT_FOUND: { status: 404, retryable: false, message: 'There is no such resource.' },
+  ERR_METHOD_NOT_ALLOWED: { status: 405, retryable: false, message: 'This path does not take this method.' },
+  ERR_CONFLICT: { status: 409, retryable: false, message: 'The request conflicts with the current state.' },
+  ERR_RATE_LIMITED: { status: 429, retryable: true, message: 'Too many requests; wait for Retry-After.' },
+  ERR_BACKEND: { status: 500, retryable: true, message: 'The server failed; it is safe to try again.' },
+  ERR_UNAVAILABLE: {
+    status: 503,
+    retryable: true,
+    message: 'The server cannot answer now; try again later.',
+  },
+} as const;
+
+/** One of the documented `ERR_*` codes. */
+export type ErrorCode = keyof typeof ERRORS;
+
+/** What a client gets to read about an error: field names to messages, or facts about the conflict. */
+export type ErrorDetails = Record<string, unknown>;
+
+/** What one error may say differently from its row in the catalogue. */
+export interface FailOptions {
+  /** A sentence for the reader, in place of the catalogue's. */
+  message?: string;
+  /** A more exact HTTP status of the same class, such as 413 or 415 for `ERR_VALIDATION`. */
+  status?: number;
+  /** Whether the same request may succeed later. */
+  retryable?: boolean;
+  /** How long the client must wait, in milliseconds; sent as `Retry-After` in whole seconds, rounded up. */
+  retryAfterMs?: number;
+  /** The error underneath, for the log only. */
+  cause?: unknown;
+}
+
+/** An error that has its place in the catalogue. Made by {@link fail}. */
+export class ApiError extends Error {
+  readonly status: number;
+  readonly retryable: boolean;
+  readonly retryAfterMs: number | undefined;
+
+  constructor(
+    readonly code: ErrorCode,
+    readonly details?: ErrorDetails,
+    options: FailOptions = {},
+  ) {
+    const entry = ERRORS[code];
+    super(
+      options.message ?? entry.message,
+      options.cause === undefined ? undefined : { cause: options.cause },
+    );
+    this.name = 'ApiError';
+    this.status = options.status ?? entry.status;
+    this.retryable = options.retryable ?? entry.retryable;
+    this.retryAfterMs = options.retryAfterMs;
+  }
+}
+
+/** Makes the error to throw: `throw fail('ERR_CONFLICT', { hostname })`. */
+export function fail(code: ErrorCode, details?: ErrorDetails, options?: FailOptions): ApiError {
+  return new ApiError(code, details, options);
+}

@@ -1,0 +1,74 @@
+import { applyDecorators } from '@nestjs/common';
+import { ApiResponse } from '@nestjs/swagger';
+import { ERRORS, type ErrorCode } from '../errors';
+
+/** What any route can answer, whatever it does. */
+const ALWAYS: readonly ErrorCode[] = ['ERR_BACKEND', 'ERR_UNAVAILABLE'];
+
+/** What any route that needs credentials can answer: both are throttled, by agent or by address. */
+const GUARDED = [
+  'ERR_VALIDATION',
+  'ERR_UNAUTHORIZED',
+  'ERR_TOKEN_EXPIRED',
+  'ERR_FORBIDDEN',
+  'ERR_RATE_LIMITED',
+] as const;
+
+const RETRY_AFTER = {
+  description: 'After how many seconds the same request may succeed.',
+  schema: { type: 'integer', minimum: 1 },
+  example: 2,
+} as const;
+
+/**
+ * Documents the errors that a route can answer with, each as the envelope with an example; those that every route can
+ * give need not be named.
+ */
+export function ApiErrors(...codes: ErrorCode[]): MethodDecorator {
+  const byStatus = new Map<number, ErrorCode[]>();
+  for (const code of new Set([...codes, ...ALWAYS])) {
+    const { status } = ERRORS[code];
+    byStatus.set(status, [...(byStatus.get(status) ?? []), code]);
+  }
+  return applyDecorators(...[...byStatus].map(([status, sharing]) => ApiResponse(describe(status, sharing))));
+}
+
+/** The errors of a route that needs credentials, and what else is named. */
+export const GuardedErrors = (...codes: ErrorCode[]) => ApiErrors(...GUARDED, ...codes);
+
+/** One status with the codes that share it. */
+function describe(status: number, codes: readonly ErrorCode[]) {
+  return {
+    status,
+    description: codes.map((code) => `\`${code}\`: ${ERRORS[code].message}`).join(' '),
+    ...(status === 429 || status === 503 ? { headers: { 'Retry-After': RETRY_AFTER } } : {}),
+    content: {
+      'application/json': {
+        schema: {
+          type: 'object' as const,
+          required: ['error', 'message', 'retryable'],
+          properties: {
+            error: { type: 'string' as const, enum: [...codes] },
+            message: { type: 'string' as const, description: 'A sentence for the reader; do not parse it.' },
+            retryable: {
+              type: 'boolean' as const,
+              description: 'Whether the same request may succeed later.',
+            },
+            details: {
+              type: 'object' as const,
+              additionalProperties: true,
+              description: 'Field paths to messages, or facts about the conflict.',
+            },
+          },
+        },
+        examples: Object.fromEntries(codes.map((code) => [code, { value: exampleOf(code) }])),
+      },
+    },
+  };
+}
+
+function exampleOf(code: ErrorCode) {
+  const { message, retryable } = ERRORS[code];
+  const details = code === 'ERR_VALIDATION' ? { agent_id: 'must be a positive integer' } : undefined;
+  return { error: code, message, retryable, ...(details ? { details } : {}) };
+}

@@ -1,0 +1,130 @@
+import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetadata } from '@nestjs/common';
+import { RouteConfig } from '@nestjs/platform-fastify';
+import { ApiBearerAuth, ApiSecurity } from '@nestjs/swagger';
+import type { FastifyRequest } from 'fastify';
+import { parseQuota, type Quota, type QuotaRoute } from '../settings';
+
+/** Who calls on an agent's route. */
+export interface AgentIdentity {
+  readonly id: number;
+}
+
+/** Operators' roles, each including the ones before it. */
+export const ROLES = ['viewer', 'operator', 'admin'] as const;
+export type Role = (typeof ROLES)[number];
+
+/** Who calls on an operator's route. */
+export interface OperatorIdentity {
+  readonly tokenId: number;
+  readonly name: string;
+  readonly role: Role;
+}
+
+/** How the service charges a quota that is counted by what came of the request. */
+export interface Charge {
+  /** Takes the charge of a success. @returns what gives it back. @throws ERR_RATE_LIMITED */
+  success(): () => void;
+  /** Charges the caller's address for credentials that are wrong. @throws ERR_RATE_LIMITED */
+  failure(): void;
+}
+
+/** A request after the guards: who it is from, and how to charge what is charged by its outcome. */
+export interface ControlPlaneRequest extends FastifyRequest {
+  agent?: AgentIdentity;
+  operator?: OperatorIdentity;
+  /** Set on routes whose quota is charged by outcome. */
+  charge?: Charge;
+}
+
+/** Whom a route lets in. */
+export type Access = { kind: 'public' } | { kind: 'agent' } | { kind: 'operator'; role: Role };
+
+/** Every path of an agent exists twice, with one handler and one quota. */
+export const AGENT_PATHS = ['', 'v1/agents'];
+
+export const ACCESS = Symbol('access');
+export const QUOTA = Symbol('quota');
+
+/** Anyone may call this route. */
+export const Public = () => SetMetadata(ACCESS, { kind: 'public' } satisfies Access);
+
+/** Agents may call this route, with `X-Agent-Id` and `X-Agent-Token`. */
+export const Agent = () =>
+  applyDecorators(
+    SetMetadata(ACCESS, { kind: 'agent' } satisfies Access),
+    ApiSecurity('agentId'),
+    ApiSecurity('agentToken'),
+  );
+
+/** Operators of this role or a higher one may call this route, with a bearer token. */
+export const Operator = (role: Role) =>
+  applyDecorators(
+    SetMetadata(ACCESS, { kind: 'operator', role } satisfies Access),
+    ApiBearerAuth('operator'),
+  );
+
+/** What a route's quota is and what it is counted by. */
+export interface QuotaRule {
+  readonly route: string;
+  readonly quota: Quota;
+  /** `agent`: the caller's id. `hostname`: the body's hostname by success only, the address where it has none. */
+  readonly by: 'agent' | 'hostname';
+}
+
+/**
+ * Limits how often one caller may use a route: `@Quota('claim', '12/minute', { burst: 6 })`. A route that has a
+ * setting of its name (`CONTROL_PLANE_QUOTA_CLAIM`) follows that instead.
+ */
+export function Quota(
+  route: QuotaRoute | (string & {}),
+  rate: string,
+  options: { burst: number; by?: QuotaRule['by'] },
+): MethodDecorator {
+  const quota = parseQuota(`${rate},${options.burst}`);
+  if (!quota)
+    throw new Error(`@Quota('${route}', '${rate}'): the rate must be such as '12/minute' or '1/10m'`);
+  return SetMetadata(QUOTA, { route, quota, by: options.by ?? 'agent' } satisfies QuotaRule);
+}
+
+/** Under overload this route is turned away before the others: it takes on work, they finish it. */
+export const ShedFirst = () => RouteConfig({ shedFirst: true });
+
+/** Whether the route that a request goes to is marked so. */
+export function isShedFirst(request: FastifyRequest): boolean {
+  return (request.routeOptions.config as { shedFirst?: boolean }).shedFirst === true;
+}
+
+const requestOf = (context: ExecutionContext) => context.switchToHttp().getRequest<ControlPlaneRequest>();
+
+/** The agent that calls. */
+export const CurrentAgent = createParamDecorator(
+  (_: unknown, context: ExecutionContext) => requestOf(context).agent,
+);
+
+/** The operator that calls. */
+export const CurrentOperator = createParamDecorator(
+  (_: unknown, context: ExecutionContext) => requestOf(context).operator,
+);
+
+/** The {@link Charge} of a route whose quota is charged by outcome. */
+export const CurrentCharge = createParamDecorator(
+  (_: unknown, context: ExecutionContext) => requestOf(context).charge,
+);
+
+/** A signal that aborts when the caller hangs up before it was answered. */
+export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
+  const controller = new AbortController();
+  const response = context.switchToHttp().getResponse().raw;
+  response.once('close', () => {
+    if (!response.writableFinished) controller.abort();
+  });
+  return controller.signal;
+});
+
+/** The `Idempotency-Key` header, where there is one. */
+export const IdempotencyKey = createParamDecorator(
+  (_: unknown, context: ExecutionContext): string | undefined => {
+    const key = requestOf(context).headers['idempotency-key'];
+    return typeof key === 'string' ? key : undefined;
+  },
+);

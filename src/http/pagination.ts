@@ -1,0 +1,56 @@
+import { ApiPropertyOptional } from '@nestjs/swagger';
+import { Transform } from 'class-transformer';
+import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
+
+/** How many items a page has where the caller does not say, and at the most. */
+const DEFAULT_LIMIT = 50;
+const MAX_LIMIT = 500;
+
+/** A whole number written in digits as a number; anything else as it came, for the validation to refuse. */
+const toWhole = ({ value }: { value: unknown }) =>
+  typeof value === 'string' && /^\d{1,9}$/.test(value) ? Number(value) : value;
+
+/** What every list takes: how many items, and where the page before ended. Lists with filters extend it. */
+export class PageQuery {
+  @ApiPropertyOptional({
+    description: 'How many items to give.',
+    type: 'integer',
+    minimum: 1,
+    maximum: MAX_LIMIT,
+    default: DEFAULT_LIMIT,
+    example: DEFAULT_LIMIT,
+  })
+  @Transform(toWhole)
+  @IsInt()
+  @Min(1)
+  @Max(MAX_LIMIT)
+  limit: number = DEFAULT_LIMIT;
+
+  @ApiPropertyOptional({ description: "The page before's `next_cursor`.", example: '1042' })
+  @IsOptional()
+  @Matches(/^[1-9]\d{0,14}$/, { message: 'cursor must be the next_cursor of a page' })
+  cursor?: string;
+}
+
+/** One page of a list, newest first. */
+export interface Page<T> {
+  items: T[];
+  /** What to send as `cursor` for the next page; null on the last one. */
+  next_cursor: string | null;
+}
+
+/** The id that every item of the page must be below: `WHERE id < $1 ORDER BY id DESC LIMIT $2`, `limit + 1` rows. */
+export function olderThan(query: PageQuery): number {
+  return query.cursor === undefined ? Number.MAX_SAFE_INTEGER : Number(query.cursor);
+}
+
+/**
+ * Makes a page of rows that were selected newest first.
+ * @param rows one more than `limit` where there is a next page
+ * @param cursorOf the id that the next page must be below, given this page's last row
+ */
+export function pageOf<T>(rows: readonly T[], limit: number, cursorOf: (row: T) => number): Page<T> {
+  const items = rows.slice(0, limit);
+  const last = items.at(-1);
+  return { items, next_cursor: rows.length > limit && last !== undefined ? String(cursorOf(last)) : null };
+}

@@ -1,0 +1,48 @@
+import { hash, randomBytes, timingSafeEqual } from 'node:crypto';
+import { crc32 } from 'node:zlib';
+
+/** Whose token it is: an agent's, an operator's. */
+export type TokenPrefix = 'dcpa_' | 'dcpo_';
+
+const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
+const SECRET_BYTES = 32;
+const SECRET_LENGTH = 43;
+const CHECKSUM_LENGTH = 6;
+
+function base62(value: bigint, length: number): string {
+  let rest = value;
+  let text = '';
+  while (text.length < length) {
+    text = ALPHABET[Number(rest % 62n)] + text;
+    rest /= 62n;
+  }
+  return text;
+}
+
+const checksum = (text: string): string => base62(BigInt(crc32(text)), CHECKSUM_LENGTH);
+
+/** Makes a token of 256 random bits, with a checksum by which a typo shows without a look into the database. */
+export function mintToken(prefix: TokenPrefix): string {
+  const text = prefix + base62(BigInt(`0x${randomBytes(SECRET_BYTES).toString('hex')}`), SECRET_LENGTH);
+  return text + checksum(text);
+}
+
+/** Whether a text has the form of a token of ours and its checksum is right. */
+export function isWellFormed(prefix: TokenPrefix, token: string): boolean {
+  if (token.length !== prefix.length + SECRET_LENGTH + CHECKSUM_LENGTH || !token.startsWith(prefix))
+    return false;
+  return (
+    /^[0-9A-Za-z]+$/.test(token.slice(prefix.length)) &&
+    checksum(token.slice(0, -CHECKSUM_LENGTH)) === token.slice(-CHECKSUM_LENGTH)
+  );
+}
+
+/** What is stored of a token: its SHA-256 in hex. A plain hash is enough, for nobody can guess 256 random bits. */
+export function hashToken(token: string): string {
+  return hash('sha256', token, 'hex');
+}
+
+/** Compares two hashes in a time that does not depend on where they differ. */
+export function sameHash(a: string, b: string): boolean {
+  return a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b));
+}

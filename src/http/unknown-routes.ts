@@ -1,0 +1,38 @@
+import type { FastifyInstance } from 'fastify';
+import { fail } from '../errors';
+
+/**
+ * Answers paths that nobody serves with 404 and known paths with another method with 405 and `Allow`, before the body
+ * is read. Call it before the routes are added: it learns them as they come.
+ */
+export function answerUnknownRoutes(http: FastifyInstance): void {
+  const methodsByPath = new Map<string, { pattern: RegExp; methods: Set<string> }>();
+  http.addHook('onRoute', (route) => {
+    let entry = methodsByPath.get(route.url);
+    if (!entry) {
+      entry = { pattern: patternOf(route.url), methods: new Set() };
+      methodsByPath.set(route.url, entry);
+    }
+    for (const method of [route.method].flat()) entry.methods.add(method);
+  });
+  http.addHook('onRequest', (request, reply, done) => {
+    if (!request.is404) return done();
+    const path = request.url.split('?', 1)[0] as string;
+    const allowed = new Set<string>();
+    for (const { pattern, methods } of methodsByPath.values()) {
+      if (pattern.test(path)) for (const method of methods) allowed.add(method);
+    }
+    if (allowed.size === 0) return done(fail('ERR_NOT_FOUND'));
+    reply.header('allow', [...allowed].sort().join(', '));
+    done(fail('ERR_METHOD_NOT_ALLOWED', { allowed: [...allowed].sort() }));
+  });
+}
+
+/** A route's path as a pattern; the documentation's own files (`*`) are left to their handler. */
+function patternOf(url: string): RegExp {
+  const text = url
+    .split('/')
+    .map((part) => (part.startsWith(':') ? '[^/]+' : part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')))
+    .join('/');
+  return new RegExp(`^${text}/?$`);
+}

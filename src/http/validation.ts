@@ -1,0 +1,146 @@
+import { type ArgumentMetadata, Injectable, type PipeTransform } from '@nestjs/common';
+import { plainToInstance } from 'class-transformer';
+import { getMetadataStorage, registerDecorator, type ValidationError, validateSync } from 'class-validator';
+import { type ErrorDetails, fail } from '../errors';
+
+type Class<T extends object = object> = new () => T;
+
+const knownFields = new WeakMap<Class, Set<string>>();
+
+/** The fields that a class declares by decorators of class-validator. */
+function fieldsOf(target: Class): Set<string> {
+  let fields = knownFields.get(target);
+  if (!fields) {
+    const metadata = getMetadataStorage().getTargetValidationMetadatas(target, '', false, false);
+    fields = new Set(metadata.map((entry) => entry.propertyName));
+    knownFields.set(target, fields);
+  }
+  return fields;
+}
+
+/**
+ * Checks a plain value against a class with class-validator's decorators and gives an instance of it. Values are taken
+ * as they are: nothing is converted or copied, so large lists cost nothing here; their items are checked by
+ * {@link Items}.
+ * @param path what to put before each field's name in the problems, such as `tasks.3.spec.`
+ * @returns the problems by field, empty where there are none
+ */
+export function checkFields<T extends object>(
+  target: Class<T>,
+  plain: unknown,
+  path = '',
+): { value: T; problems: ErrorDetails } {
+  const problems: ErrorDetails = {};
+  const value = new target();
+  if (typeof plain !== 'object' || plain === null || Array.isArray(plain)) {
+    problems[path.replace(/\.$/, '') || 'body'] = 'must be an object';
+    return { value, problems };
+  }
+  const fields = fieldsOf(target);
+  for (const name of Object.keys(plain)) {
+    if (fields.has(name)) (value as Record<string, unknown>)[name] = (plain as Record<string, unknown>)[name];
+    else problems[path + name] = 'is not a field of this request';
+  }
+  collect(
+    validateSync(value, { forbidUnknownValues: false, validationError: { target: false } }),
+    path,
+    problems,
+  );
+  return { value, problems };
+}
+
+function collect(errors: ValidationError[], path: string, problems: ErrorDetails): void {
+  for (const error of errors) {
+    for (const [constraint, text] of Object.entries(error.constraints ?? {})) {
+      const [field, message] =
+        constraint === ITEMS ? splitItemProblem(path + error.property, text) : [path + error.property, text];
+      problems[field] ??= message.startsWith(`${error.property} `)
+        ? message.slice(error.property.length + 1)
+        : message;
+    }
+    collect(error.children ?? [], `${path}${error.property}.`, problems);
+  }
+}
+
+const ITEMS = 'items';
+
+/** Says that item `index` (or a field within it) is wrong. */
+export type ItemProblem = [at: string | number, message: string];
+
+/**
+ * Checks a list or map by a function of our own, in one pass, where a decorator per item would be too slow.
+ * @param check the first problem, or undefined
+ */
+export function Items(check: (value: unknown) => ItemProblem | undefined): PropertyDecorator {
+  return (target, property) =>
+    registerDecorator({
+      name: ITEMS,
+      target: target.constructor,
+      propertyName: property as string,
+      validator: {
+        validate: (value: unknown) => check(value) === undefined,
+        defaultMessage: (args) => {
+          const [at, message] = check(args?.value) ?? ['', ''];
+          return `${at}\n${message}`;
+        },
+      },
+    });
+}
+
+function splitItemProblem(field: string, text: string): [string, string] {
+  const cut = text.indexOf('\n');
+  const at = text.slice(0, cut);
+  return [at === '' ? field : `${field}.${at}`, text.slice(cut + 1)];
+}
+
+/** True for what can be an id: an integer from 1 to 2^53 - 1. */
+export function isId(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) > 0;
+}
+
+/**
+ * Validates bodies and queries by their class. Every problem is reported at once, by field; unknown fields are
+ * problems. Queries arrive as text and are converted by class-transformer first.
+ */
+@Injectable()
+export class RequestValidation implements PipeTransform {
+  /** @throws ERR_VALIDATION with a message for each field */
+  transform(plain: unknown, metadata: ArgumentMetadata): unknown {
+    const target = metadata.metatype as Class | undefined;
+    if (!target || metadata.type === 'custom' || metadata.type === 'param' || fieldsOf(target).size === 0)
+      return plain;
+    const typed = metadata.type === 'query' ? { ...plainToInstance(target, plain) } : plain;
+    const { value, problems } = checkFields(target, typed);
+    if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
+    return value;
+  }
+}
+
+/** Reads an id written in digits. @returns undefined where it is not a positive integer below 2^53 */
+export function parseId(text: string): number | undefined {
+  const id = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN;
+  return isId(id) ? id : undefined;
+}
+
+/** Reads an id from a path. */
+@Injectable()
+export class IdParam implements PipeTransform<string, number> {
+  /** @throws ERR_VALIDATION where it is not a positive integer below 2^53 */
+  transform(text: string, metadata: ArgumentMetadata): number {
+    const id = parseId(text);
+    if (id === undefined)
+      throw fail('ERR_VALIDATION', { [metadata.data ?? 'id']: 'must be a positive integer' });
+    return id;
+  }
+}
+
+/** The value is an id: an integer from 1 to 2^53 - 1. */
+export function IsId(): PropertyDecorator {
+  return (target, property) =>
+    registerDecorator({
+      name: 'isId',
+      target: target.constructor,
+      propertyName: property as string,
+      validator: { validate: isId, defaultMessage: () => 'must be an integer from 1 to 9007199254740991' },
+    });
+}

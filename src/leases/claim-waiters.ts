@@ -1,0 +1,106 @@
+import { Injectable } from '@nestjs/common';
+import { Lifecycle } from '../telemetry/lifecycle';
+
+/** A claim that waits for tasks of some kinds. */
+export interface Waiter {
+  /** True when tasks may be there, false when the time is up, the caller hung up or the process stops. */
+  woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
+  /** Ends the waiting. A wake-up that was not used goes to the next in line. */
+  leave(): void;
+}
+
+/**
+ * The claims that wait for work. They cost a few objects each and no queries: whoever makes tasks ready calls
+ * {@link wake}, which wakes as many as there are tasks, in the order they came.
+ */
+@Injectable()
+export class ClaimWaiters {
+  private readonly byKind = new Map<string, Set<WaitingClaim>>();
+  private stopped = false;
+
+  constructor(lifecycle: Lifecycle) {
+    lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
+  }
+
+  /** Stands in line for the kinds. Do it before looking for tasks, so that none can slip in between. */
+  enlist(kinds: readonly string[]): Waiter {
+    const waiter = new WaitingClaim(
+      () => {
+        for (const kind of kinds) {
+          const line = this.byKind.get(kind);
+          line?.delete(waiter);
+          if (line?.size === 0) this.byKind.delete(kind);
+        }
+      },
+      () => {
+        for (const kind of kinds) this.wake(kind, 1);
+      },
+    );
+    if (this.stopped) waiter.stop();
+    for (const kind of kinds) {
+      const line = this.byKind.get(kind);
+      if (line) line.add(waiter);
+      else this.byKind.set(kind, new Set([waiter]));
+    }
+    return waiter;
+  }
+
+  /** Tells that this many tasks of a kind became ready. */
+  wake(kind: string, count: number): void {
+    let left = count;
+    for (const waiter of this.byKind.get(kind) ?? []) {
+      if (left <= 0) return;
+      if (waiter.signal()) left--;
+    }
+  }
+
+  private releaseAll(): void {
+    this.stopped = true;
+    for (const line of this.byKind.values()) for (const waiter of line) waiter.stop();
+  }
+}
+
+class WaitingClaim implements Waiter {
+  private signalled = false;
+  private stopped = false;
+  private notify: (() => void) | undefined;
+
+  constructor(
+    private readonly remove: () => void,
+    private readonly passOn: () => void,
+  ) {}
+
+  /** @returns whether this one took the wake-up: it had none yet */
+  signal(): boolean {
+    if (this.signalled || this.stopped) return false;
+    this.signalled = true;
+    this.notify?.();
+    return true;
+  }
+
+  stop(): void {
+    this.stopped = true;
+    this.notify?.();
+  }
+
+  async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
+    if (!this.signalled && !this.stopped && !hangUp.aborted && timeoutMs > 0) {
+      let timer: NodeJS.Timeout | undefined;
+      await new Promise<void>((resolve) => {
+        this.notify = resolve;
+        timer = setTimeout(resolve, timeoutMs);
+        hangUp.addEventListener('abort', () => resolve(), { once: true });
+      });
+      clearTimeout(timer);
+    }
+    this.notify = undefined;
+    if (this.stopped || hangUp.aborted || !this.signalled) return false;
+    this.signalled = false;
+    return true;
+  }
+
+  leave(): void {
+    this.remove();
+    if (this.signalled) this.passOn();
+  }
+}

@@ -1,0 +1,162 @@
+import { Injectable } from '@nestjs/common';
+import { ConcurrencyService, type Place } from '../concurrency/concurrency.service';
+import type { Statements, Transaction } from '../database/statements';
+import { ClaimWaiters } from './claim-waiters';
+import type { TaskState } from './task.entity';
+
+/** One task going from a state to another; null is before it was created or after it was deleted. */
+export interface Shift extends Place {
+  from: TaskState | null;
+  to: TaskState | null;
+}
+
+/** How many tasks of a kind are in a state. */
+export interface Depth {
+  kind: string;
+  state: TaskState;
+  count: number;
+}
+
+const HOLDS_SLOT: ReadonlySet<TaskState | null> = new Set<TaskState>(['queued', 'leased']);
+
+/** How many targets one look for openings takes. */
+const OPENINGS = 100;
+
+/**
+ * Keeps everything that counts tasks in step with them, in the transaction that changes them: the depth by kind and
+ * state (task_counts), the concurrency windows, the tasks that wait for a slot, and the claims that wait for tasks.
+ * Whoever changes a task's state calls {@link shift}.
+ */
+@Injectable()
+export class QueueDepth {
+  constructor(
+    private readonly concurrency: ConcurrencyService,
+    private readonly waiters: ClaimWaiters,
+  ) {
+    this.concurrency.onCeilings((tx) => this.fitCeilings(tx));
+  }
+
+  /** Records changes of state; slots that they free go to tasks that wait, best first. */
+  async shift(tx: Transaction, shifts: readonly Shift[]): Promise<void> {
+    if (shifts.length === 0) return;
+    await this.count(tx, shifts);
+    const freed = shifts.filter((shift) => HOLDS_SLOT.has(shift.from) && !HOLDS_SLOT.has(shift.to));
+    if (freed.length > 0 && (await this.concurrency.hasCeilings(tx))) await this.admitWaiting(tx, freed);
+  }
+
+  /** For tasks that could be handed out, says which may be and which must wait, in the order given. */
+  async readyStates(tx: Transaction, places: readonly Place[]): Promise<('queued' | 'waiting')[]> {
+    return (await this.concurrency.admit(tx, places)).map((admitted) => (admitted ? 'queued' : 'waiting'));
+  }
+
+  /** The depth of every kind and state that has tasks. */
+  depths(statements: Statements): Promise<Depth[]> {
+    return statements.rows<Depth>(
+      'SELECT kind, state, count FROM task_counts WHERE count > 0 ORDER BY kind, state',
+    );
+  }
+
+  private async count(tx: Transaction, shifts: readonly Shift[]): Promise<void> {
+    const counts = new Map<string, { kind: string; state: string; count: number }>();
+    const windows = new Map<
+      string,
+      { kind: string; target: string; ready: number; leased: number; waiting: number }
+    >();
+    const woken = new Map<string, number>();
+    for (const { kind, target, from, to } of shifts) {
+      let window = windows.get(`${kind}\0${target}`);
+      if (!window) {
+        window = { kind, target, ready: 0, leased: 0, waiting: 0 };
+        windows.set(`${kind}\0${target}`, window);
+      }
+      for (const [state, by] of [
+        [from, -1],
+        [to, 1],
+      ] as const) {
+        if (state === null) continue;
+        const key = `${kind}\0${state}`;
+        const entry = counts.get(key);
+        if (entry) entry.count += by;
+        else counts.set(key, { kind, state, count: by });
+        if (state === 'queued') window.ready += by;
+        else if (state === 'leased') window.leased += by;
+        else if (state === 'waiting') window.waiting += by;
+      }
+      if (to === 'queued') woken.set(kind, (woken.get(kind) ?? 0) + 1);
+    }
+    await tx.run(
+      `INSERT INTO task_counts (kind, state, count)
+       SELECT kind, state, count FROM ${tx.dialect.rowset('$1', { kind: 'text', state: 'text', count: 'integer' })} AS r
+       WHERE true
+       ON CONFLICT (kind, state) DO UPDATE SET count = task_counts.count + excluded.count`,
+      JSON.stringify([...counts.values()]),
+    );
+    await this.concurrency.move(tx, [...windows.values()]);
+    for (const [kind, count] of woken) tx.afterCommit(() => this.waiters.wake(kind, count));
+  }
+
+  /** Makes tasks ready that waited for a slot, until no more fit. */
+  private async admitWaiting(tx: Transaction, freed: readonly Place[]): Promise<void> {
+    for (;;) {
+      const openings = await this.concurrency.openings(tx, freed, OPENINGS);
+      const heads: { id: number; kind: string; target: string; priority: number }[] = [];
+      for (const { kind, target } of openings) {
+        heads.push(
+          ...(await tx.rows<{ id: number; kind: string; target: string; priority: number }>(
+            `SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $1 AND target = $2
+             ORDER BY priority DESC, id LIMIT 100`,
+            kind,
+            target,
+          )),
+        );
+      }
+      heads.sort((a, b) => b.priority - a.priority || a.id - b.id);
+      const fits = await this.concurrency.admit(tx, heads);
+      const admitted = heads.filter((_, i) => fits[i]);
+      if (admitted.length === 0) return;
+      await this.putTo(tx, admitted, 'waiting', 'queued');
+    }
+  }
+
+  /** After ceilings changed: what is over goes back to waiting, what now fits becomes ready. */
+  private async fitCeilings(tx: Transaction): Promise<void> {
+    for (
+      let over = await this.concurrency.excesses(tx);
+      over.length > 0;
+      over = await this.concurrency.excesses(tx)
+    ) {
+      const { scope, kind, target, excess } = over[0] as (typeof over)[number];
+      const tasks = await tx.rows<{ id: number; kind: string; target: string }>(
+        `SELECT id, kind, target FROM tasks WHERE state = 'queued'
+         AND ($1 = '' OR kind = $1) AND ($2 = '' OR target = $2) ORDER BY priority, id DESC LIMIT $3`,
+        kind,
+        target,
+        excess,
+      );
+      if (tasks.length === 0)
+        throw new Error(`window ${scope}/${kind}/${target} counts tasks that are not there`);
+      await this.putTo(tx, tasks, 'queued', 'waiting');
+    }
+    const waiting = await tx.rows<Place>(
+      `SELECT kind, target FROM tasks WHERE state = 'waiting' GROUP BY kind, target`,
+    );
+    if (waiting.length > 0) await this.admitWaiting(tx, waiting);
+  }
+
+  private async putTo(
+    tx: Transaction,
+    tasks: readonly { id: number; kind: string; target: string }[],
+    from: TaskState,
+    to: 'queued' | 'waiting',
+  ): Promise<void> {
+    await tx.run(
+      `UPDATE tasks SET state = $2 WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      JSON.stringify(tasks.map((task) => task.id)),
+      to,
+    );
+    await this.count(
+      tx,
+      tasks.map(({ kind, target }) => ({ kind, target, from, to })),
+    );
+  }
+}

@@ -1,0 +1,120 @@
+import { Injectable, type OnModuleInit, type Type } from '@nestjs/common';
+import { DiscoveryService } from '@nestjs/core';
+import { type ErrorDetails, fail } from '../errors';
+import { checkFields } from '../http/validation';
+
+/** What a kind declares: its name, and the class that validates and documents its spec. */
+export interface TaskKindOptions {
+  kind: string;
+  spec: Type<object>;
+}
+
+/** A kind of task. The provider that implements it is decorated with {@link TaskKind}. */
+export interface TaskKindHandler<Spec extends object = object> {
+  /** What a check is aimed at: tasks with the same target share a concurrency window. */
+  target(spec: Spec): string;
+  /** Problems that the spec's decorators can't express, by field of the spec. */
+  check?(spec: Spec): ErrorDetails;
+}
+
+/** A spec that was accepted: the text that is stored, and the target derived from it. */
+export interface AcceptedSpec {
+  spec: string;
+  target: string;
+}
+
+const MAX_TARGET = 512;
+
+const KindMark = DiscoveryService.createDecorator<TaskKindOptions>();
+
+/**
+ * Makes a provider a task kind: `@TaskKind('whois', { spec: WhoisSpec })`. It is found wherever it is provided; specs
+ * are validated by the class's decorators when tasks are enqueued.
+ */
+export const TaskKind = (kind: string, options: { spec: Type<object> }): ClassDecorator => {
+  if (!/^[a-z][a-z0-9_-]{0,63}$/.test(kind)) throw new Error(`'${kind}' can't name a task kind`);
+  return (target) => {
+    Injectable()(target);
+    KindMark({ kind, spec: options.spec })(target);
+  };
+};
+
+/** Knows every task kind of the application, the five of its own and those that extensions add. */
+@Injectable()
+export class TaskKinds implements OnModuleInit {
+  private readonly kinds = new Map<string, { options: TaskKindOptions; handler: TaskKindHandler }>();
+
+  constructor(private readonly discovery: DiscoveryService) {}
+
+  /** @throws Error at start, where two providers claim the same kind or one can't derive a target */
+  onModuleInit(): void {
+    for (const wrapper of this.discovery.getProviders()) {
+      const options = wrapper.metatype ? this.discovery.getMetadataByDecorator(KindMark, wrapper) : undefined;
+      if (!options) continue;
+      const handler = wrapper.instance as TaskKindHandler;
+      if (typeof handler?.target !== 'function')
+        throw new Error(`Task kind ${options.kind} has no target(spec) method.`);
+      const known = this.kinds.get(options.kind);
+      if (known?.handler === handler) continue;
+      if (known) {
+        throw new Error(
+          `Task kind ${options.kind} is claimed by both ${known.handler.constructor.name} and ${handler.constructor.name}.`,
+        );
+      }
+      this.kinds.set(options.kind, { options, handler });
+    }
+  }
+
+  /** The names of all kinds, sorted. */
+  names(): string[] {
+    return [...this.kinds.keys()].sort();
+  }
+
+  /** Whether there is such a kind. */
+  has(kind: string): boolean {
+    return this.kinds.has(kind);
+  }
+
+  /** Each kind with the class of its spec, for the API's document. */
+  specs(): TaskKindOptions[] {
+    return this.names().map((name) => (this.kinds.get(name) as { options: TaskKindOptions }).options);
+  }
+
+  /**
+   * Validates a spec against its kind.
+   * @param path what to put before field names in the problems, such as `tasks.0.`
+   * @returns the spec as it is stored, or the problems by field
+   */
+  accept(kind: unknown, spec: unknown, path = ''): AcceptedSpec | { problems: ErrorDetails } {
+    const entry = typeof kind === 'string' ? this.kinds.get(kind) : undefined;
+    if (!entry) return { problems: { [`${path}kind`]: `must be one of ${this.names().join(', ')}` } };
+    if (typeof spec !== 'object' || spec === null || Array.isArray(spec)) {
+      return { problems: { [`${path}spec`]: 'must be an object' } };
+    }
+    const { kind: repeated, ...fields } = spec as Record<string, unknown>;
+    if (repeated !== undefined && repeated !== kind) {
+      return { problems: { [`${path}spec.kind`]: 'must repeat the kind of the task' } };
+    }
+    const { value, problems } = checkFields(entry.options.spec, fields, `${path}spec.`);
+    if (Object.keys(problems).length > 0) return { problems };
+    for (const [field, problem] of Object.entries(entry.handler.check?.(value) ?? {}))
+      problems[`${path}spec.${field}`] = problem;
+    if (Object.keys(problems).length > 0) return { problems };
+    return {
+      spec: JSON.stringify({ kind, ...fields }),
+      target: entry.handler.target(value).slice(0, MAX_TARGET),
+    };
+  }
+
+  /** @throws ERR_VALIDATION naming each kind in a map of capacities that there is not */
+  checkKnown(kinds: readonly string[]): void {
+    const unknown = kinds.filter((kind) => !this.kinds.has(kind));
+    if (unknown.length > 0) {
+      const message = `is not a task kind; there are ${this.names().join(', ')}`;
+      throw fail(
+        'ERR_VALIDATION',
+        Object.fromEntries(unknown.slice(0, 20).map((kind) => [`capacities.${kind}`, message])),
+      );
+    }
+  }
+}

@@ -1,0 +1,76 @@
+import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+
+/** Every state of a task; `docs/architecture.md` has the picture. */
+export const TASK_STATES = [
+  'scheduled',
+  'waiting',
+  'queued',
+  'leased',
+  'completed',
+  'cancelled',
+  'dead',
+] as const;
+export type TaskState = (typeof TASK_STATES)[number];
+
+/** Why a task ended without a result. */
+export type TaskReason = 'max_attempts' | 'not_after' | 'operator';
+
+/** A check to be done once: what, where, and how far it has come. */
+@Entity('tasks')
+export class TaskEntity {
+  @PrimaryGeneratedColumn({ type: 'integer' })
+  id!: number;
+
+  @Column('text')
+  kind!: string;
+
+  /** What the check is aimed at, as its kind derives it; limits are kept for each. */
+  @Column('text')
+  target!: string;
+
+  /** JSON, with the kind repeated in it. */
+  @Column('text')
+  spec!: string;
+
+  @Column('text')
+  state!: TaskState;
+
+  /** Higher goes first. */
+  @Column('integer')
+  priority!: number;
+
+  /** Not before this instant; set anew for each later attempt. */
+  @Column('bigint', { nullable: true })
+  run_at!: number | null;
+
+  /** No attempt begins from this instant on. */
+  @Column('bigint', { nullable: true })
+  not_after!: number | null;
+
+  /** Attempts begun that count: those taken back by an operator's hand do not. */
+  @Column('integer')
+  attempts!: number;
+
+  @Column('integer')
+  max_attempts!: number;
+
+  /** At most one unfinished task has it. */
+  @Column('text', { nullable: true })
+  unique_key!: string | null;
+
+  /** The live lease; there is one exactly while the task is leased. */
+  @Column('bigint', { nullable: true })
+  lease_id!: number | null;
+
+  @Column('text', { nullable: true })
+  reason!: TaskReason | null;
+
+  @Column('bigint')
+  created_at!: number;
+
+  @Column('bigint')
+  updated_at!: number;
+
+  @Column('bigint', { nullable: true })
+  finished_at!: number | null;
+}

@@ -1,0 +1,30 @@
+import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+
+/** An envelope of metrics as an agent sent it. */
+@Entity('agent_metrics')
+export class MetricsEntity {
+  @PrimaryGeneratedColumn({ type: 'integer' })
+  id!: number;
+
+  @Column('bigint')
+  agent_id!: number;
+
+  /** SHA-256 of the envelope's content: the same envelope again is the same row. */
+  @Column('text')
+  envelope_hash!: string;
+
+  /** The agent's timestamp. */
+  @Column('bigint')
+  measured_at!: number;
+
+  @Column('bigint')
+  received_at!: number;
+
+  /** JSON list. */
+  @Column('text')
+  counters!: string;
+
+  /** JSON list. */
+  @Column('text')
+  gauges!: string;
+}

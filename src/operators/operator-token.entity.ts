@@ -1,0 +1,29 @@
+import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+import type { Role } from '../http/decorators';
+
+/** A bearer token of an operator; only its hash is kept. */
+@Entity('operator_tokens')
+export class OperatorTokenEntity {
+  @PrimaryGeneratedColumn({ type: 'integer' })
+  id!: number;
+
+  /** Whose it is, for logs and lists. */
+  @Column('text')
+  name!: string;
+
+  @Column('text')
+  role!: Role;
+
+  /** SHA-256 of the token, in hex. */
+  @Column('text', { unique: true })
+  token_hash!: string;
+
+  @Column('bigint')
+  created_at!: number;
+
+  @Column('bigint', { nullable: true })
+  expires_at!: number | null;
+
+  @Column('bigint', { nullable: true })
+  revoked_at!: number | null;
+}

@@ -1,0 +1,115 @@
+import { type BeforeApplicationShutdown, Injectable, Logger } from '@nestjs/common';
+import { Clock } from '../clock';
+
+/** What is known of one job since the process started. */
+export interface JobRecord {
+  runs: number;
+  failures: number;
+  /** Ticks that came while the run before was still going, and were left out. */
+  skipped: number;
+  lastStartedAt: number | null;
+  lastDurationMs: number | null;
+  /** How late the last run began, compared with the interval since the one before it. */
+  lastLagMs: number | null;
+  lastError: string | null;
+}
+
+/** Bounds of what one batch of a purge takes, so that no request waits long behind it. */
+const BATCH_TARGET_MS = 50;
+const BATCH_MIN = 50;
+const BATCH_MAX = 5_000;
+
+/**
+ * Runs every scheduled job: one run of a job at a time, none while the process stops, with lag, duration and failures
+ * recorded. A job that fails is logged and comes again at its next tick.
+ */
+@Injectable()
+export class JobRunner implements BeforeApplicationShutdown {
+  private readonly logger = new Logger('Jobs');
+  private readonly records = new Map<string, JobRecord>();
+  private readonly running = new Map<string, Promise<void>>();
+  private stopping = false;
+
+  constructor(private readonly clock: Clock) {}
+
+  /**
+   * Runs a job unless it is running already. Never throws.
+   * @param everyMs the interval that the job is meant to come at, for its lag
+   */
+  async run(name: string, everyMs: number, job: () => Promise<void>): Promise<void> {
+    const record = this.recordOf(name);
+    if (this.stopping) return;
+    if (this.running.has(name)) {
+      record.skipped++;
+      return;
+    }
+    const startedAt = this.clock.now();
+    if (record.lastStartedAt !== null)
+      record.lastLagMs = Math.max(0, startedAt - record.lastStartedAt - everyMs);
+    record.lastStartedAt = startedAt;
+    const run = this.attempt(name, record, job);
+    this.running.set(name, run);
+    await run;
+    this.running.delete(name);
+  }
+
+  /** The records by job. */
+  stats(): ReadonlyMap<string, Readonly<JobRecord>> {
+    return this.records;
+  }
+
+  /**
+   * Deletes in batches that adapt to take about 50 ms each, until a batch finds less than it asked for.
+   * @param batch deletes up to `limit` rows in one transaction and tells how many
+   * @returns how many rows went
+   */
+  async purge(batch: (limit: number) => Promise<number>): Promise<number> {
+    let limit = 500;
+    let total = 0;
+    while (!this.stopping) {
+      const startedAt = performance.now();
+      const gone = await batch(limit);
+      total += gone;
+      if (gone < limit) break;
+      const tookMs = Math.max(1, performance.now() - startedAt);
+      limit = Math.round(Math.min(BATCH_MAX, Math.max(BATCH_MIN, (limit * BATCH_TARGET_MS) / tookMs)));
+    }
+    return total;
+  }
+
+  /** Waits for the runs that are going; none begins after. */
+  async beforeApplicationShutdown(): Promise<void> {
+    this.stopping = true;
+    await Promise.all(this.running.values());
+  }
+
+  private async attempt(name: string, record: JobRecord, job: () => Promise<void>): Promise<void> {
+    const startedAt = performance.now();
+    record.runs++;
+    try {
+      await job();
+    } catch (error) {
+      record.failures++;
+      record.lastError = (error as Error).message;
+      this.logger.error({ job: name, err: error }, 'a job failed; it comes again at its next tick');
+    }
+    record.lastDurationMs = performance.now() - startedAt;
+  }
+
+  private recordOf(name: string): JobRecord {
+    let record = this.records.get(name);
+    if (!record) {
+      record = {
+        runs: 0,
+        failures: 0,
+        skipped: 0,
+        lastStartedAt: null,
+        lastDurationMs: null,
+        lastLagMs: null,
+        lastError: null,
+      };
+      this.records.set(name, record);
+    }
+    return record;
+  }
+}

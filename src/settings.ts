@@ -1,0 +1,266 @@
+import { BlockList, isIP } from 'node:net';
+import { resolve } from 'node:path';
+
+/** A token bucket: `limit` requests in `periodMs` on the average, `burst` of them at once. */
+export interface Quota {
+  readonly limit: number;
+  readonly periodMs: number;
+  readonly burst: number;
+}
+
+/** The address of the database. */
+export interface DatabaseTarget {
+  readonly type: 'sqlite';
+  /** An absolute path, or `:memory:`. */
+  readonly path: string;
+}
+
+/** The routes whose quota a setting can replace: `CONTROL_PLANE_QUOTA_<ROUTE>`. */
+export const QUOTA_ROUTES = [
+  'register',
+  'heartbeat',
+  'claim',
+  'extend',
+  'report',
+  'metrics',
+  'config',
+] as const;
+export type QuotaRoute = (typeof QUOTA_ROUTES)[number];
+
+const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
+const DAY_MS = 86_400_000;
+
+/** Everything that can be set from outside; read once at start, checked, and frozen. */
+export interface Settings {
+  readonly host: string;
+  readonly port: number;
+  readonly database: DatabaseTarget;
+  readonly poolSize: number;
+  readonly migrateOnStart: boolean;
+  /** The first admin's token; undefined when one is made and kept in a file. */
+  readonly adminToken: string | undefined;
+  readonly registration: 'open' | 'token';
+  readonly enrollmentTokens: readonly string[];
+  readonly agentTokenLifetimeMs: number;
+  readonly leaseDurationMs: number;
+  readonly leaseLifetimeMs: number;
+  readonly heartbeatTimeoutMs: number;
+  readonly retryBackoffMs: number;
+  readonly retryBackoffMaxMs: number;
+  readonly taskRetentionMs: number;
+  readonly metricsRetentionMs: number;
+  readonly windowRetentionMs: number;
+  readonly idempotencyRetentionMs: number;
+  /** Quotas that replace a route's own; null switches the quota off. */
+  readonly quotas: Readonly<Partial<Record<QuotaRoute, Quota | null>>>;
+  readonly registerPerIp: Quota | null;
+  readonly failedAuthPerIp: Quota | null;
+  /** Whether the peer at this address may speak for others by `X-Forwarded-For`. */
+  readonly trustProxy: ((address: string) => boolean) | false;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly shutdownTimeoutMs: number;
+  readonly maxEventLoopDelayMs: number;
+  readonly maxWriteQueue: number;
+  /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
+  readonly signingKeyFile: string | undefined;
+}
+
+/** The injection token of {@link Settings}. */
+export const SETTINGS = Symbol('settings');
+
+/** A setting that can't be used. The message names the setting and never its value. */
+export class SettingsError extends Error {}
+
+const PREFIX = 'CONTROL_PLANE_';
+const UNITS_MS: Record<string, number> = { s: 1_000, m: 60_000, h: 3_600_000, d: DAY_MS };
+
+/**
+ * Parses `rate/period,burst` (`6/1m,3`): at most `burst` at once and `rate` in each period, which is a number of
+ * seconds, minutes, hours or days (`/minute` is the same as `/1m`).
+ * @returns undefined where the text is not of that form.
+ */
+export function parseQuota(text: string): Quota | undefined {
+  const match = /^(\d{1,9})\/(\d{0,6})(s|m|h|d|second|minute|hour|day),(\d{1,9})$/.exec(text);
+  if (!match) return undefined;
+  const limit = Number(match[1]);
+  const periodMs = (match[2] === '' ? 1 : Number(match[2])) * (UNITS_MS[match[3][0]] as number);
+  const burst = Number(match[4]);
+  return limit > 0 && periodMs > 0 && burst > 0 ? { limit, periodMs, burst } : undefined;
+}
+
+/** Reads settings by name, remembering which names it knows. */
+class Reader {
+  readonly known = new Set<string>();
+  constructor(private readonly env: NodeJS.ProcessEnv) {}
+
+  text(name: string): string | undefined {
+    const key = PREFIX + name;
+    this.known.add(key);
+    const value = this.env[key];
+    return value === undefined || value === '' ? undefined : value;
+  }
+
+  integer(name: string, fallback: number, min: number, max: number): number {
+    const text = this.text(name);
+    if (text === undefined) return fallback;
+    const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) throw bad(name, `must be an integer from ${min} to ${max}`);
+    return value;
+  }
+
+  days(name: string, fallback: number): number {
+    return this.integer(name, fallback, 1, 3650) * DAY_MS;
+  }
+
+  choice<T extends string>(name: string, fallback: T, allowed: readonly T[]): T {
+    const text = this.text(name) ?? fallback;
+    if (!allowed.includes(text as T)) throw bad(name, `must be one of ${allowed.join(', ')}`);
+    return text as T;
+  }
+
+  quota(name: string): Quota | null | undefined {
+    const text = this.text(name);
+    if (text === undefined) return undefined;
+    if (text === 'off') return null;
+    const quota = parseQuota(text);
+    if (!quota) throw bad(name, 'must be rate/period,burst such as 6/1m,3, or off');
+    return quota;
+  }
+}
+
+function bad(name: string, problem: string): SettingsError {
+  return new SettingsError(`${PREFIX}${name} ${problem}`);
+}
+
+function readBind(reader: Reader): { host: string; port: number } {
+  const text = reader.text('BIND') ?? '0.0.0.0:8080';
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]\s]+)):(\d{1,5})$/.exec(text);
+  const port = match ? Number(match[3]) : Number.NaN;
+  if (!match || !(port <= 65_535))
+    throw bad('BIND', 'must be address:port such as 0.0.0.0:8080 or [::1]:8080');
+  return { host: (match[1] ?? match[2]) as string, port };
+}
+
+function readDatabase(reader: Reader): DatabaseTarget {
+  const text = reader.text('DATABASE_URL') ?? 'sqlite://control-plane.db';
+  if (text === 'sqlite::memory:') return { type: 'sqlite', path: ':memory:' };
+  const path = text.startsWith('sqlite://') ? text.slice('sqlite://'.length) : '';
+  if (path === '' || path.includes('?') || path.includes('\0')) {
+    throw bad('DATABASE_URL', 'must be sqlite://file.db, sqlite:///absolute/file.db or sqlite::memory:');
+  }
+  return { type: 'sqlite', path: resolve(path) };
+}
+
+function readTrustProxy(reader: Reader): Settings['trustProxy'] {
+  const text = reader.text('TRUST_PROXY');
+  if (text === undefined) return false;
+  const trusted = new BlockList();
+  for (const entry of text.split(',').map((part) => part.trim())) {
+    const [address, prefix] = entry.split('/');
+    const family = isIP(address ?? '');
+    const bits =
+      prefix === undefined ? (family === 4 ? 32 : 128) : /^\d{1,3}$/.test(prefix) ? Number(prefix) : -1;
+    if (family === 0 || bits < 0 || bits > (family === 4 ? 32 : 128)) {
+      throw bad('TRUST_PROXY', 'must be a list of addresses or CIDR ranges such as 10.0.0.0/8,::1');
+    }
+    trusted.addSubnet(address as string, bits, family === 4 ? 'ipv4' : 'ipv6');
+  }
+  return (address) => {
+    const family = isIP(address);
+    return family !== 0 && trusted.check(address, family === 4 ? 'ipv4' : 'ipv6');
+  };
+}
+
+function readAdminToken(reader: Reader): string | undefined {
+  const token = reader.text('ADMIN_TOKEN');
+  if (token !== undefined && !/^[\x21-\x7e]{24,512}$/.test(token)) {
+    throw bad('ADMIN_TOKEN', 'must be 24 to 512 visible ASCII characters');
+  }
+  return token;
+}
+
+function readEnrollmentTokens(reader: Reader): string[] {
+  const text = reader.text('ENROLLMENT_TOKENS');
+  if (text === undefined) return [];
+  const tokens = text.split(',').map((token) => token.trim());
+  if (tokens.some((token) => !/^[\x21-\x7e]{24,512}$/.test(token))) {
+    throw bad(
+      'ENROLLMENT_TOKENS',
+      'must be a comma-separated list of tokens of 24 to 512 visible ASCII characters',
+    );
+  }
+  return tokens;
+}
+
+/**
+ * Reads and checks every `CONTROL_PLANE_*` variable.
+ * @throws SettingsError naming the first setting that is unknown or unusable; its value is never in the message.
+ */
+export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
+  const reader = new Reader(env);
+  const quotas: Partial<Record<QuotaRoute, Quota | null>> = {};
+  for (const route of QUOTA_ROUTES) {
+    const quota = reader.quota(`QUOTA_${route.toUpperCase()}`);
+    if (quota !== undefined) quotas[route] = quota;
+  }
+  const registerPerIp = reader.quota('REGISTER_PER_IP');
+  const failedAuthPerIp = reader.quota('FAILED_AUTH_PER_IP');
+  const leaseDurationMs = reader.integer('LEASE_DURATION_MS', 60_000, 1_000, DAY_MS);
+  const retryBackoffMs = reader.integer('RETRY_BACKOFF_MS', 1_000, 1, DAY_MS);
+  const settings: Settings = {
+    ...readBind(reader),
+    database: readDatabase(reader),
+    poolSize: reader.integer('POOL_SIZE', 10, 1, 1_000),
+    migrateOnStart: reader.choice('MIGRATE_ON_START', 'true', ['true', 'false']) === 'true',
+    adminToken: readAdminToken(reader),
+    registration: reader.choice('REGISTRATION', 'open', ['open', 'token']),
+    enrollmentTokens: readEnrollmentTokens(reader),
+    agentTokenLifetimeMs: reader.integer('AGENT_TOKEN_LIFETIME_MS', 0, 0, 3650 * DAY_MS),
+    leaseDurationMs,
+    leaseLifetimeMs: reader.integer(
+      'LEASE_LIFETIME_MS',
+      Math.max(3_600_000, leaseDurationMs),
+      leaseDurationMs,
+      7 * DAY_MS,
+    ),
+    heartbeatTimeoutMs: reader.integer('HEARTBEAT_TIMEOUT_MS', 45_000, 1_000, DAY_MS),
+    retryBackoffMs,
+    retryBackoffMaxMs: reader.integer(
+      'RETRY_BACKOFF_MAX_MS',
+      Math.max(300_000, retryBackoffMs),
+      retryBackoffMs,
+      7 * DAY_MS,
+    ),
+    taskRetentionMs: reader.days('TASK_RETENTION_DAYS', 30),
+    metricsRetentionMs: reader.days('METRICS_RETENTION_DAYS', 30),
+    windowRetentionMs: reader.days('WINDOW_RETENTION_DAYS', 1),
+    idempotencyRetentionMs: reader.days('IDEMPOTENCY_RETENTION_DAYS', 1),
+    quotas: Object.freeze(quotas),
+    registerPerIp: registerPerIp === undefined ? { limit: 600, periodMs: 60_000, burst: 600 } : registerPerIp,
+    failedAuthPerIp:
+      failedAuthPerIp === undefined ? { limit: 30, periodMs: 60_000, burst: 30 } : failedAuthPerIp,
+    trustProxy: readTrustProxy(reader),
+    logLevel: reader.choice('LOG_LEVEL', 'info', LOG_LEVELS),
+    shutdownTimeoutMs: reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000),
+    maxEventLoopDelayMs: reader.integer('MAX_EVENT_LOOP_DELAY_MS', 500, 10, 60_000),
+    maxWriteQueue: reader.integer('MAX_WRITE_QUEUE', 4_000, 1, 1_000_000),
+    signingKeyFile: reader.text('SIGNING_KEY_FILE'),
+  };
+  // Checked last, when every name that is known has been asked for.
+  for (const name of Object.keys(env)) {
+    if (name.startsWith(PREFIX) && !reader.known.has(name) && !name.startsWith(`${PREFIX}TEST_`)) {
+      throw new SettingsError(`${name} is not a setting of this program; see docs/control-plane-deploy.md`);
+    }
+  }
+  if (settings.registration === 'token' && settings.enrollmentTokens.length === 0) {
+    throw bad('REGISTRATION', `is token, so ${PREFIX}ENROLLMENT_TOKENS must hold at least one token`);
+  }
+  return Object.freeze(settings);
+}
+
+/** A file beside the database, such as the admin token's: `control-plane.db` gives `control-plane.<suffix>`. */
+export function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
+  return database.path === ':memory:'
+    ? resolve(`control-plane.${suffix}`)
+    : `${database.path.replace(/\.(db|sqlite3?)$/, '')}.${suffix}`;
+}

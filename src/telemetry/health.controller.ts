@@ -1,0 +1,47 @@
+import { Controller, Get, HttpCode } from '@nestjs/common';
+import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { Database } from '../database/database';
+import { fail } from '../errors';
+import { Public } from '../http/decorators';
+import { Lifecycle } from './lifecycle';
+
+class Health {
+  /** Always `ok`: anything else is an error answer. */
+  status!: string;
+}
+
+/** Tells orchestrators whether the process lives and whether it should get requests. */
+@ApiTags('health')
+@Controller()
+export class HealthController {
+  constructor(
+    private readonly database: Database,
+    private readonly lifecycle: Lifecycle,
+  ) {}
+
+  /** The process is alive. */
+  @Get('healthz')
+  @Public()
+  @HttpCode(200)
+  @ApiOperation({ summary: 'Is the process alive?' })
+  @ApiOkResponse({ type: Health, example: { status: 'ok' } })
+  alive(): Health {
+    return { status: 'ok' };
+  }
+
+  /**
+   * The service takes requests: the database answers and nobody has asked the process to stop. Migrations are current
+   * whenever the process runs at all.
+   */
+  @Get('readyz')
+  @Public()
+  @ApiOperation({ summary: 'Should this process get requests?' })
+  @ApiOkResponse({ type: Health, example: { status: 'ok' } })
+  async ready(): Promise<Health> {
+    if (this.lifecycle.stopping) throw fail('ERR_UNAVAILABLE', { reason: 'stopping' });
+    await this.database.ping().catch((error: unknown) => {
+      throw fail('ERR_UNAVAILABLE', { reason: 'database' }, { cause: error });
+    });
+    return { status: 'ok' };
+  }
+}
