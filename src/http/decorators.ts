@@ -2,7 +2,7 @@ import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetada
 import { RouteConfig } from '@nestjs/platform-fastify';
 import { ApiBearerAuth, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
-import { parseQuota, type Quota, type QuotaRoute } from '../settings';
+import { parseQuota, type Quota as QuotaSetting, type QuotaRoute } from '../settings';
 
 /** Who calls on an agent's route. */
 export interface AgentIdentity {
@@ -66,7 +66,7 @@ export const Operator = (role: Role) =>
 /** What a route's quota is and what it is counted by. */
 export interface QuotaRule {
   readonly route: string;
-  readonly quota: Quota;
+  readonly quota: QuotaSetting;
   /** `agent`: the caller's id. `hostname`: the body's hostname by success only, the address where it has none. */
   readonly by: 'agent' | 'hostname';
 }
