@@ -2,7 +2,7 @@ import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetada
 import { RouteConfig } from '@nestjs/platform-fastify';
 import { ApiBearerAuth, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
-import { parseQuota, type Quota as QuotaSetting, type QuotaRoute } from '../settings';
+import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
 
 /** Who calls on an agent's route. */
 export interface AgentIdentity {

@@ -5,7 +5,9 @@ import { Lifecycle } from '../telemetry/lifecycle';
 export interface Waiter {
   /** True when tasks may be there, false when the time is up, the caller hung up or the process stops. */
   woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
-  /** Ends the waiting. A wake-up that was not used goes to the next in line. */
+  /** Says that the caller has looked for tasks: the wake-up that it had is used. */
+  served(): void;
+  /** Leaves the line; a wake-up that was not used goes to the next in it. Waiting on is possible, being woken is not. */
   leave(): void;
 }
 
@@ -62,6 +64,7 @@ export class ClaimWaiters {
 
 class WaitingClaim implements Waiter {
   private signalled = false;
+  private used = true;
   private stopped = false;
   private notify: (() => void) | undefined;
 
@@ -96,11 +99,18 @@ class WaitingClaim implements Waiter {
     this.notify = undefined;
     if (this.stopped || hangUp.aborted || !this.signalled) return false;
     this.signalled = false;
+    this.used = false;
     return true;
+  }
+
+  served(): void {
+    this.used = true;
   }
 
   leave(): void {
     this.remove();
-    if (this.signalled) this.passOn();
+    if (this.signalled || !this.used) this.passOn();
+    this.signalled = false;
+    this.used = true;
   }
 }

@@ -1,3 +1,36 @@
 import { Module } from '@nestjs/common';
-@Module({})
+import { DiscoveryModule } from '@nestjs/core';
+import { AgentsModule } from '../agents/agents.module';
+import { ConcurrencyModule } from '../concurrency/concurrency.module';
+import { ClaimWaiters } from './claim-waiters';
+import { Idempotency } from './idempotency';
+import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
+import { LeasesController } from './leases.controller';
+import { LeasesService } from './leases.service';
+import { QueueDepth } from './queue-depth';
+import { QueueUpkeep } from './queue-upkeep';
+import { TaskKinds } from './task-kinds';
+import { TasksController } from './tasks.controller';
+import { TasksService } from './tasks.service';
+
+/** Tasks and the leases on them. */
+@Module({
+  imports: [DiscoveryModule, AgentsModule, ConcurrencyModule],
+  controllers: [LeasesController, TasksController],
+  providers: [
+    LeasesService,
+    TasksService,
+    QueueDepth,
+    QueueUpkeep,
+    ClaimWaiters,
+    Idempotency,
+    TaskKinds,
+    DnsKind,
+    HttpKind,
+    TcpKind,
+    PingKind,
+    TraceKind,
+  ],
+  exports: [TaskKinds],
+})
 export class LeasesModule {}

@@ -15,6 +15,8 @@ export interface Depth {
   kind: string;
   state: TaskState;
   count: number;
+  /** When the oldest of them was created, in ms since the epoch; null for finished tasks. */
+  oldest_created_at: number | null;
 }
 
 const HOLDS_SLOT: ReadonlySet<TaskState | null> = new Set<TaskState>(['queued', 'leased']);
@@ -52,8 +54,20 @@ export class QueueDepth {
   /** The depth of every kind and state that has tasks. */
   depths(statements: Statements): Promise<Depth[]> {
     return statements.rows<Depth>(
-      'SELECT kind, state, count FROM task_counts WHERE count > 0 ORDER BY kind, state',
+      `SELECT c.kind, c.state, c.count,
+         CASE WHEN c.state IN ('scheduled', 'waiting', 'queued', 'leased') THEN
+           (SELECT t.created_at FROM tasks t WHERE t.kind = c.kind AND t.state = c.state ORDER BY t.id LIMIT 1)
+         END AS oldest_created_at
+       FROM task_counts c WHERE c.count > 0 ORDER BY c.kind, c.state`,
     );
+  }
+
+  /** Every kind that ever had tasks. */
+  async kinds(statements: Statements): Promise<string[]> {
+    const rows = await statements.rows<{ kind: string }>(
+      'SELECT DISTINCT kind FROM task_counts ORDER BY kind',
+    );
+    return rows.map((row) => row.kind);
   }
 
   private async count(tx: Transaction, shifts: readonly Shift[]): Promise<void> {

@@ -4,7 +4,8 @@ export const OUTCOMES = ['success', 'timeout', 'error'] as const;
 export type Outcome = (typeof OUTCOMES)[number];
 
 /** `final` closed the task, `attempt` gave it back, `late` came after the lease had ended and changed nothing. */
-export type Standing = 'final' | 'attempt' | 'late';
+export const STANDINGS = ['final', 'attempt', 'late'] as const;
+export type Standing = (typeof STANDINGS)[number];
 
 /** What an agent reported for a lease. */
 @Entity('results')

@@ -13,7 +13,8 @@ export const TASK_STATES = [
 export type TaskState = (typeof TASK_STATES)[number];
 
 /** Why a task ended without a result. */
-export type TaskReason = 'max_attempts' | 'not_after' | 'operator';
+export const TASK_REASONS = ['max_attempts', 'not_after', 'operator'] as const;
+export type TaskReason = (typeof TASK_REASONS)[number];
 
 /** A check to be done once: what, where, and how far it has come. */
 @Entity('tasks')

@@ -11,7 +11,7 @@ export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: Destinat
       level: settings.logLevel,
       base: undefined,
       messageKey: 'message',
-      timestamp: () => `,"time":"${new Date(Date.now()).toISOString()}"`,
+      timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (level) => ({ level }) },
       serializers: { err: stdSerializers.errWithCause },
     },

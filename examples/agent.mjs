@@ -1,0 +1,120 @@
+// A probe in about a hundred lines: registers, heartbeats, claims dns tasks, resolves them and reports.
+//   node examples/agent.mjs [--server http://127.0.0.1:8080] [--hostname NAME] [--tasks N]
+// With --tasks it ends after that many; without, it goes on until it is interrupted.
+import { randomUUID } from 'node:crypto';
+import { promises as dns } from 'node:dns';
+import { hostname } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+
+const { values: options } = parseArgs({
+  options: {
+    server: { type: 'string', default: 'http://127.0.0.1:8080' },
+    hostname: { type: 'string', default: hostname() },
+    tasks: { type: 'string', default: 'Infinity' },
+  },
+});
+
+const CAPACITY = 10;
+const WAIT_MS = 20_000;
+// Longer than the server may hold a claim open.
+const TIMEOUT_MS = WAIT_MS + 15_000;
+
+let identity;
+
+/** Calls the control plane until it answers. Every call may be sent again after a failure: the server sees to that. */
+async function call(path, body, headers = {}) {
+  for (let attempt = 1; ; attempt++) {
+    let waitMs = Math.min(30_000, 500 * 2 ** attempt) * (0.5 + Math.random() / 2);
+    try {
+      const response = await fetch(new URL(path, options.server), {
+        method: 'POST',
+        headers: { 'content-type': 'application/json', ...credentials(), ...headers },
+        body: JSON.stringify(body),
+        signal: AbortSignal.timeout(TIMEOUT_MS),
+      });
+      const answer = await response.json();
+      if (response.ok) return answer;
+      if (!answer.retryable) throw Object.assign(new Error(`${path}: ${answer.message}`), { final: true });
+      const retryAfter = Number(response.headers.get('retry-after'));
+      if (retryAfter > 0) waitMs = retryAfter * 1_000;
+      console.error(`${path}: ${answer.error}, again in ${Math.round(waitMs)} ms`);
+    } catch (error) {
+      if (error.final) throw error;
+      console.error(`${path}: ${error.message}, again in ${Math.round(waitMs)} ms`);
+    }
+    await sleep(waitMs);
+  }
+}
+
+function credentials() {
+  return identity ? { 'x-agent-id': String(identity.agent_id), 'x-agent-token': identity.auth_token } : {};
+}
+
+/** Says that we live, well before the deadline each time. */
+async function keepAlive() {
+  for (;;) {
+    const { next_deadline_ms } = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
+    await sleep(next_deadline_ms / 2, undefined, { ref: false });
+  }
+}
+
+/** Looks a name up. What goes wrong with the lookup is a finding like any other: the task is done. */
+async function resolve({ lease_id, spec }) {
+  const resolver = new dns.Resolver({ timeout: 2_000, tries: 2 });
+  const startedAt = performance.now();
+  const rtt = () => ({
+    name: 'rtt_ms',
+    value: Math.round((performance.now() - startedAt) * 100) / 100,
+    unit: 'ms',
+  });
+  try {
+    if (spec.server) resolver.setServers([spec.server]);
+    const records = await resolver.resolve(spec.query, spec.record_type ?? 'A');
+    return { lease_id, outcome: 'success', observations: [rtt(), { name: 'records', value: records }] };
+  } catch (error) {
+    const outcome = error.code === 'ETIMEOUT' ? 'timeout' : 'error';
+    return {
+      lease_id,
+      outcome,
+      observations: [rtt(), { name: 'error', value: error.code ?? error.message }],
+    };
+  }
+}
+
+async function main() {
+  identity = await call('/v1/agents/register', { hostname: options.hostname });
+  const { agent_id } = identity;
+  console.log(`registered ${options.hostname} as agent ${agent_id}`);
+  keepAlive().catch(giveUp);
+
+  let left = Number(options.tasks);
+  while (left > 0) {
+    const capacities = { dns: Math.min(left, CAPACITY) };
+    // The key makes a repeated claim give the same leases, so that none is lost with an answer that did not arrive.
+    const { leases } = await call(
+      '/v1/agents/claim',
+      { agent_id, capacities, wait_ms: WAIT_MS },
+      { 'idempotency-key': randomUUID() },
+    );
+    if (leases.length === 0) continue;
+    const completed = await Promise.all(leases.map(resolve));
+    const { acknowledged, rejected = [] } = await call('/v1/agents/report', {
+      agent_id,
+      completed,
+      cancelled: [],
+    });
+    for (const { lease_id, reason } of rejected)
+      console.error(`lease ${lease_id} was not ours any more: ${reason}`);
+    console.log(`reported ${acknowledged} of ${leases.length}`);
+    left -= leases.length;
+  }
+  process.exit(0);
+}
+
+function giveUp(error) {
+  console.error(error.message);
+  process.exit(1);
+}
+
+main().catch(giveUp);

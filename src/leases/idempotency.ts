@@ -1,0 +1,98 @@
+import { hash } from 'node:crypto';
+import { Injectable } from '@nestjs/common';
+import { Clock } from '../clock';
+import type { Transaction } from '../database/statements';
+import { fail } from '../errors';
+
+/** A call under an `Idempotency-Key`: whose, which, and what was asked. */
+export interface IdempotentCall {
+  readonly scope: string;
+  readonly key: string;
+  readonly requestHash: string;
+}
+
+/**
+ * Owns idempotency_keys: remembers, in the transaction that has the effect, what was answered under a key, so that the
+ * same call again has no second effect.
+ */
+@Injectable()
+export class Idempotency {
+  private readonly running = new Set<string>();
+
+  constructor(private readonly clock: Clock) {}
+
+  /**
+   * Names a call.
+   * @param scope whose keys these are: two callers' keys never meet
+   * @param request what is asked; a repeat must be the same to the order of its fields
+   * @throws ERR_VALIDATION a key that is not 1 to 255 visible ASCII characters
+   */
+  call(scope: string, key: string, request: unknown): IdempotentCall {
+    if (!/^[\x21-\x7e]{1,255}$/.test(key)) {
+      throw fail('ERR_VALIDATION', { 'idempotency-key': 'must be 1 to 255 visible ASCII characters' });
+    }
+    return { scope, key, requestHash: hash('sha256', JSON.stringify(request), 'hex') };
+  }
+
+  /**
+   * Runs a call that may take long, unless the same key is running already.
+   * @throws ERR_CONFLICT retryable, while the first call runs
+   */
+  async alone<T>(call: IdempotentCall, work: () => Promise<T>): Promise<T> {
+    const name = `${call.scope}\0${call.key}`;
+    if (this.running.has(name)) {
+      throw fail(
+        'ERR_CONFLICT',
+        { 'idempotency-key': 'is in use by a call that still runs' },
+        { retryable: true, retryAfterMs: 1_000 },
+      );
+    }
+    this.running.add(name);
+    try {
+      return await work();
+    } finally {
+      this.running.delete(name);
+    }
+  }
+
+  /**
+   * What was stored under the key.
+   * @returns undefined where nothing was
+   * @throws ERR_CONFLICT the key was used for another request
+   */
+  async find<Response>(tx: Transaction, call: IdempotentCall): Promise<Response | undefined> {
+    const row = await tx.first<{ request_hash: string; response: string }>(
+      'SELECT request_hash, response FROM idempotency_keys WHERE scope = $1 AND idempotency_key = $2',
+      call.scope,
+      call.key,
+    );
+    if (!row) return undefined;
+    if (row.request_hash !== call.requestHash) {
+      throw fail('ERR_CONFLICT', { 'idempotency-key': 'was used for another request' });
+    }
+    return JSON.parse(row.response) as Response;
+  }
+
+  /** Remembers what is answered under the key, in the transaction that has the effect. */
+  async store(tx: Transaction, call: IdempotentCall, response: unknown): Promise<void> {
+    await tx.run(
+      `INSERT INTO idempotency_keys (scope, idempotency_key, request_hash, response, created_at)
+       VALUES ($1, $2, $3, $4, $5)`,
+      call.scope,
+      call.key,
+      call.requestHash,
+      JSON.stringify(response),
+      this.clock.now(),
+    );
+  }
+
+  /** Forgets up to `limit` of the keys stored before an instant. @returns how many */
+  forget(tx: Transaction, beforeMs: number, limit: number): Promise<number> {
+    return tx.run(
+      `DELETE FROM idempotency_keys WHERE (scope, idempotency_key) IN (
+         SELECT scope, idempotency_key FROM idempotency_keys WHERE created_at < $1 ORDER BY created_at LIMIT $2)`,
+      beforeMs,
+      limit,
+    );
+  }
+}

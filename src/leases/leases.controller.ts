@@ -1,0 +1,76 @@
+import { Body, Controller, HttpCode, Post } from '@nestjs/common';
+import { ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import {
+  AGENT_PATHS,
+  Agent,
+  type AgentIdentity,
+  CurrentAgent,
+  HangUp,
+  IdempotencyKey,
+  Quota,
+  ShedFirst,
+} from '../http/decorators';
+import {
+  ClaimRequest,
+  ClaimResponse,
+  ExtendRequest,
+  ExtendResponse,
+  ReportRequest,
+  ReportResponse,
+} from './leases.dto';
+import { LeasesService } from './leases.service';
+
+/** What agents call to work. */
+@ApiTags('leases')
+@Controller(AGENT_PATHS)
+export class LeasesController {
+  constructor(private readonly leases: LeasesService) {}
+
+  /** Grants leases on the best tasks that are queued; with `wait_ms`, waits for some where there are none. */
+  @Post('claim')
+  @HttpCode(200)
+  @Agent()
+  @Quota('claim', '12/minute', { burst: 6 })
+  @ShedFirst()
+  @ApiOperation({ summary: 'Claim tasks' })
+  @ApiHeader({
+    name: 'Idempotency-Key',
+    required: false,
+    description: 'The same key and body again give those leases of the first call that are still live.',
+  })
+  @ApiOkResponse({ type: ClaimResponse })
+  @GuardedErrors('ERR_CONFLICT')
+  claim(
+    @CurrentAgent() agent: AgentIdentity,
+    @Body() body: ClaimRequest,
+    @IdempotencyKey() key: string | undefined,
+    @HangUp() hangUp: AbortSignal,
+  ): Promise<ClaimResponse> {
+    return this.leases.claim(agent.id, body, key, hangUp);
+  }
+
+  /** Moves the deadlines of leases; those that the caller no longer holds are listed as revoked. */
+  @Post('extend')
+  @HttpCode(200)
+  @Agent()
+  @Quota('extend', '30/minute', { burst: 10 })
+  @ApiOperation({ summary: 'Extend leases' })
+  @ApiOkResponse({ type: ExtendResponse })
+  @GuardedErrors()
+  extend(@CurrentAgent() agent: AgentIdentity, @Body() body: ExtendRequest): Promise<ExtendResponse> {
+    return this.leases.extend(agent.id, body);
+  }
+
+  /** Takes what came of leases. A lease whose report came too late or was answered otherwise is listed as rejected. */
+  @Post('report')
+  @HttpCode(200)
+  @Agent()
+  @Quota('report', '12/minute', { burst: 6 })
+  @ApiOperation({ summary: 'Report observations' })
+  @ApiOkResponse({ type: ReportResponse })
+  @GuardedErrors()
+  report(@CurrentAgent() agent: AgentIdentity, @Body() body: ReportRequest): Promise<ReportResponse> {
+    return this.leases.report(agent.id, body);
+  }
+}

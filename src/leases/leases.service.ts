@@ -1,0 +1,548 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { AgentsService } from '../agents/agents.service';
+import { Clock } from '../clock';
+import { Database } from '../database/database';
+import type { Statements, Transaction } from '../database/statements';
+import { type ErrorDetails, fail } from '../errors';
+import { SETTINGS, type Settings } from '../settings';
+import { backoffMs } from './backoff';
+import { ClaimWaiters } from './claim-waiters';
+import { Idempotency, type IdempotentCall } from './idempotency';
+import type { LeaseState } from './lease.entity';
+import type {
+  ClaimRequest,
+  ClaimResponse,
+  ExtendRequest,
+  ExtendResponse,
+  LeaseGrant,
+  LeaseReport,
+  RejectedReport,
+  ReportRequest,
+  ReportResponse,
+} from './leases.dto';
+import { QueueDepth } from './queue-depth';
+import type { Outcome, Standing } from './result.entity';
+import type { TaskReason, TaskState } from './task.entity';
+import { TaskKinds } from './task-kinds';
+
+/** The most leases that one claim grants. */
+const MAX_CLAIM = 256;
+const MAX_REPORTS = 1_000;
+const MIN_EXTENSION_MS = 1_000;
+
+/** A live lease with what is needed of its task to end it. */
+interface HeldLease {
+  id: number;
+  task_id: number;
+  kind: string;
+  target: string;
+  attempts: number;
+  max_attempts: number;
+  not_after: number | null;
+}
+
+/** A lease of the caller as a report finds it. */
+interface ReportedLease extends HeldLease {
+  state: LeaseState;
+  reported: 'completed' | 'cancelled' | null;
+  outcome: Outcome | null;
+}
+
+/** What a task becomes when its lease ends. */
+interface TaskEnd {
+  id: number;
+  kind: string;
+  target: string;
+  to: TaskState;
+  attempts: number;
+  run_at: number | null;
+  reason: TaskReason | null;
+}
+
+/** Owns leases and results: who works on what, until when, and what came of it. The lease's id is the fence. */
+@Injectable()
+export class LeasesService {
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly agents: AgentsService,
+    private readonly kinds: TaskKinds,
+    private readonly depth: QueueDepth,
+    private readonly waiters: ClaimWaiters,
+    private readonly idempotency: Idempotency,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {
+    agents.onOut((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
+    agents.countLeasesWith((statements, agentIds) => this.countHeldBy(statements, agentIds));
+  }
+
+  /**
+   * Grants leases on the best queued tasks of the kinds asked for, 256 at the most; waits up to `wait_ms` for some.
+   * With a key, the same call again gives the leases of the first that are still live.
+   * @throws ERR_VALIDATION a kind that there is not
+   * @throws ERR_CONFLICT the key was used with another body, or its first call still runs (retryable)
+   * @throws ERR_FORBIDDEN the agent was put out of service
+   */
+  async claim(
+    agentId: number,
+    request: ClaimRequest,
+    key: string | undefined,
+    hangUp: AbortSignal,
+  ): Promise<ClaimResponse> {
+    const capacities = Object.entries(request.capacities).sort(([a], [b]) => (a < b ? -1 : 1));
+    this.kinds.checkKnown(capacities.map(([kind]) => kind));
+    const wanted = capacities.filter(([, capacity]) => capacity > 0);
+    const waitMs = request.wait_ms ?? 0;
+    if (key === undefined) return this.claimOrWait(agentId, wanted, waitMs, undefined, hangUp);
+    const call = this.idempotency.call(`claim:${agentId}`, key, { capacities, waitMs });
+    return this.idempotency.alone(call, () => this.claimOrWait(agentId, wanted, waitMs, call, hangUp));
+  }
+
+  /**
+   * Moves deadlines to now + `extend_by_ms` (clamped to 1 s and the lease duration), never nearer than they were and
+   * never past the lease's lifetime. What is not a live lease of the caller is listed as revoked.
+   * @throws ERR_FORBIDDEN the agent was put out of service
+   */
+  extend(agentId: number, request: ExtendRequest): Promise<ExtendResponse> {
+    const byMs = Math.min(Math.max(request.extend_by_ms, MIN_EXTENSION_MS), this.settings.leaseDurationMs);
+    return this.database.write(async (tx) => {
+      await this.agents.requireInService(tx, agentId);
+      const now = this.clock.now();
+      const rows = await tx.rows<{ id: number; deadline_at: number }>(
+        `UPDATE leases
+         SET deadline_at = ${tx.dialect.greatest('deadline_at', tx.dialect.least('$3', 'lifetime_ends_at'))}
+         WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND agent_id = $2 AND state = 'active'
+         RETURNING id, deadline_at`,
+        JSON.stringify(request.lease_ids),
+        agentId,
+        now + byMs,
+      );
+      const deadlines = new Map(rows.map((row) => [row.id, row.deadline_at]));
+      const answer: ExtendResponse = { outcomes: [], revoked: [] };
+      for (const id of request.lease_ids) {
+        const deadlineAt = deadlines.get(id);
+        if (deadlineAt === undefined) answer.revoked.push(id);
+        else answer.outcomes.push({ lease_id: id, new_deadline_ms: Math.max(0, deadlineAt - now) });
+      }
+      return answer;
+    });
+  }
+
+  /**
+   * Takes what came of leases: a completed one closes its task, a cancelled one gives it back. What comes too late is
+   * kept as evidence and changes nothing; the same again is acknowledged again.
+   * @throws ERR_VALIDATION the same lease twice, or more than 1,000
+   * @throws ERR_FORBIDDEN the agent was put out of service
+   */
+  report(agentId: number, request: ReportRequest): Promise<ReportResponse> {
+    const problems = checkReportAsWhole(request);
+    if (problems) throw fail('ERR_VALIDATION', problems);
+    const reports = [
+      ...request.completed.map((report) => ({
+        report,
+        as: 'completed' as const,
+        outcome: report.outcome ?? 'success',
+      })),
+      ...request.cancelled.map((report) => ({
+        report,
+        as: 'cancelled' as const,
+        outcome: report.outcome ?? null,
+      })),
+    ];
+    return this.database.write(async (tx) => {
+      await this.agents.requireInService(tx, agentId);
+      const now = this.clock.now();
+      const leases = await this.findReported(
+        tx,
+        agentId,
+        reports.map(({ report }) => report.lease_id),
+      );
+      const ends: TaskEnd[] = [];
+      const ended: { id: number; state: LeaseState }[] = [];
+      const results: object[] = [];
+      const rejected: RejectedReport[] = [];
+      for (const { report, as, outcome } of reports) {
+        const lease = leases.get(report.lease_id);
+        if (!lease) {
+          rejected.push({ lease_id: report.lease_id, reason: 'unknown' });
+          continue;
+        }
+        const keep = (standing: Standing) =>
+          results.push({
+            task_id: lease.task_id,
+            lease_id: lease.id,
+            standing,
+            report: as,
+            outcome,
+            observations: JSON.stringify(report.observations ?? []),
+          });
+        if (lease.state === 'active') {
+          ended.push({ id: lease.id, state: as });
+          ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
+          keep(as === 'completed' ? 'final' : 'attempt');
+        } else if (lease.state === 'expired' || lease.state === 'revoked') {
+          rejected.push({ lease_id: lease.id, reason: lease.state });
+          if (lease.reported === null) keep('late');
+        } else if (lease.reported !== as || lease.outcome !== outcome) {
+          rejected.push({ lease_id: lease.id, reason: 'conflict' });
+        }
+      }
+      await this.endLeases(tx, ended, now);
+      await this.storeResults(tx, agentId, results, now);
+      await this.endAttempts(tx, ends, now);
+      const acknowledged = reports.length - rejected.length;
+      return rejected.length > 0 ? { acknowledged, rejected } : { acknowledged };
+    });
+  }
+
+  /**
+   * Expires leases whose deadline has passed: their tasks go back, or are dead after the last attempt.
+   * @param limit how many at the most
+   * @returns how many
+   */
+  expireOverdue(limit: number): Promise<number> {
+    return this.database.write(async (tx) => {
+      const now = this.clock.now();
+      const leases = await tx.rows<HeldLease>(
+        `${SELECT_HELD} WHERE l.state = 'active' AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2`,
+        now,
+        limit,
+      );
+      await this.endLeases(
+        tx,
+        leases.map(({ id }) => ({ id, state: 'expired' })),
+        now,
+      );
+      await this.endAttempts(
+        tx,
+        leases.map((lease) => this.givenBack(lease, now)),
+        now,
+      );
+      return leases.length;
+    });
+  }
+
+  /** Whether a lease's deadline has passed. */
+  async anyOverdue(statements: Statements): Promise<boolean> {
+    const row = await statements.first(
+      `SELECT id FROM leases WHERE state = 'active' AND deadline_at <= $1 LIMIT 1`,
+      this.clock.now(),
+    );
+    return row !== undefined;
+  }
+
+  /** Gives every live lease one more duration, counted from an instant: its holder could not reach a server before. */
+  grantGrace(sinceMs: number): Promise<number> {
+    return this.database.write((tx) =>
+      tx.run(
+        `UPDATE leases SET deadline_at = $1 WHERE state = 'active' AND deadline_at < $1`,
+        sinceMs + this.settings.leaseDurationMs,
+      ),
+    );
+  }
+
+  /** Revokes the live lease of a task, where it has one, without touching the task; its next extend lists it. */
+  async revoke(tx: Transaction, leaseId: number): Promise<void> {
+    await this.endLeases(tx, [{ id: leaseId, state: 'revoked' }], this.clock.now());
+  }
+
+  private async claimOrWait(
+    agentId: number,
+    wanted: readonly [string, number][],
+    waitMs: number,
+    call: IdempotentCall | undefined,
+    hangUp: AbortSignal,
+  ): Promise<ClaimResponse> {
+    if (wanted.length === 0) return { leases: [] };
+    const until = performance.now() + waitMs;
+    const waiter = this.waiters.enlist(wanted.map(([kind]) => kind));
+    try {
+      for (;;) {
+        const granted = await this.claimNow(agentId, wanted, call);
+        if (granted === 'draining') {
+          waiter.leave();
+        } else {
+          waiter.served();
+          if (granted.length > 0 || granted === REPLAYED_NONE) return { leases: [...granted] };
+        }
+        if (!(await waiter.woken(until - performance.now(), hangUp))) return { leases: [] };
+      }
+    } finally {
+      waiter.leave();
+    }
+  }
+
+  /** One look for tasks, in one transaction. */
+  private claimNow(
+    agentId: number,
+    wanted: readonly [string, number][],
+    call: IdempotentCall | undefined,
+  ): Promise<readonly LeaseGrant[] | 'draining'> {
+    return this.database.write(async (tx) => {
+      const mayHaveMore = await this.agents.requireInService(tx, agentId);
+      const now = this.clock.now();
+      if (call) {
+        const before = await this.idempotency.find<number[]>(tx, call);
+        if (before) {
+          const live = await this.findLive(tx, agentId, before, now);
+          return live.length > 0 ? live : REPLAYED_NONE;
+        }
+      }
+      if (!mayHaveMore) return 'draining';
+      const tasks = await this.takeBest(tx, wanted, now);
+      if (tasks.length === 0) return [];
+      const leases = await this.lease(tx, agentId, tasks, now);
+      if (call) {
+        await this.idempotency.store(
+          tx,
+          call,
+          leases.map((lease) => lease.lease_id),
+        );
+      }
+      return leases;
+    });
+  }
+
+  /** The best queued tasks: of each kind no more than its capacity, in all no more than one claim may have. */
+  private takeBest(
+    tx: Transaction,
+    wanted: readonly [string, number][],
+    now: number,
+  ): Promise<CandidateTask[]> {
+    const values: (string | number)[] = [now];
+    const perKind = wanted.map(([kind, capacity]) => {
+      values.push(kind, Math.min(capacity, MAX_CLAIM));
+      // A derived table each: a LIMIT must not reach across the union.
+      return `SELECT * FROM (SELECT id, kind, target, spec, priority FROM tasks
+        WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
+        ORDER BY priority DESC, id LIMIT $${values.length}) AS k${values.length}`;
+    });
+    return tx.rows<CandidateTask>(
+      `${perKind.join(' UNION ALL ')} ORDER BY priority DESC, id LIMIT ${MAX_CLAIM}`,
+      ...values,
+    );
+  }
+
+  private async lease(
+    tx: Transaction,
+    agentId: number,
+    tasks: readonly CandidateTask[],
+    now: number,
+  ): Promise<LeaseGrant[]> {
+    const { leaseDurationMs, leaseLifetimeMs } = this.settings;
+    const ids = JSON.stringify(tasks.map((task) => task.id));
+    const rows = await tx.rows<{ id: number; task_id: number }>(
+      `INSERT INTO leases (task_id, agent_id, attempt, state, granted_at, deadline_at, lifetime_ends_at)
+       SELECT id, $2, attempts + 1, 'active', $3, $4, $5 FROM tasks WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)
+       RETURNING id, task_id`,
+      ids,
+      agentId,
+      now,
+      now + leaseDurationMs,
+      now + leaseLifetimeMs,
+    );
+    await tx.run(
+      `UPDATE tasks SET state = 'leased', attempts = attempts + 1, updated_at = $2,
+         lease_id = (SELECT l.id FROM leases l WHERE l.task_id = tasks.id AND l.state = 'active')
+       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      ids,
+      now,
+    );
+    await this.depth.shift(
+      tx,
+      tasks.map(({ kind, target }) => ({ kind, target, from: 'queued', to: 'leased' })),
+    );
+    const leaseOf = new Map(rows.map((row) => [row.task_id, row.id]));
+    return tasks.map((task) => ({
+      lease_id: leaseOf.get(task.id) as number,
+      task_id: task.id,
+      kind: task.kind,
+      lease_until_ms: leaseDurationMs,
+      spec: JSON.parse(task.spec),
+    }));
+  }
+
+  /** Those of the leases that are still live, as they would be granted now. */
+  private async findLive(
+    tx: Transaction,
+    agentId: number,
+    leaseIds: readonly number[],
+    now: number,
+  ): Promise<LeaseGrant[]> {
+    const rows = await tx.rows<{
+      id: number;
+      task_id: number;
+      kind: string;
+      spec: string;
+      deadline_at: number;
+    }>(
+      `SELECT l.id, l.task_id, t.kind, t.spec, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
+       WHERE l.id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND l.agent_id = $2 AND l.state = 'active'`,
+      JSON.stringify(leaseIds),
+      agentId,
+    );
+    const byId = new Map(rows.map((row) => [row.id, row]));
+    return leaseIds.flatMap((id) => {
+      const row = byId.get(id);
+      if (!row) return [];
+      const lease_until_ms = Math.max(0, row.deadline_at - now);
+      return [
+        { lease_id: id, task_id: row.task_id, kind: row.kind, lease_until_ms, spec: JSON.parse(row.spec) },
+      ];
+    });
+  }
+
+  private async findReported(
+    tx: Transaction,
+    agentId: number,
+    leaseIds: readonly number[],
+  ): Promise<Map<number, ReportedLease>> {
+    if (leaseIds.length === 0) return new Map();
+    // A foreign lease is not found, so it looks the same as one that there is not.
+    const rows = await tx.rows<ReportedLease>(
+      `SELECT l.id, l.state, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
+         r.report AS reported, r.outcome
+       FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
+       WHERE l.id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND l.agent_id = $2`,
+      JSON.stringify(leaseIds),
+      agentId,
+    );
+    return new Map(rows.map((row) => [row.id, row]));
+  }
+
+  private async endLeases(
+    tx: Transaction,
+    leases: readonly { id: number; state: LeaseState }[],
+    now: number,
+  ): Promise<void> {
+    if (leases.length === 0) return;
+    const touched = await tx.run(
+      `UPDATE leases SET state = r.state, ended_at = $2
+       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r
+       WHERE leases.id = r.id AND leases.state = 'active'`,
+      JSON.stringify(leases),
+      now,
+    );
+    if (touched !== leases.length)
+      throw new Error(`${leases.length} leases were to end, ${touched} were active`);
+  }
+
+  private async storeResults(
+    tx: Transaction,
+    agentId: number,
+    results: readonly object[],
+    now: number,
+  ): Promise<void> {
+    if (results.length === 0) return;
+    await tx.run(
+      `INSERT INTO results (task_id, lease_id, agent_id, standing, report, outcome, observations, received_at)
+       SELECT task_id, lease_id, $2, standing, report, outcome, observations, $3
+       FROM ${tx.dialect.rowset('$1', {
+         task_id: 'integer',
+         lease_id: 'integer',
+         standing: 'text',
+         report: 'text',
+         outcome: 'text',
+         observations: 'text',
+       })} AS r`,
+      JSON.stringify(results),
+      agentId,
+      now,
+    );
+  }
+
+  /** Takes leased tasks to what they become, and the counters with them. */
+  private async endAttempts(tx: Transaction, ends: readonly TaskEnd[], now: number): Promise<void> {
+    if (ends.length === 0) return;
+    await tx.run(
+      `UPDATE tasks SET state = r.state, attempts = r.attempts, run_at = coalesce(r.run_at, tasks.run_at), reason = r.reason, lease_id = NULL,
+         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN $2 END
+       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text', attempts: 'integer', run_at: 'integer', reason: 'text' })} AS r
+       WHERE tasks.id = r.id`,
+      JSON.stringify(
+        ends.map(({ id, to, attempts, run_at, reason }) => ({ id, state: to, attempts, run_at, reason })),
+      ),
+      now,
+    );
+    await this.depth.shift(
+      tx,
+      ends.map(({ kind, target, to }) => ({ kind, target, from: 'leased', to })),
+    );
+  }
+
+  /** What a task becomes whose attempt failed: scheduled for the next one, or dead. */
+  private givenBack(lease: HeldLease, now: number): TaskEnd {
+    const { task_id: id, kind, target, attempts } = lease;
+    if (attempts >= lease.max_attempts)
+      return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'max_attempts' };
+    const runAt = now + backoffMs(attempts, this.settings.retryBackoffMs, this.settings.retryBackoffMaxMs);
+    // Nothing could begin before the task's time is up: it is over now, not later.
+    if (lease.not_after !== null && runAt >= lease.not_after) {
+      return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'not_after' };
+    }
+    return { id, kind, target, to: 'scheduled', attempts, run_at: runAt, reason: null };
+  }
+
+  /** The agents' leases are revoked; their tasks go back at once, and the attempts that were cut off do not count. */
+  private async revokeHeldBy(tx: Transaction, agentIds: readonly number[]): Promise<void> {
+    const now = this.clock.now();
+    const leases = await tx.rows<HeldLease>(
+      `${SELECT_HELD} WHERE l.state = 'active' AND l.agent_id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) ORDER BY l.id`,
+      JSON.stringify(agentIds),
+    );
+    if (leases.length === 0) return;
+    await this.endLeases(
+      tx,
+      leases.map(({ id }) => ({ id, state: 'revoked' })),
+      now,
+    );
+    await this.endAttempts(
+      tx,
+      // A leased task holds a slot of its windows already, so it need not ask for one.
+      leases.map(({ task_id: id, kind, target, attempts }) => ({
+        id,
+        kind,
+        target,
+        to: 'queued',
+        attempts: attempts - 1,
+        run_at: null,
+        reason: null,
+      })),
+      now,
+    );
+  }
+
+  private async countHeldBy(
+    statements: Statements,
+    agentIds: readonly number[],
+  ): Promise<Map<number, number>> {
+    const rows = await statements.rows<{ agent_id: number; count: number }>(
+      `SELECT agent_id, count(*) AS count FROM leases
+       WHERE state = 'active' AND agent_id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i) GROUP BY agent_id`,
+      JSON.stringify(agentIds),
+    );
+    return new Map(rows.map((row) => [row.agent_id, row.count]));
+  }
+}
+
+type CandidateTask = { id: number; kind: string; target: string; spec: string };
+
+/** Says that a key's leases have all ended: the answer is empty, and nothing more is to be waited for. */
+const REPLAYED_NONE: readonly LeaseGrant[] = Object.freeze([]);
+
+const SELECT_HELD = `SELECT l.id, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after
+  FROM leases l JOIN tasks t ON t.id = l.task_id`;
+
+function completed({ task_id: id, kind, target, attempts }: HeldLease): TaskEnd {
+  return { id, kind, target, to: 'completed', attempts, run_at: null, reason: null };
+}
+
+/** What a report's two lists must be together. */
+function checkReportAsWhole({ completed, cancelled }: ReportRequest): ErrorDetails | undefined {
+  if (completed.length + cancelled.length > MAX_REPORTS) {
+    return { cancelled: `must hold, with completed, at most ${MAX_REPORTS} reports` };
+  }
+  const ids = new Set(completed.map((report: LeaseReport) => report.lease_id));
+  const both = cancelled.findIndex((report) => ids.has(report.lease_id));
+  return both === -1 ? undefined : { [`cancelled.${both}.lease_id`]: 'is in completed too' };
+}

@@ -1,0 +1,92 @@
+import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
+import { ApiCreatedResponse, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import {
+  CurrentOperator,
+  IdempotencyKey,
+  Operator,
+  type OperatorIdentity,
+  ShedFirst,
+} from '../http/decorators';
+import { IdParam } from '../http/validation';
+import { EnqueueRequest, EnqueueResponse, TaskDetail, TaskPage, TaskStats, TasksQuery } from './tasks.dto';
+import { TasksService } from './tasks.service';
+
+/** What operators do with tasks. */
+@ApiTags('tasks')
+@Controller('v1/tasks')
+export class TasksController {
+  constructor(private readonly tasks: TasksService) {}
+
+  /** Enqueues tasks, all or none, and answers in the order sent. */
+  @Post()
+  @Operator('operator')
+  @ShedFirst()
+  @ApiOperation({ summary: 'Enqueue tasks' })
+  @ApiHeader({
+    name: 'Idempotency-Key',
+    required: false,
+    description: 'The same key and body again get the same answer, and nothing is enqueued twice.',
+  })
+  @ApiCreatedResponse({ type: EnqueueResponse })
+  @GuardedErrors('ERR_CONFLICT')
+  enqueue(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: EnqueueRequest,
+    @IdempotencyKey() key: string | undefined,
+  ): Promise<EnqueueResponse> {
+    return this.tasks.enqueue(operator.tokenId, body.tasks, key);
+  }
+
+  /** Lists tasks, newest first. */
+  @Get()
+  @Operator('viewer')
+  @ApiOperation({ summary: 'List tasks' })
+  @ApiOkResponse({ type: TaskPage })
+  @GuardedErrors()
+  list(@Query() query: TasksQuery): Promise<TaskPage> {
+    return this.tasks.list(query);
+  }
+
+  /** How many tasks of each kind are in each state, and how old the oldest is. */
+  @Get('stats')
+  @Operator('viewer')
+  @ApiOperation({ summary: 'Show the depth of the queue' })
+  @ApiOkResponse({ type: TaskStats })
+  @GuardedErrors()
+  stats(): Promise<TaskStats> {
+    return this.tasks.stats();
+  }
+
+  /** Shows a task with every attempt and its observations. */
+  @Get(':id')
+  @Operator('viewer')
+  @ApiOperation({ summary: 'Show a task' })
+  @ApiOkResponse({ type: TaskDetail })
+  @GuardedErrors('ERR_NOT_FOUND')
+  get(@Param('id', IdParam) id: number): Promise<TaskDetail> {
+    return this.tasks.get(id);
+  }
+
+  /** Cancels an unfinished task; a live lease on it is revoked. */
+  @Post(':id/cancel')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Cancel a task' })
+  @ApiOkResponse({ type: TaskDetail })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  cancel(@Param('id', IdParam) id: number): Promise<TaskDetail> {
+    return this.tasks.cancel(id);
+  }
+
+  /** Reopens a dead or cancelled task: it starts afresh, with all its attempts before it. */
+  @Post(':id/retry')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Retry a task' })
+  @ApiOkResponse({ type: TaskDetail })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  retry(@Param('id', IdParam) id: number): Promise<TaskDetail> {
+    return this.tasks.retry(id);
+  }
+}

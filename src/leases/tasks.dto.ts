@@ -1,0 +1,312 @@
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
+import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { PageQuery } from '../http/pagination';
+import { parseTimestamp } from '../http/timestamps';
+import { type ItemProblem, Items } from '../http/validation';
+import { LEASE_STATES, type LeaseState } from './lease.entity';
+import { Observation } from './leases.dto';
+import { OUTCOMES, type Outcome, STANDINGS, type Standing } from './result.entity';
+import { TASK_REASONS, TASK_STATES, type TaskReason, type TaskState } from './task.entity';
+
+const MAX_TASKS = 10_000;
+const MAX_ATTEMPTS = 100;
+const MAX_PRIORITY = 2_147_483_647;
+
+/** A task to enqueue. */
+export class TaskInput {
+  @ApiProperty({ example: 'dns' })
+  kind!: string;
+
+  /** What to do, in the form of the kind; it may repeat the kind. */
+  @ApiProperty({ type: Object, example: { query: 'example.com', record_type: 'A' } })
+  spec!: object;
+
+  /** Higher goes first. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: 'integer',
+    default: 0,
+    minimum: -MAX_PRIORITY,
+    maximum: MAX_PRIORITY,
+  })
+  priority?: number | null;
+
+  /** Not before this instant. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    format: 'date-time',
+    example: '2030-01-01T00:00:00Z',
+  })
+  run_at?: string | null;
+
+  /** No attempt begins from this instant on; the task is dead then. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    format: 'date-time',
+    example: '2030-01-01T01:00:00Z',
+  })
+  not_after?: string | null;
+
+  /** How often it is tried before it is dead. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: 'integer',
+    default: 5,
+    minimum: 1,
+    maximum: MAX_ATTEMPTS,
+  })
+  max_attempts?: number | null;
+
+  /**
+   * While an unfinished task has this key, an equal one is not added: the answer names the one that is there. One of
+   * another kind or spec is a conflict.
+   */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    minLength: 1,
+    maxLength: 255,
+    example: 'example.com/A/hourly',
+  })
+  unique_key?: string | null;
+}
+
+/** Tasks to enqueue, all or none. */
+export class EnqueueRequest {
+  @ApiProperty({ type: [TaskInput], minItems: 1, maxItems: MAX_TASKS })
+  @Items(checkTasks)
+  tasks!: TaskInput[];
+}
+
+/** A task that was enqueued. */
+export class EnqueuedTask {
+  @ApiProperty({ example: 1203 })
+  id!: number;
+
+  @ApiProperty({ enum: TASK_STATES, example: 'queued' })
+  state!: TaskState;
+}
+
+/** The tasks, in the order sent. */
+export class EnqueueResponse {
+  @ApiProperty({ type: [EnqueuedTask] })
+  tasks!: EnqueuedTask[];
+}
+
+/** Which tasks to list. */
+export class TasksQuery extends PageQuery {
+  @ApiPropertyOptional({ description: 'Only tasks in this state.', enum: TASK_STATES, example: 'queued' })
+  @IsOptional()
+  @IsIn(TASK_STATES)
+  state?: TaskState;
+
+  @ApiPropertyOptional({ description: 'Only tasks of this kind.', example: 'dns' })
+  @IsOptional()
+  @IsString()
+  @MaxLength(64)
+  kind?: string;
+
+  @ApiPropertyOptional({ description: 'Only tasks aimed at this target.', example: '192.0.2.53' })
+  @IsOptional()
+  @IsString()
+  @MaxLength(512)
+  target?: string;
+}
+
+/** A task as operators see it. */
+export class TaskView {
+  @ApiProperty({ example: 1203 })
+  id!: number;
+
+  @ApiProperty({ example: 'dns' })
+  kind!: string;
+
+  /** What it is aimed at, as the kind derives it from the spec. */
+  @ApiProperty({ example: '192.0.2.53' })
+  target!: string;
+
+  @ApiProperty({
+    type: Object,
+    example: { kind: 'dns', query: 'example.com', record_type: 'A', server: '192.0.2.53' },
+  })
+  spec!: object;
+
+  @ApiProperty({ enum: TASK_STATES, example: 'queued' })
+  state!: TaskState;
+
+  /** Why it is cancelled or dead. */
+  @ApiProperty({ enum: TASK_REASONS, nullable: true, example: null })
+  reason!: TaskReason | null;
+
+  @ApiProperty({ type: 'integer', example: 0 })
+  priority!: number;
+
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  run_at!: string | null;
+
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  not_after!: string | null;
+
+  /** Attempts begun; those that an operator's decision cut off do not count. */
+  @ApiProperty({ type: 'integer', example: 1 })
+  attempts!: number;
+
+  @ApiProperty({ type: 'integer', example: 5 })
+  max_attempts!: number;
+
+  @ApiProperty({ type: String, nullable: true, example: null })
+  unique_key!: string | null;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
+  created_at!: string;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:01.000Z' })
+  updated_at!: string;
+
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  finished_at!: string | null;
+}
+
+/** What an agent reported for a lease. */
+export class ResultView {
+  /** `final` closed the task, `attempt` gave it back, `late` came after the lease had ended and changed nothing. */
+  @ApiProperty({ enum: STANDINGS, example: 'final' })
+  standing!: Standing;
+
+  @ApiProperty({ enum: ['completed', 'cancelled'], example: 'completed' })
+  report!: 'completed' | 'cancelled';
+
+  @ApiProperty({ enum: OUTCOMES, nullable: true, example: 'success' })
+  outcome!: Outcome | null;
+
+  @ApiProperty({ type: [Observation] })
+  observations!: Observation[];
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:02.000Z' })
+  received_at!: string;
+}
+
+/** One attempt: a lease, and what its agent reported. */
+export class AttemptView {
+  @ApiProperty({ example: 4711 })
+  lease_id!: number;
+
+  @ApiProperty({ example: 1 })
+  agent_id!: number;
+
+  /** Counts from 1; an attempt that was cut off by an operator is counted again. */
+  @ApiProperty({ type: 'integer', example: 1 })
+  attempt!: number;
+
+  @ApiProperty({ enum: LEASE_STATES, example: 'completed' })
+  state!: LeaseState;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:01.000Z' })
+  granted_at!: string;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:01:01.000Z' })
+  deadline_at!: string;
+
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-01-01T00:00:02.000Z' })
+  ended_at!: string | null;
+
+  /** Null while nothing was reported. */
+  @ApiProperty({ type: ResultView, nullable: true })
+  result!: ResultView | null;
+}
+
+/** A task with its history. */
+export class TaskDetail extends TaskView {
+  /** Every attempt, oldest first. */
+  @ApiProperty({ type: [AttemptView] })
+  leases!: AttemptView[];
+}
+
+/** A page of tasks. */
+export class TaskPage {
+  @ApiProperty({ type: [TaskView] })
+  items!: TaskView[];
+
+  /** Where the next page begins; null on the last. */
+  @ApiProperty({ type: String, nullable: true, example: null })
+  next_cursor!: string | null;
+}
+
+/** How many tasks of a kind are in a state. */
+export class DepthView {
+  @ApiProperty({ example: 'dns' })
+  kind!: string;
+
+  @ApiProperty({ enum: TASK_STATES, example: 'queued' })
+  state!: TaskState;
+
+  @ApiProperty({ type: 'integer', example: 1_200 })
+  count!: number;
+
+  /** How long ago the oldest of them was created, in milliseconds; null for finished tasks. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 5_300 })
+  oldest_age_ms!: number | null;
+}
+
+/** How deep the queue is. */
+export class TaskStats {
+  @ApiProperty({ type: [DepthView] })
+  depths!: DepthView[];
+
+  /** How long ago the oldest queued task of any kind was created, in milliseconds; null where none is queued. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 5_300 })
+  oldest_queued_age_ms!: number | null;
+}
+
+const TASK_FIELDS = new Set([
+  'kind',
+  'spec',
+  'priority',
+  'run_at',
+  'not_after',
+  'max_attempts',
+  'unique_key',
+]);
+
+const given = (value: unknown) => value !== undefined && value !== null;
+const isInteger = (value: unknown, min: number, max: number) =>
+  Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max;
+
+/** Checks everything but kind and spec, which the registry of kinds knows. */
+function checkTasks(value: unknown): ItemProblem | undefined {
+  if (!Array.isArray(value) || value.length < 1 || value.length > MAX_TASKS) {
+    return ['', `must be a list of 1 to ${MAX_TASKS} tasks`];
+  }
+  for (let i = 0; i < value.length; i++) {
+    const task = value[i] as Record<string, unknown>;
+    if (typeof task !== 'object' || task === null || Array.isArray(task)) return [i, 'must be an object'];
+    for (const name in task) if (!TASK_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a task'];
+    const { priority, max_attempts, unique_key } = task;
+    if (given(priority) && !isInteger(priority, -MAX_PRIORITY, MAX_PRIORITY)) {
+      return [`${i}.priority`, `must be an integer from -${MAX_PRIORITY} to ${MAX_PRIORITY}`];
+    }
+    if (given(max_attempts) && !isInteger(max_attempts, 1, MAX_ATTEMPTS)) {
+      return [`${i}.max_attempts`, `must be an integer from 1 to ${MAX_ATTEMPTS}`];
+    }
+    for (const name of ['run_at', 'not_after'] as const) {
+      const text = task[name];
+      if (given(text) && (typeof text !== 'string' || parseTimestamp(text) === undefined)) {
+        return [`${i}.${name}`, 'must be an RFC 3339 timestamp'];
+      }
+    }
+    if (
+      given(unique_key) &&
+      (typeof unique_key !== 'string' || unique_key.length < 1 || unique_key.length > 255)
+    ) {
+      return [`${i}.unique_key`, 'must be a string of 1 to 255 characters'];
+    }
+  }
+  return undefined;
+}

@@ -1,0 +1,497 @@
+import { Injectable } from '@nestjs/common';
+import { Clock, toTimestamp } from '../clock';
+import { Database } from '../database/database';
+import type { Statements, Transaction } from '../database/statements';
+import { type ErrorDetails, fail } from '../errors';
+import { olderThan, type Page, pageOf } from '../http/pagination';
+import { parseTimestamp } from '../http/timestamps';
+import { Idempotency } from './idempotency';
+import type { LeaseState } from './lease.entity';
+import { LeasesService } from './leases.service';
+import { QueueDepth } from './queue-depth';
+import type { Outcome, Standing } from './result.entity';
+import { TASK_STATES, type TaskEntity, type TaskState } from './task.entity';
+import { TaskKinds } from './task-kinds';
+import type {
+  AttemptView,
+  EnqueuedTask,
+  EnqueueResponse,
+  TaskDetail,
+  TaskInput,
+  TaskStats,
+  TasksQuery,
+  TaskView,
+} from './tasks.dto';
+
+const DEFAULT_MAX_ATTEMPTS = 5;
+/** A request that is wrong all over is answered with the first of its problems. */
+const MAX_PROBLEMS = 50;
+
+/** A task that is accepted, as it goes into the table. */
+interface NewTask {
+  kind: string;
+  target: string;
+  spec: string;
+  state: TaskState;
+  priority: number;
+  run_at: number | null;
+  not_after: number | null;
+  max_attempts: number;
+  unique_key: string | null;
+}
+
+/** A row as the changes below need it. */
+type TaskRow = Pick<TaskEntity, 'id' | 'kind' | 'target' | 'state'>;
+
+const COLUMNS = {
+  kind: 'text',
+  target: 'text',
+  spec: 'text',
+  state: 'text',
+  priority: 'integer',
+  run_at: 'integer',
+  not_after: 'integer',
+  max_attempts: 'integer',
+  unique_key: 'text',
+} as const;
+
+/** Owns tasks: what is to be done, and when it is over. */
+@Injectable()
+export class TasksService {
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly kinds: TaskKinds,
+    private readonly depth: QueueDepth,
+    private readonly leases: LeasesService,
+    private readonly idempotency: Idempotency,
+  ) {}
+
+  /**
+   * Adds tasks, all or none. With a key, the same call again gets the same answer and adds nothing.
+   * @param tokenId whose key it is
+   * @throws ERR_VALIDATION naming each field that is wrong
+   * @throws ERR_CONFLICT the key was used with another body, or a unique_key is held by a task that differs
+   */
+  async enqueue(
+    tokenId: number,
+    inputs: readonly TaskInput[],
+    key: string | undefined,
+  ): Promise<EnqueueResponse> {
+    const call = key === undefined ? undefined : this.idempotency.call(`tasks:${tokenId}`, key, inputs);
+    // What depends on the time is checked inside: a repeat of a call must not fail for being late.
+    const tasks = this.accept(inputs);
+    return this.database.write(async (tx) => {
+      const before = call && (await this.idempotency.find<EnqueueResponse>(tx, call));
+      if (before) return before;
+      const response = { tasks: await this.insert(tx, tasks) };
+      if (call) await this.idempotency.store(tx, call, response);
+      return response;
+    });
+  }
+
+  /** Lists tasks, newest first. */
+  list(query: TasksQuery): Promise<Page<TaskView>> {
+    return this.database.read(async (statements) => {
+      const page = pageOf(await this.selectPage(statements, query), query.limit, (row) => row.id);
+      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+    });
+  }
+
+  /** How many tasks of each kind are in each state, and the age of the oldest in milliseconds. */
+  stats(): Promise<TaskStats> {
+    return this.database.read(async (statements) => {
+      const now = this.clock.now();
+      const depths = (await this.depth.depths(statements)).map(({ oldest_created_at, ...depth }) => ({
+        ...depth,
+        oldest_age_ms: oldest_created_at === null ? null : Math.max(0, now - oldest_created_at),
+      }));
+      const ages = depths.flatMap((depth) => (depth.state === 'queued' ? [depth.oldest_age_ms ?? 0] : []));
+      return { depths, oldest_queued_age_ms: ages.length === 0 ? null : Math.max(...ages) };
+    });
+  }
+
+  /** @throws ERR_NOT_FOUND there is no such task, or it is no longer kept */
+  get(id: number): Promise<TaskDetail> {
+    return this.database.read((statements) => detailOf(statements, id));
+  }
+
+  /**
+   * Cancels an unfinished task, effective when it is answered; its live lease is revoked. A cancelled one stays so.
+   * @throws ERR_NOT_FOUND there is no such task
+   * @throws ERR_CONFLICT it is completed or dead
+   */
+  cancel(id: number): Promise<TaskDetail> {
+    return this.database.write(async (tx) => {
+      const task = await findTask(tx, id);
+      if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
+      if (task.state !== 'cancelled') {
+        const now = this.clock.now();
+        if (task.lease_id !== null) await this.leases.revoke(tx, task.lease_id);
+        await tx.run(
+          `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
+           WHERE id = $1`,
+          id,
+          now,
+        );
+        await this.depth.shift(tx, [
+          { kind: task.kind, target: task.target, from: task.state, to: 'cancelled' },
+        ]);
+      }
+      return detailOf(tx, id);
+    });
+  }
+
+  /**
+   * Reopens a dead or cancelled task: its attempts count from the start again, and a `not_after` that has passed no
+   * longer holds.
+   * @throws ERR_NOT_FOUND there is no such task
+   * @throws ERR_CONFLICT it is neither dead nor cancelled, or another task has its unique_key now
+   */
+  retry(id: number): Promise<TaskDetail> {
+    return this.database.write(async (tx) => {
+      const task = await findTask(tx, id);
+      if (task.state !== 'dead' && task.state !== 'cancelled') throw wrongState(task.state, 'retried');
+      if (task.unique_key !== null) {
+        const holder = (await this.findByKeys(tx, [task.unique_key])).get(task.unique_key);
+        if (holder) throw fail('ERR_CONFLICT', { unique_key: `is held by task ${holder.id}` });
+      }
+      const [to] = await this.depth.readyStates(tx, [task]);
+      await tx.run(
+        `UPDATE tasks SET state = $2, reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $3,
+           not_after = CASE WHEN not_after > $3 THEN not_after END
+         WHERE id = $1`,
+        id,
+        to as TaskState,
+        this.clock.now(),
+      );
+      await this.depth.shift(tx, [
+        { kind: task.kind, target: task.target, from: task.state, to: to as TaskState },
+      ]);
+      return detailOf(tx, id);
+    });
+  }
+
+  /** Whether a scheduled task's instant has come, or an unfinished one's time is up. */
+  async anyDue(statements: Statements): Promise<boolean> {
+    const row = await statements.first(
+      `SELECT id FROM (SELECT id FROM tasks WHERE state = 'scheduled' AND run_at <= $1 LIMIT 1) AS due
+       UNION ALL
+       SELECT id FROM (SELECT id FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 LIMIT 1) AS overdue`,
+      this.clock.now(),
+    );
+    return row !== undefined;
+  }
+
+  /**
+   * Makes scheduled tasks ready whose instant has come; those over a ceiling wait.
+   * @param limit how many at the most
+   * @returns how many
+   */
+  makeReady(limit: number): Promise<number> {
+    return this.database.write(async (tx) => {
+      const now = this.clock.now();
+      const tasks = await tx.rows<TaskRow>(
+        `SELECT id, kind, target, state FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2`,
+        now,
+        limit,
+      );
+      const states = await this.depth.readyStates(tx, tasks);
+      await tx.run(
+        `UPDATE tasks SET state = r.state, updated_at = $2
+         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE tasks.id = r.id`,
+        JSON.stringify(tasks.map(({ id }, i) => ({ id, state: states[i] }))),
+        now,
+      );
+      await this.depth.shift(
+        tx,
+        tasks.map(({ kind, target, state }, i) => ({
+          kind,
+          target,
+          from: state,
+          to: states[i] as TaskState,
+        })),
+      );
+      return tasks.length;
+    });
+  }
+
+  /**
+   * Ends tasks that nobody holds and whose `not_after` has come.
+   * @param limit how many at the most
+   * @returns how many
+   */
+  endOverdue(limit: number): Promise<number> {
+    return this.database.write(async (tx) => {
+      const now = this.clock.now();
+      const tasks = await tx.rows<TaskRow>(
+        `SELECT id, kind, target, state FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2`,
+        now,
+        limit,
+      );
+      await tx.run(
+        `UPDATE tasks SET state = 'dead', reason = 'not_after', updated_at = $2, finished_at = $2
+         WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+        JSON.stringify(tasks.map((task) => task.id)),
+        now,
+      );
+      await this.depth.shift(
+        tx,
+        tasks.map(({ kind, target, state }) => ({ kind, target, from: state, to: 'dead' })),
+      );
+      return tasks.length;
+    });
+  }
+
+  /**
+   * Deletes tasks that were finished before an instant, with their leases and results.
+   * @param limit how many at the most
+   * @returns how many
+   */
+  deleteFinished(beforeMs: number, limit: number): Promise<number> {
+    return this.database.write(async (tx) => {
+      const gone = await tx.rows<TaskRow>(
+        `DELETE FROM tasks WHERE id IN (
+           SELECT id FROM tasks WHERE finished_at IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2)
+         RETURNING id, kind, target, state`,
+        beforeMs,
+        limit,
+      );
+      await this.depth.shift(
+        tx,
+        gone.map(({ kind, target, state }) => ({ kind, target, from: state, to: null })),
+      );
+      return gone.length;
+    });
+  }
+
+  /** Checks what does not depend on the time. @throws ERR_VALIDATION */
+  private accept(inputs: readonly TaskInput[]): Omit<NewTask, 'state'>[] {
+    const problems: ErrorDetails = {};
+    const tasks: Omit<NewTask, 'state'>[] = [];
+    for (let i = 0; i < inputs.length && Object.keys(problems).length < MAX_PROBLEMS; i++) {
+      const input = inputs[i] as TaskInput;
+      const accepted = this.kinds.accept(input.kind, input.spec, `tasks.${i}.`);
+      if ('problems' in accepted) {
+        Object.assign(problems, accepted.problems);
+        continue;
+      }
+      tasks.push({
+        kind: input.kind,
+        ...accepted,
+        priority: input.priority ?? 0,
+        run_at: instantOf(input.run_at),
+        not_after: instantOf(input.not_after),
+        max_attempts: input.max_attempts ?? DEFAULT_MAX_ATTEMPTS,
+        unique_key: input.unique_key ?? null,
+      });
+    }
+    if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
+    return tasks;
+  }
+
+  /** Stores accepted tasks, all or none. @returns them in the order given; one that was there already as it is */
+  private async insert(tx: Transaction, tasks: readonly Omit<NewTask, 'state'>[]): Promise<EnqueuedTask[]> {
+    const now = this.clock.now();
+    checkTimes(tasks, now);
+    const keys = tasks.flatMap((task) => task.unique_key ?? []);
+    const holders = keys.length === 0 ? new Map<string, KeyHolder>() : await this.findByKeys(tx, keys);
+    /** For each task the place of its row among the new ones, or the task that is there already. */
+    const places: (number | EnqueuedTask)[] = [];
+    const rows: NewTask[] = [];
+    const firstOfKey = new Map<string, number>();
+    tasks.forEach((task, i) => {
+      const { unique_key: key } = task;
+      const holder = key === null ? undefined : holders.get(key);
+      const first = key === null ? undefined : firstOfKey.get(key);
+      const same = holder ?? (first === undefined ? undefined : rows[first]);
+      if (same && (same.kind !== task.kind || same.spec !== task.spec)) {
+        throw fail('ERR_CONFLICT', {
+          [`tasks.${i}.unique_key`]: 'is held by an unfinished task of another kind or spec',
+        });
+      }
+      if (holder) {
+        places.push({ id: holder.id, state: holder.state });
+      } else if (first !== undefined) {
+        places.push(first);
+      } else {
+        if (key !== null) firstOfKey.set(key, rows.length);
+        places.push(rows.length);
+        rows.push({ ...task, state: 'scheduled' });
+      }
+    });
+    const ready = rows.filter((row) => row.run_at === null || row.run_at <= now);
+    const states = await this.depth.readyStates(tx, ready);
+    ready.forEach((row, i) => {
+      row.state = states[i] as TaskState;
+    });
+    const ids = await this.insertRows(tx, rows, now);
+    await this.depth.shift(
+      tx,
+      rows.map(({ kind, target, state }) => ({ kind, target, from: null, to: state })),
+    );
+    return places.map((place) =>
+      typeof place === 'number' ? { id: ids[place] as number, state: (rows[place] as NewTask).state } : place,
+    );
+  }
+
+  private async insertRows(tx: Transaction, rows: readonly NewTask[], now: number): Promise<number[]> {
+    if (rows.length === 0) return [];
+    const names = Object.keys(COLUMNS).join(', ');
+    const inserted = await tx.rows<{ id: number }>(
+      `INSERT INTO tasks (${names}, attempts, created_at, updated_at)
+       SELECT ${names}, 0, $2, $2 FROM ${tx.dialect.rowset('$1', COLUMNS)} AS r RETURNING id`,
+      JSON.stringify(rows),
+      now,
+    );
+    // Ids are given in the order of the list; in which order RETURNING names them is not promised.
+    return inserted.map((row) => row.id).sort((a, b) => a - b);
+  }
+
+  private async findByKeys(statements: Statements, keys: readonly string[]): Promise<Map<string, KeyHolder>> {
+    const rows = await statements.rows<KeyHolder>(
+      `SELECT t.id, t.kind, t.spec, t.state, t.unique_key FROM ${statements.dialect.rowset('$1', { key: 'text' })} AS r
+       JOIN tasks t ON t.unique_key = r.key
+       WHERE t.unique_key IS NOT NULL AND t.state IN ('scheduled', 'waiting', 'queued', 'leased')`,
+      JSON.stringify([...new Set(keys)].map((key) => ({ key }))),
+    );
+    return new Map(rows.map((row) => [row.unique_key, row]));
+  }
+
+  /** One row more than the page has, where there is one. */
+  private async selectPage(statements: Statements, query: TasksQuery): Promise<TaskEntity[]> {
+    const before = olderThan(query);
+    const wanted = query.limit + 1;
+    const { kind, state, target } = query;
+    if (target !== undefined) {
+      return statements.rows<TaskEntity>(
+        `SELECT * FROM tasks WHERE target = $1 AND id < $2 AND ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR state = $4)
+         ORDER BY id DESC LIMIT $5`,
+        target,
+        before,
+        kind ?? null,
+        state ?? null,
+        wanted,
+      );
+    }
+    if (kind === undefined && state === undefined) {
+      return statements.rows<TaskEntity>(
+        'SELECT * FROM tasks WHERE id < $1 ORDER BY id DESC LIMIT $2',
+        before,
+        wanted,
+      );
+    }
+    // One index serves all filters: a page of each combination of kind and state, merged.
+    const kinds = kind === undefined ? await this.depth.kinds(statements) : [kind];
+    if (kinds.length === 0) return [];
+    const states = state === undefined ? TASK_STATES : [state];
+    const values: (string | number)[] = [before, wanted];
+    const pages = kinds.flatMap((k) =>
+      states.map((s) => {
+        values.push(k, s);
+        return `SELECT * FROM (SELECT * FROM tasks WHERE kind = $${values.length - 1} AND state = $${values.length} AND id < $1
+          ORDER BY id DESC LIMIT $2) AS p${values.length}`;
+      }),
+    );
+    return statements.rows<TaskEntity>(`${pages.join(' UNION ALL ')} ORDER BY id DESC LIMIT $2`, ...values);
+  }
+}
+
+/** An unfinished task that has a unique key. */
+type KeyHolder = Pick<TaskEntity, 'id' | 'kind' | 'spec' | 'state'> & { unique_key: string };
+
+/** Tasks that end by their `not_after`: a leased one ends by its lease. As the partial index says it, word for word. */
+const CAN_RUN_OUT = `not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`;
+
+const instantOf = (text: string | null | undefined): number | null =>
+  text === undefined || text === null ? null : (parseTimestamp(text) ?? null);
+
+/** @throws ERR_VALIDATION a task whose time is up before it could begin */
+function checkTimes(tasks: readonly Pick<NewTask, 'run_at' | 'not_after'>[], now: number): void {
+  const problems: ErrorDetails = {};
+  tasks.forEach(({ run_at, not_after }, i) => {
+    if (not_after === null || Object.keys(problems).length >= MAX_PROBLEMS) return;
+    if (not_after <= now) problems[`tasks.${i}.not_after`] = 'must be in the future';
+    else if (run_at !== null && not_after <= run_at)
+      problems[`tasks.${i}.not_after`] = 'must be after run_at';
+  });
+  if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
+}
+
+function wrongState(state: TaskState, verb: string) {
+  return fail('ERR_CONFLICT', { state }, { message: `A ${state} task can't be ${verb}.` });
+}
+
+async function findTask(statements: Statements, id: number): Promise<TaskEntity> {
+  const task = await statements.first<TaskEntity>('SELECT * FROM tasks WHERE id = $1', id);
+  if (!task) throw fail('ERR_NOT_FOUND', { task_id: id });
+  return task;
+}
+
+interface AttemptRow {
+  id: number;
+  agent_id: number;
+  attempt: number;
+  state: LeaseState;
+  granted_at: number;
+  deadline_at: number;
+  ended_at: number | null;
+  standing: Standing | null;
+  report: 'completed' | 'cancelled';
+  outcome: Outcome | null;
+  observations: string;
+  received_at: number;
+}
+
+async function detailOf(statements: Statements, id: number): Promise<TaskDetail> {
+  const task = await findTask(statements, id);
+  const attempts = await statements.rows<AttemptRow>(
+    `SELECT l.id, l.agent_id, l.attempt, l.state, l.granted_at, l.deadline_at, l.ended_at,
+       r.standing, r.report, r.outcome, r.observations, r.received_at
+     FROM leases l LEFT JOIN results r ON r.lease_id = l.id WHERE l.task_id = $1 ORDER BY l.id`,
+    id,
+  );
+  return { ...viewOf(task), leases: attempts.map(attemptOf) };
+}
+
+function attemptOf(row: AttemptRow): AttemptView {
+  return {
+    lease_id: row.id,
+    agent_id: row.agent_id,
+    attempt: row.attempt,
+    state: row.state,
+    granted_at: toTimestamp(row.granted_at),
+    deadline_at: toTimestamp(row.deadline_at),
+    ended_at: toTimestamp(row.ended_at),
+    result:
+      row.standing === null
+        ? null
+        : {
+            standing: row.standing,
+            report: row.report,
+            outcome: row.outcome,
+            observations: JSON.parse(row.observations),
+            received_at: toTimestamp(row.received_at),
+          },
+  };
+}
+
+function viewOf(task: TaskEntity): TaskView {
+  return {
+    id: task.id,
+    kind: task.kind,
+    target: task.target,
+    spec: JSON.parse(task.spec),
+    state: task.state,
+    reason: task.reason,
+    priority: task.priority,
+    run_at: toTimestamp(task.run_at),
+    not_after: toTimestamp(task.not_after),
+    attempts: task.attempts,
+    max_attempts: task.max_attempts,
+    unique_key: task.unique_key,
+    created_at: toTimestamp(task.created_at),
+    updated_at: toTimestamp(task.updated_at),
+    finished_at: toTimestamp(task.finished_at),
+  };
+}
