@@ -1,6 +1,31 @@
 import { applyDecorators } from '@nestjs/common';
-import { ApiResponse } from '@nestjs/swagger';
-import { ERRORS, type ErrorCode } from '../errors';
+import {
+  ApiExtraModels,
+  ApiProperty,
+  ApiPropertyOptional,
+  ApiResponse,
+  getSchemaPath,
+} from '@nestjs/swagger';
+import { ERRORS, type ErrorCode, type ErrorDetails } from '../errors';
+
+/** The body of every error answer. */
+export class ErrorEnvelope {
+  @ApiProperty({ enum: Object.keys(ERRORS) })
+  error!: ErrorCode;
+
+  @ApiProperty({ description: 'A sentence for the reader; do not parse it.' })
+  message!: string;
+
+  @ApiProperty({ description: 'Whether the same request may succeed later.' })
+  retryable!: boolean;
+
+  @ApiPropertyOptional({
+    type: 'object',
+    additionalProperties: true,
+    description: 'Field paths to messages, or facts about the conflict.',
+  })
+  details?: ErrorDetails;
+}
 
 /** What any route can answer, whatever it does. */
 const ALWAYS: readonly ErrorCode[] = ['ERR_BACKEND', 'ERR_UNAVAILABLE'];
@@ -30,7 +55,10 @@ export function ApiErrors(...codes: ErrorCode[]): MethodDecorator {
     const { status } = ERRORS[code];
     byStatus.set(status, [...(byStatus.get(status) ?? []), code]);
   }
-  return applyDecorators(...[...byStatus].map(([status, sharing]) => ApiResponse(describe(status, sharing))));
+  return applyDecorators(
+    ApiExtraModels(ErrorEnvelope),
+    ...[...byStatus].map(([status, sharing]) => ApiResponse(describe(status, sharing))),
+  );
 }
 
 /** The errors of a route that needs credentials, and what else is named. */
@@ -44,31 +72,19 @@ function describe(status: number, codes: readonly ErrorCode[]) {
     ...(status === 429 || status === 503 ? { headers: { 'Retry-After': RETRY_AFTER } } : {}),
     content: {
       'application/json': {
-        schema: {
-          type: 'object' as const,
-          required: ['error', 'message', 'retryable'],
-          properties: {
-            error: { type: 'string' as const, enum: [...codes] },
-            message: { type: 'string' as const, description: 'A sentence for the reader; do not parse it.' },
-            retryable: {
-              type: 'boolean' as const,
-              description: 'Whether the same request may succeed later.',
-            },
-            details: {
-              type: 'object' as const,
-              additionalProperties: true,
-              description: 'Field paths to messages, or facts about the conflict.',
-            },
-          },
-        },
+        schema: { $ref: getSchemaPath(ErrorEnvelope) },
         examples: Object.fromEntries(codes.map((code) => [code, { value: exampleOf(code) }])),
       },
     },
   };
 }
 
-function exampleOf(code: ErrorCode) {
+function exampleOf(code: ErrorCode): ErrorEnvelope {
   const { message, retryable } = ERRORS[code];
-  const details = code === 'ERR_VALIDATION' ? { agent_id: 'must be a positive integer' } : undefined;
-  return { error: code, message, retryable, ...(details ? { details } : {}) };
+  return {
+    error: code,
+    message,
+    retryable,
+    ...(code === 'ERR_VALIDATION' ? { details: { agent_id: 'must be a positive integer' } } : {}),
+  };
 }

@@ -1,14 +1,7 @@
 import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, Logger } from '@nestjs/common';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { ApiError, type ErrorCode, type ErrorDetails, fail } from '../errors';
-
-/** The body of every error answer. */
-export interface ErrorEnvelope {
-  error: ErrorCode;
-  message: string;
-  retryable: boolean;
-  details?: ErrorDetails;
-}
+import { ApiError, fail } from '../errors';
+import type { ErrorEnvelope } from './api-errors';
 
 /** Fastify's own refusals, by code, in the catalogue's words. */
 const FASTIFY_ERRORS: Record<string, () => ApiError> = {
