@@ -1,6 +1,7 @@
 import 'reflect-metadata';
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
+import helmet from '@fastify/helmet';
 import { NestFactory } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
@@ -20,6 +21,21 @@ import { Overload } from './telemetry/overload';
 
 /** Bodies larger than this are refused with 413, in bytes. */
 const BODY_LIMIT = 4 * 1024 * 1024;
+
+/** Security headers of an API with a Swagger page; a deployment without TLS must work, so nothing is upgraded. */
+const HEADERS = {
+  strictTransportSecurity: false,
+  contentSecurityPolicy: {
+    useDefaults: false,
+    directives: {
+      defaultSrc: ["'self'"],
+      styleSrc: ["'self'", "'unsafe-inline'"],
+      imgSrc: ["'self'", 'data:'],
+      frameAncestors: ["'none'"],
+      objectSrc: ["'none'"],
+    },
+  },
+};
 
 /** The application, ready to listen, and how to end it. */
 export interface ControlPlane {
@@ -78,6 +94,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
+    await app.register(helmet, HEADERS);
     mountDocs(app);
     await app.init();
     await http.ready();
