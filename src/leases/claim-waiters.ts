@@ -24,6 +24,11 @@ export class ClaimWaiters {
     lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
   }
 
+  /** How many claims stand in line. */
+  get waiting(): number {
+    return new Set([...this.byKind.values()].flatMap((line) => [...line])).size;
+  }
+
   /** Stands in line for the kinds. Do it before looking for tasks, so that none can slip in between. */
   enlist(kinds: readonly string[]): Waiter {
     const waiter = new WaitingClaim(
