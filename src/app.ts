@@ -77,6 +77,11 @@ export async function createApp(settings: Settings, replacements: Replacements =
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
     const http = adapter.getInstance() as unknown as FastifyInstance;
     logRequests(http, logger);
+    http.addHook('onSend', (_request, reply, _payload, done) => {
+      // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
+      if (lifecycle.stopping) reply.header('connection', 'close');
+      done();
+    });
     answerUnknownRoutes(http);
     overload.guard(http, isShedFirst, (request) =>
       /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
