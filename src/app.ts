@@ -10,7 +10,7 @@ import { AppModule, ENTITIES } from './app.module';
 import { Clock } from './clock';
 import { Database } from './database/database';
 import { isShedFirst } from './http/decorators';
-import { ErrorFilter } from './http/error-filter';
+import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
 import { answerUnknownRoutes } from './http/unknown-routes';
@@ -72,6 +72,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       forceCloseConnections: 'idle',
       connectionTimeout: 0,
       requestTimeout: 30_000,
+      clientErrorHandler: answerUnreadable,
       frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
         new ErrorFilter().answer(error, request, reply),
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
