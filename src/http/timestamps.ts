@@ -23,5 +23,8 @@ export function parseTimestamp(text: string): number | undefined {
   if (date.getUTCMonth() !== month - 1 || date.getUTCDate() !== day) return undefined;
   const millis = Number((match[7] ?? '').padEnd(3, '0').slice(0, 3));
   const local = date.getTime() + ((hour * 60 + minute) * 60 + second) * 1_000 + millis;
-  return local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
+  const instant = local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
+  // An offset may lead to a year before 0 or after 9999, which could not be written again.
+  const yearOfInstant = new Date(instant).getUTCFullYear();
+  return yearOfInstant >= 0 && yearOfInstant <= 9_999 ? instant : undefined;
 }
