@@ -20,12 +20,6 @@ export interface WindowMove {
   waiting: number;
 }
 
-/** A target that has tasks waiting and room for some of them. */
-export interface Opening {
-  kind: string;
-  target: string;
-}
-
 /** Where a task asks to become ready. */
 export interface Place {
   kind: string;
@@ -41,6 +35,9 @@ export interface Excess {
 }
 
 type Room = Map<string, number>;
+
+/** Of a window w: it is a target's, and has tasks waiting and room. */
+const OPEN_TARGET = `w.scope = 'target' AND w.waiting > 0 AND (w.ceiling IS NULL OR w.ready + w.leased < w.ceiling)`;
 
 const keyOf = (scope: WindowScope, kind: string, target: string): string => `${scope}\0${kind}\0${target}`;
 
@@ -152,36 +149,41 @@ export class ConcurrencyService {
   }
 
   /**
-   * Finds targets with waiting tasks that have room in all their windows.
-   * @param freed where slots were given back: without ceilings on kinds or on everything, only those can have opened
-   * @param limit how many to find at the most
+   * The kinds that have tasks waiting and room in the windows of the kind and of everything; which of their targets have
+   * room is left open. Undefined where no window that wide has a ceiling, so that no target takes room from another.
    */
-  async openings(tx: Transaction, freed: readonly Place[], limit: number): Promise<Opening[]> {
-    const wide = await tx.rows<{ scope: WindowScope; kind: string; room: number }>(
-      `SELECT scope, kind, ceiling - ready - leased AS room FROM concurrency_windows
+  async openKinds(tx: Transaction): Promise<string[] | undefined> {
+    const wide = await tx.rows<{ scope: WindowScope; room: number }>(
+      `SELECT scope, ceiling - ready - leased AS room FROM concurrency_windows
        WHERE ceiling IS NOT NULL AND scope IN ('global', 'kind')`,
     );
+    if (wide.length === 0) return undefined;
     if (wide.some((window) => window.scope === 'global' && window.room <= 0)) return [];
-    const open = `w.scope = 'target' AND w.waiting > 0 AND (w.ceiling IS NULL OR w.ready + w.leased < w.ceiling)`;
-    if (wide.length === 0) {
-      return tx.rows<Opening>(
-        `SELECT DISTINCT w.kind AS kind, w.target AS target
-         FROM ${tx.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
-         JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target
-         WHERE ${open} LIMIT $2`,
-        JSON.stringify(freed),
-        limit,
-      );
-    }
-    const fullKinds = wide
-      .filter((window) => window.scope === 'kind' && window.room <= 0)
-      .map((window) => window.kind);
-    return tx.rows<Opening>(
-      `SELECT w.kind AS kind, w.target AS target FROM concurrency_windows w
-       WHERE ${open} AND w.kind NOT IN (SELECT kind FROM ${tx.dialect.rowset('$1', { kind: 'text' })} AS f)
-       LIMIT $2`,
-      JSON.stringify(fullKinds.map((kind) => ({ kind }))),
-      limit,
+    const rows = await tx.rows<{ kind: string }>(
+      `SELECT kind FROM concurrency_windows
+       WHERE target = '' AND scope = 'kind' AND waiting > 0 AND (ceiling IS NULL OR ready + leased < ceiling)`,
+    );
+    return rows.map((row) => row.kind);
+  }
+
+  /** Those of the places that have tasks waiting and room in the target's own window. */
+  openAmong(tx: Transaction, places: readonly Place[]): Promise<Place[]> {
+    return tx.rows<Place>(
+      `SELECT DISTINCT w.kind AS kind, w.target AS target
+       FROM ${tx.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
+       JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target
+       WHERE ${OPEN_TARGET}`,
+      JSON.stringify(places.map(({ kind, target }) => ({ kind, target }))),
+    );
+  }
+
+  /** All targets of the kinds that have tasks waiting and room in their own window. */
+  openTargets(tx: Transaction, kinds: readonly string[]): Promise<Place[]> {
+    return tx.rows<Place>(
+      `SELECT w.kind AS kind, w.target AS target
+       FROM ${tx.dialect.rowset('$1', { kind: 'text' })} AS r JOIN concurrency_windows w ON w.kind = r.kind
+       WHERE ${OPEN_TARGET}`,
+      JSON.stringify(kinds.map((kind) => ({ kind }))),
     );
   }
 

@@ -21,8 +21,14 @@ export interface Depth {
 
 const HOLDS_SLOT: ReadonlySet<TaskState | null> = new Set<TaskState>(['queued', 'leased']);
 
-/** How many targets one look for openings takes. */
-const OPENINGS = 100;
+/** A task that waits for a slot. */
+interface WaitingTask extends Place {
+  id: number;
+  priority: number;
+}
+
+/** How many waiting tasks one look takes, and of how many targets. */
+const BATCH = 100;
 
 /**
  * Keeps everything that counts tasks in step with them, in the transaction that changes them: the depth by kind and
@@ -109,27 +115,77 @@ export class QueueDepth {
     for (const [kind, count] of woken) tx.afterCommit(() => this.waiters.wake(kind, count));
   }
 
-  /** Makes tasks ready that waited for a slot, until no more fit. */
+  /** Makes tasks ready that waited for a slot, best first, until no more fit. */
   private async admitWaiting(tx: Transaction, freed: readonly Place[]): Promise<void> {
-    for (;;) {
-      const openings = await this.concurrency.openings(tx, freed, OPENINGS);
-      const heads: { id: number; kind: string; target: string; priority: number }[] = [];
-      for (const { kind, target } of openings) {
-        heads.push(
-          ...(await tx.rows<{ id: number; kind: string; target: string; priority: number }>(
-            `SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $1 AND target = $2
-             ORDER BY priority DESC, id LIMIT 100`,
-            kind,
-            target,
-          )),
-        );
-      }
-      heads.sort((a, b) => b.priority - a.priority || a.id - b.id);
-      const fits = await this.concurrency.admit(tx, heads);
-      const admitted = heads.filter((_, i) => fits[i]);
-      if (admitted.length === 0) return;
-      await this.putTo(tx, admitted, 'waiting', 'queued');
+    while (await this.admitNext(tx, freed));
+  }
+
+  /** @returns whether it made any ready, so that there may be more */
+  private async admitNext(tx: Transaction, freed: readonly Place[]): Promise<boolean> {
+    const kinds = await this.concurrency.openKinds(tx);
+    // Without a ceiling on more than targets, a slot is of use to its own target only.
+    if (!kinds) return this.admit(tx, await this.headsOf(tx, await this.concurrency.openAmong(tx, freed)));
+    const best = await this.bestOf(tx, kinds);
+    if (await this.admit(tx, best)) return true;
+    if (best.length < BATCH) return false;
+    // The best are all of targets that are full. Walking on past them could take long; so go by the targets with room.
+    const targets = await this.bestTargets(tx, await this.concurrency.openTargets(tx, kinds));
+    // No further than a batch: beyond it, a target that is not among these could have a better one.
+    return this.admit(tx, (await this.headsOf(tx, targets)).slice(0, BATCH));
+  }
+
+  /** Makes those ready that fit, in the order given. @returns whether any did */
+  private async admit(tx: Transaction, tasks: readonly WaitingTask[]): Promise<boolean> {
+    const fits = await this.concurrency.admit(tx, tasks);
+    const admitted = tasks.filter((_, i) => fits[i]);
+    if (admitted.length > 0) await this.putTo(tx, admitted, 'waiting', 'queued');
+    return admitted.length > 0;
+  }
+
+  /** The best waiting tasks of the kinds, a batch at the most. */
+  private async bestOf(tx: Transaction, kinds: readonly string[]): Promise<WaitingTask[]> {
+    if (kinds.length === 0) return [];
+    // A derived table for each: a LIMIT must not reach across the union.
+    const perKind = kinds.map(
+      (_, i) =>
+        `SELECT * FROM (SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $${i + 2}
+         ORDER BY priority DESC, id LIMIT $1) AS k${i}`,
+    );
+    return tx.rows<WaitingTask>(
+      `${perKind.join(' UNION ALL ')} ORDER BY priority DESC, id LIMIT $1`,
+      BATCH,
+      ...kinds,
+    );
+  }
+
+  /** Of targets with waiting tasks, those with the best of them, a batch at the most. */
+  private bestTargets(tx: Transaction, targets: readonly Place[]): Promise<Place[]> {
+    return tx.rows<Place>(
+      `SELECT t.kind, t.target FROM ${tx.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
+       JOIN tasks t ON t.id = (
+         SELECT id FROM tasks WHERE state = 'waiting' AND kind = r.kind AND target = r.target
+         ORDER BY priority DESC, id LIMIT 1)
+       ORDER BY t.priority DESC, t.id LIMIT $2`,
+      JSON.stringify(targets),
+      BATCH,
+    );
+  }
+
+  /** The best waiting tasks of each of the targets, together in their order. */
+  private async headsOf(tx: Transaction, targets: readonly Place[]): Promise<WaitingTask[]> {
+    const heads: WaitingTask[] = [];
+    for (const { kind, target } of targets) {
+      heads.push(
+        ...(await tx.rows<WaitingTask>(
+          `SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $1 AND target = $2
+           ORDER BY priority DESC, id LIMIT $3`,
+          kind,
+          target,
+          BATCH,
+        )),
+      );
     }
+    return heads.sort((a, b) => b.priority - a.priority || a.id - b.id);
   }
 
   /** After ceilings changed: what is over goes back to waiting, what now fits becomes ready. */
