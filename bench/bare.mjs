@@ -1,0 +1,30 @@
+// The measure of what HTTP and JSON cost here: Fastify with the same exchanges and no work behind them. It keeps
+// nothing, checks nothing and logs nothing. bench.mjs starts it as a process of its own.
+import { fastify } from 'fastify';
+
+const http = fastify({ bodyLimit: 4 * 1024 * 1024 });
+
+http.post('/heartbeat', async ({ body }) => ({ agent_id: body.agent_id, next_deadline_ms: 45_000 }));
+
+let nextId = 1;
+http.post('/claim', async ({ body }) => ({
+  leases: Array.from({ length: body.capacities.dns }, () => {
+    const id = nextId++;
+    return {
+      lease_id: id,
+      task_id: id,
+      kind: 'dns',
+      lease_until_ms: 60_000,
+      spec: { kind: 'dns', query: `host-${id}.example.com`, server: `192.0.2.${id % 250}`, record_type: 'A' },
+    };
+  }),
+}));
+
+http.post('/report', async ({ body }) => ({ acknowledged: body.completed.length }));
+
+http.post('/v1/tasks', async ({ body }, reply) => {
+  reply.code(201);
+  return { tasks: body.tasks.map(() => ({ id: nextId++, state: 'queued' })) };
+});
+
+await http.listen({ host: '127.0.0.1', port: Number(process.argv[2]) });
