@@ -16,7 +16,7 @@ const MAY_IMPORT = {
 
   agents: [...SHARED, ...LEAVES, 'config', 'operators'],
   leases: [...SHARED, ...LEAVES, 'concurrency', 'agents', 'operators'],
-  metrics: [...SHARED, ...LEAVES, 'operators'],
+  metrics: [...SHARED, ...LEAVES, 'agents', 'operators'],
   config: [...SHARED, ...LEAVES, 'operators'],
   concurrency: [...SHARED, ...LEAVES, 'operators'],
   operators: [...SHARED, ...LEAVES],

@@ -179,6 +179,16 @@ export class AgentsService {
     return row.state === 'active';
   }
 
+  /** Which of the agents are in service, in the transaction of a write for many of them at once. */
+  async inService(tx: Transaction, agentIds: readonly number[]): Promise<Set<number>> {
+    const rows = await tx.rows<{ id: number }>(
+      `SELECT id FROM agents
+       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND state IN ('active', 'draining')`,
+      JSON.stringify(agentIds),
+    );
+    return new Set(rows.map((row) => row.id));
+  }
+
   /** Lists agents, newest first; deleted ones are left out. */
   async list(query: AgentsQuery): Promise<Page<AgentView>> {
     return this.database.read(async (statements) => {

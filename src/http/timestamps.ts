@@ -1,3 +1,8 @@
+import { registerDecorator } from 'class-validator';
+
+/** Longer texts, of however many digits after the second, are no timestamps that a request may hold. */
+const MAX_LENGTH = 64;
+
 const RFC_3339 =
   /^(\d{4})-(\d{2})-(\d{2})[Tt](\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d{2}):(\d{2}))$/;
 
@@ -24,4 +29,19 @@ export function parseTimestamp(text: string): number | undefined {
   const millis = Number((match[7] ?? '').padEnd(3, '0').slice(0, 3));
   const local = date.getTime() + ((hour * 60 + minute) * 60 + second) * 1_000 + millis;
   return local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
+}
+
+/** The value is a text that {@link parseTimestamp} reads. */
+export function IsTimestamp(): PropertyDecorator {
+  return (target, property) =>
+    registerDecorator({
+      name: 'isTimestamp',
+      target: target.constructor,
+      propertyName: property as string,
+      validator: {
+        validate: (value: unknown) =>
+          typeof value === 'string' && value.length <= MAX_LENGTH && parseTimestamp(value) !== undefined,
+        defaultMessage: () => 'must be an RFC 3339 timestamp such as 2026-01-01T00:00:00Z',
+      },
+    });
 }
