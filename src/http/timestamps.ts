@@ -3,6 +3,9 @@ import { registerDecorator } from 'class-validator';
 /** Longer texts, of however many digits after the second, are no timestamps that a request may hold. */
 const MAX_LENGTH = 64;
 
+const FIRST = Date.parse('0000-01-01T00:00:00.000Z');
+const LAST = Date.parse('9999-12-31T23:59:59.999Z');
+
 const RFC_3339 =
   /^(\d{4})-(\d{2})-(\d{2})[Tt](\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d{2}):(\d{2}))$/;
 
@@ -28,7 +31,9 @@ export function parseTimestamp(text: string): number | undefined {
   if (date.getUTCMonth() !== month - 1 || date.getUTCDate() !== day) return undefined;
   const millis = Number((match[7] ?? '').padEnd(3, '0').slice(0, 3));
   const local = date.getTime() + ((hour * 60 + minute) * 60 + second) * 1_000 + millis;
-  return local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
+  const instant = local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
+  // An offset can lead beyond the years that four digits can write.
+  return instant >= FIRST && instant <= LAST ? instant : undefined;
 }
 
 /** The value is a text that {@link parseTimestamp} reads. */
