@@ -78,7 +78,7 @@ module.exports = {
       name: 'sqlite-behind-the-door',
       comment: 'Only src/database knows the driver; use its read and write.',
       severity: 'error',
-      from: { pathNot: '^src/database/' },
+      from: { path: '^(?:src|migrations)/', pathNot: '^src/database/' },
       to: { path: '(?:^|node_modules/)(?:@types/)?better-sqlite3(?:/|$)' },
     },
     {

@@ -92,7 +92,7 @@ export class TaskKinds implements OnModuleInit {
       return { problems: { [`${path}spec`]: 'must be an object' } };
     }
     const { kind: repeated, ...fields } = spec as Record<string, unknown>;
-    if (repeated !== undefined && repeated !== kind) {
+    if (repeated !== undefined && repeated !== null && repeated !== kind) {
       return { problems: { [`${path}spec.kind`]: 'must repeat the kind of the task' } };
     }
     const { value, problems } = checkFields(entry.options.spec, fields, `${path}spec.`);
