@@ -12,6 +12,7 @@ import { isShedFirst } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
+import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import type { Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
@@ -57,6 +58,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
       connectionTimeout: 0,
       requestTimeout: 30_000,
       clientErrorHandler: answerUnreadable,
+      // Node would refuse a request without a host in a body of its own; see refuseUnfit.
+      http: { requireHostHeader: false },
       frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
         new ErrorFilter().answer(error, request, reply),
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
@@ -68,6 +71,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       if (lifecycle.stopping) reply.header('connection', 'close');
       done();
     });
+    refuseUnfit(http);
     answerUnknownRoutes(http);
     overload.guard(http, isShedFirst, (request) =>
       /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
@@ -80,7 +84,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
     http.removeAllContentTypeParsers();
     http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
       try {
-        done(null, parseJsonBody(body as Buffer));
+        // Many clients name the type of a body that they do not send; a route that needs one will say so.
+        done(null, body.length === 0 ? undefined : parseJsonBody(body as Buffer));
       } catch (error) {
         done(error as Error);
       }
@@ -88,6 +93,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     await mountDocs(app);
     await app.init();
     await http.ready();
+    overload.start();
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
       await app.close();

@@ -1,11 +1,14 @@
 import { createApp } from './app';
 import { Database } from './database/database';
 import { DatabaseError } from './database/sqlite';
-import { readSettings, type Settings, SettingsError } from './settings';
+import { fileBesideDatabase, readSettings, type Settings, SettingsError } from './settings';
 
 /** Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings or arguments. */
 const FAILED = 1;
 const MISUSED = 2;
+
+// Nobody else may read the database, its log and the files beside it.
+process.umask(0o077);
 
 async function main(args: readonly string[]): Promise<void> {
   const unknown = args.find((arg) => arg !== '--migrate-only');
@@ -60,6 +63,24 @@ async function serve(settings: Settings): Promise<void> {
     throw error;
   }
   logger.info({ url: await app.getUrl() }, 'listening');
+  if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
+}
+
+/** For the person who started it; on standard error, so that the log stays one of JSON lines. */
+function whatNext(settings: Settings, listening: string): string {
+  const url = listening.replace(/\/\/(0\.0\.0\.0|\[::\])/, '//127.0.0.1');
+  const tokenFile = fileBesideDatabase(settings.database, 'admin-token');
+  return [
+    '',
+    `The control plane answers at ${url}`,
+    `  try the API in a browser    ${url}/docs`,
+    settings.adminToken === undefined
+      ? `  the operator's token        cat ${tokenFile}`
+      : "  the operator's token        as CONTROL_PLANE_ADMIN_TOKEN says",
+    `  start an example agent      node examples/agent.mjs --server ${url}`,
+    '  enqueue a first task        see README.md',
+    '',
+  ].join('\n');
 }
 
 main(process.argv.slice(2)).catch((error: unknown) => {

@@ -261,6 +261,6 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
 /** A file beside the database, such as the admin token's: `control-plane.db` gives `control-plane.<suffix>`. */
 export function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
   return database.path === ':memory:'
-    ? resolve(`control-plane.${suffix}`)
+    ? resolve(`control-plane.memory.${suffix}`)
     : `${database.path.replace(/\.(db|sqlite3?)$/, '')}.${suffix}`;
 }

@@ -1,5 +1,5 @@
 import { connect } from 'node:net';
-import { type Credentials, credentialsOf, dnsTask, TestServer } from './harness';
+import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from './harness';
 
 /** Everything that an agent or operator could store by a bad request. */
 const COUNTS = `SELECT (SELECT count(*) FROM tasks) AS tasks, (SELECT count(*) FROM leases) AS leases,
@@ -191,7 +191,7 @@ describe('bad input', () => {
 
   const headersFor = (path: string): Record<string, string> =>
     path === '/v1/tasks'
-      ? { authorization: 'Bearer an-admin-token-for-tests-only' }
+      ? { authorization: `Bearer ${ADMIN_TOKEN}` }
       : path === '/register'
         ? {}
         : credentialsOf(agent);
@@ -248,7 +248,7 @@ describe('bad input', () => {
       ['Infinity by exponent', () => observation('1e999'), 'completed.0.observations.0.value'],
       ['trailing text', () => `${observation('1')}x`, 'body'],
       ['5,000 levels deep', () => observation('['.repeat(5_000) + ']'.repeat(5_000)), 'body'],
-      ['5,000 objects deep', () => observation('{"a":'.repeat(5_000) + '1' + '}'.repeat(5_000)), 'body'],
+      ['5,000 objects deep', () => observation(`${'{"a":'.repeat(5_000)}1${'}'.repeat(5_000)}`), 'body'],
       ['\\u0000 in a value', () => observation('"\\u0000"'), 'completed.0.observations.0.value'],
       ['\\u0000 in a name', () => observation('{"a\\u0000":1}'), 'completed.0.observations.0.value.a\ufffd'],
       ['half a surrogate pair', () => observation('"\\ud800"'), 'completed.0.observations.0.value'],
@@ -308,7 +308,6 @@ describe('bad input', () => {
       ['POST', '/v1/agents/nowhere/at/all'],
       ['GET', '/v1'],
       ['GET', '/%'],
-      ['GET', `/${'x'.repeat(5_000)}`],
     ])('%s %s is not there', async (method, path) => {
       const { status, body } = await server.request(method, path);
       expect([400, 404]).toContain(status);
@@ -316,6 +315,13 @@ describe('bad input', () => {
         error: expect.stringMatching(/^ERR_(NOT_FOUND|VALIDATION)$/),
         message: expect.any(String),
         retryable: false,
+      });
+    });
+
+    it('a path that is long is not there either', async () => {
+      expect(await server.request('GET', `/${'x'.repeat(5_000)}`)).toMatchObject({
+        status: 404,
+        body: { error: 'ERR_NOT_FOUND' },
       });
     });
 
@@ -333,6 +339,7 @@ describe('bad input', () => {
         body: { error: 'ERR_METHOD_NOT_ALLOWED', retryable: false },
       });
       expect(answer.headers.get('allow')).toContain(allowed);
+      expect(answer.headers.get('allow')).not.toContain(method);
     });
 
     it.each(['abc', '0', '-1', '1.5', '9007199254740992', '1e3'])('the id %s is refused', async (id) => {
@@ -357,24 +364,42 @@ describe('bad input', () => {
     });
   });
 
-  it('answers what is not HTTP in the envelope too', async () => {
+  it.each([
+    ['no HTTP at all', 'NOT HTTP AT ALL\r\n\r\n', 400],
+    ['no host', 'GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n', 400],
+    ['an expectation that nobody meets', 'GET /healthz HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\n\r\n', 417],
+    ['headers without end', `GET /healthz HTTP/1.1\r\nHost: a\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`, 431],
+    ['a length that lies', 'POST /register HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n', 400],
+  ])('answers %s in the envelope too', async (_what, text, status) => {
     const { hostname, port } = new URL(server.url);
     const answer = await new Promise<string>((resolve, reject) => {
-      const socket = connect(Number(port), hostname, () => socket.write('NOT HTTP AT ALL\r\n\r\n'));
-      let text = '';
+      const socket = connect(Number(port), hostname, () => socket.write(text));
+      let received = '';
       socket.on('data', (chunk) => {
-        text += chunk;
+        received += chunk;
       });
-      socket.on('end', () => resolve(text)).on('error', reject);
+      socket.on('end', () => resolve(received)).on('error', reject);
     });
-    expect(answer).toMatch(/^HTTP\/1\.1 400 /);
-    expect(JSON.parse(answer.split('\r\n\r\n')[1] ?? '')).toMatchObject({
-      error: 'ERR_VALIDATION',
-      retryable: false,
+    expect(answer).toMatch(new RegExp(`^HTTP/1\\.1 ${status} `));
+    const body = answer.slice(answer.indexOf('{'), answer.lastIndexOf('}') + 1);
+    expect(JSON.parse(body)).toMatchObject({ error: 'ERR_VALIDATION', retryable: false });
+  });
+
+  it('takes a POST that names a type and has no body, where none is needed', async () => {
+    const answer = await server.request('POST', '/v1/tasks/999/cancel', {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' },
+    });
+    expect(answer).toMatchObject({ status: 404, body: { error: 'ERR_NOT_FOUND' } });
+  });
+
+  it('does not take a path with a slash too many for the path without', async () => {
+    expect(await server.request('GET', '/healthz/')).toMatchObject({
+      status: 404,
+      body: { error: 'ERR_NOT_FOUND' },
     });
   });
 
-  it.each([['a'.repeat(256)], ['with space'], ['']])('refuses the Idempotency-Key %p', async (key) => {
+  it.each([['a'.repeat(256)], ['with space'], ['']])('refuses a bad Idempotency-Key (%#)', async (key) => {
     const claimed = await server.agent(
       agent,
       '/claim',

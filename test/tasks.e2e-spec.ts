@@ -643,7 +643,7 @@ describe('what operators may not ask of tasks', () => {
       ['', 'empty'],
       ['x'.repeat(256), 'too long'],
       [7, 'a number'],
-    ])('refuses %j: %s', async (unique_key) => {
+    ])('refuses %j: %s', async (unique_key, _why) => {
       await expectRefused(await post([dnsTask({ unique_key })]), 'tasks.0.unique_key');
     });
   });

@@ -26,11 +26,11 @@ export class FailedAuth {
     const quota = this.settings.failedAuthPerIp;
     if (!quota) return;
     const key = `failed-auth:${address}`;
-    const { admitted, retryAfterMs } = take ? this.buckets.take(key, quota) : this.buckets.look(key, quota);
+    const { admitted, nextInMs } = take ? this.buckets.take(key, quota) : this.buckets.look(key, quota);
     if (admitted) return;
     throw fail('ERR_RATE_LIMITED', undefined, {
       message: 'Too many failed attempts from this address.',
-      retryAfterMs,
+      retryAfterMs: nextInMs,
     });
   }
 }

@@ -1,6 +1,6 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 
-/** A signed configuration bundle. The newest that has not expired is in force. */
+/** A signed configuration bundle. The newest is in force until it expires. */
 @Entity('agent_configs')
 export class ConfigEntity {
   /** Only grows; an agent refuses a lower one. */
@@ -16,7 +16,7 @@ export class ConfigEntity {
   @Column('bigint')
   expires_at!: number;
 
-  /** JSON. */
+  /** Canonical JSON (RFC 8785). */
   @Column('text')
   config!: string;
 

@@ -33,6 +33,8 @@ export function writerOptions(target: DatabaseTarget): DataSourceOptions {
           );
         }
       }
+      // A page that changes often is copied into the database once for many commits, and the pauses of it are rare.
+      db.pragma('wal_autocheckpoint = 8000');
       db.pragma('cache_size = -65536');
       db.pragma('temp_store = MEMORY');
       db.pragma('journal_size_limit = 67108864');

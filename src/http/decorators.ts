@@ -115,9 +115,12 @@ export const CurrentCharge = createParamDecorator(
 export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
   const controller = new AbortController();
   const response = context.switchToHttp().getResponse().raw;
-  response.once('close', () => {
+  const abortUnanswered = () => {
     if (!response.writableFinished) controller.abort();
-  });
+  };
+  // Who hung up while the guards were at work has closed already.
+  if (response.destroyed) abortUnanswered();
+  else response.once('close', abortUnanswered);
   return controller.signal;
 });
 

@@ -47,9 +47,9 @@ export function olderThan(query: PageQuery): number {
 /**
  * Makes a page of rows that were selected newest first.
  * @param rows one more than `limit` where there is a next page
- * @param cursorOf the id that the next page must be below, given this page's last row
+ * @param cursorOf what the next page must be below, given this page's last row: its id, where that is the order
  */
-export function pageOf<T>(rows: readonly T[], limit: number, cursorOf: (row: T) => number): Page<T> {
+export function pageOf<T>(rows: readonly T[], limit: number, cursorOf: (row: T) => number | string): Page<T> {
   const items = rows.slice(0, limit);
   const last = items.at(-1);
   return { items, next_cursor: rows.length > limit && last !== undefined ? String(cursorOf(last)) : null };

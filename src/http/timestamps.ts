@@ -1,3 +1,11 @@
+import { registerDecorator } from 'class-validator';
+
+/** Longer texts, of however many digits after the second, are no timestamps that a request may hold. */
+const MAX_LENGTH = 64;
+
+const FIRST = Date.parse('0000-01-01T00:00:00.000Z');
+const LAST = Date.parse('9999-12-31T23:59:59.999Z');
+
 const RFC_3339 =
   /^(\d{4})-(\d{2})-(\d{2})[Tt](\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d{2}):(\d{2}))$/;
 
@@ -24,7 +32,21 @@ export function parseTimestamp(text: string): number | undefined {
   const millis = Number((match[7] ?? '').padEnd(3, '0').slice(0, 3));
   const local = date.getTime() + ((hour * 60 + minute) * 60 + second) * 1_000 + millis;
   const instant = local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
-  // An offset may lead to a year before 0 or after 9999, which could not be written again.
-  const yearOfInstant = new Date(instant).getUTCFullYear();
-  return yearOfInstant >= 0 && yearOfInstant <= 9_999 ? instant : undefined;
+  // An offset can lead beyond the years that four digits can write.
+  return instant >= FIRST && instant <= LAST ? instant : undefined;
+}
+
+/** The value is a text that {@link parseTimestamp} reads. */
+export function IsTimestamp(): PropertyDecorator {
+  return (target, property) =>
+    registerDecorator({
+      name: 'isTimestamp',
+      target: target.constructor,
+      propertyName: property as string,
+      validator: {
+        validate: (value: unknown) =>
+          typeof value === 'string' && value.length <= MAX_LENGTH && parseTimestamp(value) !== undefined,
+        defaultMessage: () => 'must be an RFC 3339 timestamp such as 2026-01-01T00:00:00Z',
+      },
+    });
 }

@@ -20,9 +20,11 @@ export function answerUnknownRoutes(http: FastifyInstance): void {
     // `/v1/agents/claim` is a path of its own: a GET of it must not be taken for the agent named "claim".
     const exact = methodsByPath.get(path);
     if (!request.is404 && (!exact || exact.methods.has(request.method))) return done();
-    const allowed = new Set<string>();
-    for (const { pattern, methods } of methodsByPath.values()) {
-      if (pattern.test(path)) for (const method of methods) allowed.add(method);
+    const allowed = new Set<string>(exact?.methods);
+    if (!exact) {
+      for (const { pattern, methods } of methodsByPath.values()) {
+        if (pattern.test(path)) for (const method of methods) allowed.add(method);
+      }
     }
     if (allowed.size === 0) return done(fail('ERR_NOT_FOUND'));
     reply.header('allow', [...allowed].sort().join(', '));
@@ -36,5 +38,5 @@ function patternOf(url: string): RegExp {
     .split('/')
     .map((part) => (part.startsWith(':') ? '[^/]+' : part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')))
     .join('/');
-  return new RegExp(`^${text}/?$`);
+  return new RegExp(`^${text}$`);
 }

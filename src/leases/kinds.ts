@@ -148,7 +148,14 @@ class PingSpec {
   timeout_ms?: number | null;
 
   /** At most so many requests a second. */
-  @ApiProperty({ required: false, nullable: true, type: Number, example: 10, maximum: 1_000_000 })
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: Number,
+    example: 10,
+    minimum: 0.001,
+    maximum: 1_000_000,
+  })
   @IsOptional()
   @IsNumber()
   @Min(0.001)

@@ -498,7 +498,7 @@ export class LeasesService {
     );
     await this.endAttempts(
       tx,
-      // A leased task holds a slot of its windows already, so it need not ask for one.
+      // A leased task holds a slot of its windows already, so it need not ask for one; a lowered ceiling may take it.
       leases.map(({ task_id: id, kind, target, attempts }) => ({
         id,
         kind,

@@ -44,12 +44,19 @@ export class QueueDepth {
     this.concurrency.onCeilings((tx) => this.fitCeilings(tx));
   }
 
-  /** Records changes of state; slots that they free go to tasks that wait, best first. */
+  /**
+   * Records changes of state; slots that they free go to tasks that wait, best first. A leased task that becomes queued
+   * keeps its slot, unless the ceiling has no room for it any more.
+   */
   async shift(tx: Transaction, shifts: readonly Shift[]): Promise<void> {
     if (shifts.length === 0) return;
     await this.count(tx, shifts);
     const freed = shifts.filter((shift) => HOLDS_SLOT.has(shift.from) && !HOLDS_SLOT.has(shift.to));
-    if (freed.length > 0 && (await this.concurrency.hasCeilings(tx))) await this.admitWaiting(tx, freed);
+    // A ceiling that was lowered lets the leases over it run on; their tasks may not begin again beyond it.
+    const begunAgain = shifts.some((shift) => shift.from === 'leased' && shift.to === 'queued');
+    if ((freed.length === 0 && !begunAgain) || !(await this.concurrency.hasCeilings(tx))) return;
+    if (begunAgain) await this.fitCeilings(tx);
+    else await this.admitWaiting(tx, freed);
   }
 
   /** For tasks that could be handed out, says which may be and which must wait, in the order given. */

@@ -1,3 +1,12 @@
 import { Module } from '@nestjs/common';
-@Module({})
+import { AgentsModule } from '../agents/agents.module';
+import { AgentMetricsController, MetricsController } from './metrics.controller';
+import { MetricsService } from './metrics.service';
+
+/** What agents measured. */
+@Module({
+  imports: [AgentsModule],
+  controllers: [MetricsController, AgentMetricsController],
+  providers: [MetricsService],
+})
 export class MetricsModule {}

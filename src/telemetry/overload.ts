@@ -15,24 +15,35 @@ const RESOLUTION_MS = 10;
  */
 export class Overload {
   private readonly delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS });
-  private readonly timer: NodeJS.Timeout;
+  private timer: NodeJS.Timeout | undefined;
   private delayMs = 0;
+  private delayBeforeMs = 0;
 
   constructor(
     private readonly settings: Pick<Settings, 'maxEventLoopDelayMs' | 'maxWriteQueue'>,
     private readonly database: Pick<Database, 'writeQueueDepth'>,
-  ) {
+  ) {}
+
+  /** Begins to measure; once the application is there, for what its start costs is no overload. */
+  start(): void {
     this.delay.enable();
     this.timer = setInterval(() => {
-      this.delayMs = Math.max(0, this.delay.mean / 1e6 - RESOLUTION_MS);
+      this.observe(Math.max(0, this.delay.mean / 1e6 - RESOLUTION_MS));
       this.delay.reset();
     }, WINDOW_MS).unref();
+  }
+
+  /** Takes in how late the event loop was in one window, in milliseconds. */
+  observe(delayMs: number): void {
+    this.delayBeforeMs = this.delayMs;
+    this.delayMs = delayMs;
   }
 
   /** The load in terms of the limit: 1 is at the limit, 2 twice that. */
   get level(): number {
     return Math.max(
-      this.delayMs / this.settings.maxEventLoopDelayMs,
+      // One late window is a hiccup, such as a single large request; two in a row are not.
+      Math.min(this.delayMs, this.delayBeforeMs) / this.settings.maxEventLoopDelayMs,
       this.database.writeQueueDepth / this.settings.maxWriteQueue,
     );
   }

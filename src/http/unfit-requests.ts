@@ -1,0 +1,23 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { FastifyInstance } from 'fastify';
+import { fail } from '../errors';
+import { toEnvelope } from './error-filter';
+
+/** Refuses in the envelope what Node's server would refuse in words of its own: no host, an expectation that is not met. */
+export function refuseUnfit(http: FastifyInstance): void {
+  http.addHook('onRequest', (request, _reply, done) => {
+    const { httpVersion, headers } = request.raw;
+    // Source: RFC 9112, section 3.2.
+    if (httpVersion === '1.1' && headers.host === undefined)
+      done(fail('ERR_VALIDATION', { host: 'must be there' }));
+    else done();
+  });
+  http.server.on('checkExpectation', (_request: IncomingMessage, response: ServerResponse) => {
+    const error = fail('ERR_VALIDATION', { expect: 'must be 100-continue' }, { status: 417 });
+    response.writeHead(error.status, {
+      'content-type': 'application/json; charset=utf-8',
+      connection: 'close',
+    });
+    response.end(JSON.stringify(toEnvelope(error)));
+  });
+}

@@ -1,0 +1,43 @@
+import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
+import { ApiAcceptedResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import { AGENT_PATHS, Agent, type AgentIdentity, CurrentAgent, Operator, Quota } from '../http/decorators';
+import { IdParam } from '../http/validation';
+import { MetricsPage, MetricsQuery, MetricsRequest, MetricsResponse } from './metrics.dto';
+import { MetricsService } from './metrics.service';
+
+/** What agents call to hand in what they measured. */
+@ApiTags('metrics')
+@Controller(AGENT_PATHS)
+export class MetricsController {
+  constructor(private readonly metrics: MetricsService) {}
+
+  /** Stores an envelope of counters and gauges. The same envelope again answers with the same id. */
+  @Post('metrics')
+  @HttpCode(202)
+  @Agent()
+  @Quota('metrics', '60/minute', { burst: 10 })
+  @ApiOperation({ summary: 'Push metrics' })
+  @ApiAcceptedResponse({ type: MetricsResponse })
+  @GuardedErrors()
+  async push(@CurrentAgent() agent: AgentIdentity, @Body() body: MetricsRequest): Promise<MetricsResponse> {
+    return { accepted: true, id: await this.metrics.ingest(agent.id, body) };
+  }
+}
+
+/** What operators see of agents' metrics. */
+@ApiTags('metrics')
+@Controller('v1/agents')
+export class AgentMetricsController {
+  constructor(private readonly metrics: MetricsService) {}
+
+  /** Lists an agent's envelopes by the time they were measured, the latest first. */
+  @Get(':id/metrics')
+  @Operator('viewer')
+  @ApiOperation({ summary: "List an agent's metrics" })
+  @ApiOkResponse({ type: MetricsPage })
+  @GuardedErrors('ERR_NOT_FOUND')
+  list(@Param('id', IdParam) id: number, @Query() query: MetricsQuery): Promise<MetricsPage> {
+    return this.metrics.list(id, query);
+  }
+}
