@@ -17,10 +17,14 @@ export class Initial1764000000000 implements MigrationInterface {
         previous_token_hash text,
         previous_token_expires_at ${bigint},
         registered_at ${bigint} NOT NULL,
-        last_heartbeat_at ${bigint} NOT NULL,
         updated_at ${bigint} NOT NULL
       )`,
       `CREATE UNIQUE INDEX agents_hostname ON agents (hostname) WHERE hostname IS NOT NULL AND state <> 'deleted'`,
+      // Apart from the agents and narrow: a commit of many heartbeats writes few pages.
+      `CREATE TABLE agent_heartbeats (
+        agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
+        last_heartbeat_at ${bigint} NOT NULL
+      )`,
 
       `CREATE TABLE operator_tokens (
         id ${identity},

@@ -1,7 +1,7 @@
 import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
-import { AgentEntity } from './agents/agent.entity';
+import { AgentEntity, HeartbeatEntity } from './agents/agent.entity';
 import { AgentsModule } from './agents/agents.module';
 import { Clock } from './clock';
 import { ConcurrencyModule } from './concurrency/concurrency.module';
@@ -28,6 +28,7 @@ import { TelemetryModule } from './telemetry/telemetry.module';
 /** Every table that the query builder is used on. */
 export const ENTITIES = [
   AgentEntity,
+  HeartbeatEntity,
   TaskEntity,
   LeaseEntity,
   ResultEntity,

@@ -1,4 +1,4 @@
-import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+import { Column, Entity, PrimaryColumn, PrimaryGeneratedColumn } from 'typeorm';
 
 /** What an operator decided about an agent. `deleted` is a tombstone: the id stays taken, its results stay. */
 export const AGENT_STATES = ['active', 'draining', 'disabled', 'revoked', 'deleted'] as const;
@@ -35,10 +35,17 @@ export class AgentEntity {
   @Column('bigint')
   registered_at!: number;
 
-  /** The last heartbeat; the registration counts as the first. */
-  @Column('bigint')
-  last_heartbeat_at!: number;
-
   @Column('bigint')
   updated_at!: number;
+}
+
+/** When an agent was last heard of. Apart from {@link AgentEntity}, for it changes all the time and nothing else does. */
+@Entity('agent_heartbeats')
+export class HeartbeatEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  /** The registration counts as the first. */
+  @Column('bigint')
+  last_heartbeat_at!: number;
 }

@@ -11,7 +11,7 @@ import { olderThan, type Page, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { Continuity } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
-import { AgentEntity, type AgentState } from './agent.entity';
+import type { AgentEntity, AgentState, HeartbeatEntity } from './agent.entity';
 import type { AgentsQuery, AgentView, HeartbeatResponse, RegisterResponse } from './agents.dto';
 
 /** How long the token before a rotation works on, unless the new one is used sooner, in milliseconds. */
@@ -30,6 +30,11 @@ const TRANSITIONS = {
 
 /** What an operator can do to an agent, besides deleting it. */
 export type AgentTransition = keyof typeof TRANSITIONS;
+
+/** An agent with when it was last heard of. */
+type KnownAgent = AgentEntity & Pick<HeartbeatEntity, 'last_heartbeat_at'>;
+
+const SELECT_AGENT = `SELECT a.*, h.last_heartbeat_at FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id`;
 
 type Credentials = Pick<
   AgentEntity,
@@ -127,8 +132,8 @@ export class AgentsService {
         const known =
           hostname === undefined
             ? undefined
-            : await tx.first<AgentEntity>(
-                `SELECT * FROM agents WHERE hostname = $1 AND state <> 'deleted'`,
+            : await tx.first<KnownAgent>(
+                `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted'`,
                 hostname,
               );
         if (!known) {
@@ -192,26 +197,21 @@ export class AgentsService {
   /** Lists agents, newest first; deleted ones are left out. */
   async list(query: AgentsQuery): Promise<Page<AgentView>> {
     return this.database.read(async (statements) => {
-      const builder = statements.manager
-        .createQueryBuilder(AgentEntity, 'a')
-        .where('a.id < :before', { before: olderThan(query) })
-        .andWhere(`a.state <> 'deleted'`)
-        .orderBy('a.id', 'DESC')
-        .limit(query.limit + 1);
-      if (query.hostname !== undefined)
-        builder.andWhere('a.hostname = :hostname', { hostname: query.hostname });
-      const { status } = query;
-      if (status === 'online' || status === 'offline') {
-        builder.andWhere(
-          `a.state = 'active' AND a.last_heartbeat_at ${status === 'online' ? '>' : '<='} :silent`,
-          {
-            silent: this.silentSince(),
-          },
-        );
-      } else if (status !== undefined) {
-        builder.andWhere('a.state = :status', { status });
-      }
-      const page = pageOf(await builder.getMany(), query.limit, (row) => row.id);
+      const { hostname, status, limit } = query;
+      const byHeartbeat = status === 'online' || status === 'offline';
+      const rows = await statements.rows<KnownAgent>(
+        `${SELECT_AGENT} WHERE a.id < $1 AND a.state <> 'deleted'
+           AND ($2 IS NULL OR a.hostname = $2) AND ($3 IS NULL OR a.state = $3)
+           AND ($4 IS NULL OR (h.last_heartbeat_at > $5) = ($4 = 'online'))
+         ORDER BY a.id DESC LIMIT $6`,
+        olderThan(query),
+        hostname ?? null,
+        byHeartbeat ? 'active' : (status ?? null),
+        byHeartbeat ? status : null,
+        this.silentSince(),
+        limit + 1,
+      );
+      const page = pageOf(rows, limit, (row) => row.id);
       return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
     });
   }
@@ -264,8 +264,10 @@ export class AgentsService {
 
   private async storeHeartbeats(tx: Transaction, ids: number[]): Promise<boolean[]> {
     const alive = await tx.rows<{ id: number }>(
-      `UPDATE agents SET last_heartbeat_at = $2
-       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND state IN ('active', 'draining') RETURNING id`,
+      `UPDATE agent_heartbeats SET last_heartbeat_at = $2
+       WHERE agent_id IN (
+         SELECT a.id FROM ${tx.dialect.ids('$1')} AS i JOIN agents a ON a.id = i.id WHERE a.state IN ('active', 'draining'))
+       RETURNING agent_id AS id`,
       JSON.stringify(ids),
       this.clock.now(),
     );
@@ -347,7 +349,7 @@ export class AgentsService {
   }
 
   /** Which of the agent's tokens the caller shows; undefined where it shows none that works. */
-  private tokenHeld(known: AgentEntity, proof: Proof): HeldToken | undefined {
+  private tokenHeld(known: KnownAgent, proof: Proof): HeldToken | undefined {
     if (proof.agentId !== known.id || proof.token === undefined || !isWellFormed('dcpa_', proof.token))
       return undefined;
     const hash = hashToken(proof.token);
@@ -357,7 +359,7 @@ export class AgentsService {
   }
 
   /** @throws ERR_CONFLICT until the agent has missed its heartbeat */
-  private refuseWhileAlive(known: AgentEntity): void {
+  private refuseWhileAlive(known: KnownAgent): void {
     const leftMs = this.deadlineOf(known) - this.clock.now();
     if (leftMs <= 0) return;
     throw fail(
@@ -372,15 +374,18 @@ export class AgentsService {
   }
 
   private async insertAgent(tx: Transaction, hostname: string | null, token: string): Promise<number> {
+    const now = this.clock.now();
     const row = await tx.first<{ id: number }>(
-      `INSERT INTO agents (hostname, state, token_hash, token_expires_at, registered_at, last_heartbeat_at, updated_at)
-       VALUES ($1, 'active', $2, $3, $4, $4, $4) RETURNING id`,
+      `INSERT INTO agents (hostname, state, token_hash, token_expires_at, registered_at, updated_at)
+       VALUES ($1, 'active', $2, $3, $4, $4) RETURNING id`,
       hostname,
       hashToken(token),
       this.tokenExpiry(),
-      this.clock.now(),
+      now,
     );
-    return (row as { id: number }).id;
+    const { id } = row as { id: number };
+    await tx.run('INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) VALUES ($1, $2)', id, now);
+    return id;
   }
 
   /**
@@ -389,14 +394,14 @@ export class AgentsService {
    */
   private async replaceToken(
     tx: Transaction,
-    known: AgentEntity,
+    known: KnownAgent,
     token: string,
     held: HeldToken | undefined,
   ): Promise<void> {
     const now = this.clock.now();
     await tx.run(
       `UPDATE agents SET token_hash = $2, token_expires_at = $3, previous_token_hash = $4, previous_token_expires_at = $5,
-         last_heartbeat_at = $6, updated_at = $6 WHERE id = $1`,
+         updated_at = $6 WHERE id = $1`,
       known.id,
       hashToken(token),
       this.tokenExpiry(),
@@ -404,6 +409,7 @@ export class AgentsService {
       held ? Math.min(now + OVERLAP_MS, held.expiresAt ?? Infinity) : null,
       now,
     );
+    await tx.run('UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1', known.id, now);
     if (!held) await this.putOut(tx, known.id);
     this.forgetAfterCommit(tx, known.id);
   }
@@ -414,7 +420,7 @@ export class AgentsService {
   }
 
   /** When an agent counts as silent. Time in which no server ran is not held against it. */
-  private deadlineOf(agent: AgentEntity): number {
+  private deadlineOf(agent: KnownAgent): number {
     return (
       Math.max(agent.last_heartbeat_at, this.continuity.runningSince()) + this.settings.heartbeatTimeoutMs
     );
@@ -426,11 +432,11 @@ export class AgentsService {
     return this.continuity.runningSince() > instant ? -1 : instant;
   }
 
-  private async viewOf(statements: Statements, agent: AgentEntity): Promise<AgentView> {
+  private async viewOf(statements: Statements, agent: KnownAgent): Promise<AgentView> {
     return (await this.viewsOf(statements, [agent]))[0] as AgentView;
   }
 
-  private async viewsOf(statements: Statements, agents: readonly AgentEntity[]): Promise<AgentView[]> {
+  private async viewsOf(statements: Statements, agents: readonly KnownAgent[]): Promise<AgentView[]> {
     const leases = await this.countLeases(
       statements,
       agents.map((agent) => agent.id),
@@ -464,9 +470,9 @@ function outOfService(state: string) {
   return fail('ERR_FORBIDDEN', { state }, { message: `This agent is ${state}.` });
 }
 
-async function findAgent(statements: Statements, agentId: number): Promise<AgentEntity> {
-  const agent = await statements.first<AgentEntity>(
-    `SELECT * FROM agents WHERE id = $1 AND state <> 'deleted'`,
+async function findAgent(statements: Statements, agentId: number): Promise<KnownAgent> {
+  const agent = await statements.first<KnownAgent>(
+    `${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted'`,
     agentId,
   );
   if (!agent) throw fail('ERR_NOT_FOUND', { agent_id: agentId });

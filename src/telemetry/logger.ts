@@ -15,7 +15,7 @@ export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: Destinat
       formatters: { level: (level) => ({ level }) },
       serializers: { err: stdSerializers.errWithCause },
     },
-    to ?? destination({ dest: 1, sync: false, minLength: 4_096, periodicFlush: 100 }),
+    to ?? destination({ dest: 1, sync: false, minLength: 16_000, periodicFlush: 100 }),
   );
 }
 
