@@ -56,6 +56,8 @@ export class Initial1764000000000 implements MigrationInterface {
       // The hot states, each by the order it is taken in.
       `CREATE INDEX tasks_queued ON tasks (kind, priority DESC, id) WHERE state = 'queued'`,
       `CREATE INDEX tasks_waiting ON tasks (kind, target, priority DESC, id) WHERE state = 'waiting'`,
+      // The best of all waiting tasks of a kind, whatever their target.
+      `CREATE INDEX tasks_waiting_by_rank ON tasks (kind, priority DESC, id) WHERE state = 'waiting'`,
       `CREATE INDEX tasks_scheduled ON tasks (run_at, id) WHERE state = 'scheduled'`,
       `CREATE INDEX tasks_not_after ON tasks (not_after)
         WHERE not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`,
