@@ -48,9 +48,9 @@ export class AgentsController {
   register(
     @Body() body: RegisterRequest,
     @CurrentCharge() charge: Charge,
-    @Headers('x-agent-id') id?: string,
-    @Headers('x-agent-token') token?: string,
-    @Headers('x-enrollment-token') enrollmentToken?: string,
+    @Headers('X-Agent-Id') id?: string,
+    @Headers('X-Agent-Token') token?: string,
+    @Headers('X-Enrollment-Token') enrollmentToken?: string,
   ): Promise<RegisterResponse> {
     const agentId = id === undefined ? undefined : parseId(id);
     if (id !== undefined && agentId === undefined)

@@ -22,7 +22,14 @@ export class RegisterRequest {
   hostname?: string | null;
 
   /** In place of the header `X-Enrollment-Token`. */
-  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 512, writeOnly: true })
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    maxLength: 512,
+    writeOnly: true,
+    example: null,
+  })
   @IsOptional()
   @IsString()
   @MaxLength(512)

@@ -1,7 +1,7 @@
 import { Controller, Delete, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
 import { ApiNoContentResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { Operator } from '../http/decorators';
+import { IdInPath, Operator } from '../http/decorators';
 import { IdParam } from '../http/validation';
 import { AgentPage, AgentsQuery, AgentView } from './agents.dto';
 import { AgentsService } from './agents.service';
@@ -25,6 +25,7 @@ export class FleetController {
   /** Shows one agent. */
   @Get(':id')
   @Operator('viewer')
+  @IdInPath()
   @ApiOperation({ summary: 'Show an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND')
@@ -36,6 +37,7 @@ export class FleetController {
   @Post(':id/disable')
   @HttpCode(200)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Disable an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
@@ -47,6 +49,7 @@ export class FleetController {
   @Post(':id/enable')
   @HttpCode(200)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Enable an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
@@ -58,6 +61,7 @@ export class FleetController {
   @Post(':id/drain')
   @HttpCode(200)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Drain an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
@@ -69,6 +73,7 @@ export class FleetController {
   @Post(':id/revoke')
   @HttpCode(200)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Revoke an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
@@ -80,6 +85,7 @@ export class FleetController {
   @Delete(':id')
   @HttpCode(204)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Delete an agent' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')

@@ -1,4 +1,4 @@
-import { ApiProperty } from '@nestjs/swagger';
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
 import { PageQuery } from '../http/pagination';
 import { type ItemProblem, Items } from '../http/validation';
@@ -6,18 +6,22 @@ import { WINDOW_SCOPES, type WindowScope } from './window.entity';
 
 /** Which windows to list. */
 export class WindowsQuery extends PageQuery {
-  /** Only windows of this scope. */
+  @ApiPropertyOptional({
+    description: 'Only windows of this scope.',
+    enum: WINDOW_SCOPES,
+    example: 'target',
+  })
   @IsOptional()
   @IsIn(WINDOW_SCOPES)
   scope?: WindowScope;
 
-  /** Only windows of this kind. */
+  @ApiPropertyOptional({ description: 'Only windows of this kind.', example: 'dns' })
   @IsOptional()
   @IsString()
   @MaxLength(64)
   kind?: string;
 
-  /** Only the window of this target. */
+  @ApiPropertyOptional({ description: 'Only windows of this target.', example: '192.0.2.53' })
   @IsOptional()
   @IsString()
   @MaxLength(512)

@@ -10,19 +10,23 @@ import { ERRORS, type ErrorCode, type ErrorDetails } from '../errors';
 
 /** The body of every error answer. */
 export class ErrorEnvelope {
-  @ApiProperty({ enum: Object.keys(ERRORS) })
+  @ApiProperty({ enum: Object.keys(ERRORS), example: 'ERR_VALIDATION' })
   error!: ErrorCode;
 
-  @ApiProperty({ description: 'A sentence for the reader; do not parse it.' })
+  @ApiProperty({
+    description: 'A sentence for the reader; do not parse it.',
+    example: ERRORS.ERR_VALIDATION.message,
+  })
   message!: string;
 
-  @ApiProperty({ description: 'Whether the same request may succeed later.' })
+  @ApiProperty({ description: 'Whether the same request may succeed later.', example: false })
   retryable!: boolean;
 
   @ApiPropertyOptional({
     type: 'object',
     additionalProperties: true,
     description: 'Field paths to messages, or facts about the conflict.',
+    example: { agent_id: 'must be a positive integer' },
   })
   details?: ErrorDetails;
 }

@@ -1,6 +1,6 @@
 import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetadata } from '@nestjs/common';
 import { RouteConfig } from '@nestjs/platform-fastify';
-import { ApiBearerAuth, ApiSecurity } from '@nestjs/swagger';
+import { ApiBearerAuth, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
 import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
 
@@ -52,8 +52,8 @@ export const Public = () => SetMetadata(ACCESS, { kind: 'public' } satisfies Acc
 export const Agent = () =>
   applyDecorators(
     SetMetadata(ACCESS, { kind: 'agent' } satisfies Access),
-    ApiSecurity('agentId'),
-    ApiSecurity('agentToken'),
+    // Both headers: two decorators would say that either will do.
+    ApiSecurity({ agentId: [], agentToken: [] }),
   );
 
 /** Operators of this role or a higher one may call this route, with a bearer token. */
@@ -62,6 +62,9 @@ export const Operator = (role: Role) =>
     SetMetadata(ACCESS, { kind: 'operator', role } satisfies Access),
     ApiBearerAuth('operator'),
   );
+
+/** Documents the `:id` of a path. */
+export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1, example: 1 } });
 
 /** What a route's quota is and what it is counted by. */
 export interface QuotaRule {

@@ -61,7 +61,7 @@ class HttpSpec {
   url!: string;
 
   /** GET where it is left out. */
-  @ApiProperty({ required: false, nullable: true, enum: HTTP_METHODS, example: 'GET' })
+  @ApiProperty({ required: false, nullable: true, enum: [...HTTP_METHODS, null], example: 'GET' })
   @IsOptional()
   @IsIn(HTTP_METHODS)
   method?: string | null;

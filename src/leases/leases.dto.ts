@@ -108,7 +108,13 @@ export class Observation {
   name!: string;
 
   /** Any JSON. */
-  @ApiProperty({ type: 'object', additionalProperties: true, nullable: true, example: 12.5 })
+  @ApiProperty({
+    anyOf: [
+      ...(['number', 'string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
+      { type: 'array', items: {}, nullable: true },
+    ],
+    example: 12.5,
+  })
   value!: unknown;
 
   @ApiProperty({ required: false, nullable: true, type: String, maxLength: 64, example: 'ms' })
@@ -125,7 +131,7 @@ export class LeaseReport {
   observations?: Observation[] | null;
 
   /** What the check came to; `success` where a completed report leaves it out. */
-  @ApiProperty({ required: false, nullable: true, enum: OUTCOMES, example: 'success' })
+  @ApiProperty({ required: false, nullable: true, enum: [...OUTCOMES, null], example: 'success' })
   outcome?: Outcome | null;
 }
 
@@ -137,12 +143,26 @@ export class ReportRequest {
   agent_id!: number;
 
   /** Leases whose task is done, whatever the outcome of the check. */
-  @ApiProperty({ type: [LeaseReport], maxItems: 1_000 })
+  @ApiProperty({
+    type: [LeaseReport],
+    maxItems: 1_000,
+    example: [
+      {
+        lease_id: 4711,
+        outcome: 'success',
+        observations: [{ name: 'rtt_ms', value: 12.5, unit: 'ms' }],
+      },
+    ],
+  })
   @Items(checkReports)
   completed!: LeaseReport[];
 
   /** Leases given back: their tasks are tried again later. */
-  @ApiProperty({ type: [LeaseReport], maxItems: 1_000 })
+  @ApiProperty({
+    type: [LeaseReport],
+    maxItems: 1_000,
+    example: [{ lease_id: 4712, outcome: 'timeout' }],
+  })
   @Items(checkReports)
   cancelled!: LeaseReport[];
 }

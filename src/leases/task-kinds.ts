@@ -1,7 +1,10 @@
 import { Injectable, type OnModuleInit, type Type } from '@nestjs/common';
 import { DiscoveryService } from '@nestjs/core';
+import { ApiExtraModels, ApiProperty, getSchemaPath } from '@nestjs/swagger';
 import { type ErrorDetails, fail } from '../errors';
 import { checkFields } from '../http/validation';
+import { LeaseGrant } from './leases.dto';
+import { TaskInput, TaskView } from './tasks.dto';
 
 /** What a kind declares: its name, and the class that validates and documents its spec. */
 export interface TaskKindOptions {
@@ -63,6 +66,7 @@ export class TaskKinds implements OnModuleInit {
       }
       this.kinds.set(options.kind, { options, handler });
     }
+    documentSpecs([...this.kinds.values()].map(({ options }) => options));
   }
 
   /** The names of all kinds, sorted. */
@@ -73,11 +77,6 @@ export class TaskKinds implements OnModuleInit {
   /** Whether there is such a kind. */
   has(kind: string): boolean {
     return this.kinds.has(kind);
-  }
-
-  /** Each kind with the class of its spec, for the API's document. */
-  specs(): TaskKindOptions[] {
-    return this.names().map((name) => (this.kinds.get(name) as { options: TaskKindOptions }).options);
   }
 
   /**
@@ -116,5 +115,21 @@ export class TaskKinds implements OnModuleInit {
         Object.fromEntries(unknown.slice(0, 20).map((kind) => [`capacities.${kind}`, message])),
       );
     }
+  }
+}
+
+/** Shows in the API's document what each kind takes, wherever there is a spec in it. */
+function documentSpecs(kinds: readonly TaskKindOptions[]): void {
+  const kindsOf = new Map<Type<object>, string[]>();
+  for (const { kind, spec } of kinds) kindsOf.set(spec, [...(kindsOf.get(spec) ?? []), kind]);
+  for (const [spec, names] of kindsOf) {
+    const description = 'The kind again.';
+    ApiProperty({ required: false, enum: names, example: names[0], description })(spec.prototype, 'kind');
+  }
+  // Not oneOf: a spec with nothing but a host is one of several kinds.
+  const anyOf = [...kindsOf.keys()].map((spec) => ({ $ref: getSchemaPath(spec) }));
+  for (const holder of [TaskInput, TaskView, LeaseGrant]) {
+    ApiProperty({ anyOf })(holder.prototype, 'spec');
+    ApiExtraModels(...kindsOf.keys())(holder);
   }
 }

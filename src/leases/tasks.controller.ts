@@ -4,6 +4,7 @@ import { GuardedErrors } from '../http/api-errors';
 import {
   CurrentOperator,
   IdempotencyKey,
+  IdInPath,
   Operator,
   type OperatorIdentity,
   ShedFirst,
@@ -61,6 +62,7 @@ export class TasksController {
   /** Shows a task with every attempt and its observations. */
   @Get(':id')
   @Operator('viewer')
+  @IdInPath()
   @ApiOperation({ summary: 'Show a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND')
@@ -72,6 +74,7 @@ export class TasksController {
   @Post(':id/cancel')
   @HttpCode(200)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Cancel a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
@@ -83,6 +86,7 @@ export class TasksController {
   @Post(':id/retry')
   @HttpCode(200)
   @Operator('operator')
+  @IdInPath()
   @ApiOperation({ summary: 'Retry a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')

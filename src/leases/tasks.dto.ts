@@ -29,6 +29,7 @@ export class TaskInput {
     default: 0,
     minimum: -MAX_PRIORITY,
     maximum: MAX_PRIORITY,
+    example: 0,
   })
   priority?: number | null;
 
@@ -60,6 +61,7 @@ export class TaskInput {
     default: 5,
     minimum: 1,
     maximum: MAX_ATTEMPTS,
+    example: 5,
   })
   max_attempts?: number | null;
 
@@ -142,7 +144,7 @@ export class TaskView {
   state!: TaskState;
 
   /** Why it is cancelled or dead. */
-  @ApiProperty({ enum: TASK_REASONS, nullable: true, example: null })
+  @ApiProperty({ enum: [...TASK_REASONS, null], nullable: true, example: null })
   reason!: TaskReason | null;
 
   @ApiProperty({ type: 'integer', example: 0 })
@@ -183,7 +185,7 @@ export class ResultView {
   @ApiProperty({ enum: ['completed', 'cancelled'], example: 'completed' })
   report!: 'completed' | 'cancelled';
 
-  @ApiProperty({ enum: OUTCOMES, nullable: true, example: 'success' })
+  @ApiProperty({ enum: [...OUTCOMES, null], nullable: true, example: 'success' })
   outcome!: Outcome | null;
 
   @ApiProperty({ type: [Observation] })

@@ -1,7 +1,15 @@
 import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
 import { ApiAcceptedResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { AGENT_PATHS, Agent, type AgentIdentity, CurrentAgent, Operator, Quota } from '../http/decorators';
+import {
+  AGENT_PATHS,
+  Agent,
+  type AgentIdentity,
+  CurrentAgent,
+  IdInPath,
+  Operator,
+  Quota,
+} from '../http/decorators';
 import { IdParam } from '../http/validation';
 import { MetricsPage, MetricsQuery, MetricsRequest, MetricsResponse } from './metrics.dto';
 import { MetricsService } from './metrics.service';
@@ -34,6 +42,7 @@ export class AgentMetricsController {
   /** Lists an agent's envelopes by the time they were measured, the latest first. */
   @Get(':id/metrics')
   @Operator('viewer')
+  @IdInPath()
   @ApiOperation({ summary: "List an agent's metrics" })
   @ApiOkResponse({ type: MetricsPage })
   @GuardedErrors('ERR_NOT_FOUND')

@@ -1,12 +1,14 @@
 import { Controller, Get, HttpCode } from '@nestjs/common';
-import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiOkResponse, ApiOperation, ApiProperty, ApiTags } from '@nestjs/swagger';
 import { Database } from '../database/database';
 import { fail } from '../errors';
+import { ApiErrors } from '../http/api-errors';
 import { Public } from '../http/decorators';
 import { Lifecycle } from './lifecycle';
 
 class Health {
   /** Always `ok`: anything else is an error answer. */
+  @ApiProperty({ example: 'ok' })
   status!: string;
 }
 
@@ -24,7 +26,8 @@ export class HealthController {
   @Public()
   @HttpCode(200)
   @ApiOperation({ summary: 'Is the process alive?' })
-  @ApiOkResponse({ type: Health, example: { status: 'ok' } })
+  @ApiOkResponse({ type: Health })
+  @ApiErrors()
   alive(): Health {
     return { status: 'ok' };
   }
@@ -36,7 +39,8 @@ export class HealthController {
   @Get('readyz')
   @Public()
   @ApiOperation({ summary: 'Should this process get requests?' })
-  @ApiOkResponse({ type: Health, example: { status: 'ok' } })
+  @ApiOkResponse({ type: Health })
+  @ApiErrors()
   async ready(): Promise<Health> {
     if (this.lifecycle.stopping) throw fail('ERR_UNAVAILABLE', { reason: 'stopping' });
     await this.database.ping().catch((error: unknown) => {

@@ -1,0 +1,218 @@
+import { type DynamicModule, Injectable, Module, type Type } from '@nestjs/common';
+import { DiscoveryModule } from '@nestjs/core';
+import { Test, type TestingModule } from '@nestjs/testing';
+import { IsIn, IsOptional, IsString } from 'class-validator';
+import { ApiError } from '../errors';
+import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
+import { TaskKind, type TaskKindHandler, TaskKinds } from './task-kinds';
+
+class WhoisSpec {
+  @IsString()
+  name!: string;
+
+  @IsOptional()
+  @IsIn(['iana', 'rir'])
+  source?: string | null;
+}
+
+@TaskKind('whois', { spec: WhoisSpec })
+class WhoisKind implements TaskKindHandler<WhoisSpec> {
+  target(spec: WhoisSpec): string {
+    return spec.source ?? 'iana';
+  }
+}
+
+/** Stands for the module that the registry is in. */
+@Module({ imports: [DiscoveryModule], providers: [TaskKinds, DnsKind], exports: [TaskKinds] })
+class RegistryModule {}
+
+/** A module of an extension, with kinds of its own. */
+@Module({})
+class ExtensionModule {
+  static with(...providers: DynamicModule['providers'] & object): DynamicModule {
+    return { module: ExtensionModule, providers };
+  }
+}
+
+describe('the registry of task kinds', () => {
+  let app: TestingModule | undefined;
+
+  afterEach(() => app?.close());
+
+  async function start(...kinds: DynamicModule['providers'] & object): Promise<TaskKinds> {
+    const built = await Test.createTestingModule({
+      imports: [RegistryModule, ExtensionModule.with(...kinds)],
+    }).compile();
+    app = await built.init();
+    return app.get(TaskKinds, { strict: false });
+  }
+
+  /** Why the start fails. */
+  const refusal = (...kinds: DynamicModule['providers'] & object): Promise<string> =>
+    start(...kinds).then(
+      () => 'started',
+      (error: Error) => error.message,
+    );
+
+  it('finds what is decorated, and nothing else', async () => {
+    @Injectable()
+    class Bystander {
+      target(): string {
+        return 'none';
+      }
+    }
+    const kinds = await start(TcpKind, Bystander, TraceKind, HttpKind, PingKind, {
+      provide: 'value',
+      useValue: 1,
+    });
+    expect(kinds.names()).toEqual(['dns', 'http', 'ping', 'tcp', 'trace']);
+    expect(kinds.has('dns')).toBe(true);
+    for (const name of ['whois', '', 'DNS', 'constructor']) expect(kinds.has(name)).toBe(false);
+  });
+
+  it('takes a kind of a module other than its own', async () => {
+    const kinds = await start(WhoisKind);
+    expect(kinds.names()).toEqual(['dns', 'whois']);
+    expect(kinds.accept('whois', { name: 'example.com', source: null })).toEqual({
+      spec: '{"kind":"whois","name":"example.com","source":null}',
+      target: 'iana',
+    });
+    expect(kinds.accept('whois', { source: 'nobody', age: 3 }, 'tasks.7.')).toEqual({
+      problems: {
+        'tasks.7.spec.name': 'must be a string',
+        'tasks.7.spec.source': 'must be one of the following values: iana, rir',
+        'tasks.7.spec.age': 'is not a field of this request',
+      },
+    });
+    expect(() => kinds.checkKnown(['dns', 'whois'])).not.toThrow();
+  });
+
+  it.each<[string, (kind: Type<object>) => DynamicModule['providers']]>([
+    ['itself', (kind) => [kind]],
+    ['useClass', (kind) => [{ provide: 'whois', useClass: kind }]],
+    ['two names for one instance', (kind) => [kind, { provide: 'alias', useExisting: kind }]],
+  ])('finds a kind that is provided by %s', async (_, provide) => {
+    expect((await start(...(provide(WhoisKind) as []))).names()).toEqual(['dns', 'whois']);
+  });
+
+  it('gives a kind what it needs of others', async () => {
+    @Injectable()
+    class Names {
+      readonly prefix = 'registry:';
+    }
+    @TaskKind('whois', { spec: WhoisSpec })
+    class NeedyKind implements TaskKindHandler<WhoisSpec> {
+      constructor(private readonly names: Names) {}
+      target(spec: WhoisSpec): string {
+        return this.names.prefix + spec.name;
+      }
+    }
+    const kinds = await start(Names, NeedyKind);
+    expect(kinds.accept('whois', { name: 'a' })).toMatchObject({ target: 'registry:a' });
+  });
+
+  it('stops the start where two providers claim one kind, and names both', async () => {
+    @TaskKind('dns', { spec: WhoisSpec })
+    class OtherDns implements TaskKindHandler {
+      target(): string {
+        return 'other';
+      }
+    }
+    const message = await refusal(OtherDns);
+    for (const part of ['dns', 'DnsKind', 'OtherDns']) expect(message).toContain(part);
+    expect(await refusal(DnsKind)).toContain('dns');
+  });
+
+  it('stops the start where a kind has no target(), and names it', async () => {
+    @TaskKind('aimless', { spec: WhoisSpec })
+    class Aimless {}
+    expect(await refusal(Aimless)).toMatch(/aimless.*target/);
+  });
+
+  it.each(['', 'Whois', '1whois', '-x', 'who is', 'who.is', 'who/is', 'ü', 'whois\n', 'x'.repeat(65)])(
+    'refuses %j as a name',
+    (name) => {
+      expect(() => TaskKind(name, { spec: WhoisSpec })).toThrow(name === '' ? "''" : name);
+    },
+  );
+
+  it.each(['w', 'whois', 'who-is_2', 'x'.repeat(64)])('takes %j as a name', (name) => {
+    expect(() => TaskKind(name, { spec: WhoisSpec })).not.toThrow();
+  });
+
+  describe('a spec', () => {
+    @TaskKind('pair', { spec: WhoisSpec })
+    class PairKind implements TaskKindHandler<WhoisSpec> {
+      check(spec: WhoisSpec): Record<string, string> {
+        if (spec.name === 'throws') throw new Error('check was reached');
+        return spec.name === spec.source ? { source: 'must not be the name' } : {};
+      }
+      target(spec: WhoisSpec): string {
+        return spec.name;
+      }
+    }
+
+    it('is checked by its kind when its fields are right, and only then', async () => {
+      const kinds = await start(PairKind);
+      expect(kinds.accept('pair', { name: 'iana', source: 'iana' }, 'tasks.0.')).toEqual({
+        problems: { 'tasks.0.spec.source': 'must not be the name' },
+      });
+      expect(kinds.accept('pair', { name: 'throws', source: 'x' })).toHaveProperty([
+        'problems',
+        'spec.source',
+      ]);
+      expect(() => kinds.accept('pair', { name: 'throws' })).toThrow('check was reached');
+      expect(kinds.accept('pair', { name: 'a' })).toMatchObject({ target: 'a' });
+    });
+
+    it('is stored with the kind first and its fields as they came', async () => {
+      const kinds = await start();
+      const accepted = kinds.accept('dns', { record_type: 'A', kind: 'dns', query: 'b', server: null });
+      expect(accepted).toEqual({
+        spec: '{"kind":"dns","record_type":"A","query":"b","server":null}',
+        target: 'resolver',
+      });
+    });
+
+    it('gives a target of 512 characters at the most', async () => {
+      const accepted = (await start(WhoisKind, PairKind)).accept('pair', { name: 'n'.repeat(2_000) });
+      expect(accepted).toMatchObject({ target: 'n'.repeat(512) });
+    });
+
+    it.each([undefined, null, 5, 'dns', [], [{}]])('can not be %j', async (spec) => {
+      expect((await start()).accept('dns', spec, 'tasks.3.')).toEqual({
+        problems: { 'tasks.3.spec': 'must be an object' },
+      });
+    });
+
+    it.each([undefined, null, 5, {}, ['dns'], 'whois', '__proto__'])(
+      'of the kind %j is refused',
+      async (kind) => {
+        expect((await start()).accept(kind, { query: 'a' }, 'tasks.3.')).toEqual({
+          problems: { 'tasks.3.kind': 'must be one of dns' },
+        });
+      },
+    );
+  });
+
+  it('names the kinds of a claim that there are not', async () => {
+    const kinds = await start();
+    const problem = (...names: string[]): unknown => {
+      try {
+        return kinds.checkKnown(names);
+      } catch (error) {
+        return error;
+      }
+    };
+    expect(problem()).toBeUndefined();
+    expect(problem('dns')).toBeUndefined();
+    const error = problem('dns', 'a', 'b') as ApiError;
+    expect(error).toBeInstanceOf(ApiError);
+    expect([error.code, Object.keys(error.details as object)]).toEqual([
+      'ERR_VALIDATION',
+      ['capacities.a', 'capacities.b'],
+    ]);
+    const many = problem(...Array.from({ length: 5_000 }, (_, i) => `k${i}`)) as ApiError;
+    expect(Object.keys(many.details as object)).toHaveLength(20);
+  });
+});
