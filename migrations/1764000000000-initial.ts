@@ -26,6 +26,7 @@ export class Initial1764000000000 implements MigrationInterface {
         id ${identity},
         name text NOT NULL,
         role text NOT NULL CHECK (role IN ('viewer', 'operator', 'admin')),
+        origin text NOT NULL CHECK (origin IN ('setting', 'file', 'issued')),
         token_hash text NOT NULL UNIQUE,
         created_at ${bigint} NOT NULL,
         expires_at ${bigint},

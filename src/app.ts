@@ -9,7 +9,7 @@ import { AppModule, ENTITIES } from './app.module';
 import { Clock } from './clock';
 import { Database } from './database/database';
 import { isShedFirst } from './http/decorators';
-import { ErrorFilter } from './http/error-filter';
+import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
 import { answerUnknownRoutes } from './http/unknown-routes';
@@ -56,11 +56,18 @@ export async function createApp(settings: Settings, replacements: Replacements =
       forceCloseConnections: 'idle',
       connectionTimeout: 0,
       requestTimeout: 30_000,
+      clientErrorHandler: answerUnreadable,
       frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
         new ErrorFilter().answer(error, request, reply),
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
     const http = adapter.getInstance() as unknown as FastifyInstance;
     logRequests(http, logger);
+    http.addHook('onSend', (_request, reply, _payload, done) => {
+      reply.header('x-content-type-options', 'nosniff');
+      // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
+      if (lifecycle.stopping) reply.header('connection', 'close');
+      done();
+    });
     answerUnknownRoutes(http);
     overload.guard(http, isShedFirst, (request) =>
       /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
@@ -78,7 +85,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
-    mountDocs(app);
+    await mountDocs(app);
     await app.init();
     await http.ready();
     const stop = async (): Promise<void> => {

@@ -1,3 +1,35 @@
 import { Module } from '@nestjs/common';
-@Module({})
+import { APP_GUARD, DiscoveryModule } from '@nestjs/core';
+import { ThrottlerModule } from '@nestjs/throttler';
+import { AgentsModule } from '../agents/agents.module';
+import { Clock } from '../clock';
+import { OperatorsModule } from '../operators/operators.module';
+import { AccessGuard } from './access.guard';
+import { DeclaredRoutes } from './declared-routes';
+import { FailedAuth } from './failed-auth';
+import { QuotaGuard } from './quota.guard';
+import { TokenBuckets } from './token-buckets';
+
+/** The two global guards, in their order: who calls, and how often. */
+@Module({
+  imports: [
+    DiscoveryModule,
+    AgentsModule,
+    OperatorsModule,
+    ThrottlerModule.forRootAsync({
+      inject: [Clock],
+      useFactory: (clock: Clock) => ({
+        // The module wants one; nothing uses it, for each route's quota is in its decorator or its setting.
+        throttlers: [{ limit: 1, ttl: 1 }],
+        storage: new TokenBuckets(clock),
+      }),
+    }),
+  ],
+  providers: [
+    { provide: APP_GUARD, useClass: AccessGuard },
+    { provide: APP_GUARD, useClass: QuotaGuard },
+    FailedAuth,
+    DeclaredRoutes,
+  ],
+})
 export class AccessModule {}

@@ -43,6 +43,12 @@ export interface Proof {
   enrollmentToken?: string;
 }
 
+/** The token that a caller goes on using until it has the new one. */
+interface HeldToken {
+  readonly hash: string;
+  readonly expiresAt: number | null;
+}
+
 /** Called in the transaction that puts agents out, with their ids. */
 export type OutListener = (tx: Transaction, agentIds: readonly number[]) => Promise<void>;
 
@@ -130,10 +136,10 @@ export class AgentsService {
           return this.insertAgent(tx, hostname ?? null, token);
         }
         if (known.state === 'disabled' || known.state === 'revoked') throw outOfService(known.state);
-        const proven = enrolled || this.proves(known, proof);
-        if (!proven) this.refuseWhileAlive(known);
+        const held = this.tokenHeld(known, proof) ?? (enrolled ? currentToken(known) : undefined);
+        if (!held) this.refuseWhileAlive(known);
         refund = charge.success();
-        await this.replaceToken(tx, known, token, proven);
+        await this.replaceToken(tx, known, token, held);
         return known.id;
       });
       return {
@@ -330,11 +336,14 @@ export class AgentsService {
     return valid;
   }
 
-  private proves(known: AgentEntity, proof: Proof): boolean {
+  /** Which of the agent's tokens the caller shows; undefined where it shows none that works. */
+  private tokenHeld(known: AgentEntity, proof: Proof): HeldToken | undefined {
     if (proof.agentId !== known.id || proof.token === undefined || !isWellFormed('dcpa_', proof.token))
-      return false;
-    const match = this.matchToken(known, hashToken(proof.token));
-    return match === 'current' || match === 'previous';
+      return undefined;
+    const hash = hashToken(proof.token);
+    const match = this.matchToken(known, hash);
+    if (match === 'current') return currentToken(known);
+    return match === 'previous' ? { hash, expiresAt: known.previous_token_expires_at } : undefined;
   }
 
   /** @throws ERR_CONFLICT until the agent has missed its heartbeat */
@@ -364,12 +373,15 @@ export class AgentsService {
     return (row as { id: number }).id;
   }
 
-  /** Gives a known agent a new token. One that proved itself may use the old one a little longer; others' is void. */
+  /**
+   * Gives a known agent a new token. One that proved itself may use the token that it holds a little longer, also where
+   * that is the one before last because the answers with the newer ones were lost. Without a proof all are void.
+   */
   private async replaceToken(
     tx: Transaction,
     known: AgentEntity,
     token: string,
-    proven: boolean,
+    held: HeldToken | undefined,
   ): Promise<void> {
     const now = this.clock.now();
     await tx.run(
@@ -378,11 +390,11 @@ export class AgentsService {
       known.id,
       hashToken(token),
       this.tokenExpiry(),
-      proven ? known.token_hash : null,
-      proven ? Math.min(now + OVERLAP_MS, known.token_expires_at ?? Infinity) : null,
+      held?.hash ?? null,
+      held ? Math.min(now + OVERLAP_MS, held.expiresAt ?? Infinity) : null,
       now,
     );
-    if (!proven) await this.putOut(tx, known.id);
+    if (!held) await this.putOut(tx, known.id);
     this.forgetAfterCommit(tx, known.id);
   }
 
@@ -433,6 +445,10 @@ export class AgentsService {
 
 /** A hash that no token has. */
 const NOBODY = '-'.repeat(64);
+
+function currentToken({ token_hash: hash, token_expires_at: expiresAt }: Credentials): HeldToken {
+  return { hash, expiresAt };
+}
 
 function outOfService(state: string) {
   return fail('ERR_FORBIDDEN', { state }, { message: `This agent is ${state}.` });

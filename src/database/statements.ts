@@ -19,7 +19,10 @@ export interface Statements {
 
 /** A unit of work in progress: {@link Statements} whose effect holds as a whole or not at all. */
 export interface Transaction extends Statements {
-  /** Has this done once the unit is committed, before its caller is answered; dropped when it is rolled back. */
+  /**
+   * Has this done once the unit is committed, before its caller is answered; dropped when it is rolled back. What it
+   * throws is thrown at the caller, though the unit is stored.
+   */
   afterCommit(effect: () => void): void;
 }
 

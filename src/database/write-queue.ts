@@ -119,10 +119,7 @@ export class WriteQueue {
     try {
       const value = await this.inside.run(true, () => unit.work(tx));
       await this.runner.query('RELEASE unit');
-      return () => {
-        for (const effect of tx.effects) effect();
-        unit.resolve(value);
-      };
+      return () => answerStored(unit, value, tx.effects);
     } catch (error) {
       // Fails where SQLite gave up the whole transaction: then the batch is lost, and the caller of this says so.
       await this.runner.query('ROLLBACK TO unit');
@@ -130,4 +127,18 @@ export class WriteQueue {
       return () => unit.reject(error);
     }
   }
+}
+
+/** Does a stored unit's effects and answers its caller. An effect that throws keeps nobody else from being answered. */
+function answerStored(unit: Unit, value: unknown, effects: readonly (() => void)[]): void {
+  const failures: unknown[] = [];
+  for (const effect of effects) {
+    try {
+      effect();
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  if (failures.length > 0) unit.reject(failures[0]);
+  else unit.resolve(value);
 }

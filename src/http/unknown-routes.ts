@@ -16,8 +16,10 @@ export function answerUnknownRoutes(http: FastifyInstance): void {
     for (const method of [route.method].flat()) entry.methods.add(method);
   });
   http.addHook('onRequest', (request, reply, done) => {
-    if (!request.is404) return done();
     const path = request.url.split('?', 1)[0] as string;
+    // `/v1/agents/claim` is a path of its own: a GET of it must not be taken for the agent named "claim".
+    const exact = methodsByPath.get(path);
+    if (!request.is404 && (!exact || exact.methods.has(request.method))) return done();
     const allowed = new Set<string>();
     for (const { pattern, methods } of methodsByPath.values()) {
       if (pattern.test(path)) for (const method of methods) allowed.add(method);

@@ -18,10 +18,16 @@ export interface Waiter {
 @Injectable()
 export class ClaimWaiters {
   private readonly byKind = new Map<string, Set<WaitingClaim>>();
-  private stopped = false;
+  /** Who sleeps right now. Not the same as who stands in line: one that left it may wait on. */
+  private readonly asleep = new Set<WaitingClaim>();
 
-  constructor(lifecycle: Lifecycle) {
+  constructor(private readonly lifecycle: Lifecycle) {
     lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
+  }
+
+  /** How many claims stand in line. */
+  get waiting(): number {
+    return new Set([...this.byKind.values()].flatMap((line) => [...line])).size;
   }
 
   /** Stands in line for the kinds. Do it before looking for tasks, so that none can slip in between. */
@@ -37,8 +43,9 @@ export class ClaimWaiters {
       () => {
         for (const kind of kinds) this.wake(kind, 1);
       },
+      this.asleep,
+      this.lifecycle,
     );
-    if (this.stopped) waiter.stop();
     for (const kind of kinds) {
       const line = this.byKind.get(kind);
       if (line) line.add(waiter);
@@ -57,47 +64,49 @@ export class ClaimWaiters {
   }
 
   private releaseAll(): void {
-    this.stopped = true;
-    for (const line of this.byKind.values()) for (const waiter of line) waiter.stop();
+    for (const waiter of this.asleep) waiter.rouse();
   }
 }
 
 class WaitingClaim implements Waiter {
   private signalled = false;
   private used = true;
-  private stopped = false;
   private notify: (() => void) | undefined;
 
   constructor(
     private readonly remove: () => void,
     private readonly passOn: () => void,
+    private readonly asleep: Set<WaitingClaim>,
+    private readonly lifecycle: Lifecycle,
   ) {}
 
   /** @returns whether this one took the wake-up: it had none yet */
   signal(): boolean {
-    if (this.signalled || this.stopped) return false;
+    if (this.signalled || this.lifecycle.stopping) return false;
     this.signalled = true;
-    this.notify?.();
+    this.rouse();
     return true;
   }
 
-  stop(): void {
-    this.stopped = true;
+  /** Has it look again why it sleeps. */
+  rouse(): void {
     this.notify?.();
   }
 
   async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
-    if (!this.signalled && !this.stopped && !hangUp.aborted && timeoutMs > 0) {
+    if (!this.signalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
       let timer: NodeJS.Timeout | undefined;
+      this.asleep.add(this);
       await new Promise<void>((resolve) => {
         this.notify = resolve;
         timer = setTimeout(resolve, timeoutMs);
         hangUp.addEventListener('abort', () => resolve(), { once: true });
       });
       clearTimeout(timer);
+      this.asleep.delete(this);
     }
     this.notify = undefined;
-    if (this.stopped || hangUp.aborted || !this.signalled) return false;
+    if (this.lifecycle.stopping || hangUp.aborted || !this.signalled) return false;
     this.signalled = false;
     this.used = false;
     return true;

@@ -14,6 +14,10 @@ export class OperatorTokenEntity {
   @Column('text')
   role!: Role;
 
+  /** Where it comes from: CONTROL_PLANE_ADMIN_TOKEN, the file made at first start, or another operator. */
+  @Column('text')
+  origin!: 'setting' | 'file' | 'issued';
+
   /** SHA-256 of the token, in hex. */
   @Column('text', { unique: true })
   token_hash!: string;

@@ -1,3 +1,6 @@
 import { Module } from '@nestjs/common';
-@Module({})
+import { OperatorsService } from './operators.service';
+
+/** Who operates the control plane. */
+@Module({ providers: [OperatorsService], exports: [OperatorsService] })
 export class OperatorsModule {}

@@ -1,0 +1,81 @@
+import { Controller, Get, type Type } from '@nestjs/common';
+import { DiscoveryModule } from '@nestjs/core';
+import { Test } from '@nestjs/testing';
+import { Agent, Operator, Public, Quota } from '../http/decorators';
+import { DeclaredRoutes } from './declared-routes';
+
+@Controller('declared')
+class Declared {
+  @Get()
+  @Public()
+  list(): void {}
+
+  @Get('mine')
+  @Agent()
+  @Quota('mine', '1/minute', { burst: 1 })
+  mine(): void {}
+
+  notARoute(): void {}
+}
+
+@Public()
+@Controller('by-class')
+class DeclaredByClass {
+  @Get()
+  list(): void {}
+}
+
+@Controller('forgetful')
+class Forgetful {
+  @Get()
+  @Operator('viewer')
+  list(): void {}
+
+  @Get('open')
+  open(): void {}
+}
+
+class Inheriting extends Forgetful {}
+Controller('inheriting')(Inheriting);
+
+@Controller('confused')
+class Confused {
+  @Get()
+  @Operator('viewer')
+  @Quota('confused', '1/minute', { burst: 1 })
+  byNoAgent(): void {}
+
+  @Get('name')
+  @Agent()
+  @Quota('"quoted"', '1/minute', { burst: 1 })
+  badName(): void {}
+}
+
+async function start(...controllers: Type[]): Promise<void> {
+  const module = await Test.createTestingModule({
+    imports: [DiscoveryModule],
+    controllers,
+    providers: [DeclaredRoutes],
+  }).compile();
+  await module.init();
+  await module.close();
+}
+
+describe('DeclaredRoutes', () => {
+  it('lets a program start whose routes all say whom they let in', async () => {
+    await expect(start(Declared, DeclaredByClass)).resolves.toBeUndefined();
+  });
+
+  it('names every route that does not, inherited ones too', async () => {
+    await expect(start(Declared, Forgetful, Inheriting)).rejects.toThrow(
+      /Forgetful\.open names nobody.*; Inheriting\.open names nobody/,
+    );
+    await expect(start(Forgetful)).rejects.not.toThrow(/Forgetful\.list/);
+  });
+
+  it('names quotas that could not be kept', async () => {
+    await expect(start(Confused)).rejects.toThrow(
+      /Confused\.byNoAgent has a quota by agent.*; Confused\.badName has a quota whose name/,
+    );
+  });
+});

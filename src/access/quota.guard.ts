@@ -1,0 +1,144 @@
+import { type ExecutionContext, Inject, Injectable } from '@nestjs/common';
+import { Reflector } from '@nestjs/core';
+import {
+  InjectThrottlerOptions,
+  InjectThrottlerStorage,
+  ThrottlerGuard,
+  type ThrottlerLimitDetail,
+  type ThrottlerModuleOptions,
+} from '@nestjs/throttler';
+import type { FastifyReply } from 'fastify';
+import { fail } from '../errors';
+import { type Charge, type ControlPlaneRequest, QUOTA, type QuotaRule } from '../http/decorators';
+import { type Quota, type QuotaRoute, SETTINGS, type Settings } from '../settings';
+import { callerAddress } from './addresses';
+import { FailedAuth } from './failed-auth';
+import type { TokenBuckets, Verdict } from './token-buckets';
+
+/** A quota in force, and the header that announces it. */
+interface Policy {
+  readonly name: string;
+  readonly quota: Quota;
+  readonly header: string;
+}
+
+/** How a route's requests are counted; without a policy where a setting switched its quota off. */
+interface Rule {
+  readonly by: QuotaRule['by'];
+  readonly policy: Policy | undefined;
+}
+
+/**
+ * The second guard: how often. Each route's `@Quota`, or the setting that replaces it, is a token bucket for each
+ * caller. A registration counts against its hostname only when it succeeds, so that nobody can lock a host out.
+ */
+@Injectable()
+export class QuotaGuard extends ThrottlerGuard {
+  private readonly rules = new WeakMap<object, { rule: Rule | undefined }>();
+  private readonly registerPerAddress: Policy | undefined;
+
+  constructor(
+    @InjectThrottlerOptions() options: ThrottlerModuleOptions,
+    @InjectThrottlerStorage() private readonly buckets: TokenBuckets,
+    reflector: Reflector,
+    private readonly failedAuth: FailedAuth,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {
+    super(options, buckets, reflector);
+    const { registerPerIp } = settings;
+    this.registerPerAddress = registerPerIp ? policyOf('register-per-ip', registerPerIp) : undefined;
+  }
+
+  /** @throws ERR_RATE_LIMITED with when to come again */
+  override canActivate(context: ExecutionContext): Promise<boolean> {
+    const rule = this.ruleOf(context.getHandler());
+    if (rule) {
+      const http = context.switchToHttp();
+      const request = http.getRequest<ControlPlaneRequest>();
+      const reply = http.getResponse<FastifyReply>();
+      if (rule.by === 'hostname') this.chargeByOutcome(rule.policy, request, reply);
+      else if (rule.policy) this.take(rule.policy, String(request.agent?.id), reply);
+    }
+    return ADMITTED;
+  }
+
+  /** @throws ERR_RATE_LIMITED always: the library's own exception is not in the catalogue */
+  protected override throwThrottlingException(
+    _context: ExecutionContext,
+    { timeToBlockExpire }: ThrottlerLimitDetail,
+  ): Promise<void> {
+    throw fail('ERR_RATE_LIMITED', undefined, { retryAfterMs: timeToBlockExpire * 1_000 });
+  }
+
+  /** The rule of a handler, worked out once. */
+  private ruleOf(handler: object): Rule | undefined {
+    let known = this.rules.get(handler);
+    if (!known) {
+      const declared = Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined;
+      known = { rule: declared && { by: declared.by, policy: this.policyInForce(declared) } };
+      this.rules.set(handler, known);
+    }
+    return known.rule;
+  }
+
+  private policyInForce({ route, quota }: QuotaRule): Policy | undefined {
+    const replaced = this.settings.quotas[route as QuotaRoute];
+    return replaced === null ? undefined : policyOf(route, replaced ?? quota);
+  }
+
+  /** Every attempt counts against the address; what else is charged depends on what comes of it. */
+  private chargeByOutcome(
+    policy: Policy | undefined,
+    request: ControlPlaneRequest,
+    reply: FastifyReply,
+  ): void {
+    const address = callerAddress(request.ip);
+    if (this.registerPerAddress) this.take(this.registerPerAddress, address, reply);
+    const hostname = (request.body as { hostname?: unknown } | null | undefined)?.hostname;
+    const caller = typeof hostname === 'string' ? `host:${hostname}` : `address:${address}`;
+    request.charge = {
+      success: policy ? this.chargeOf(policy, caller, reply) : () => () => undefined,
+      failure: () => this.failedAuth.charge(address),
+    };
+  }
+
+  /** The charge of a success. As long as it is not taken the headers tell what is there. */
+  private chargeOf(policy: Policy, caller: string, reply: FastifyReply): Charge['success'] {
+    const key = `${policy.name}:${caller}`;
+    const announceLeft = () => announce(policy, this.buckets.look(key, policy.quota), reply);
+    announceLeft();
+    return () => {
+      this.take(policy, caller, reply);
+      return () => {
+        this.buckets.giveBack(key, policy.quota);
+        announceLeft();
+      };
+    };
+  }
+
+  private take(policy: Policy, caller: string, reply: FastifyReply): void {
+    const verdict = this.buckets.take(`${policy.name}:${caller}`, policy.quota);
+    announce(policy, verdict, reply);
+    if (!verdict.admitted)
+      throw fail('ERR_RATE_LIMITED', { quota: policy.name }, { retryAfterMs: verdict.nextInMs });
+  }
+}
+
+const ADMITTED = Promise.resolve(true);
+
+/**
+ * The headers are those of draft-ietf-httpapi-ratelimit-headers-11, sections 3 and 4: `q` requests in a window of `w`
+ * seconds; no more than `r` in the next `t` seconds. A bucket gives its burst within the time that it takes to fill.
+ */
+function policyOf(name: string, quota: Quota): Policy {
+  const windowSeconds = Math.max(1, Math.ceil((quota.burst * quota.periodMs) / quota.limit / 1_000));
+  return { name, quota, header: `"${name}";q=${quota.burst};w=${windowSeconds}` };
+}
+
+function announce(policy: Policy, verdict: Verdict, reply: FastifyReply): void {
+  reply.header('ratelimit-policy', policy.header);
+  reply.header(
+    'ratelimit',
+    `"${policy.name}";r=${verdict.remaining};t=${Math.ceil(verdict.nextInMs / 1_000)}`,
+  );
+}

@@ -1,0 +1,158 @@
+import fc from 'fast-check';
+import type { Quota } from '../settings';
+import { TokenBuckets } from './token-buckets';
+
+class Time {
+  constructor(public at = 1_767_225_600_000) {}
+  now = () => this.at;
+}
+
+const HEARTBEAT: Quota = { limit: 6, periodMs: 60_000, burst: 3 };
+
+/** Rates whose interval is no whole number of milliseconds are in it on purpose. */
+const quotas = fc.record({
+  limit: fc.integer({ min: 1, max: 1_000 }),
+  periodMs: fc.constantFrom(1_000, 7_000, 60_000, 3_600_000),
+  burst: fc.integer({ min: 1, max: 20 }),
+});
+
+describe('TokenBuckets', () => {
+  it('lets the burst in at once and then one for each interval', () => {
+    const time = new Time();
+    const buckets = new TokenBuckets(time);
+    const take = () => buckets.take('a', HEARTBEAT);
+    expect([take(), take(), take()]).toEqual([
+      { admitted: true, remaining: 2, nextInMs: 10_000 },
+      { admitted: true, remaining: 1, nextInMs: 10_000 },
+      { admitted: true, remaining: 0, nextInMs: 10_000 },
+    ]);
+    expect(take()).toEqual({ admitted: false, remaining: 0, nextInMs: 10_000 });
+    time.at += 9_999;
+    expect(take()).toEqual({ admitted: false, remaining: 0, nextInMs: 1 });
+    time.at += 1;
+    expect(take()).toMatchObject({ admitted: true, remaining: 0 });
+    expect(take()).toMatchObject({ admitted: false });
+    time.at += 30_000;
+    expect(buckets.look('a', HEARTBEAT)).toEqual({ admitted: true, remaining: 3, nextInMs: 0 });
+  });
+
+  it('keeps keys apart', () => {
+    const buckets = new TokenBuckets(new Time());
+    const once = { limit: 1, periodMs: 1_000, burst: 1 };
+    expect(buckets.take('a', once).admitted).toBe(true);
+    expect(buckets.take('a', once).admitted).toBe(false);
+    expect(buckets.take('b', once).admitted).toBe(true);
+  });
+
+  it('looks without taking, and gives back no more than was taken', () => {
+    const buckets = new TokenBuckets(new Time());
+    for (let i = 0; i < 5; i++) expect(buckets.look('a', HEARTBEAT).remaining).toBe(3);
+    buckets.take('a', HEARTBEAT);
+    buckets.giveBack('a', HEARTBEAT);
+    buckets.giveBack('a', HEARTBEAT);
+    expect(buckets.look('a', HEARTBEAT)).toEqual({ admitted: true, remaining: 3, nextInMs: 0 });
+  });
+
+  it('never admits more than burst + rate * time in any window, and no less than a bucket would', () => {
+    const steps = fc.array(fc.record({ waitMs: fc.nat(5_000), requests: fc.nat(6) }), { maxLength: 60 });
+    fc.assert(
+      fc.property(quotas, steps, (quota, sequence) => {
+        const time = new Time();
+        const buckets = new TokenBuckets(time);
+        // The reference: a bucket counted in whole numbers, tokens times periodMs.
+        let tokens = BigInt(quota.burst * quota.periodMs);
+        const admittedAt: number[] = [];
+        for (const { waitMs, requests } of sequence) {
+          time.at += waitMs;
+          tokens += BigInt(waitMs * quota.limit);
+          if (tokens > BigInt(quota.burst * quota.periodMs)) tokens = BigInt(quota.burst * quota.periodMs);
+          for (let i = 0; i < requests; i++) {
+            const expected = tokens >= BigInt(quota.periodMs);
+            const verdict = buckets.take('key', quota);
+            expect(verdict.admitted).toBe(expected);
+            if (expected) {
+              tokens -= BigInt(quota.periodMs);
+              admittedAt.push(time.at);
+            }
+            expect(verdict.remaining).toBe(Number(tokens / BigInt(quota.periodMs)));
+          }
+        }
+        for (let from = 0; from < admittedAt.length; from++) {
+          for (let to = from; to < admittedAt.length; to++) {
+            const windowMs = (admittedAt[to] as number) - (admittedAt[from] as number);
+            const allowed = Math.floor(quota.burst + (windowMs * quota.limit) / quota.periodMs + 1e-9);
+            expect(to - from + 1).toBeLessThanOrEqual(allowed);
+          }
+        }
+      }),
+    );
+  });
+
+  it('says truly when the next one is let in: not a millisecond earlier, and then for sure', () => {
+    fc.assert(
+      fc.property(quotas, fc.array(fc.nat(2_000), { maxLength: 30 }), (quota, waits) => {
+        const time = new Time();
+        const buckets = new TokenBuckets(time);
+        for (const waitMs of waits) {
+          time.at += waitMs;
+          let verdict = buckets.take('key', quota);
+          while (verdict.admitted) verdict = buckets.take('key', quota);
+          expect(verdict.nextInMs).toBeGreaterThan(0);
+          time.at += verdict.nextInMs - 1;
+          expect(buckets.look('key', quota).admitted).toBe(false);
+          time.at += 1;
+          expect(buckets.take('key', quota).admitted).toBe(true);
+        }
+      }),
+    );
+  });
+
+  it('does not make callers wait for a clock that was set back', () => {
+    const time = new Time();
+    const buckets = new TokenBuckets(time);
+    for (let i = 0; i < 3; i++) buckets.take('a', HEARTBEAT);
+    time.at -= 3_600_000;
+    expect(buckets.take('a', HEARTBEAT)).toMatchObject({ admitted: false, nextInMs: 10_000 });
+    time.at += 10_000;
+    expect(buckets.take('a', HEARTBEAT).admitted).toBe(true);
+  });
+
+  it('keeps a bounded number, and drops full buckets before others', () => {
+    const time = new Time();
+    const buckets = new TokenBuckets(time, 100);
+    const hourly = { limit: 1, periodMs: 3_600_000, burst: 1 };
+    // The oldest of all, and the only one that is not full when the others come.
+    buckets.take('busy', hourly);
+    for (let i = 0; i < 99; i++) buckets.take(`first ${i}`, HEARTBEAT);
+    time.at += 60_000;
+    for (let i = 0; i < 99; i++) buckets.take(`second ${i}`, HEARTBEAT);
+    expect(buckets.size).toBe(100);
+    expect(buckets.look('busy', hourly).admitted).toBe(false);
+    expect(buckets.look('second 0', HEARTBEAT).remaining).toBe(2);
+  });
+
+  it('drops what is nearest to full where no bucket is', () => {
+    const buckets = new TokenBuckets(new Time(), 3);
+    const hourly = { limit: 1, periodMs: 3_600_000, burst: 1 };
+    buckets.take('a', hourly);
+    buckets.take('b', HEARTBEAT);
+    buckets.take('c', hourly);
+    buckets.take('d', hourly);
+    expect(buckets.size).toBe(3);
+    expect(buckets.look('b', HEARTBEAT).remaining).toBe(3);
+    expect(['a', 'c', 'd'].map((key) => buckets.look(key, hourly).admitted)).toEqual([false, false, false]);
+  });
+
+  it('serves throttlers of the library by limit and ttl', async () => {
+    const time = new Time();
+    const buckets = new TokenBuckets(time);
+    // 6 a minute, 3 at once.
+    const hit = () => buckets.increment('a', 30_000, 3);
+    expect(await hit()).toEqual({ totalHits: 1, timeToExpire: 10, isBlocked: false, timeToBlockExpire: 0 });
+    await hit();
+    await hit();
+    expect(await hit()).toEqual({ totalHits: 4, timeToExpire: 10, isBlocked: true, timeToBlockExpire: 10 });
+    time.at += 10_000;
+    expect(await hit()).toMatchObject({ totalHits: 3, isBlocked: false });
+  });
+});

@@ -1,0 +1,198 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import { type ControlPlane, createApp } from '../src/app';
+import { Clock } from '../src/clock';
+import { Continuity } from '../src/scheduling/continuity';
+import { readSettings } from '../src/settings';
+
+/** The operator's token that every test's server knows. */
+export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
+
+/** A clock that moves when it is told to. */
+export class TestClock extends Clock {
+  constructor(private instant = Date.UTC(2026, 0, 1)) {
+    super();
+  }
+
+  override now(): number {
+    return this.instant;
+  }
+
+  advance(ms: number): void {
+    this.instant += ms;
+  }
+}
+
+/** An answer, read. */
+export interface Answer<Body = any> {
+  status: number;
+  headers: Headers;
+  body: Body;
+}
+
+/** What a request may carry. */
+export interface Call {
+  headers?: Record<string, string>;
+  /** Sent as JSON; a string or bytes go as they are. */
+  body?: unknown;
+}
+
+/** An agent's id and token. */
+export interface Credentials {
+  agent_id: number;
+  auth_token: string;
+}
+
+/** A server of its own for a test: the built application, over real HTTP, on a database file. */
+export class TestServer {
+  private constructor(
+    private readonly plane: ControlPlane,
+    readonly url: string,
+    readonly folder: string,
+  ) {}
+
+  /**
+   * @param env settings by their names after `CONTROL_PLANE_`; quotas are off where nothing is said
+   * @param options.folder the folder of a server before, to start again on its database
+   */
+  static async start(
+    env: Record<string, string> = {},
+    options: { clock?: Clock; folder?: string; logger?: Logger } = {},
+  ): Promise<TestServer> {
+    const folder = options.folder ?? mkdtempSync(join(tmpdir(), 'control-plane-'));
+    const quotas = ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG'].map(
+      (route) => `QUOTA_${route}`,
+    );
+    const named: Record<string, string> = {
+      ...Object.fromEntries(
+        [...quotas, 'REGISTER_PER_IP', 'FAILED_AUTH_PER_IP'].map((name) => [name, 'off']),
+      ),
+      DATABASE_URL: `sqlite://${join(folder, 'test.db')}`,
+      ADMIN_TOKEN,
+      LOG_LEVEL: 'silent',
+      ...env,
+    };
+    const settings = readSettings(
+      Object.fromEntries(
+        Object.entries(named)
+          .filter(([, value]) => value !== 'default')
+          .map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
+      ),
+    );
+    const plane = await createApp(settings, { clock: options.clock, logger: options.logger });
+    await plane.app.listen({ host: '127.0.0.1', port: 0 });
+    const { port } = plane.app.getHttpServer().address() as AddressInfo;
+    return new TestServer(plane, `http://127.0.0.1:${port}`, folder);
+  }
+
+  get app(): ControlPlane['app'] {
+    return this.plane.app;
+  }
+
+  get database(): ControlPlane['database'] {
+    return this.plane.database;
+  }
+
+  /** Sends a request and reads the answer. */
+  async request(method: string, path: string, { headers = {}, body }: Call = {}): Promise<Answer> {
+    const raw = typeof body === 'string' || body instanceof Uint8Array;
+    const response = await fetch(this.url + path, {
+      method,
+      headers: { ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
+      body:
+        body === undefined
+          ? undefined
+          : raw
+            ? (body as string | Uint8Array<ArrayBuffer>)
+            : JSON.stringify(body),
+    });
+    const text = await response.text();
+    const isJson = /json/.test(response.headers.get('content-type') ?? '');
+    return {
+      status: response.status,
+      headers: response.headers,
+      body: isJson && text !== '' ? JSON.parse(text) : text,
+    };
+  }
+
+  /**
+   * Lets time pass on the test's clock while the service runs: deadlines are missed, but nothing looks like an outage,
+   * as it does when the clock jumps by more than 5 s.
+   */
+  pass(clock: TestClock, ms: number): void {
+    const continuity = this.app.get(Continuity);
+    continuity.runningSince();
+    for (let left = ms; left > 0; left -= 1_000) {
+      clock.advance(Math.min(left, 1_000));
+      continuity.runningSince();
+    }
+  }
+
+  /** Calls as the admin. */
+  operator(
+    method: string,
+    path: string,
+    body?: unknown,
+    headers: Record<string, string> = {},
+  ): Promise<Answer> {
+    return this.request(method, path, {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}`, ...headers },
+      body,
+    });
+  }
+
+  /** Calls as an agent; the body names it unless it says otherwise. */
+  agent(
+    who: Credentials,
+    path: string,
+    body: object = {},
+    headers: Record<string, string> = {},
+  ): Promise<Answer> {
+    return this.request('POST', path, {
+      headers: { ...credentialsOf(who), ...headers },
+      body: { agent_id: who.agent_id, ...body },
+    });
+  }
+
+  /** Registers an agent. */
+  async register(hostname?: string): Promise<Credentials> {
+    const { status, body } = await this.request('POST', '/register', {
+      body: hostname === undefined ? {} : { hostname },
+    });
+    if (status !== 200) throw new Error(`register: ${status} ${JSON.stringify(body)}`);
+    return body;
+  }
+
+  /** Enqueues tasks and tells their ids. */
+  async enqueue(...tasks: object[]): Promise<number[]> {
+    const { status, body } = await this.operator('POST', '/v1/tasks', { tasks });
+    if (status !== 201) throw new Error(`enqueue: ${status} ${JSON.stringify(body)}`);
+    return body.tasks.map((task: { id: number }) => task.id);
+  }
+
+  /** Rows of the database. */
+  rows<Row = any>(sql: string, ...values: (string | number | null)[]): Promise<Row[]> {
+    return this.database.read((statements) => statements.rows<Row>(sql, ...values));
+  }
+
+  /** Stops the server; its files stay where `keep` is given. */
+  async stop({ keep = false } = {}): Promise<void> {
+    await this.plane.stop();
+    if (!keep) rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/** The headers of an agent's credentials. */
+export function credentialsOf(who: Credentials): Record<string, string> {
+  return { 'x-agent-id': String(who.agent_id), 'x-agent-token': who.auth_token };
+}
+
+/** A dns task. */
+export const dnsTask = (fields: object = {}, spec: object = {}) => ({
+  kind: 'dns',
+  spec: { query: 'example.com', ...spec },
+  ...fields,
+});
