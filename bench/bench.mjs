@@ -1,4 +1,4 @@
-// Measures the built server and prints one table: npm run bench [-- --quick]. Every figure stands beside a baseline of
+// Measures the built server and prints one table: npm run bench [-- --quick] [phase ...]. Every figure stands beside a baseline of
 // the same run, for the machine's own speed changes from one minute to the next. What is measured: docs/benchmarks.md.
 import { cpus } from 'node:os';
 import autocannon from 'autocannon';
@@ -239,13 +239,16 @@ function row(name, ours, baseline, theirs, aim) {
   return [name, figure(ours), baseline, figure(theirs), (ours / theirs).toFixed(2), aim];
 }
 
+const PHASES = [heartbeats, claimsAndReports, claimsByDepth, memory];
+const ASKED = process.argv.slice(2).filter((arg) => !arg.startsWith('--'));
+
 const overdue = setTimeout(() => {
   console.error(`The bench did not end within ${TIME_LIMIT_MS / 60_000} minutes.`);
   process.exit(1);
 }, TIME_LIMIT_MS);
 try {
   const rows = [];
-  for (const phase of [heartbeats, claimsAndReports, claimsByDepth, memory]) {
+  for (const phase of PHASES.filter(({ name }) => ASKED.length === 0 || ASKED.includes(name))) {
     console.error(`${phase.name} ...`);
     rows.push(...(await phase()));
   }
