@@ -6,7 +6,7 @@ import fc from 'fast-check';
 import { pino } from 'pino';
 import { AgentsService, type AgentTransition } from '../src/agents/agents.service';
 import { type ControlPlane, createApp } from '../src/app';
-import { Clock, toTimestamp } from '../src/clock';
+import { toTimestamp } from '../src/clock';
 import { ConcurrencyService } from '../src/concurrency/concurrency.service';
 import type { Statements } from '../src/database/statements';
 import { LeasesService } from '../src/leases/leases.service';
@@ -15,6 +15,7 @@ import type { TaskDetail } from '../src/leases/tasks.dto';
 import { TasksService } from '../src/leases/tasks.service';
 import { Continuity } from '../src/scheduling/continuity';
 import { readSettings } from '../src/settings';
+import { TestClock } from './harness';
 import {
   type Answer,
   type LeaseRow,
@@ -42,18 +43,6 @@ const TERMS: Terms = {
   outageMs: 5_000,
 };
 const UNKNOWN_ID = 999_999_999;
-
-class TestClock extends Clock {
-  constructor(private instant = Date.UTC(2026, 0, 1)) {
-    super();
-  }
-  override now(): number {
-    return this.instant;
-  }
-  advance(ms: number): void {
-    this.instant += ms;
-  }
-}
 
 // What a history is made of. Tasks and leases are named by how many are newer than they; who asks, by a place in the
 // list of agents or as the holder of the lease that is asked about: so a step means something in any history.

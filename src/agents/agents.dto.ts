@@ -1,6 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, Matches, MaxLength, MinLength } from 'class-validator';
-import { PageQuery } from '../http/pagination';
+import { PageEnd, PageQuery } from '../http/pagination';
 import { IsId } from '../http/validation';
 
 /** Who wants to become an agent. */
@@ -126,11 +126,7 @@ export class AgentView {
 }
 
 /** A page of agents. */
-export class AgentPage {
+export class AgentPage extends PageEnd {
   @ApiProperty({ type: [AgentView] })
   items!: AgentView[];
-
-  /** Where the next page begins; null on the last. */
-  @ApiProperty({ type: String, nullable: true, example: null })
-  next_cursor!: string | null;
 }

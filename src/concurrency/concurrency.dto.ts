@@ -1,6 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
-import { PageQuery } from '../http/pagination';
+import { PageEnd, PageQuery } from '../http/pagination';
 import { type ItemProblem, Items } from '../http/validation';
 import { WINDOW_SCOPES, type WindowScope } from './window.entity';
 
@@ -66,13 +66,9 @@ export class WindowView {
 }
 
 /** A page of windows. */
-export class WindowPage {
+export class WindowPage extends PageEnd {
   @ApiProperty({ type: [WindowView] })
   items!: WindowView[];
-
-  /** Where the next page begins; null on the last. */
-  @ApiProperty({ type: String, nullable: true, example: null })
-  next_cursor!: string | null;
 }
 
 /** The ceiling of one window: of a target where a kind and a target are given, of a kind, or of everything. */

@@ -1,10 +1,8 @@
 import canonicalize from 'canonicalize';
 import { toTimestamp } from '../clock';
 import type { ErrorDetails } from '../errors';
+import { MAX_DEPTH } from '../http/json-body';
 import type { ConfigEntity } from './config.entity';
-
-/** How deep a configuration may nest, itself included; the same as any request body. */
-const MAX_DEPTH = 64;
 
 /** Everything of a bundle but its signature. */
 export type UnsignedBundle = Omit<ConfigEntity, 'kid' | 'signature'>;

@@ -2,7 +2,7 @@ import { isUtf8 } from 'node:buffer';
 import { fail } from '../errors';
 
 /** How deep a body may nest. Nothing of the contract needs more than a few levels; observations may carry some. */
-const MAX_DEPTH = 64;
+export const MAX_DEPTH = 64;
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;

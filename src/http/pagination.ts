@@ -1,4 +1,4 @@
-import { ApiPropertyOptional } from '@nestjs/swagger';
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
 
@@ -30,6 +30,17 @@ export class PageQuery {
   @IsOptional()
   @Matches(/^[1-9]\d{0,14}$/, { message: 'cursor must be the next_cursor of a page' })
   cursor?: string;
+}
+
+/** What every page of a list answers besides its items. */
+export class PageEnd {
+  @ApiProperty({
+    description: 'Where the next page begins; null on the last.',
+    type: String,
+    nullable: true,
+    example: null,
+  })
+  next_cursor!: string | null;
 }
 
 /** One page of a list, newest first. */

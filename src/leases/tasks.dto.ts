@@ -1,6 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
-import { PageQuery } from '../http/pagination';
+import { PageEnd, PageQuery } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { type ItemProblem, Items } from '../http/validation';
 import { LEASE_STATES, type LeaseState } from './lease.entity';
@@ -232,13 +232,9 @@ export class TaskDetail extends TaskView {
 }
 
 /** A page of tasks. */
-export class TaskPage {
+export class TaskPage extends PageEnd {
   @ApiProperty({ type: [TaskView] })
   items!: TaskView[];
-
-  /** Where the next page begins; null on the last. */
-  @ApiProperty({ type: String, nullable: true, example: null })
-  next_cursor!: string | null;
 }
 
 /** How many tasks of a kind are in a state. */

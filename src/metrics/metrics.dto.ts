@@ -1,6 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
-import { PageQuery } from '../http/pagination';
+import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
 import { type ItemProblem, Items } from '../http/validation';
 
@@ -102,14 +102,10 @@ export class MetricsView {
 }
 
 /** A page of envelopes. */
-export class MetricsPage {
+export class MetricsPage extends PageEnd {
   /** Fewer than asked for where they would be too large together; `next_cursor` says whether there are more. */
   @ApiProperty({ type: [MetricsView] })
   items!: MetricsView[];
-
-  /** Where the next page begins; null on the last. */
-  @ApiProperty({ type: String, nullable: true, example: null })
-  next_cursor!: string | null;
 }
 
 const SAMPLE_FIELDS = new Set(['name', 'value', 'unit']);
