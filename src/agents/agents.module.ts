@@ -1,12 +1,13 @@
 import { Module } from '@nestjs/common';
 import { ConfigModule } from '../config/config.module';
+import { OperatorsModule } from '../operators/operators.module';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
 import { FleetController } from './fleet.controller';
 
 /** The fleet. */
 @Module({
-  imports: [ConfigModule],
+  imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController],
   providers: [AgentsService],
   exports: [AgentsService],
