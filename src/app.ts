@@ -6,8 +6,9 @@ import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fa
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { AppModule, ENTITIES } from './app.module';
-import { Clock } from './clock';
-import { Database } from './database/database';
+import type { Clock } from './clock';
+import type { Database } from './database/database';
+import { openDatabase } from './database/open-database';
 import { isShedFirst } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
@@ -43,9 +44,9 @@ export interface Replacements {
  */
 export async function createApp(settings: Settings, replacements: Replacements = {}): Promise<ControlPlane> {
   const logger = replacements.logger ?? createLogger(settings);
-  const clock = replacements.clock ?? new Clock();
   const lifecycle = new Lifecycle();
-  const database = await Database.open(settings, ENTITIES);
+  const database = await openDatabase(settings, ENTITIES);
+  const clock = replacements.clock ?? database.clock;
   const overload = new Overload(settings, database);
   try {
     const adapter = new FastifyAdapter({

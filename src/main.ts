@@ -1,6 +1,6 @@
 import { createApp } from './app';
-import { Database } from './database/database';
-import { DatabaseError } from './database/sqlite';
+import { DatabaseError } from './database/database-error';
+import { openDatabase } from './database/open-database';
 import { fileBesideDatabase, readSettings, type Settings, SettingsError } from './settings';
 
 /** Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings or arguments. */
@@ -24,7 +24,7 @@ async function main(args: readonly string[]): Promise<void> {
 
 /** Applies the migrations and ends. */
 async function migrateOnly(settings: Settings): Promise<void> {
-  const database = await Database.open({ ...settings, migrateOnStart: true });
+  const database = await openDatabase({ ...settings, migrateOnStart: true });
   console.log(
     database.applied.length === 0 ? 'The database is current.' : `Applied ${database.applied.join(', ')}.`,
   );

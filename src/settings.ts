@@ -8,12 +8,22 @@ export interface Quota {
   readonly burst: number;
 }
 
-/** The address of the database. */
-export interface DatabaseTarget {
+/** A database in a file. */
+export interface SqliteTarget {
   readonly type: 'sqlite';
   /** An absolute path, or `:memory:`. */
   readonly path: string;
 }
+
+/** A database on a PostgreSQL server. */
+export interface PostgresTarget {
+  readonly type: 'postgres';
+  /** As node-postgres takes it; it may hold a password. */
+  readonly url: string;
+}
+
+/** The address of the database. */
+export type DatabaseTarget = SqliteTarget | PostgresTarget;
 
 /** The routes whose quota a setting can replace: `CONTROL_PLANE_QUOTA_<ROUTE>`. */
 export const QUOTA_ROUTES = [
@@ -144,11 +154,22 @@ function readBind(reader: Reader): { host: string; port: number } {
 function readDatabase(reader: Reader): DatabaseTarget {
   const text = reader.text('DATABASE_URL') ?? 'sqlite://control-plane.db';
   if (text === 'sqlite::memory:') return { type: 'sqlite', path: ':memory:' };
+  if (/^postgres(?:ql)?:\/\//.test(text)) return { type: 'postgres', url: checkPostgresUrl(text) };
   const path = text.startsWith('sqlite://') ? text.slice('sqlite://'.length) : '';
   if (path === '' || path.includes('?') || path.includes('\0')) {
-    throw bad('DATABASE_URL', 'must be sqlite://file.db, sqlite:///absolute/file.db or sqlite::memory:');
+    throw bad(
+      'DATABASE_URL',
+      'must be sqlite://file.db, sqlite:///absolute/file.db, sqlite::memory: or postgres://user:password@host/name',
+    );
   }
   return { type: 'sqlite', path: resolve(path) };
+}
+
+function checkPostgresUrl(text: string): string {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (!url || url.hostname === '' || !/^\/[^/]+$/.test(url.pathname))
+    throw bad('DATABASE_URL', 'must name a host and a database: postgres://user:password@host:5432/name');
+  return text;
 }
 
 function readTrustProxy(reader: Reader): Settings['trustProxy'] {
@@ -260,7 +281,13 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
 
 /** A file beside the database, such as the admin token's: `control-plane.db` gives `control-plane.<suffix>`. */
 export function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
+  if (database.type === 'postgres') return resolve(`control-plane.${suffix}`);
   return database.path === ':memory:'
     ? resolve(`control-plane.memory.${suffix}`)
     : `${database.path.replace(/\.(db|sqlite3?)$/, '')}.${suffix}`;
+}
+
+/** Whether the database ends with the process. */
+export function isInMemory(database: DatabaseTarget): boolean {
+  return database.type === 'sqlite' && database.path === ':memory:';
 }

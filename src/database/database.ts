@@ -1,102 +1,65 @@
-import { DataSource } from 'typeorm';
-import type { Settings } from '../settings';
-import { sqliteDialect } from './dialect';
-import { knownMigrations, migrate, pendingMigrations } from './migrations';
-import { DatabaseError, lockDatabase, readerOptions, writerOptions } from './sqlite';
-import { SqliteStatements, type Statements, type Transaction } from './statements';
-import { WriteQueue } from './write-queue';
+import type { DataSource } from 'typeorm';
+import type { Clock } from '../clock';
+import type { Statements, Transaction } from './statements';
+
+/** Hears what a unit of work announced, once it is committed. */
+export type AnnouncementListener = (message: string) => void;
 
 /**
- * The database: one door for writes, one window for reads. Nothing else of the program opens a transaction.
+ * The database: one door for writes, one window for reads, and word of what other replicas wrote. Nothing else of the
+ * program opens a transaction.
  */
-export class Database {
-  private closed: Promise<void> | undefined;
+export abstract class Database {
+  private readonly listeners = new Map<string, AnnouncementListener[]>();
+  private readonly gapListeners: (() => void)[] = [];
 
-  private constructor(
-    /** TypeORM's source for reading; on a file its connection can't write. */
-    readonly source: DataSource,
-    private readonly writer: DataSource,
-    private readonly queue: WriteQueue,
-    private readonly reader: Statements,
-    private readonly unlock: () => void,
-    /** Names of the migrations that were applied when it was opened. */
-    readonly applied: readonly string[],
-  ) {}
+  /** TypeORM's source for reading. */
+  abstract readonly source: DataSource;
 
-  /**
-   * Locks, opens and (unless the settings say no) migrates the database.
-   * @param entities the classes that the query builder may use on {@link source}
-   * @throws DatabaseError in use by another process, written by a newer version, or not migrated and told not to
-   */
-  static async open(
-    settings: Pick<Settings, 'database' | 'migrateOnStart'>,
-    entities: DataSource['options']['entities'] = [],
-  ): Promise<Database> {
-    const unlock = lockDatabase(settings.database);
-    const writer = new DataSource({
-      ...writerOptions(settings.database),
-      migrations: knownMigrations(),
-      entities,
-    });
-    let reader: DataSource | undefined;
-    try {
-      await writer.initialize();
-      const pending = await pendingMigrations(writer);
-      if (pending.length > 0 && !settings.migrateOnStart) {
-        throw new DatabaseError(
-          `The database lacks ${pending.length} migrations; start once with --migrate-only.`,
-        );
-      }
-      const applied = await migrate(writer);
-      const runner = writer.createQueryRunner();
-      const queue = new WriteQueue(runner, sqliteDialect);
-      // A database in memory exists on one connection only, so its reads wait their turn in the queue.
-      reader =
-        settings.database.path === ':memory:'
-          ? writer
-          : await new DataSource({ ...readerOptions(settings.database), entities }).initialize();
-      const statements = new SqliteStatements(reader.createQueryRunner(), sqliteDialect);
-      return new Database(reader, writer, queue, statements, unlock, applied);
-    } catch (error) {
-      if (reader?.isInitialized) await reader.destroy();
-      if (writer.isInitialized) await writer.destroy();
-      unlock();
-      throw error;
-    }
-  }
+  /** The one clock of everybody who uses this database. */
+  abstract readonly clock: Clock;
+
+  /** Names of the migrations that were applied when it was opened. */
+  abstract readonly applied: readonly string[];
 
   /**
    * Does a unit of work in one transaction and answers when it is on the disk. Nothing but the transaction may be
-   * awaited inside, and the method may not be called inside. What the unit throws undoes it and is thrown on.
-   * @throws ERR_UNAVAILABLE when the commit fails; nothing is stored then
+   * awaited inside, and the method may not be called inside. What the unit throws undoes it and is thrown on. A unit can
+   * be run again from its start, so it must not change anything but by its transaction.
+   * @throws ERR_UNAVAILABLE when the commit fails; nothing is stored then, or nobody knows, as the message says
    */
-  write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
-    return this.queue.run(work);
-  }
+  abstract write<T>(work: (tx: Transaction) => Promise<T>): Promise<T>;
 
   /** Reads what is committed; the statements inside may see different commits. */
-  read<T>(work: (statements: Statements) => Promise<T>): Promise<T> {
-    return this.source === this.writer ? this.queue.run(work) : work(this.reader);
-  }
+  abstract read<T>(work: (statements: Statements) => Promise<T>): Promise<T>;
 
   /** How many units of work wait to be written: the measure of overload. */
-  get writeQueueDepth(): number {
-    return this.queue.depth;
-  }
+  abstract get writeQueueDepth(): number;
 
-  /** Answers when the database can be read; {@link Statements} errors pass through. */
+  /** Writes what waits, then closes the connections. */
+  abstract close(): Promise<void>;
+
+  /** Answers when the database can be read; its errors pass through. */
   async ping(): Promise<void> {
     await this.read((statements) => statements.rows('SELECT 1'));
   }
 
-  /** Writes what waits, then closes the connections and gives the lock back. */
-  close(): Promise<void> {
-    this.closed ??= (async () => {
-      await this.queue.idle();
-      if (this.source.isInitialized) await this.source.destroy();
-      if (this.writer.isInitialized) await this.writer.destroy();
-      this.unlock();
-    })();
-    return this.closed;
+  /** Calls back with every message that is announced under a topic, by this process or another replica. */
+  onAnnouncement(topic: string, listener: AnnouncementListener): void {
+    this.listeners.set(topic, [...(this.listeners.get(topic) ?? []), listener]);
+  }
+
+  /** Calls back when announcements of other replicas may have been missed: what rests on them must be looked up anew. */
+  onGap(listener: () => void): void {
+    this.gapListeners.push(listener);
+  }
+
+  /** Tells this process's listeners. */
+  protected deliver(topic: string, message: string): void {
+    for (const listener of this.listeners.get(topic) ?? []) listener(message);
+  }
+
+  protected gap(): void {
+    for (const listener of this.gapListeners) listener();
   }
 }

@@ -1,7 +1,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { DataSource, MigrationInterface } from 'typeorm';
-import { DatabaseError } from './sqlite';
+import { DatabaseError } from './database-error';
 
 type MigrationClass = new () => MigrationInterface;
 
@@ -24,11 +24,9 @@ export function knownMigrations(folder = FOLDER): MigrationClass[] {
  */
 export async function pendingMigrations(source: DataSource): Promise<string[]> {
   const known = source.migrations.map((migration) => migration.name ?? migration.constructor.name);
-  const table = await source.query(
-    `SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'migrations'`,
-  );
-  const applied: { name: string }[] =
-    table.length === 0 ? [] : await source.query('SELECT name FROM migrations');
+  const runner = source.createQueryRunner();
+  const exists = await runner.hasTable('migrations').finally(() => runner.release());
+  const applied: { name: string }[] = exists ? await source.query('SELECT name FROM migrations') : [];
   const unknown = applied.filter((row) => !known.includes(row.name));
   if (unknown.length > 0) {
     throw new DatabaseError(

@@ -2,10 +2,8 @@ import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import Sqlite from 'better-sqlite3';
 import type { DataSourceOptions } from 'typeorm';
-import type { DatabaseTarget } from '../settings';
-
-/** A database that can't be used as it is; the message says what to do. */
-export class DatabaseError extends Error {}
+import type { SqliteTarget } from '../settings';
+import { DatabaseError } from './database-error';
 
 /** What the writer's connection must have, and what SQLite answers when it has it. */
 const PRAGMAS = [
@@ -17,7 +15,7 @@ const PRAGMAS = [
 ] as const;
 
 /** Options of the one connection that writes. */
-export function writerOptions(target: DatabaseTarget): DataSourceOptions {
+export function writerOptions(target: SqliteTarget): DataSourceOptions {
   return {
     type: 'better-sqlite3',
     database: target.path,
@@ -43,7 +41,7 @@ export function writerOptions(target: DatabaseTarget): DataSourceOptions {
 }
 
 /** Options of the connection that only reads; the file must be there already. */
-export function readerOptions(target: DatabaseTarget): DataSourceOptions {
+export function readerOptions(target: SqliteTarget): DataSourceOptions {
   return {
     type: 'better-sqlite3',
     database: target.path,
@@ -62,7 +60,7 @@ export function readerOptions(target: DatabaseTarget): DataSourceOptions {
  * @returns what gives the lock back.
  * @throws DatabaseError where another process has the file, or its folder is not there.
  */
-export function lockDatabase(target: DatabaseTarget): () => void {
+export function lockDatabase(target: SqliteTarget): () => void {
   if (target.path === ':memory:') return () => undefined;
   const folder = dirname(target.path);
   if (!existsSync(folder))

@@ -24,6 +24,13 @@ export interface Transaction extends Statements {
    * throws is thrown at the caller, though the unit is stored.
    */
   afterCommit(effect: () => void): void;
+
+  /**
+   * Has this told to whoever listens to the topic, in this process and in every other replica, once the unit is
+   * committed; dropped when it is rolled back.
+   * @param message at most 2,000 characters
+   */
+  announce(topic: string, message: string): void;
 }
 
 /** Statements over a TypeORM query runner of better-sqlite3. */

@@ -20,8 +20,23 @@ interface Unit {
   reject: (error: unknown) => void;
 }
 
+/** Tells who listens what a unit announced. */
+export type Deliver = (topic: string, message: string) => void;
+
 class UnitOfWork extends SqliteStatements implements Transaction {
   readonly effects: (() => void)[] = [];
+
+  constructor(
+    runner: QueryRunner,
+    dialect: Dialect,
+    private readonly deliver: Deliver,
+  ) {
+    super(runner, dialect);
+  }
+
+  announce(topic: string, message: string): void {
+    this.effects.push(() => this.deliver(topic, message));
+  }
 
   afterCommit(effect: () => void): void {
     this.effects.push(effect);
@@ -40,6 +55,7 @@ export class WriteQueue {
   constructor(
     private readonly runner: QueryRunner,
     private readonly dialect: Dialect,
+    private readonly deliver: Deliver,
   ) {}
 
   /** How many units wait for the next commit. */
@@ -114,7 +130,7 @@ export class WriteQueue {
 
   /** Runs one unit in its savepoint. @returns what answers its caller, to be called after the commit. */
   private async runUnit(unit: Unit): Promise<() => void> {
-    const tx = new UnitOfWork(this.runner, this.dialect);
+    const tx = new UnitOfWork(this.runner, this.dialect, this.deliver);
     await this.runner.query('SAVEPOINT unit');
     try {
       const value = await this.inside.run(true, () => unit.work(tx));

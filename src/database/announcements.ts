@@ -1,0 +1,120 @@
+import { randomUUID } from 'node:crypto';
+import pg from 'pg';
+import type { PostgresTarget } from '../settings';
+import type { Queryable } from './postgres';
+
+const CHANNEL = 'control_plane';
+
+/** A notification holds 8,000 bytes at the most; more announcements than fit go in several. */
+const MAX_BYTES = 7_500;
+
+/** How soon after a lost connection the next try is made, in milliseconds, and how long a silent one is trusted. */
+const RETRY_MS = 500;
+const PROBE_MS = 5_000;
+
+/** Sends announcements to the other replicas, in the transaction that they are about. */
+export async function publish(
+  client: Queryable,
+  sender: string,
+  announcements: readonly (readonly [topic: string, message: string])[],
+): Promise<void> {
+  for (let i = 0; i < announcements.length; ) {
+    const batch: (readonly [string, string])[] = [];
+    let bytes = sender.length + 20;
+    do {
+      const next = announcements[i] as readonly [string, string];
+      bytes += Buffer.byteLength(JSON.stringify(next)) + 1;
+      if (batch.length > 0 && bytes > MAX_BYTES) break;
+      batch.push(next);
+      i++;
+    } while (i < announcements.length);
+    await client.query('SELECT pg_notify($1, $2)', [CHANNEL, JSON.stringify([sender, batch])]);
+  }
+}
+
+/**
+ * Hears what other replicas announce, on a connection of its own. When that is lost it is made anew, and whoever rests on
+ * announcements is told that some may have been missed.
+ */
+export class Announcements {
+  /** By which a process knows its own announcements, which it has heard already. */
+  readonly id = randomUUID();
+  private client: pg.Client | undefined;
+  private timer: NodeJS.Timeout | undefined;
+  private stopped = false;
+
+  constructor(
+    private readonly target: PostgresTarget,
+    private readonly deliver: (topic: string, message: string) => void,
+    private readonly gap: () => void,
+  ) {}
+
+  /** Begins to listen. @throws the driver's error where the server can't be reached */
+  async start(): Promise<void> {
+    await this.connect();
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    clearTimeout(this.timer);
+    const { client } = this;
+    this.client = undefined;
+    await client?.end().catch(() => undefined);
+  }
+
+  private async connect(): Promise<void> {
+    const client = new pg.Client({
+      connectionString: this.target.url,
+      application_name: 'control-plane announcements',
+      connectionTimeoutMillis: PROBE_MS,
+      query_timeout: PROBE_MS,
+      keepAlive: true,
+    });
+    client.on('notification', ({ payload }) => this.hear(payload ?? ''));
+    client.on('error', () => this.lost(client));
+    client.on('end', () => this.lost(client));
+    await client.connect();
+    await client.query(`LISTEN ${CHANNEL}`);
+    if (this.stopped) return void client.end();
+    this.client = client;
+    this.probe(client);
+  }
+
+  /** A connection that was cut in between says nothing, so it is asked. */
+  private probe(client: pg.Client): void {
+    this.timer = setTimeout(() => {
+      client.query('SELECT 1').then(
+        () => this.client === client && this.probe(client),
+        () => this.lost(client),
+      );
+    }, PROBE_MS).unref();
+  }
+
+  private lost(client: pg.Client): void {
+    if (this.stopped || this.client !== client) return;
+    this.client = undefined;
+    clearTimeout(this.timer);
+    client.end().catch(() => undefined);
+    this.gap();
+    this.tryAgain();
+  }
+
+  private tryAgain(): void {
+    this.timer = setTimeout(() => {
+      this.connect().then(
+        // What was announced while nobody listened is lost too.
+        () => this.gap(),
+        () => {
+          this.gap();
+          if (!this.stopped) this.tryAgain();
+        },
+      );
+    }, RETRY_MS).unref();
+  }
+
+  private hear(payload: string): void {
+    const [sender, batch] = JSON.parse(payload) as [string, [string, string][]];
+    if (sender === this.id) return;
+    for (const [topic, message] of batch) this.deliver(topic, message);
+  }
+}

@@ -1,0 +1,2 @@
+/** A database that can't be used as it is; the message says what to do. */
+export class DatabaseError extends Error {}

@@ -1,0 +1,205 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type pg from 'pg';
+import { DataSource } from 'typeorm';
+import type { PostgresTarget, Settings } from '../settings';
+import { Database } from './database';
+import { DatabaseClock } from './database-clock';
+import { DatabaseError } from './database-error';
+import { knownMigrations, migrate, pendingMigrations } from './migrations';
+import { explained, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
+import type { Statements, Transaction } from './statements';
+import { Announcements, publish } from './announcements';
+
+/** How often a unit that others got in the way of is run again. */
+const MAX_RERUNS = 3;
+
+/** How often the clock is looked at when nothing is written, in milliseconds. */
+const CLOCK_MS = 5_000;
+
+/** Any number that other programs on the same server do not lock by. */
+const MIGRATION_LOCK = 6_214_503_001;
+
+/** Begins, and asks for the time, in one round trip. */
+const BEGIN = 'BEGIN; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now';
+
+/** A PostgreSQL database, which any number of processes share. */
+export class PostgresDatabase extends Database {
+  private readonly inside = new AsyncLocalStorage<true>();
+  private readonly pool: pg.Pool;
+  private readonly reader: Statements;
+  private readonly announcements: Announcements;
+  private readonly timer: NodeJS.Timeout;
+  private closed: Promise<void> | undefined;
+
+  private constructor(
+    readonly source: DataSource,
+    readonly clock: DatabaseClock,
+    target: PostgresTarget,
+    readonly applied: readonly string[],
+  ) {
+    super();
+    this.pool = poolOf(source);
+    this.reader = new PostgresStatements(this.pool, source.manager);
+    this.announcements = new Announcements(
+      target,
+      (topic, message) => this.deliver(topic, message),
+      () => this.gap(),
+    );
+    this.timer = setInterval(() => void this.lookAtClock().catch(() => undefined), CLOCK_MS).unref();
+  }
+
+  /**
+   * Connects and (unless the settings say no) migrates; of several processes that start at once one migrates, and the
+   * others wait for it.
+   * @throws DatabaseError it can't be reached, was written by a newer version, or is not migrated and told not to
+   */
+  static async open(
+    target: PostgresTarget,
+    { migrateOnStart, poolSize }: Pick<Settings, 'migrateOnStart' | 'poolSize'>,
+    entities: DataSource['options']['entities'] = [],
+  ): Promise<PostgresDatabase> {
+    const source = new DataSource({ ...poolOptions(target, poolSize), migrations: knownMigrations(), entities });
+    try {
+      await source.initialize();
+    } catch (error) {
+      throw new DatabaseError(`The PostgreSQL server can't be used: ${(error as Error).message}`);
+    }
+    try {
+      const applied = await migrateAlone(source, migrateOnStart);
+      const database = new PostgresDatabase(source, new DatabaseClock(), target, applied);
+      await database.lookAtClock();
+      await database.announcements.start();
+      return database;
+    } catch (error) {
+      await source.destroy();
+      throw error;
+    }
+  }
+
+  async write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
+    if (this.inside.getStore())
+      throw new Error('write() was called inside a unit of work; use the transaction that is there');
+    for (let reruns = 0; ; reruns++) {
+      try {
+        return await this.attempt(work);
+      } catch (error) {
+        if (!mayRunAgain(error) || reruns === MAX_RERUNS) throw explained(error);
+        // Not at once and not both together: they would meet again.
+        await sleep(Math.random() * 20 * 2 ** reruns);
+      }
+    }
+  }
+
+  async read<T>(work: (statements: Statements) => Promise<T>): Promise<T> {
+    try {
+      return await work(this.reader);
+    } catch (error) {
+      throw explained(error);
+    }
+  }
+
+  get writeQueueDepth(): number {
+    return this.pool.waitingCount;
+  }
+
+  close(): Promise<void> {
+    this.closed ??= (async () => {
+      clearInterval(this.timer);
+      await this.announcements.stop();
+      if (this.source.isInitialized) await this.source.destroy();
+    })();
+    return this.closed;
+  }
+
+  private async attempt<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
+    const client = await this.pool.connect();
+    const tx = new UnitOfWork(client, this.source.manager, (topic, message) => this.deliver(topic, message));
+    let broken: Error | undefined;
+    try {
+      await this.begin(client);
+      const value = await this.inside.run(true, () => work(tx));
+      if (tx.announcements.length > 0) await publish(client, this.announcements.id, tx.announcements);
+      await client.query('COMMIT');
+      tx.takeEffect();
+      return value;
+    } catch (error) {
+      // A connection whose transaction can't be ended is of no use to anybody.
+      await client.query('ROLLBACK').catch((failure: Error) => {
+        broken = failure;
+      });
+      throw error;
+    } finally {
+      client.release(broken);
+    }
+  }
+
+  private async begin(client: pg.PoolClient): Promise<void> {
+    const askedAt = performance.now();
+    // Two statements, two results; the types of node-postgres know of one.
+    const [, answer] = (await client.query(BEGIN)) as unknown as pg.QueryResult<{ now: number }>[];
+    this.clock.observe((answer as pg.QueryResult<{ now: number }>).rows[0]?.now as number, askedAt);
+  }
+
+  private async lookAtClock(): Promise<void> {
+    const askedAt = performance.now();
+    const { rows } = await this.pool.query<{ now: number }>(BEGIN.slice(BEGIN.indexOf('SELECT')));
+    this.clock.observe(rows[0]?.now as number, askedAt);
+  }
+}
+
+class UnitOfWork extends PostgresStatements implements Transaction {
+  readonly announcements: [topic: string, message: string][] = [];
+  private readonly effects: (() => void)[] = [];
+
+  constructor(
+    client: pg.PoolClient,
+    manager: DataSource['manager'],
+    private readonly deliver: (topic: string, message: string) => void,
+  ) {
+    super(client, manager);
+  }
+
+  afterCommit(effect: () => void): void {
+    this.effects.push(effect);
+  }
+
+  announce(topic: string, message: string): void {
+    this.announcements.push([topic, message]);
+    this.effects.push(() => this.deliver(topic, message));
+  }
+
+  /** Does what was to be done after the commit: all of it, whatever some of it throws. */
+  takeEffect(): void {
+    const failures: unknown[] = [];
+    for (const effect of this.effects) {
+      try {
+        effect();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+  }
+}
+
+/** TypeORM's pool; the unit of work takes its connections from there. */
+function poolOf(source: DataSource): pg.Pool {
+  return (source.driver as unknown as { master: pg.Pool }).master;
+}
+
+async function migrateAlone(source: DataSource, migrateOnStart: boolean): Promise<string[]> {
+  const client = await poolOf(source).connect();
+  try {
+    // Waiting for another process's migrations may take longer than any statement should.
+    await client.query('SET statement_timeout = 0');
+    await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
+    const pending = await pendingMigrations(source);
+    if (pending.length > 0 && !migrateOnStart)
+      throw new DatabaseError(`The database lacks ${pending.length} migrations; start once with --migrate-only.`);
+    return await migrate(source);
+  } finally {
+    // The lock goes with the connection.
+    client.release(true);
+  }
+}
