@@ -3,6 +3,14 @@ import { Database } from './database/database';
 import { DatabaseError } from './database/sqlite';
 import { fileBesideDatabase, readSettings, type Settings, SettingsError } from './settings';
 
+/** The address can't be listened on. */
+class ListenError extends Error {
+  constructor({ host, port }: Settings, { code, message }: NodeJS.ErrnoException) {
+    const why = code === 'EADDRINUSE' ? 'another process listens there' : message;
+    super(`Can't listen on port ${port} of ${host}: ${why}. CONTROL_PLANE_BIND says where to listen.`);
+  }
+}
+
 /** Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings or arguments. */
 const FAILED = 1;
 const MISUSED = 2;
@@ -60,7 +68,7 @@ async function serve(settings: Settings): Promise<void> {
     await app.listen({ host: settings.host, port: settings.port });
   } catch (error) {
     await stop();
-    throw error;
+    throw new ListenError(settings, error as NodeJS.ErrnoException);
   }
   logger.info({ url: await app.getUrl() }, 'listening');
   if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
@@ -77,14 +85,14 @@ function whatNext(settings: Settings, listening: string): string {
     settings.adminToken === undefined
       ? `  the operator's token        cat ${tokenFile}`
       : "  the operator's token        as CONTROL_PLANE_ADMIN_TOKEN says",
-    `  start an example agent      node examples/agent.mjs --server ${url}`,
+    `  start an example agent      scripts/with-node.sh node examples/agent.mjs --server ${url}`,
     '  enqueue a first task        see README.md',
     '',
   ].join('\n');
 }
 
 main(process.argv.slice(2)).catch((error: unknown) => {
-  const expected = error instanceof SettingsError || error instanceof DatabaseError;
+  const expected = [SettingsError, DatabaseError, ListenError].some((kind) => error instanceof kind);
   console.error(expected ? (error as Error).message : error);
   process.exitCode = error instanceof SettingsError ? MISUSED : FAILED;
 });
