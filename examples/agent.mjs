@@ -74,7 +74,8 @@ async function identify() {
   }
   if (identity) {
     try {
-      await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
+      const { next_deadline_ms } = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
+      identity.heartbeat_timeout_ms = next_deadline_ms;
       console.log(`agent ${identity.agent_id}, as ${file} says`);
       return;
     } catch (error) {
@@ -88,11 +89,13 @@ async function identify() {
   console.log(`registered ${hostname} as agent ${identity.agent_id}`);
 }
 
-/** Says that we live, well before the deadline each time. */
+/** Says that we live, well before the deadline each time. Who registered, or came back, has just said so. */
 async function keepAlive() {
+  let deadlineMs = identity.heartbeat_timeout_ms;
   for (;;) {
-    const { next_deadline_ms } = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
-    await sleep(next_deadline_ms / 2, undefined, { ref: false });
+    await sleep(deadlineMs / 2, undefined, { ref: false });
+    const answer = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
+    deadlineMs = answer.next_deadline_ms;
   }
 }
 
