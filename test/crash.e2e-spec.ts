@@ -277,6 +277,17 @@ describe('the process', () => {
     );
   });
 
+  it('says in a line that its Node is too old', async () => {
+    const older = join(folder, 'older.cjs');
+    writeFileSync(
+      older,
+      `Object.defineProperty(process, 'versions', { value: { node: '20.20.2', napi: '9' } });`,
+    );
+    const { child, errors } = ServerProcess.spawn(folder, { NODE_OPTIONS: `--require ${older}` });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toBe('This program needs Node 22.14 or newer; this is 20.20.2.\n');
+  });
+
   it('says in a line that a file is not a database', async () => {
     writeFileSync(join(folder, 'notes.txt'), 'Notes, and nothing that SQLite ever wrote. '.repeat(99));
     const { child, errors } = ServerProcess.spawn(folder, {
