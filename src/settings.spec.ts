@@ -44,7 +44,7 @@ describe('the settings', () => {
       trustProxy: false,
       quotas: {},
     });
-    expect(read({}).database.path).toMatch(/\/control-plane\.db$/);
+    expect(read({}).database).toMatchObject({ path: expect.stringMatching(/\/control-plane\.db$/) });
     expect(Object.isFrozen(read({}))).toBe(true);
   });
 

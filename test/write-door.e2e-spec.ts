@@ -4,10 +4,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DataSource } from 'typeorm';
 import { CoalescedWrite } from '../src/database/coalesced-write';
-import { Database } from '../src/database/database';
+import type { Database } from '../src/database/database';
+import { openDatabase } from '../src/database/open-database';
 import { writerOptions } from '../src/database/sqlite';
 import type { Transaction } from '../src/database/statements';
-import type { DatabaseTarget } from '../src/settings';
+import type { SqliteTarget } from '../src/settings';
 
 /** Runs something as if it came from elsewhere: what comes out of a unit of work is refused at the door. */
 const outside = AsyncLocalStorage.snapshot();
@@ -16,7 +17,7 @@ const UNAVAILABLE = { code: 'ERR_UNAVAILABLE', status: 503, retryable: true };
 
 describe('the write door', () => {
   let folder: string;
-  let target: DatabaseTarget;
+  let target: SqliteTarget;
   let database: Database;
   /** Another connection to the file, as another program would have it. */
   let other: DataSource;
@@ -24,7 +25,7 @@ describe('the write door', () => {
   beforeEach(async () => {
     folder = await mkdtemp(join(tmpdir(), 'control-plane-door-'));
     target = { type: 'sqlite', path: join(folder, 'test.db') };
-    database = await Database.open({ database: target, migrateOnStart: true });
+    database = await openDatabase({ database: target, migrateOnStart: true, poolSize: 1 });
     await database.write(async (tx) => {
       await tx.run('CREATE TABLE notes (id integer PRIMARY KEY, text text NOT NULL UNIQUE)');
       await tx.run('CREATE TABLE counters (id integer PRIMARY KEY, value integer NOT NULL)');
@@ -324,7 +325,7 @@ describe('the write door', () => {
   });
 
   it('is held by one process at a time, and given back', async () => {
-    const again = () => Database.open({ database: target, migrateOnStart: true });
+    const again = () => openDatabase({ database: target, migrateOnStart: true, poolSize: 1 });
     await expect(again()).rejects.toThrow('Another process is using');
     await database.close();
     database = await again();

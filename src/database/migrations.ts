@@ -22,7 +22,7 @@ export function knownMigrations(folder = FOLDER): MigrationClass[] {
  * Tells whether the database has every migration.
  * @throws DatabaseError where it has one that this version does not know: a newer version wrote it.
  */
-export async function pendingMigrations(source: DataSource): Promise<string[]> {
+async function pendingMigrations(source: DataSource): Promise<string[]> {
   const known = source.migrations.map((migration) => migration.name ?? migration.constructor.name);
   const runner = source.createQueryRunner();
   const exists = await runner.hasTable('migrations').finally(() => runner.release());
@@ -38,9 +38,20 @@ export async function pendingMigrations(source: DataSource): Promise<string[]> {
   return known.filter((name) => !have.has(name));
 }
 
-/** Applies what is pending, each migration in a transaction of its own. @returns the names applied. */
-export async function migrate(source: DataSource): Promise<string[]> {
+/**
+ * Applies what is pending, each migration in a transaction of its own.
+ * @returns the names applied
+ * @throws DatabaseError there is something to apply and it may not be
+ */
+export async function migrate(source: DataSource, allowed: boolean): Promise<string[]> {
   const pending = await pendingMigrations(source);
-  if (pending.length > 0) await source.runMigrations({ transaction: 'each' });
+  if (pending.length === 0) return [];
+  if (!allowed) {
+    throw new DatabaseError(
+      `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
+        'run "node dist/main.js --migrate-only" first.',
+    );
+  }
+  await source.runMigrations({ transaction: 'each' });
   return pending;
 }

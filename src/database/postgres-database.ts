@@ -6,7 +6,7 @@ import type { PostgresTarget, Settings } from '../settings';
 import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError } from './database-error';
-import { knownMigrations, migrate, pendingMigrations } from './migrations';
+import { knownMigrations, migrate } from './migrations';
 import { explained, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
 import type { Statements, Transaction } from './statements';
 import { Announcements, publish } from './announcements';
@@ -194,10 +194,7 @@ async function migrateAlone(source: DataSource, migrateOnStart: boolean): Promis
     // Waiting for another process's migrations may take longer than any statement should.
     await client.query('SET statement_timeout = 0');
     await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
-    const pending = await pendingMigrations(source);
-    if (pending.length > 0 && !migrateOnStart)
-      throw new DatabaseError(`The database lacks ${pending.length} migrations; start once with --migrate-only.`);
-    return await migrate(source);
+    return await migrate(source, migrateOnStart);
   } finally {
     // The lock goes with the connection.
     client.release(true);

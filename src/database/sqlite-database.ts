@@ -2,10 +2,9 @@ import { DataSource } from 'typeorm';
 import { Clock } from '../clock';
 import type { Settings, SqliteTarget } from '../settings';
 import { Database } from './database';
-import { DatabaseError } from './database-error';
 import { sqliteDialect } from './dialect';
-import { knownMigrations, migrate, pendingMigrations } from './migrations';
-import { lockDatabase, readerOptions, writerOptions } from './sqlite';
+import { knownMigrations, migrate } from './migrations';
+import { lockDatabase, readerOptions, unopened, writerOptions } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { WriteQueue } from './write-queue';
 
@@ -48,14 +47,10 @@ export class SqliteDatabase extends Database {
     });
     let reader: DataSource | undefined;
     try {
-      await writer.initialize();
-      const pending = await pendingMigrations(writer);
-      if (pending.length > 0 && !migrateOnStart) {
-        throw new DatabaseError(
-          `The database lacks ${pending.length} migrations; start once with --migrate-only.`,
-        );
-      }
-      const applied = await migrate(writer);
+      await writer.initialize().catch((error: unknown) => {
+        throw unopened(target, error);
+      });
+      const applied = await migrate(writer, migrateOnStart);
       // A database in memory exists on one connection only, so its reads wait their turn in the queue.
       reader =
         target.path === ':memory:'
