@@ -1,7 +1,8 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
+import pg from 'pg';
 import type { Logger } from 'pino';
 import { type ControlPlane, createApp } from '../src/app';
 import { Clock } from '../src/clock';
@@ -50,6 +51,35 @@ export interface Credentials {
   auth_token: string;
 }
 
+/** The server that the tests run on; on SQLite where it is not set. */
+const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
+
+const databaseNameOf = (folder: string) => basename(folder).toLowerCase().replaceAll(/[^a-z0-9]/g, '_');
+
+/** Sends one statement to the server's own database. */
+async function administer(sql: string): Promise<boolean> {
+  const client = new pg.Client(POSTGRES);
+  await client.connect();
+  try {
+    return ((await client.query(sql)).rowCount ?? 0) > 0;
+  } finally {
+    await client.end();
+  }
+}
+
+const dropDatabase = (name: string) => administer(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`);
+
+/** The database that belongs to a folder, which is made where it is not there yet. */
+async function databaseIn(folder: string): Promise<string> {
+  if (!POSTGRES) return `sqlite://${join(folder, 'test.db')}`;
+  const name = databaseNameOf(folder);
+  if (!(await administer(`SELECT 1 FROM pg_database WHERE datname = '${name}'`)))
+    await administer(`CREATE DATABASE "${name}"`);
+  const url = new URL(POSTGRES);
+  url.pathname = `/${name}`;
+  return url.href;
+}
+
 /** A server of its own for a test: the built application, over real HTTP, on a database file. */
 export class TestServer {
   private constructor(
@@ -74,9 +104,10 @@ export class TestServer {
       ...Object.fromEntries(
         [...quotas, 'REGISTER_PER_IP', 'FAILED_AUTH_PER_IP'].map((name) => [name, 'off']),
       ),
-      DATABASE_URL: `sqlite://${join(folder, 'test.db')}`,
+      DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
+      SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
       // A machine that is busy with other tests must not look like a server that is overloaded.
       MAX_EVENT_LOOP_DELAY_MS: '60000',
       ...env,
@@ -187,7 +218,9 @@ export class TestServer {
   /** Stops the server; its files stay where `keep` is given. */
   async stop({ keep = false } = {}): Promise<void> {
     await this.plane.stop();
-    if (!keep) rmSync(this.folder, { recursive: true, force: true });
+    if (keep) return;
+    if (POSTGRES) await dropDatabase(databaseNameOf(this.folder));
+    rmSync(this.folder, { recursive: true, force: true });
   }
 }
 
