@@ -53,8 +53,10 @@ describe('the fleet', () => {
       const shown = {
         id: named.agent_id,
         hostname: 'probe-1',
+        labels: {},
         status: 'online',
         registered_at: '2026-01-01T00:00:00.000Z',
+        enrollment_token_id: null,
         last_heartbeat_at: '2026-01-01T00:00:01.500Z',
         token_expires_at: null,
         live_leases: 2,
