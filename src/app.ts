@@ -69,6 +69,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
       reply.header('x-content-type-options', 'nosniff');
       // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
       if (lifecycle.stopping) reply.header('connection', 'close');
+      // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
+      else reply.removeHeader('connection');
       done();
     });
     refuseUnfit(http);

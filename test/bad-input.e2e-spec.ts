@@ -1,4 +1,6 @@
+import { execFile } from 'node:child_process';
 import { connect } from 'node:net';
+import { promisify } from 'node:util';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from './harness';
 
 /** Everything that an agent or operator could store by a bad request. */
@@ -299,6 +301,15 @@ describe('bad input', () => {
         body: `{"a":"${'x'.repeat(4 * 1024 * 1024)}"}`,
       });
       expect(answer).toMatchObject({ status: 413, body: { error: 'ERR_VALIDATION', retryable: false } });
+    });
+
+    it('of more than 4 MiB, and lets the client read so that is still sending it', async () => {
+      // In a process of its own, as agents are: in this one, client and server never work at the same time.
+      const post = `fetch('${server.url}/claim', {
+        method: 'POST', headers: { 'content-type': 'application/json' }, body: ' '.repeat(32 * 1024 * 1024),
+      }).then(async (answer) => console.log(answer.status, await answer.text()))`;
+      const { stdout } = await promisify(execFile)(process.execPath, ['-e', post]);
+      expect(stdout).toMatch(/^413 .*"ERR_VALIDATION"/);
     });
   });
 
