@@ -1,4 +1,5 @@
 import { Injectable } from '@nestjs/common';
+import canonicalize from 'canonicalize';
 import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
@@ -305,7 +306,7 @@ export class TasksService {
       const holder = key === null ? undefined : holders.get(key);
       const first = key === null ? undefined : firstOfKey.get(key);
       const same = holder ?? (first === undefined ? undefined : rows[first]);
-      if (same && (same.kind !== task.kind || same.spec !== task.spec)) {
+      if (same && (same.kind !== task.kind || !isSameJson(same.spec, task.spec))) {
         throw fail('ERR_CONFLICT', {
           [`tasks.${i}.unique_key`]: 'is held by an unfinished task of another kind or spec',
         });
@@ -402,6 +403,10 @@ type KeyHolder = Pick<TaskEntity, 'id' | 'kind' | 'spec' | 'state'> & { unique_k
 
 /** Tasks that end by their `not_after`: a leased one ends by its lease. As the partial index says it, word for word. */
 const CAN_RUN_OUT = `not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`;
+
+/** Whether two texts are the same JSON, in whatever order the fields are. */
+const isSameJson = (a: string, b: string): boolean =>
+  a === b || canonicalize(JSON.parse(a)) === canonicalize(JSON.parse(b));
 
 const instantOf = (text: string | null | undefined): number | null =>
   text === undefined || text === null ? null : (parseTimestamp(text) ?? null);
