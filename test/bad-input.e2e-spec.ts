@@ -217,6 +217,18 @@ describe('bad input', () => {
     }
   });
 
+  it('names the first of many unknown fields, so that no answer grows with what is asked', async () => {
+    const many = Object.fromEntries(Array.from({ length: 1_000 }, (_, i) => [`x${i}`, 1]));
+    const answers = [
+      await server.request('POST', '/register', { body: many }),
+      await server.operator('POST', '/v1/tasks', { tasks: [dnsTask({}, many)] }),
+    ];
+    for (const { status, body } of answers) {
+      expect([status, body.error]).toEqual([400, 'ERR_VALIDATION']);
+      expect(Object.keys(body.details)).toHaveLength(50);
+    }
+  });
+
   it('has no effect on a foreign lease', async () => {
     const extended = await server.agent(agent, '/extend', { lease_ids: [foreign], extend_by_ms: 60_000 });
     expect(extended.body).toEqual({ outcomes: [], revoked: [foreign] });

@@ -5,6 +5,9 @@ import { type ErrorDetails, fail } from '../errors';
 
 type Class<T extends object = object> = new () => T;
 
+/** A request that is wrong all over is answered with the first of its problems. */
+export const MAX_PROBLEMS = 50;
+
 const knownFields = new WeakMap<Class, Set<string>>();
 
 /** The fields that a class declares by decorators of class-validator. */
@@ -37,9 +40,10 @@ export function checkFields<T extends object>(
     return { value, problems };
   }
   const fields = fieldsOf(target);
+  let unknown = 0;
   for (const name of Object.keys(plain)) {
     if (fields.has(name)) (value as Record<string, unknown>)[name] = (plain as Record<string, unknown>)[name];
-    else problems[path + name] = 'is not a field of this request';
+    else if (unknown++ < MAX_PROBLEMS) problems[path + name] = 'is not a field of this request';
   }
   collect(
     validateSync(value, { forbidUnknownValues: false, validationError: { target: false } }),
@@ -100,7 +104,7 @@ export function isId(value: unknown): value is number {
 
 /**
  * Validates bodies and queries by their class. Every problem is reported at once, by field; unknown fields are
- * problems. Queries arrive as text and are converted by class-transformer first.
+ * problems, of which the first 50 are named. Queries arrive as text and are converted by class-transformer first.
  */
 @Injectable()
 export class RequestValidation implements PipeTransform {

@@ -6,6 +6,7 @@ import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
+import { MAX_PROBLEMS } from '../http/validation';
 import { Idempotency } from './idempotency';
 import type { LeaseState } from './lease.entity';
 import { LeasesService } from './leases.service';
@@ -25,8 +26,6 @@ import type {
 } from './tasks.dto';
 
 const DEFAULT_MAX_ATTEMPTS = 5;
-/** A request that is wrong all over is answered with the first of its problems. */
-const MAX_PROBLEMS = 50;
 
 /** A task that is accepted, as it goes into the table. */
 interface NewTask {
