@@ -408,6 +408,11 @@ describe('bad input', () => {
     expect(JSON.parse(body)).toMatchObject({ error: 'ERR_VALIDATION', retryable: false });
   });
 
+  it('gives a request 30 s to arrive, its headers no longer than all of it', () => {
+    const { headersTimeout, requestTimeout } = server.app.getHttpServer();
+    expect([headersTimeout, requestTimeout]).toEqual([30_000, 30_000]);
+  });
+
   it('takes a POST that names a type and has no body, where none is needed', async () => {
     const answer = await server.request('POST', '/v1/tasks/999/cancel', {
       headers: { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' },
