@@ -234,9 +234,9 @@ export class AgentsService {
       );
       const rows = await statements.rows<KnownAgent>(
         `${SELECT_AGENT} WHERE a.id < $1 AND a.state <> 'deleted'
-           AND ($2 IS NULL OR a.hostname = $2) AND ($3 IS NULL OR a.state = $3)
-           AND ($4 IS NULL OR (h.last_heartbeat_at > $5) = ($4 = 'online'))
-           AND ($6 IS NULL OR a.enrollment_token_id = $6) ${labelled.join(' ')}
+           AND (CAST($2 AS text) IS NULL OR a.hostname = $2) AND (CAST($3 AS text) IS NULL OR a.state = $3)
+           AND (CAST($4 AS text) IS NULL OR (h.last_heartbeat_at > $5) = ($4 = 'online'))
+           AND (CAST($6 AS bigint) IS NULL OR a.enrollment_token_id = $6) ${labelled.join(' ')}
          ORDER BY a.id DESC LIMIT $7`,
         olderThan(query),
         hostname ?? null,

@@ -31,9 +31,7 @@ export abstract class Database {
   abstract write<T>(work: (tx: Transaction) => Promise<T>): Promise<T>;
 
   /** Whether the caller is inside a unit of work, where it may not ask for another one. */
-  get insideWrite(): boolean {
-    return this.queue.insideUnit;
-  }
+  abstract get insideWrite(): boolean;
 
   /** Reads what is committed; the statements inside may see different commits. */
   abstract read<T>(work: (statements: Statements) => Promise<T>): Promise<T>;

@@ -78,7 +78,7 @@ export class PostgresDatabase extends Database {
   }
 
   async write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
-    if (this.inside.getStore())
+    if (this.insideWrite)
       throw new Error('write() was called inside a unit of work; use the transaction that is there');
     for (let reruns = 0; ; reruns++) {
       try {
@@ -97,6 +97,10 @@ export class PostgresDatabase extends Database {
     } catch (error) {
       throw explained(error);
     }
+  }
+
+  get insideWrite(): boolean {
+    return this.inside.getStore() === true;
   }
 
   get writeQueueDepth(): number {

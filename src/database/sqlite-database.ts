@@ -74,6 +74,10 @@ export class SqliteDatabase extends Database {
     return this.source === this.writer ? this.queue.run(work) : work(this.reader);
   }
 
+  get insideWrite(): boolean {
+    return this.queue.insideUnit;
+  }
+
   get writeQueueDepth(): number {
     return this.queue.depth;
   }

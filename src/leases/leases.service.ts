@@ -460,7 +460,7 @@ export class LeasesService {
     if (ends.length === 0) return;
     await tx.run(
       `UPDATE tasks SET state = r.state, attempts = r.attempts, run_at = coalesce(r.run_at, tasks.run_at), reason = r.reason, lease_id = NULL,
-         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN $2 END
+         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN CAST($2 AS bigint) END
        FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text', attempts: 'integer', run_at: 'integer', reason: 'text' })} AS r
        WHERE tasks.id = r.id`,
       JSON.stringify(

@@ -396,7 +396,8 @@ export class TasksService {
     const { kind, state, target } = query;
     if (target !== undefined) {
       return statements.rows<TaskEntity>(
-        `SELECT * FROM tasks WHERE target = $1 AND id < $2 AND ($3 IS NULL OR kind = $3) AND ($4 IS NULL OR state = $4)
+        `SELECT * FROM tasks WHERE target = $1 AND id < $2 AND (CAST($3 AS text) IS NULL OR kind = $3)
+           AND (CAST($4 AS text) IS NULL OR state = $4)
          ORDER BY id DESC LIMIT $5`,
         target,
         before,

@@ -70,8 +70,9 @@ export class AuditLog {
         text === undefined ? null : (parseTimestamp(text) as number);
       const rows = await statements.rows<AuditEntity>(
         `SELECT * FROM audit_log
-         WHERE id < $1 AND ($2 IS NULL OR action = $2) AND ($3 IS NULL OR subject = $3)
-           AND ($4 IS NULL OR operator_token_id = $4) AND ($5 IS NULL OR at >= $5) AND ($6 IS NULL OR at < $6)
+         WHERE id < $1 AND (CAST($2 AS text) IS NULL OR action = $2) AND (CAST($3 AS text) IS NULL OR subject = $3)
+           AND (CAST($4 AS bigint) IS NULL OR operator_token_id = $4)
+           AND (CAST($5 AS bigint) IS NULL OR at >= $5) AND (CAST($6 AS bigint) IS NULL OR at < $6)
          ORDER BY id DESC LIMIT $7`,
         olderThan(query),
         query.action ?? null,
