@@ -147,7 +147,7 @@ export class AgentsService {
           hostname === undefined
             ? undefined
             : await tx.first<KnownAgent>(
-                `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted'`,
+                `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted' ${tx.dialect.forUpdate('a')}`,
                 hostname,
               );
         const enrollment =
@@ -206,7 +206,10 @@ export class AgentsService {
    * @throws ERR_FORBIDDEN it was disabled, revoked or deleted
    */
   async requireInService(tx: Transaction, agentId: number): Promise<boolean> {
-    const row = await tx.first<{ state: AgentState }>('SELECT state FROM agents WHERE id = $1', agentId);
+    const row = await tx.first<{ state: AgentState }>(
+      `SELECT state FROM agents WHERE id = $1 ${tx.dialect.forShare()}`,
+      agentId,
+    );
     if (row?.state !== 'active' && row?.state !== 'draining') throw outOfService(row?.state ?? 'deleted');
     return row.state === 'active';
   }
@@ -215,7 +218,8 @@ export class AgentsService {
   async inService(tx: Transaction, agentIds: readonly number[]): Promise<Set<number>> {
     const rows = await tx.rows<{ id: number }>(
       `SELECT id FROM agents
-       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND state IN ('active', 'draining')`,
+       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND state IN ('active', 'draining')
+       ORDER BY id ${tx.dialect.forShare()}`,
       JSON.stringify(agentIds),
     );
     return new Set(rows.map((row) => row.id));
@@ -303,7 +307,7 @@ export class AgentsService {
   rotate(by: OperatorIdentity, agentId: number, revokeOld: boolean): Promise<AgentCredentials> {
     const token = mintToken('dcpa_');
     return this.database.write(async (tx) => {
-      const agent = await findAgent(tx, agentId);
+      const agent = await lockAgent(tx, agentId);
       if (agent.state === 'revoked') throw unchangeable(agent.state);
       await this.replaceToken(tx, agent, token, revokeOld ? undefined : this.tokenInUse(agent));
       await this.audit.record(tx, by, {
@@ -321,7 +325,7 @@ export class AgentsService {
    */
   setLabels(by: OperatorIdentity, agentId: number, labels: Labels): Promise<AgentView> {
     return this.database.write(async (tx) => {
-      const agent = await findAgent(tx, agentId);
+      const agent = await lockAgent(tx, agentId);
       const before = (await labelsOf(tx, [agentId])).get(agentId) ?? {};
       if (!isDeepStrictEqual(before, labels)) {
         await tx.run('DELETE FROM agent_labels WHERE agent_id = $1', agentId);
@@ -346,7 +350,7 @@ export class AgentsService {
   change(by: OperatorIdentity, agentId: number, transition: AgentTransition): Promise<AgentView> {
     const { from, to } = TRANSITIONS[transition];
     return this.database.write(async (tx) => {
-      const agent = await findAgent(tx, agentId);
+      const agent = await lockAgent(tx, agentId);
       if (!(from as readonly AgentState[]).includes(agent.state)) {
         throw unchangeable(agent.state);
       }
@@ -369,7 +373,7 @@ export class AgentsService {
    */
   async remove(by: OperatorIdentity, agentId: number): Promise<void> {
     await this.database.write(async (tx) => {
-      const { state, hostname } = await findAgent(tx, agentId);
+      const { state, hostname } = await lockAgent(tx, agentId);
       await this.setState(tx, agentId, 'deleted');
       await this.audit.record(tx, by, {
         action: 'agent.delete',

@@ -11,12 +11,17 @@ export interface Dialect {
   ids(parameter: string): string;
   /** A table expression over a parameter that holds a JSON array of objects, with the columns named. */
   rowset(parameter: string, columns: Readonly<Record<string, ColumnType>>): string;
-  /** After a SELECT: locks its rows until the unit ends, so that what is decided by them holds. */
-  readonly forUpdate: string;
-  /** The same, against changes only: others may lock the rows so too. */
-  readonly forShare: string;
+  /**
+   * After a SELECT: locks its rows of the tables (all of them, where none is named) until the unit ends, so that what is
+   * decided by them holds. In this order, and by ascending ids: agents, leases, tasks, the queue's counters.
+   */
+  forUpdate(...tables: string[]): string;
+  /** The same against changes only: others may lock the rows so too. */
+  forShare(...tables: string[]): string;
   /** The same as forUpdate, leaving out rows that others have locked. */
-  readonly skipLocked: string;
+  skipLocked(...tables: string[]): string;
+  /** Keeps all others from changing a table, or locking its rows, until the unit ends. */
+  lockTable(table: string): string | undefined;
   /** The greater of two expressions that are not null. */
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
@@ -31,14 +36,17 @@ export const sqliteDialect: Dialect = {
       .map((column) => `value ->> '${column}' AS ${column}`)
       .join(', ')} FROM json_each(${parameter}))`,
   // The writer is alone.
-  forUpdate: '',
-  forShare: '',
-  skipLocked: '',
+  forUpdate: () => '',
+  forShare: () => '',
+  skipLocked: () => '',
+  lockTable: () => undefined,
   greatest: (a, b) => `max(${a}, ${b})`,
   least: (a, b) => `min(${a}, ${b})`,
 };
 
 const POSTGRES_TYPES: Readonly<Record<ColumnType, string>> = { integer: 'bigint', text: 'text' };
+
+const of = (tables: readonly string[]): string => (tables.length === 0 ? '' : ` OF ${tables.join(', ')}`);
 
 export const postgresDialect: Dialect = {
   name: 'postgres',
@@ -47,9 +55,10 @@ export const postgresDialect: Dialect = {
     `(SELECT * FROM json_to_recordset(${parameter}::json) AS row(${Object.entries(columns)
       .map(([column, type]) => `${column} ${POSTGRES_TYPES[type]}`)
       .join(', ')}))`,
-  forUpdate: 'FOR UPDATE',
-  forShare: 'FOR SHARE',
-  skipLocked: 'FOR UPDATE SKIP LOCKED',
+  forUpdate: (...tables) => `FOR UPDATE${of(tables)}`,
+  forShare: (...tables) => `FOR SHARE${of(tables)}`,
+  skipLocked: (...tables) => `FOR UPDATE${of(tables)} SKIP LOCKED`,
+  lockTable: (table) => `LOCK TABLE ${table} IN EXCLUSIVE MODE`,
   greatest: (a, b) => `greatest(${a}, ${b})`,
   least: (a, b) => `least(${a}, ${b})`,
 };
