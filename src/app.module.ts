@@ -1,7 +1,7 @@
 import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
-import { AgentEntity, HeartbeatEntity } from './agents/agent.entity';
+import { AgentEntity, ConfigStateEntity, HeartbeatEntity } from './agents/agent.entity';
 import { AgentsModule } from './agents/agents.module';
 import { Clock } from './clock';
 import { ConcurrencyModule } from './concurrency/concurrency.module';
@@ -29,6 +29,7 @@ import { TelemetryModule } from './telemetry/telemetry.module';
 export const ENTITIES = [
   AgentEntity,
   HeartbeatEntity,
+  ConfigStateEntity,
   TaskEntity,
   LeaseEntity,
   ResultEntity,

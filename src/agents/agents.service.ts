@@ -12,7 +12,14 @@ import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { Continuity } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import type { AgentEntity, AgentState, HeartbeatEntity } from './agent.entity';
-import type { AgentsQuery, AgentView, HeartbeatResponse, RegisterResponse } from './agents.dto';
+import type {
+  AgentsQuery,
+  AgentView,
+  HeartbeatRequest,
+  HeartbeatResponse,
+  RegisterResponse,
+} from './agents.dto';
+import { type ConfigReport, ConfigStates, configReportOf } from './config-states';
 
 /** How long the token before a rotation works on, unless the new one is used sooner, in milliseconds. */
 const OVERLAP_MS = 600_000;
@@ -48,6 +55,12 @@ export interface Proof {
   enrollmentToken?: string;
 }
 
+/** A sign of life on its way into the tables. */
+interface Heartbeat {
+  readonly agentId: number;
+  readonly config: ConfigReport | undefined;
+}
+
 /** The token that a caller goes on using until it has the new one. */
 interface HeldToken {
   readonly hash: string;
@@ -71,16 +84,17 @@ export class AgentsService {
   private readonly cache = new LRUCache<number, Credentials>({ max: CACHED_AGENTS });
   /** Counts the changes of credentials, so that a row read before one is not cached after it. */
   private changes = 0;
-  private readonly heartbeats: CoalescedWrite<number, boolean>;
+  private readonly heartbeats: CoalescedWrite<Heartbeat, boolean>;
 
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly config: ConfigService,
+    private readonly configStates: ConfigStates,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    this.heartbeats = new CoalescedWrite(database, (tx, ids) => this.storeHeartbeats(tx, ids));
+    this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
 
   /** Has this called when agents are disabled, revoked, deleted or handed over, in the same transaction. */
@@ -160,11 +174,14 @@ export class AgentsService {
   }
 
   /**
-   * Records a sign of life. All that arrive while the writer is busy share one statement.
+   * Records a sign of life, and what it says about the agent's configuration where that is new. All that arrive while
+   * the writer is busy share one statement.
+   * @throws ERR_VALIDATION what it says about the configuration does not go together
    * @throws ERR_FORBIDDEN the agent was disabled, revoked or deleted meanwhile
    */
-  async heartbeat(agentId: number): Promise<HeartbeatResponse> {
-    if (!(await this.heartbeats.run(agentId))) throw outOfService('out of service');
+  async heartbeat(agentId: number, request: HeartbeatRequest): Promise<HeartbeatResponse> {
+    if (!(await this.heartbeats.run({ agentId, config: configReportOf(request) })))
+      throw outOfService('out of service');
     const revision = this.config.currentRevision();
     return {
       agent_id: agentId,
@@ -262,17 +279,20 @@ export class AgentsService {
     });
   }
 
-  private async storeHeartbeats(tx: Transaction, ids: number[]): Promise<boolean[]> {
+  private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<boolean[]> {
     const alive = await tx.rows<{ id: number }>(
       `UPDATE agent_heartbeats SET last_heartbeat_at = $2
        WHERE agent_id IN (
          SELECT a.id FROM ${tx.dialect.ids('$1')} AS i JOIN agents a ON a.id = i.id WHERE a.state IN ('active', 'draining'))
        RETURNING agent_id AS id`,
-      JSON.stringify(ids),
+      JSON.stringify(beats.map((beat) => beat.agentId)),
       this.clock.now(),
     );
     const stored = new Set(alive.map((row) => row.id));
-    return ids.map((id) => stored.has(id));
+    const reports = new Map<number, ConfigReport>();
+    for (const { agentId, config } of beats) if (config && stored.has(agentId)) reports.set(agentId, config);
+    await this.configStates.store(tx, reports);
+    return beats.map((beat) => stored.has(beat.agentId));
   }
 
   private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
@@ -441,6 +461,10 @@ export class AgentsService {
       statements,
       agents.map((agent) => agent.id),
     );
+    const configs = await this.configStates.of(
+      statements,
+      agents.map((agent) => agent.id),
+    );
     const now = this.clock.now();
     return agents.map((agent) => ({
       id: agent.id,
@@ -455,6 +479,7 @@ export class AgentsService {
       last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
       token_expires_at: toTimestamp(agent.token_expires_at),
       live_leases: leases.get(agent.id) ?? 0,
+      config: configs.get(agent.id) ?? null,
     }));
   }
 }

@@ -3,7 +3,6 @@ import { DiscoveryModule } from '@nestjs/core';
 import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
 import { ClaimWaiters } from './claim-waiters';
-import { Idempotency } from './idempotency';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
 import { LeasesController } from './leases.controller';
 import { LeasesService } from './leases.service';
@@ -23,7 +22,6 @@ import { TasksService } from './tasks.service';
     QueueDepth,
     QueueUpkeep,
     ClaimWaiters,
-    Idempotency,
     TaskKinds,
     DnsKind,
     HttpKind,

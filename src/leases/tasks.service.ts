@@ -1,11 +1,11 @@
 import { Injectable } from '@nestjs/common';
 import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
+import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
-import { Idempotency } from './idempotency';
 import type { LeaseState } from './lease.entity';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';

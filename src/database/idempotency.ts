@@ -1,8 +1,8 @@
 import { hash } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
 import { Clock } from '../clock';
-import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
+import type { Transaction } from './statements';
 
 /** A call under an `Idempotency-Key`: whose, which, and what was asked. */
 export interface IdempotentCall {
