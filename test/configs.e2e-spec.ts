@@ -313,15 +313,21 @@ describe('a roll-out', () => {
     const states = () => server.rows('SELECT * FROM agent_config_states ORDER BY agent_id');
     const before = await states();
     expect(before).toHaveLength(20);
-    // Whatever is written from here on fails.
-    await server.database.write(async (tx) => {
-      await tx.run(
-        `CREATE TRIGGER written BEFORE UPDATE ON agent_config_states BEGIN SELECT RAISE(ABORT, 'written'); END`,
-      );
-    });
+    const forbid = (verb: string) =>
+      server.database.write(async (tx) => {
+        await tx.run('DROP TRIGGER IF EXISTS forbidden');
+        if (verb !== '')
+          await tx.run(
+            `CREATE TRIGGER forbidden BEFORE ${verb} ON agent_config_states BEGIN SELECT RAISE(ABORT, 'no'); END`,
+          );
+      });
+    // Known to memory: the table is not even asked.
+    await forbid('INSERT');
     clock.advance(1_000);
     for (const { status } of await Promise.all(agents.map((agent) => beat(agent, report))))
       expect(status).toBe(200);
+    // Known to the table only: nothing is written.
+    await forbid('UPDATE');
     const { folder } = server;
     await server.stop({ keep: true });
     server = await TestServer.start({}, { clock, folder });
@@ -330,9 +336,7 @@ describe('a roll-out', () => {
     expect(await states()).toEqual(before);
     const [first] = agents as [Credentials];
     expect((await beat(first, { ...report, config_status: 'failed' })).status).toBe(500);
-    await server.database.write(async (tx) => {
-      await tx.run('DROP TRIGGER written');
-    });
+    await forbid('');
     // What was not stored is not taken for stored.
     await beat(first, { ...report, config_status: 'failed' });
     expect(await configOf(first)).toMatchObject({ status: 'failed' });

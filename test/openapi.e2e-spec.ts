@@ -488,7 +488,13 @@ describe('what is sent and answered', () => {
     await call('GET /.well-known/jwks.json', '/.well-known/jwks.json');
 
     // Lists and numbers while there is nothing.
-    for (const path of ['/v1/tasks', '/v1/tasks/stats', '/v1/agents', '/v1/concurrency/windows', '/v1/configs'])
+    for (const path of [
+      '/v1/tasks',
+      '/v1/tasks/stats',
+      '/v1/agents',
+      '/v1/concurrency/windows',
+      '/v1/configs',
+    ])
       await get(path, path);
 
     // Both places of the agents' paths.
@@ -583,15 +589,23 @@ describe('what is sent and answered', () => {
       await call(`GET ${place}/config`, `${place}/config`);
       await agentCall(who, 'heartbeat', { config_revision: revision, config_status: 'applied' });
       await get('/v1/agents/{id}', `/v1/agents/${who.agent_id}`);
-      const failure = { config_revision: revision, config_status: 'failed', config_message: 'no such resolver' };
+      const failure = {
+        config_revision: revision,
+        config_status: 'failed',
+        config_message: 'no such resolver',
+      };
       await agentCall(who, 'heartbeat', failure);
       await agentCall(who, 'heartbeat', { ...failure, config_status: 'applied' });
       await get('/v1/agents', '/v1/agents');
       await publish({ config: { resolvers: [], list: [1, null, 'a', {}, [], true] } });
-      const { body: back } = await call('POST /v1/configs/{revision}/rollback', `/v1/configs/${revision}/rollback`, {
-        headers: operator,
-        body: { expires_in: 60 },
-      });
+      const { body: back } = await call(
+        'POST /v1/configs/{revision}/rollback',
+        `/v1/configs/${revision}/rollback`,
+        {
+          headers: operator,
+          body: { expires_in: 60 },
+        },
+      );
       for (const of of [revision, back.revision, 'x']) {
         await get('/v1/configs/{revision}', `/v1/configs/${of}`);
         await get('/v1/configs/{revision}/diff', `/v1/configs/${of}/diff`);
@@ -617,7 +631,13 @@ describe('what is sent and answered', () => {
     await call('PUT /v1/concurrency/limits', '/v1/concurrency/limits', { headers: operator, body: {} });
     await tasks(dnsTask());
     await tasks();
-    for (const path of ['/v1/tasks', '/v1/tasks/stats', '/v1/agents', '/v1/concurrency/windows', '/v1/configs']) {
+    for (const path of [
+      '/v1/tasks',
+      '/v1/tasks/stats',
+      '/v1/agents',
+      '/v1/concurrency/windows',
+      '/v1/configs',
+    ]) {
       await get(path, path);
       await get(path, `${path}?limit=1`);
     }
