@@ -44,8 +44,29 @@ export class Initial1764000000000 implements MigrationInterface {
         token_hash text NOT NULL UNIQUE,
         created_at ${bigint} NOT NULL,
         expires_at ${bigint},
-        revoked_at ${bigint}
+        revoked_at ${bigint},
+        last_used_at ${bigint}
       )`,
+
+      `CREATE TABLE audit_log (
+        id ${bigint} NOT NULL PRIMARY KEY,
+        at ${bigint} NOT NULL,
+        operator_token_id ${bigint} NOT NULL,
+        operator_name text NOT NULL,
+        address text NOT NULL,
+        action text NOT NULL,
+        subject text NOT NULL,
+        "before" text,
+        "after" text,
+        hash text NOT NULL
+      )`,
+      `CREATE INDEX audit_log_by_subject ON audit_log (subject, id)`,
+      `CREATE TABLE audit_head (
+        id integer NOT NULL PRIMARY KEY CHECK (id = 1),
+        last_id ${bigint} NOT NULL,
+        last_hash text NOT NULL
+      )`,
+      `INSERT INTO audit_head (id, last_id, last_hash) VALUES (1, 0, '')`,
 
       `CREATE TABLE tasks (
         id ${identity},

@@ -18,6 +18,7 @@ import { ResultEntity } from './leases/result.entity';
 import { TaskEntity } from './leases/task.entity';
 import { MetricsEntity } from './metrics/metrics.entity';
 import { MetricsModule } from './metrics/metrics.module';
+import { AuditEntity, AuditHeadEntity } from './operators/audit.entity';
 import { OperatorTokenEntity } from './operators/operator-token.entity';
 import { OperatorsModule } from './operators/operators.module';
 import { SchedulingModule } from './scheduling/scheduling.module';
@@ -35,6 +36,8 @@ export const ENTITIES = [
   ResultEntity,
   WindowEntity,
   OperatorTokenEntity,
+  AuditEntity,
+  AuditHeadEntity,
   ConfigEntity,
   MetricsEntity,
 ];

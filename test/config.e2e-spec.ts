@@ -240,6 +240,9 @@ describe('the signing key', () => {
       config: before.config,
     });
     expect(await isGenuine(after)).toBe(true);
+    expect((await server.operator('GET', '/v1/audit?action=config.sign-anew')).body.items).toMatchObject([
+      { subject: `config/${after.revision}`, operator_token_id: null, after: { from: before.revision } },
+    ]);
   });
 
   const pemOf = () =>

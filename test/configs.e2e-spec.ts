@@ -146,6 +146,32 @@ describe('publishing', () => {
   });
 });
 
+test('what was published, by whom and from what, is in the audit log, and nothing of what was refused', async () => {
+  const first = await publish({ secret: 'not for the log' }, 60);
+  const key = { 'idempotency-key': 'back' };
+  const { body: back } = await operator('POST', `/${first.revision}/rollback`, {}, key);
+  await operator('POST', `/${first.revision}/rollback`, {}, key);
+  await operator('POST', '', { config: { a: 1e300 } });
+  await operator('POST', '/0123456789abcdef/rollback');
+  const before = await server.operator('GET', '/v1/audit');
+  const entries = before.body.items.filter(({ action }: any) => action.startsWith('config.'));
+  expect(entries).toMatchObject([
+    {
+      action: 'config.rollback',
+      subject: `config/${back.revision}`,
+      operator_token_id: expect.any(Number),
+      after: { seq: 2, expires_at: back.expires_at, from: first.revision },
+    },
+    {
+      action: 'config.publish',
+      subject: `config/${first.revision}`,
+      before: null,
+      after: { seq: 1, expires_at: first.expires_at },
+    },
+  ]);
+  expect(JSON.stringify(entries)).not.toContain('not for the log');
+});
+
 describe('reading', () => {
   test('pages newest first, without the content', async () => {
     for (let version = 1; version <= 5; version++) await publish({ version });

@@ -5,11 +5,15 @@ import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { type ControlPlane, createApp } from '../src/app';
 import { Clock } from '../src/clock';
+import type { OperatorIdentity } from '../src/http/decorators';
 import { Continuity } from '../src/scheduling/continuity';
 import { readSettings } from '../src/settings';
 
 /** The operator's token that every test's server knows. */
 export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
+
+/** Who operates in a test that calls the services without HTTP. */
+export const OPERATOR: OperatorIdentity = { tokenId: 1, name: 'test', role: 'admin', address: '127.0.0.1' };
 
 /** A clock that moves when it is told to. */
 export class TestClock extends Clock {

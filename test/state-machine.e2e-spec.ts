@@ -15,7 +15,7 @@ import type { TaskDetail } from '../src/leases/tasks.dto';
 import { TasksService } from '../src/leases/tasks.service';
 import { Continuity } from '../src/scheduling/continuity';
 import { readSettings } from '../src/settings';
-import { TestClock } from './harness';
+import { OPERATOR, TestClock } from './harness';
 import {
   type Answer,
   type LeaseRow,
@@ -356,7 +356,7 @@ describe('tasks and leases', () => {
           max_attempts: asked.maxAttempts,
           unique_key: asked.uniqueKey,
         }));
-        const { tasks } = await service(TasksService).enqueue(1, inputs, undefined);
+        const { tasks } = await service(TasksService).enqueue(OPERATOR, inputs, undefined);
         return tasks.map(({ id, state }) => ({ id, state }));
       }
       case 'claim': {
@@ -385,17 +385,17 @@ describe('tasks and leases', () => {
         });
       }
       case 'cancel':
-        return detail(await service(TasksService).cancel(operation.task));
+        return detail(await service(TasksService).cancel(OPERATOR, operation.task));
       case 'retry':
-        return detail(await service(TasksService).retry(operation.task));
+        return detail(await service(TasksService).retry(OPERATOR, operation.task));
       case 'change': {
-        const view = await service(AgentsService).change(operation.agent, operation.transition);
+        const view = await service(AgentsService).change(OPERATOR, operation.agent, operation.transition);
         const status = view.status === 'online' || view.status === 'offline' ? 'active' : view.status;
         return { status, live_leases: view.live_leases };
       }
       case 'ceiling': {
         const { kind, target, ceiling } = operation;
-        const [window] = await service(ConcurrencyService).setCeilings([{ kind, target, ceiling }]);
+        const [window] = await service(ConcurrencyService).setCeilings(OPERATOR, [{ kind, target, ceiling }]);
         return {
           ceiling: window?.ceiling,
           ready: window?.ready,

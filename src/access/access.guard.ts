@@ -78,7 +78,7 @@ export class AccessGuard implements CanActivate {
     const token = /^bearer +([\x21-\x7e]+) *$/i.exec(request.headers.authorization ?? '')?.[1];
     try {
       if (token === undefined) throw fail('ERR_UNAUTHORIZED');
-      request.operator = await this.operators.authenticate(token, () =>
+      request.operator = await this.operators.authenticate(token, request.ip, () =>
         this.failedAuth.check(callerAddress(request.ip)),
       );
     } catch (error) {

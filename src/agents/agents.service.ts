@@ -6,9 +6,10 @@ import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { AgentIdentity, Charge } from '../http/decorators';
+import type { AgentIdentity, Charge, OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
+import { AuditLog } from '../operators/audit-log';
 import { Continuity } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import type { AgentEntity, AgentState, HeartbeatEntity } from './agent.entity';
@@ -92,6 +93,7 @@ export class AgentsService {
     private readonly continuity: Continuity,
     private readonly config: ConfigService,
     private readonly configStates: ConfigStates,
+    private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
@@ -115,9 +117,10 @@ export class AgentsService {
    * @throws ERR_FORBIDDEN the agent is disabled or revoked
    */
   async authenticate(agentId: number, token: string, beforeLookup: () => void): Promise<AgentIdentity> {
-    if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
     let agent = this.cache.get(agentId);
     if (!agent) {
+      // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
+      if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
       beforeLookup();
       agent = await this.loadCredentials(agentId);
     }
@@ -252,7 +255,7 @@ export class AgentsService {
    * @throws ERR_NOT_FOUND there is no such agent
    * @throws ERR_CONFLICT its state forbids it: a revoked agent stays revoked, a disabled one can't drain
    */
-  change(agentId: number, transition: AgentTransition): Promise<AgentView> {
+  change(by: OperatorIdentity, agentId: number, transition: AgentTransition): Promise<AgentView> {
     const { from, to } = TRANSITIONS[transition];
     return this.database.write(async (tx) => {
       const agent = await findAgent(tx, agentId);
@@ -263,7 +266,15 @@ export class AgentsService {
           { message: `A ${agent.state} agent can't be changed so.` },
         );
       }
-      if (agent.state !== to) await this.setState(tx, agentId, to);
+      if (agent.state !== to) {
+        await this.setState(tx, agentId, to);
+        await this.audit.record(tx, by, {
+          action: `agent.${transition}`,
+          subject: `agent/${agentId}`,
+          before: { state: agent.state },
+          after: { state: to },
+        });
+      }
       return this.viewOf(tx, { ...agent, state: to });
     });
   }
@@ -272,10 +283,15 @@ export class AgentsService {
    * Deletes an agent, effective when it is answered: its id stays taken and its results stay, its hostname is free.
    * @throws ERR_NOT_FOUND there is no such agent
    */
-  async remove(agentId: number): Promise<void> {
+  async remove(by: OperatorIdentity, agentId: number): Promise<void> {
     await this.database.write(async (tx) => {
-      await findAgent(tx, agentId);
+      const { state, hostname } = await findAgent(tx, agentId);
       await this.setState(tx, agentId, 'deleted');
+      await this.audit.record(tx, by, {
+        action: 'agent.delete',
+        subject: `agent/${agentId}`,
+        before: { state, hostname },
+      });
     });
   }
 

@@ -1,7 +1,7 @@
 import { Controller, Delete, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
 import { ApiNoContentResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { IdInPath, Operator } from '../http/decorators';
+import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
 import { IdParam } from '../http/validation';
 import { AgentPage, AgentsQuery, AgentView } from './agents.dto';
 import { AgentsService } from './agents.service';
@@ -41,8 +41,11 @@ export class FleetController {
   @ApiOperation({ summary: 'Disable an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  disable(@Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.change(id, 'disable');
+  disable(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+  ): Promise<AgentView> {
+    return this.agents.change(operator, id, 'disable');
   }
 
   /** Lets a disabled or draining agent work again, with the token that it has. */
@@ -53,8 +56,11 @@ export class FleetController {
   @ApiOperation({ summary: 'Enable an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  enable(@Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.change(id, 'enable');
+  enable(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+  ): Promise<AgentView> {
+    return this.agents.change(operator, id, 'enable');
   }
 
   /** Gives an agent no new work; what it holds it may finish. */
@@ -65,8 +71,8 @@ export class FleetController {
   @ApiOperation({ summary: 'Drain an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  drain(@Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.change(id, 'drain');
+  drain(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<AgentView> {
+    return this.agents.change(operator, id, 'drain');
   }
 
   /** Shuts an agent out for good. Its hostname stays taken until the agent is deleted. */
@@ -77,8 +83,11 @@ export class FleetController {
   @ApiOperation({ summary: 'Revoke an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  revoke(@Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.change(id, 'revoke');
+  revoke(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+  ): Promise<AgentView> {
+    return this.agents.change(operator, id, 'revoke');
   }
 
   /** Deletes an agent. Its id is never used again, its results stay, its hostname is free. */
@@ -89,7 +98,7 @@ export class FleetController {
   @ApiOperation({ summary: 'Delete an agent' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
-  remove(@Param('id', IdParam) id: number): Promise<void> {
-    return this.agents.remove(id);
+  remove(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
+    return this.agents.remove(operator, id);
   }
 }

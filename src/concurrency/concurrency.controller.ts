@@ -1,7 +1,7 @@
 import { Body, Controller, Get, Put, Query } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { Operator } from '../http/decorators';
+import { CurrentOperator, Operator, type OperatorIdentity } from '../http/decorators';
 import { SetLimitsRequest, SetLimitsResponse, WindowPage, WindowsQuery } from './concurrency.dto';
 import { ConcurrencyService } from './concurrency.service';
 
@@ -26,7 +26,10 @@ export class ConcurrencyController {
   @ApiOperation({ summary: 'Set ceilings on windows' })
   @ApiOkResponse({ type: SetLimitsResponse })
   @GuardedErrors()
-  async setLimits(@Body() body: SetLimitsRequest): Promise<SetLimitsResponse> {
-    return { windows: await this.concurrency.setCeilings(body.limits) };
+  async setLimits(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: SetLimitsRequest,
+  ): Promise<SetLimitsResponse> {
+    return { windows: await this.concurrency.setCeilings(operator, body.limits) };
   }
 }

@@ -3,7 +3,9 @@ import { Cron, CronExpression } from '@nestjs/schedule';
 import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
+import type { OperatorIdentity } from '../http/decorators';
 import { type Page, type PageQuery, pageOf } from '../http/pagination';
+import { AuditLog } from '../operators/audit-log';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
 import type { LimitInput, WindowsQuery, WindowView } from './concurrency.dto';
@@ -63,6 +65,7 @@ export class ConcurrencyService {
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly jobs: JobRunner,
+    private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {}
 
@@ -200,7 +203,7 @@ export class ConcurrencyService {
    * Sets ceilings, all or none, effective at commit: tasks over a lowered one go back to waiting, leases run on.
    * @returns the windows that were set
    */
-  async setCeilings(limits: readonly LimitInput[]): Promise<WindowView[]> {
+  async setCeilings(by: OperatorIdentity, limits: readonly LimitInput[]): Promise<WindowView[]> {
     const now = this.clock.now();
     const windows = limits.map((limit) => ({
       scope: (limit.kind ? (limit.target ? 'target' : 'kind') : 'global') as WindowScope,
@@ -210,6 +213,14 @@ export class ConcurrencyService {
     }));
     return this.database.write(async (tx) => {
       const columns = { scope: 'text', kind: 'text', target: 'text', ceiling: 'integer' } as const;
+      const before = (
+        await tx.rows<WindowEntity>(
+          `SELECT w.* FROM ${tx.dialect.rowset('$1', columns)} AS r
+           JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target AND w.scope = r.scope
+           WHERE w.ceiling IS NOT NULL ORDER BY w.id`,
+          JSON.stringify(windows),
+        )
+      ).map(ceilingOf);
       await tx.run(
         `INSERT INTO concurrency_windows (scope, kind, target, ceiling, ready, leased, waiting, updated_at, expires_at)
          SELECT scope, kind, target, ceiling, 0, 0, 0, $2, $3 FROM ${tx.dialect.rowset('$1', columns)} AS r
@@ -221,6 +232,12 @@ export class ConcurrencyService {
         now + this.settings.windowRetentionMs,
       );
       for (const listener of this.ceilingListeners) await listener(tx);
+      await this.audit.record(tx, by, {
+        action: 'concurrency-limits.set',
+        subject: 'concurrency-limits',
+        before: { ceilings: before },
+        after: { ceilings: windows.map(ceilingOf) },
+      });
       const rows = await tx.rows<WindowEntity>(
         `SELECT w.* FROM ${tx.dialect.rowset('$1', columns)} AS r
          JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target AND w.scope = r.scope ORDER BY w.id`,
@@ -300,6 +317,11 @@ function takeSlot(room: Room, place: Place): boolean {
     if (left !== undefined) room.set(key, left - 1);
   }
   return true;
+}
+
+/** A ceiling as the audit log shows it. */
+function ceilingOf({ kind, target, ceiling }: Pick<WindowEntity, 'kind' | 'target' | 'ceiling'>) {
+  return { kind: kind || undefined, target: target || undefined, ceiling };
 }
 
 function viewOf(row: WindowEntity): WindowView {

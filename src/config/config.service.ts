@@ -8,6 +8,7 @@ import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
+import { AuditLog, PROCESS } from '../operators/audit-log';
 import { acceptConfig, bundleText, signedText, type UnsignedBundle } from './bundle';
 import { changesBetween } from './changes';
 import {
@@ -36,6 +37,18 @@ export type RolloutCounter = (
   revisions: readonly string[],
 ) => Promise<Map<string, Rollout>>;
 
+/** What is to be published, and on whose behalf. */
+interface Issue {
+  readonly by: OperatorIdentity;
+  readonly action: 'config.publish' | 'config.rollback' | 'config.sign-anew';
+  /** Canonical JSON. */
+  readonly config: string;
+  readonly lifetimeMs: number;
+  /** The revision whose content it is, where that was published before. */
+  readonly from?: string;
+  readonly call?: IdempotentCall;
+}
+
 /** A bundle without its content. */
 type Head = Omit<ConfigEntity, 'config' | 'signature'>;
 
@@ -57,6 +70,7 @@ export class ConfigService implements OnModuleInit {
     private readonly clock: Clock,
     private readonly keys: SigningKeys,
     private readonly idempotency: Idempotency,
+    private readonly audit: AuditLog,
   ) {}
 
   /** Loads the bundle in force. One that was signed with a key that is gone is published again with the one that signs. */
@@ -69,7 +83,13 @@ export class ConfigService implements OnModuleInit {
     const leftMs = row.expires_at - this.clock.now();
     if (leftMs <= 0 || this.keys.jwks.some(({ kid }) => kid === row.kid)) return;
     // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
-    const { revision } = await this.issue(row.config, leftMs);
+    const { revision } = await this.issue({
+      by: PROCESS,
+      action: 'config.sign-anew',
+      config: row.config,
+      lifetimeMs: leftMs,
+      from: row.revision,
+    });
     this.logger.warn(
       { kid: this.keys.kid, revision },
       'the key of the configuration in force is gone; signed anew',
@@ -87,14 +107,11 @@ export class ConfigService implements OnModuleInit {
    * @throws ERR_VALIDATION it is too large, or naming each field that is not portable JSON
    * @throws ERR_CONFLICT the key was used for another request
    */
-  publish(
-    operator: OperatorIdentity,
-    request: PublishRequest,
-    key: string | undefined,
-  ): Promise<ConfigBundle> {
-    const text = acceptConfig(request.config);
+  publish(by: OperatorIdentity, request: PublishRequest, key: string | undefined): Promise<ConfigBundle> {
+    const config = acceptConfig(request.config);
     const lifetimeMs = lifetimeOf(request);
-    return this.issue(text, lifetimeMs, this.callOf(operator, key, ['publish', text, lifetimeMs]));
+    const call = this.callOf(by, key, ['publish', config, lifetimeMs]);
+    return this.issue({ by, action: 'config.publish', config, lifetimeMs, call });
   }
 
   /**
@@ -103,15 +120,15 @@ export class ConfigService implements OnModuleInit {
    * @throws ERR_CONFLICT the key was used for another request
    */
   async rollback(
-    operator: OperatorIdentity,
+    by: OperatorIdentity,
     revision: string,
     request: RollbackRequest,
     key: string | undefined,
   ): Promise<ConfigBundle> {
     const lifetimeMs = lifetimeOf(request);
-    const call = this.callOf(operator, key, ['rollback', revision, lifetimeMs]);
+    const call = this.callOf(by, key, ['rollback', revision, lifetimeMs]);
     const { config } = await this.database.read((statements) => findBundle(statements, revision));
-    return this.issue(config, lifetimeMs, call);
+    return this.issue({ by, action: 'config.rollback', config, lifetimeMs, from: revision, call });
   }
 
   /** Lists bundles without their content, newest first. */
@@ -180,23 +197,23 @@ export class ConfigService implements OnModuleInit {
     return this.newest && this.newest.expiresAt > this.clock.now() ? this.newest : undefined;
   }
 
-  private callOf(operator: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
-    return key === undefined ? undefined : this.idempotency.call(`configs:${operator.tokenId}`, key, request);
+  private callOf(by: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
+    return key === undefined ? undefined : this.idempotency.call(`configs:${by.tokenId}`, key, request);
   }
 
   /**
-   * Publishes a text. It is signed before the transaction, in which nothing but the database may be awaited; whoever
+   * Publishes. The bundle is signed before the transaction, in which nothing but the database may be awaited; whoever
    * finds that another took the seq meanwhile signs again with the next one.
    */
-  private async issue(config: string, lifetimeMs: number, call?: IdempotentCall): Promise<ConfigBundle> {
+  private async issue(issue: Issue): Promise<ConfigBundle> {
     for (;;) {
-      const row = await this.signNext(config, lifetimeMs);
-      const stored = await this.database.write((tx) => this.store(tx, row, call));
+      const row = await this.signNext(issue);
+      const stored = await this.database.write((tx) => this.store(tx, row, issue));
       if (stored) return JSON.parse(bundleText(stored));
     }
   }
 
-  private async signNext(config: string, lifetimeMs: number): Promise<ConfigEntity> {
+  private async signNext({ config, lifetimeMs }: Issue): Promise<ConfigEntity> {
     const last = await this.database.read((statements) =>
       statements.first<{ seq: number | null }>('SELECT max(seq) AS seq FROM agent_configs'),
     );
@@ -215,7 +232,7 @@ export class ConfigService implements OnModuleInit {
   private async store(
     tx: Transaction,
     row: ConfigEntity,
-    call: IdempotentCall | undefined,
+    { by, action, from, call }: Issue,
   ): Promise<ConfigEntity | undefined> {
     const before = call && (await this.idempotency.find<string>(tx, call));
     if (before !== undefined) return findBundle(tx, before);
@@ -231,6 +248,11 @@ export class ConfigService implements OnModuleInit {
       row.signature,
     );
     if (stored === 0) return undefined;
+    await this.audit.record(tx, by, {
+      action,
+      subject: `config/${row.revision}`,
+      after: { seq: row.seq, expires_at: toTimestamp(row.expires_at), from },
+    });
     if (call) await this.idempotency.store(tx, call, row.revision);
     tx.afterCommit(() => this.keep(row));
     return row;

@@ -1,6 +1,6 @@
 import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetadata } from '@nestjs/common';
 import { RouteConfig } from '@nestjs/platform-fastify';
-import { ApiBearerAuth, ApiParam, ApiSecurity } from '@nestjs/swagger';
+import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
 import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
 
@@ -15,9 +15,12 @@ export type Role = (typeof ROLES)[number];
 
 /** Who calls on an operator's route. */
 export interface OperatorIdentity {
+  /** 0 where no token was used: the process itself, or its command line. */
   readonly tokenId: number;
   readonly name: string;
   readonly role: Role;
+  /** Where the call comes from. */
+  readonly address: string;
 }
 
 /** How the service charges a quota that is counted by what came of the request. */
@@ -61,6 +64,7 @@ export const Operator = (role: Role) =>
   applyDecorators(
     SetMetadata(ACCESS, { kind: 'operator', role } satisfies Access),
     ApiBearerAuth('operator'),
+    ApiExtension('x-role', role),
   );
 
 /** Documents the `:id` of a path. */

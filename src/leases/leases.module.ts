@@ -2,6 +2,7 @@ import { Module } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
+import { OperatorsModule } from '../operators/operators.module';
 import { ClaimWaiters } from './claim-waiters';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
 import { LeasesController } from './leases.controller';
@@ -14,7 +15,7 @@ import { TasksService } from './tasks.service';
 
 /** Tasks and the leases on them. */
 @Module({
-  imports: [DiscoveryModule, AgentsModule, ConcurrencyModule],
+  imports: [DiscoveryModule, AgentsModule, ConcurrencyModule, OperatorsModule],
   controllers: [LeasesController, TasksController],
   providers: [
     LeasesService,

@@ -36,7 +36,7 @@ export class TasksController {
     @Body() body: EnqueueRequest,
     @IdempotencyKey() key: string | undefined,
   ): Promise<EnqueueResponse> {
-    return this.tasks.enqueue(operator.tokenId, body.tasks, key);
+    return this.tasks.enqueue(operator, body.tasks, key);
   }
 
   /** Lists tasks, newest first. */
@@ -78,8 +78,11 @@ export class TasksController {
   @ApiOperation({ summary: 'Cancel a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  cancel(@Param('id', IdParam) id: number): Promise<TaskDetail> {
-    return this.tasks.cancel(id);
+  cancel(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+  ): Promise<TaskDetail> {
+    return this.tasks.cancel(operator, id);
   }
 
   /** Reopens a dead or cancelled task: it starts afresh, with all its attempts before it. */
@@ -90,7 +93,10 @@ export class TasksController {
   @ApiOperation({ summary: 'Retry a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  retry(@Param('id', IdParam) id: number): Promise<TaskDetail> {
-    return this.tasks.retry(id);
+  retry(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+  ): Promise<TaskDetail> {
+    return this.tasks.retry(operator, id);
   }
 }

@@ -4,8 +4,10 @@ import { Database } from '../database/database';
 import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
+import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
+import { AuditLog } from '../operators/audit-log';
 import type { LeaseState } from './lease.entity';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
@@ -65,20 +67,21 @@ export class TasksService {
     private readonly depth: QueueDepth,
     private readonly leases: LeasesService,
     private readonly idempotency: Idempotency,
+    private readonly audit: AuditLog,
   ) {}
 
   /**
    * Adds tasks, all or none. With a key, the same call again gets the same answer and adds nothing.
-   * @param tokenId whose key it is
+   * @param by whose key it is
    * @throws ERR_VALIDATION naming each field that is wrong
    * @throws ERR_CONFLICT the key was used with another body, or a unique_key is held by a task that differs
    */
   async enqueue(
-    tokenId: number,
+    by: OperatorIdentity,
     inputs: readonly TaskInput[],
     key: string | undefined,
   ): Promise<EnqueueResponse> {
-    const call = key === undefined ? undefined : this.idempotency.call(`tasks:${tokenId}`, key, inputs);
+    const call = key === undefined ? undefined : this.idempotency.call(`tasks:${by.tokenId}`, key, inputs);
     // What depends on the time is checked inside: a repeat of a call must not fail for being late.
     const tasks = this.accept(inputs);
     return this.database.write(async (tx) => {
@@ -86,6 +89,7 @@ export class TasksService {
       if (before) return before;
       const response = { tasks: await this.insert(tx, tasks) };
       if (call) await this.idempotency.store(tx, call, response);
+      await this.recordEnqueue(tx, by, response);
       return response;
     });
   }
@@ -121,7 +125,7 @@ export class TasksService {
    * @throws ERR_NOT_FOUND there is no such task
    * @throws ERR_CONFLICT it is completed or dead
    */
-  cancel(id: number): Promise<TaskDetail> {
+  cancel(by: OperatorIdentity, id: number): Promise<TaskDetail> {
     return this.database.write(async (tx) => {
       const task = await findTask(tx, id);
       if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
@@ -137,6 +141,7 @@ export class TasksService {
         await this.depth.shift(tx, [
           { kind: task.kind, target: task.target, from: task.state, to: 'cancelled' },
         ]);
+        await this.recordState(tx, by, 'task.cancel', task, 'cancelled');
       }
       return detailOf(tx, id);
     });
@@ -148,7 +153,7 @@ export class TasksService {
    * @throws ERR_NOT_FOUND there is no such task
    * @throws ERR_CONFLICT it is neither dead nor cancelled, or another task has its unique_key now
    */
-  retry(id: number): Promise<TaskDetail> {
+  retry(by: OperatorIdentity, id: number): Promise<TaskDetail> {
     return this.database.write(async (tx) => {
       const task = await findTask(tx, id);
       if (task.state !== 'dead' && task.state !== 'cancelled') throw wrongState(task.state, 'retried');
@@ -168,7 +173,33 @@ export class TasksService {
       await this.depth.shift(tx, [
         { kind: task.kind, target: task.target, from: task.state, to: to as TaskState },
       ]);
+      await this.recordState(tx, by, 'task.retry', task, to as TaskState);
       return detailOf(tx, id);
+    });
+  }
+
+  private recordEnqueue(tx: Transaction, by: OperatorIdentity, { tasks }: EnqueueResponse): Promise<void> {
+    const ids = tasks.map((task) => task.id);
+    const [first, last] = [Math.min(...ids), Math.max(...ids)];
+    return this.audit.record(tx, by, {
+      action: 'task.enqueue',
+      subject: first === last ? `task/${first}` : 'tasks',
+      after: { count: tasks.length, first_id: first, last_id: last },
+    });
+  }
+
+  private recordState(
+    tx: Transaction,
+    by: OperatorIdentity,
+    action: string,
+    task: TaskRow,
+    state: TaskState,
+  ): Promise<void> {
+    return this.audit.record(tx, by, {
+      action,
+      subject: `task/${task.id}`,
+      before: { state: task.state },
+      after: { state },
     });
   }
 

@@ -30,4 +30,8 @@ export class OperatorTokenEntity {
 
   @Column('bigint', { nullable: true })
   revoked_at!: number | null;
+
+  /** To the minute: a write for every request would cost more than it tells. */
+  @Column('bigint', { nullable: true })
+  last_used_at!: number | null;
 }

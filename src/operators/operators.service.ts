@@ -1,34 +1,50 @@
 import { Inject, Injectable, Logger, type OnModuleInit } from '@nestjs/common';
 import { LRUCache } from 'lru-cache';
-import { Clock } from '../clock';
+import { Clock, toTimestamp } from '../clock';
+import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import { writePrivately } from '../database/private-file';
+import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
+import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { fileBesideDatabase, SETTINGS, type Settings } from '../settings';
+import { AuditLog, PROCESS } from './audit-log';
 import type { OperatorTokenEntity } from './operator-token.entity';
+import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenView } from './operators.dto';
 
 /** The name of the first admin's token, which comes from the setting or is made at first start. */
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
 
-type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at'>;
+/** A token's last use is recorded when the one on record is older than this, in milliseconds. */
+const USE_RECORDED_MS = 60_000;
+
+type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
+
+/** A token that works at an instant, `$1`. */
+const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
 
 /** Owns operator_tokens: who operates the control plane. */
 @Injectable()
 export class OperatorsService implements OnModuleInit {
   private readonly logger = new Logger('Operators');
-  /** By hash. Nothing in this process withdraws a token while it runs, so what is here holds. */
+  /** By hash. Emptied whenever a token is withdrawn. */
   private readonly cache = new LRUCache<string, Known>({ max: CACHED_TOKENS });
+  /** Counts the withdrawals, so that a row read before one is not cached after it. */
+  private withdrawals = 0;
+  private readonly uses: CoalescedWrite<number, undefined>;
   /** The hash of the setting's token; empty where there is none. */
   private readonly settingHash: string;
 
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
+    private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
     this.settingHash = settings.adminToken === undefined ? '' : hashToken(settings.adminToken);
   }
 
@@ -38,8 +54,7 @@ export class OperatorsService implements OnModuleInit {
     const known = await this.database.write(async (tx) => {
       await tx.run(`DELETE FROM operator_tokens WHERE origin = 'setting'`);
       return tx.first(
-        `SELECT id FROM operator_tokens
-         WHERE role = 'admin' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1) LIMIT 1`,
+        `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`,
         this.clock.now(),
       );
     });
@@ -54,11 +69,12 @@ export class OperatorsService implements OnModuleInit {
 
   /**
    * Tells whose token this is. The look-up is by hash, so its time says nothing about the token.
+   * @param address where the call comes from, for the audit log
    * @param beforeLookup called before the database is read; may throw to prevent it
    * @throws ERR_UNAUTHORIZED unknown or withdrawn
    * @throws ERR_TOKEN_EXPIRED it was right once
    */
-  async authenticate(token: string, beforeLookup: () => void): Promise<OperatorIdentity> {
+  async authenticate(token: string, address: string, beforeLookup: () => void): Promise<OperatorIdentity> {
     const hash = hashToken(token);
     // A typo shows by its checksum. The setting's token can be any string, also one that looks like ours.
     if (token.startsWith('dcpo_') && !isWellFormed('dcpo_', token) && !sameHash(this.settingHash, hash))
@@ -66,34 +82,173 @@ export class OperatorsService implements OnModuleInit {
     let known = this.cache.get(hash);
     if (!known) {
       beforeLookup();
-      known = await this.database.read((statements) =>
-        statements.first<Known>(
-          'SELECT id, name, role, expires_at FROM operator_tokens WHERE token_hash = $1 AND revoked_at IS NULL',
-          hash,
-        ),
-      );
-      if (!known) throw fail('ERR_UNAUTHORIZED');
-      this.cache.set(hash, known);
+      known = await this.lookUp(hash);
     }
-    if (known.expires_at !== null && known.expires_at <= this.clock.now())
+    const now = this.clock.now();
+    if (known.expires_at !== null && known.expires_at <= now)
       throw fail('ERR_TOKEN_EXPIRED', undefined, { message: 'The token has expired.' });
-    return { tokenId: known.id, name: known.name, role: known.role };
+    if ((known.last_used_at ?? 0) <= now - USE_RECORDED_MS) this.recordUse(known, now);
+    return { tokenId: known.id, name: known.name, role: known.role, address };
+  }
+
+  /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */
+  create(
+    by: OperatorIdentity,
+    { name, role, expires_in: expiresIn }: CreateOperatorTokenRequest,
+  ): Promise<CreatedOperatorToken> {
+    const token = mintToken('dcpo_');
+    return this.database.write(async (tx) => {
+      const now = this.clock.now();
+      const [row] = await tx.rows<OperatorTokenEntity>(
+        `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at, expires_at)
+         VALUES ($1, $2, 'issued', $3, $4, $5) RETURNING *`,
+        name,
+        role,
+        hashToken(token),
+        now,
+        expiresIn == null ? null : now + expiresIn * 1_000,
+      );
+      const view = viewOf(row as OperatorTokenEntity);
+      await this.audit.record(tx, by, {
+        action: 'operator-token.create',
+        subject: `operator-token/${view.id}`,
+        after: { name, role, expires_at: view.expires_at },
+      });
+      return { ...view, token };
+    });
+  }
+
+  /** Lists tokens, newest first; withdrawn ones too. */
+  list(query: PageQuery): Promise<Page<OperatorTokenView>> {
+    return this.database.read(async (statements) => {
+      const rows = await statements.rows<OperatorTokenEntity>(
+        'SELECT * FROM operator_tokens WHERE id < $1 ORDER BY id DESC LIMIT $2',
+        olderThan(query),
+        query.limit + 1,
+      );
+      const page = pageOf(rows, query.limit, (row) => row.id);
+      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+    });
+  }
+
+  /**
+   * Withdraws a token, effective when it is answered. The same again changes nothing.
+   * @throws ERR_NOT_FOUND there is no such token
+   * @throws ERR_CONFLICT a setting holds it, or it is the last admin's that works
+   */
+  withdraw(by: OperatorIdentity, id: number): Promise<void> {
+    return this.database.write(async (tx) => {
+      const token = await tx.first<OperatorTokenEntity>('SELECT * FROM operator_tokens WHERE id = $1', id);
+      if (!token) throw fail('ERR_NOT_FOUND', { operator_token_id: id });
+      if (token.revoked_at !== null) return;
+      if (token.origin === 'setting') {
+        throw fail(
+          'ERR_CONFLICT',
+          { origin: 'setting' },
+          {
+            message: 'This token comes from CONTROL_PLANE_ADMIN_TOKEN; change the setting and start again.',
+          },
+        );
+      }
+      await this.requireAnotherAdmin(tx, id);
+      const now = this.clock.now();
+      await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, now);
+      await this.audit.record(tx, by, {
+        action: 'operator-token.withdraw',
+        subject: `operator-token/${id}`,
+        before: { name: token.name, role: token.role },
+      });
+      tx.afterCommit(() => {
+        this.withdrawals++;
+        this.cache.clear();
+      });
+    });
+  }
+
+  private async lookUp(hash: string): Promise<Known> {
+    const before = this.withdrawals;
+    const known = await this.database.read((statements) =>
+      statements.first<Known>(
+        `SELECT id, name, role, expires_at, last_used_at FROM operator_tokens
+         WHERE token_hash = $1 AND revoked_at IS NULL`,
+        hash,
+      ),
+    );
+    if (!known) throw fail('ERR_UNAUTHORIZED');
+    if (before === this.withdrawals) this.cache.set(hash, known);
+    return known;
+  }
+
+  /** Nobody waits for it, and a use that could not be written shows at the next one. */
+  private recordUse(known: Known, now: number): void {
+    const before = known.last_used_at;
+    known.last_used_at = now;
+    this.uses.run(known.id).catch((error: unknown) => {
+      known.last_used_at = before;
+      this.logger.warn({ err: error }, "a token's use could not be recorded");
+    });
+  }
+
+  private async storeUses(tx: Transaction, ids: number[]): Promise<undefined[]> {
+    await tx.run(
+      `UPDATE operator_tokens SET last_used_at = $2 WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      JSON.stringify(ids),
+      this.clock.now(),
+    );
+    return ids.map(() => undefined);
+  }
+
+  /** @throws ERR_CONFLICT nobody but this token could make another */
+  private async requireAnotherAdmin(statements: Statements, id: number): Promise<void> {
+    const other = await statements.first(
+      `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' AND id <> $2 LIMIT 1`,
+      this.clock.now(),
+      id,
+    );
+    if (other) return;
+    throw fail('ERR_CONFLICT', undefined, {
+      message: "This is the last admin's token; make another first.",
+    });
   }
 
   /** Makes this the only token of its origin: a setting that was changed takes the old one out. */
   private async storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<void> {
     await this.database.write(async (tx) => {
       await tx.run('DELETE FROM operator_tokens WHERE origin = $1 AND token_hash <> $2', origin, hash);
+      const known = await tx.first<OperatorTokenEntity>(
+        'SELECT * FROM operator_tokens WHERE token_hash = $1',
+        hash,
+      );
+      if (known?.origin === origin && known.role === 'admin' && known.revoked_at === null) return;
       // Who sets a token that is stored already means that one, whatever became of it.
-      await tx.run(
+      const [row] = await tx.rows<{ id: number }>(
         `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at) VALUES ($1, 'admin', $2, $3, $4)
          ON CONFLICT (token_hash) DO UPDATE SET name = excluded.name, role = excluded.role, origin = excluded.origin,
-           expires_at = NULL, revoked_at = NULL`,
+           expires_at = NULL, revoked_at = NULL
+         RETURNING id`,
         BOOTSTRAP,
         origin,
         hash,
         this.clock.now(),
       );
+      await this.audit.record(tx, PROCESS, {
+        action: 'operator-token.create',
+        subject: `operator-token/${row?.id}`,
+        after: { name: BOOTSTRAP, role: 'admin', origin },
+      });
     });
   }
+}
+
+function viewOf(row: OperatorTokenEntity): OperatorTokenView {
+  return {
+    id: row.id,
+    name: row.name,
+    role: row.role,
+    origin: row.origin,
+    created_at: toTimestamp(row.created_at),
+    expires_at: toTimestamp(row.expires_at),
+    revoked_at: toTimestamp(row.revoked_at),
+    last_used_at: toTimestamp(row.last_used_at),
+  };
 }

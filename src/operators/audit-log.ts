@@ -1,0 +1,172 @@
+import { createHash } from 'node:crypto';
+import { Injectable } from '@nestjs/common';
+import { Clock, toTimestamp } from '../clock';
+import { Database } from '../database/database';
+import type { Statements, Transaction } from '../database/statements';
+import type { OperatorIdentity } from '../http/decorators';
+import { olderThan, type Page, pageOf } from '../http/pagination';
+import { parseTimestamp } from '../http/timestamps';
+import type { AuditEntity, AuditHeadEntity } from './audit.entity';
+import type { AuditQuery, AuditVerification, AuditView } from './operators.dto';
+
+/** So many rows are read at once to verify the chain, so that requests get their turn in between. */
+const VERIFIED_AT_ONCE = 500;
+
+/** What the process does by itself is recorded under this name. */
+export const PROCESS: OperatorIdentity = {
+  tokenId: 0,
+  name: 'control-plane',
+  role: 'admin',
+  address: 'local',
+};
+
+/** What was done to what. */
+export interface Change {
+  /** Subject's noun and verb: `agent.disable`. */
+  action: string;
+  /** Noun and id: `agent/12`. */
+  subject: string;
+  /** In short, and never a secret. */
+  before?: object;
+  after?: object;
+}
+
+/**
+ * Owns audit_log and audit_head: who changed what. Rows are only added, and chained by hashes, so that one that is
+ * altered, removed or slipped in later shows. It does not withstand somebody who can write the whole database and
+ * computes the chain anew: keep a copy of `last_hash` elsewhere against that.
+ */
+@Injectable()
+export class AuditLog {
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+  ) {}
+
+  /** Records a change in the transaction that makes it: both are stored or neither. */
+  async record(tx: Transaction, by: OperatorIdentity, change: Change): Promise<void> {
+    // The update locks the chain's end, so that two changes at once get their places one after the other.
+    const head = await tx.first<AuditHeadEntity>(
+      'UPDATE audit_head SET last_id = last_id + 1 WHERE id = 1 RETURNING id, last_id, last_hash',
+    );
+    if (!head) throw new Error('audit_head has lost its row; restore the database from a backup');
+    const row: Omit<AuditEntity, 'hash'> = {
+      id: head.last_id,
+      at: this.clock.now(),
+      operator_token_id: by.tokenId,
+      operator_name: by.name,
+      address: by.address,
+      action: change.action,
+      subject: change.subject,
+      before: change.before ? JSON.stringify(change.before) : null,
+      after: change.after ? JSON.stringify(change.after) : null,
+    };
+    const hash = chained(head.last_hash, row);
+    await tx.run(
+      `INSERT INTO audit_log (id, at, operator_token_id, operator_name, address, action, subject, "before", "after", hash)
+       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+      ...fieldsOf(row),
+      hash,
+    );
+    await tx.run('UPDATE audit_head SET last_hash = $1 WHERE id = 1', hash);
+  }
+
+  /** Lists changes, newest first. */
+  list(query: AuditQuery): Promise<Page<AuditView>> {
+    return this.database.read(async (statements) => {
+      const instant = (text: string | undefined) =>
+        text === undefined ? null : (parseTimestamp(text) as number);
+      const rows = await statements.rows<AuditEntity>(
+        `SELECT * FROM audit_log
+         WHERE id < $1 AND ($2 IS NULL OR action = $2) AND ($3 IS NULL OR subject = $3)
+           AND ($4 IS NULL OR operator_token_id = $4) AND ($5 IS NULL OR at >= $5) AND ($6 IS NULL OR at < $6)
+         ORDER BY id DESC LIMIT $7`,
+        olderThan(query),
+        query.action ?? null,
+        query.subject ?? null,
+        query.operator_token_id ?? null,
+        instant(query.since),
+        instant(query.until),
+        query.limit + 1,
+      );
+      const page = pageOf(rows, query.limit, (row) => row.id);
+      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+    });
+  }
+
+  /** Follows the chain from its first row to its end, and tells where it breaks. */
+  verify(): Promise<AuditVerification> {
+    return this.database.read(verifyChain);
+  }
+}
+
+/** The same on any connection. */
+async function verifyChain(statements: Statements): Promise<AuditVerification> {
+  const head = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
+  const end = { last_id: head?.last_id ?? 0, last_hash: head?.last_hash ?? '' };
+  const broken = (id: number, problem: string) => ({ intact: false, ...end, broken_at: id, problem });
+  let hash = '';
+  let next = 1;
+  while (next <= end.last_id) {
+    const rows = await statements.rows<AuditEntity>(
+      'SELECT * FROM audit_log WHERE id >= $1 AND id <= $2 ORDER BY id LIMIT $3',
+      next,
+      end.last_id,
+      VERIFIED_AT_ONCE,
+    );
+    if (rows.length === 0) return broken(next, 'this entry and all after it are missing');
+    for (const row of rows) {
+      if (row.id !== next) return broken(next, 'this entry is missing');
+      hash = chained(hash, row);
+      if (hash !== row.hash) return broken(next, 'this entry, or the hash of the one before, was altered');
+      next++;
+    }
+  }
+  if (hash !== end.last_hash) return broken(end.last_id, 'the end of the log is not the one recorded');
+  const beyond = await statements.first<{ id: number }>(
+    'SELECT min(id) AS id FROM audit_log WHERE id < 1 OR id > $1',
+    end.last_id,
+  );
+  // A change that was recorded meanwhile moved the end with it.
+  if (beyond?.id != null) {
+    const now = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
+    if (beyond.id < 1 || beyond.id > (now?.last_id ?? 0))
+      return broken(beyond.id, 'this entry was slipped in');
+  }
+  return { intact: true, ...end, broken_at: null, problem: null };
+}
+
+function fieldsOf(row: Omit<AuditEntity, 'hash'>) {
+  return [
+    row.id,
+    row.at,
+    row.operator_token_id,
+    row.operator_name,
+    row.address,
+    row.action,
+    row.subject,
+    row.before,
+    row.after,
+  ] as const;
+}
+
+function chained(previous: string, row: Omit<AuditEntity, 'hash'>): string {
+  return createHash('sha256')
+    .update(JSON.stringify([previous, ...fieldsOf(row)]))
+    .digest('hex');
+}
+
+function viewOf(row: AuditEntity): AuditView {
+  return {
+    id: row.id,
+    at: toTimestamp(row.at),
+    operator_token_id: row.operator_token_id || null,
+    operator_name: row.operator_name,
+    address: row.address,
+    action: row.action,
+    subject: row.subject,
+    before: row.before === null ? null : JSON.parse(row.before),
+    after: row.after === null ? null : JSON.parse(row.after),
+    hash: row.hash,
+  };
+}

@@ -1,0 +1,88 @@
+import { Body, Controller, Delete, Get, Header, HttpCode, Param, Post, Query } from '@nestjs/common';
+import {
+  ApiCreatedResponse,
+  ApiNoContentResponse,
+  ApiOkResponse,
+  ApiOperation,
+  ApiTags,
+} from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
+import { PageQuery } from '../http/pagination';
+import { IdParam } from '../http/validation';
+import { AuditLog } from './audit-log';
+import {
+  AuditPage,
+  AuditQuery,
+  AuditVerification,
+  CreatedOperatorToken,
+  CreateOperatorTokenRequest,
+  OperatorTokenPage,
+} from './operators.dto';
+import { OperatorsService } from './operators.service';
+
+/** Who operates the control plane, and what they did. */
+@ApiTags('operators')
+@Controller('v1')
+export class OperatorsController {
+  constructor(
+    private readonly operators: OperatorsService,
+    private readonly audit: AuditLog,
+  ) {}
+
+  /** Makes a token for an operator. It is shown once. */
+  @Post('operator-tokens')
+  @Operator('admin')
+  @Header('cache-control', 'no-store')
+  @ApiOperation({ summary: "Create an operator's token" })
+  @ApiCreatedResponse({ type: CreatedOperatorToken })
+  @GuardedErrors()
+  create(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: CreateOperatorTokenRequest,
+  ): Promise<CreatedOperatorToken> {
+    return this.operators.create(operator, body);
+  }
+
+  /** Lists operators' tokens, newest first; withdrawn ones too. */
+  @Get('operator-tokens')
+  @Operator('admin')
+  @ApiOperation({ summary: "List operators' tokens" })
+  @ApiOkResponse({ type: OperatorTokenPage })
+  @GuardedErrors()
+  list(@Query() query: PageQuery): Promise<OperatorTokenPage> {
+    return this.operators.list(query);
+  }
+
+  /** Withdraws a token, effective when it is answered. The last admin's stays. */
+  @Delete('operator-tokens/:id')
+  @HttpCode(204)
+  @Operator('admin')
+  @IdInPath()
+  @ApiOperation({ summary: "Withdraw an operator's token" })
+  @ApiNoContentResponse()
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  withdraw(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
+    return this.operators.withdraw(operator, id);
+  }
+
+  /** Lists changes that operators made, newest first. */
+  @Get('audit')
+  @Operator('admin')
+  @ApiOperation({ summary: 'List changes' })
+  @ApiOkResponse({ type: AuditPage })
+  @GuardedErrors()
+  changes(@Query() query: AuditQuery): Promise<AuditPage> {
+    return this.audit.list(query);
+  }
+
+  /** Follows the chain of hashes through the whole log: an entry that was altered or removed shows. */
+  @Get('audit/verification')
+  @Operator('admin')
+  @ApiOperation({ summary: 'Verify the audit log' })
+  @ApiOkResponse({ type: AuditVerification })
+  @GuardedErrors()
+  verification(): Promise<AuditVerification> {
+    return this.audit.verify();
+  }
+}
