@@ -1,8 +1,9 @@
 import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
-import { AgentEntity, ConfigStateEntity, HeartbeatEntity } from './agents/agent.entity';
+import { AgentEntity, ConfigStateEntity, HeartbeatEntity, LabelEntity } from './agents/agent.entity';
 import { AgentsModule } from './agents/agents.module';
+import { EnrollmentTokenEntity } from './agents/enrollment-token.entity';
 import { Clock } from './clock';
 import { ConcurrencyModule } from './concurrency/concurrency.module';
 import { WindowEntity } from './concurrency/window.entity';
@@ -31,6 +32,8 @@ export const ENTITIES = [
   AgentEntity,
   HeartbeatEntity,
   ConfigStateEntity,
+  LabelEntity,
+  EnrollmentTokenEntity,
   TaskEntity,
   LeaseEntity,
   ResultEntity,

@@ -252,9 +252,6 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
       throw new SettingsError(`${name} is not a setting of this program; see docs/control-plane-deploy.md`);
     }
   }
-  if (settings.registration === 'token' && settings.enrollmentTokens.length === 0) {
-    throw bad('REGISTRATION', `is token, so ${PREFIX}ENROLLMENT_TOKENS must hold at least one token`);
-  }
   return Object.freeze(settings);
 }
 

@@ -644,6 +644,16 @@ describe('what is sent and answered', () => {
       await post('/v1/configs/{revision}/rollback', '/v1/configs/x/rollback');
 
       // What becomes of an agent.
+      const change = (method: string, what: string, body: object) =>
+        call(`${method} /v1/agents/{id}/${what}`, `/v1/agents/${who.agent_id}/${what}`, {
+          headers: operator,
+          body,
+        });
+      await change('PUT', 'labels', { labels: { region: 'fra', note: '' } });
+      await change('PUT', 'labels', { labels: { 'no name': 'x' } });
+      await change('POST', 'rotate', { revoke_old: null });
+      await change('POST', 'rotate', { revoke_old: 1 });
+      await get('/v1/agents', '/v1/agents?label=region:fra&label=note:');
       for (const verb of ['drain', 'disable', 'enable', 'revoke', 'enable']) {
         await post(`/v1/agents/{id}/${verb}`, `/v1/agents/${who.agent_id}/${verb}`);
       }
@@ -664,6 +674,21 @@ describe('what is sent and answered', () => {
     const made = { headers: operator, body: { name: 'a', role: 'viewer', expires_in: 60 } };
     const { id } = (await call('POST /v1/operator-tokens', '/v1/operator-tokens', made)).body;
     await get('/v1/operator-tokens', '/v1/operator-tokens');
+    for (const body of [{ hostname: 'by-hand', labels: { a: 'b' } }, { hostname: 'by-hand' }, { labels: 5 }])
+      await call('POST /v1/agents', '/v1/agents', { headers: operator, body });
+    const limited = { name: 'a', labels: { a: 'c' }, max_uses: 1, expires_in: 60 };
+    const enrolling = (body: object) =>
+      call('POST /v1/enrollment-tokens', '/v1/enrollment-tokens', { headers: operator, body });
+    const issued = (await enrolling(limited)).body;
+    await enrolling({ name: 'b' });
+    await enrolling({});
+    await call('POST /register', '/register', { body: { enrollment_token: issued.token } });
+    await call('POST /register', '/register', { body: { enrollment_token: issued.token } });
+    await get('/v1/agents', `/v1/agents?enrollment_token_id=${issued.id}`);
+    await get('/v1/enrollment-tokens', '/v1/enrollment-tokens');
+    await call('DELETE /v1/enrollment-tokens/{id}', `/v1/enrollment-tokens/${issued.id}`, {
+      headers: operator,
+    });
     await call('DELETE /v1/operator-tokens/{id}', `/v1/operator-tokens/${id}`, { headers: operator });
     await get('/v1/audit', '/v1/audit');
     await get('/v1/audit/verification', '/v1/audit/verification');
@@ -684,8 +709,10 @@ describe('what is sent and answered', () => {
       const path = name.split(' ')[1] as string;
       if (access?.kind !== 'public') expect((await call(name, path.replace('{id}', '1'))).status).toBe(401);
       if (!path.includes('{id}')) continue;
-      expect((await call(name, path.replace('{id}', '999999'), { headers: operator })).status).toBe(404);
-      expect((await call(name, path.replace('{id}', 'x'), { headers: operator })).status).toBe(400);
+      const content = jsonOf(operations.get(name).requestBody?.content);
+      const sent = { headers: operator, body: content && exampleOf(content.schema, name, []) };
+      expect((await call(name, path.replace('{id}', '999999'), sent)).status).toBe(404);
+      expect((await call(name, path.replace('{id}', 'x'), sent)).status).toBe(400);
     }
 
     // Nothing that the document calls a success was left out.
@@ -715,7 +742,8 @@ describe('what is sent and answered', () => {
           access?.kind === 'operator' ? operator : access?.kind === 'agent' ? credentialsOf(who) : {};
         if (name.endsWith('/claim')) await own.enqueue(dnsTask());
         const [method, path] = name.split(' ') as [string, string];
-        const answer = await own.request(method, path.replace('{revision}', await published()), {
+        const at = path.replace('{id}', '1').replace('{revision}', await published());
+        const answer = await own.request(method, at, {
           headers,
           body: example ?? exampleOf(schema, name, []),
         });
@@ -778,7 +806,11 @@ describe('the database after migrating', () => {
   it('gives no id twice, and has what the entities call unique', async () => {
     for (const { tableName, primaryColumns, uniques } of server.database.source.entityMetadatas) {
       // Its key is the agent's, which gives the ids.
-      if (['agent_heartbeats', 'agent_config_states', 'audit_log', 'audit_head'].includes(tableName))
+      if (
+        ['agent_heartbeats', 'agent_labels', 'agent_config_states', 'audit_log', 'audit_head'].includes(
+          tableName,
+        )
+      )
         continue;
       const [{ sql }] = await server.rows<{ sql: string }>(
         'SELECT sql FROM sqlite_master WHERE name = $1',

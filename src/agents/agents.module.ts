@@ -4,13 +4,15 @@ import { OperatorsModule } from '../operators/operators.module';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
 import { ConfigStates } from './config-states';
+import { EnrollmentController } from './enrollment.controller';
+import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
 
 /** The fleet. */
 @Module({
   imports: [ConfigModule, OperatorsModule],
-  controllers: [AgentsController, FleetController],
-  providers: [AgentsService, ConfigStates],
+  controllers: [AgentsController, FleetController, EnrollmentController],
+  providers: [AgentsService, ConfigStates, EnrollmentService],
   exports: [AgentsService],
 })
 export class AgentsModule {}
