@@ -253,7 +253,11 @@ export class LeasesService {
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
   ): Promise<ClaimResponse> {
-    if (wanted.length === 0) return { leases: [] };
+    if (wanted.length === 0) {
+      // There is nothing to look for; but a key that was used for something must not be taken for unused.
+      if (call) await this.database.read((statements) => this.idempotency.find(statements, call));
+      return { leases: [] };
+    }
     const until = performance.now() + waitMs;
     const waiter = this.waiters.enlist(wanted.map(([kind]) => kind));
     try {
