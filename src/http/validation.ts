@@ -186,6 +186,11 @@ export class RequestValidation implements PipeTransform {
       declaredBy(target).fields.size === 0
     )
       return plain;
+    if (plain === undefined) {
+      // A body in which nothing is needed may be left out.
+      const empty = checkFields(target, {});
+      if (Object.keys(empty.problems).length === 0) return empty.value;
+    }
     const typed = metadata.type === 'query' ? { ...plainToInstance(target, plain) } : plain;
     const { value, problems } = checkFields(target, typed);
     if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);

@@ -2,12 +2,12 @@ import { Inject, Injectable } from '@nestjs/common';
 import { AgentsService } from '../agents/agents.service';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
+import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
 import { backoffMs } from './backoff';
 import { ClaimWaiters } from './claim-waiters';
-import { Idempotency, type IdempotentCall } from './idempotency';
 import type { LeaseState } from './lease.entity';
 import type {
   ClaimRequest,

@@ -2,8 +2,8 @@ import { hash } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
 import canonicalize from 'canonicalize';
 import { Clock } from '../clock';
-import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
+import type { Statements, Transaction } from './statements';
 
 /** A call under an `Idempotency-Key`: whose, which, and what was asked. */
 export interface IdempotentCall {
