@@ -1,13 +1,14 @@
 // Which folder of src may import which (docs/architecture: Direction). To allow an edge, add it here, and
 // to the document. Whatever is not listed is forbidden, a folder that is not listed is forbidden too.
-const LEAVES = ['settings', 'errors', 'clock'];
+const LEAVES = ['settings', 'errors', 'clock', 'extensions'];
 const SHARED = ['scheduling', 'telemetry', 'database', 'http'];
-const ROOT = ['main', 'cli', 'app', 'app.module'];
+const ROOT = ['main', 'cli', 'app', 'app.module', 'extension-api'];
 
 const MAY_IMPORT = {
   settings: [],
   errors: [],
   clock: [],
+  extensions: [],
 
   http: LEAVES,
   database: LEAVES,

@@ -10,6 +10,7 @@ import { ConfigEntity } from './config/config.entity';
 import { ConfigModule } from './config/config.module';
 import type { Database } from './database/database';
 import { DatabaseModule } from './database/database.module';
+import type { Extension } from './extensions';
 import { ErrorFilter } from './http/error-filter';
 import { RequestValidation } from './http/validation';
 import { LeaseEntity } from './leases/lease.entity';
@@ -44,6 +45,7 @@ export interface Parts {
   database: Database;
   clock: Clock;
   lifecycle: Lifecycle;
+  extensions: readonly Extension[];
 }
 
 /** The composition root: every module, and what is global. The guards and their order are in {@link AccessModule}. */
@@ -69,6 +71,7 @@ export class AppModule {
         ConcurrencyModule,
         LeasesModule,
         MetricsModule,
+        ...parts.extensions.map(({ module }) => module),
       ],
       providers: [
         ...shared,

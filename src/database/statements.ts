@@ -24,12 +24,14 @@ export interface Transaction extends Statements {
    * throws is thrown at the caller, though the unit is stored.
    */
   afterCommit(effect: () => void): void;
+  /** Does a part that can fail alone: what it throws undoes what it did, and is thrown on for the caller to catch. */
+  attempt<T>(part: () => Promise<T>): Promise<T>;
 }
 
 /** Statements over a TypeORM query runner of better-sqlite3. */
 export class SqliteStatements implements Statements {
   constructor(
-    private readonly runner: QueryRunner,
+    protected readonly runner: QueryRunner,
     readonly dialect: Dialect,
   ) {}
 

@@ -26,6 +26,21 @@ class UnitOfWork extends SqliteStatements implements Transaction {
   afterCommit(effect: () => void): void {
     this.effects.push(effect);
   }
+
+  async attempt<T>(part: () => Promise<T>): Promise<T> {
+    const effects = this.effects.length;
+    await this.runner.query('SAVEPOINT part');
+    try {
+      const value = await part();
+      await this.runner.query('RELEASE part');
+      return value;
+    } catch (error) {
+      this.effects.length = effects;
+      await this.runner.query('ROLLBACK TO part');
+      await this.runner.query('RELEASE part');
+      throw error;
+    }
+  }
 }
 
 /**
