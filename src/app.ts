@@ -93,9 +93,15 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
-    await mountDocs(app);
-    await app.init();
-    await http.ready();
+    try {
+      await mountDocs(app);
+      await app.init();
+      await http.ready();
+    } catch (error) {
+      // Jobs may run already, and would keep the process alive.
+      await app.close().catch(() => undefined);
+      throw error;
+    }
     overload.start();
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();

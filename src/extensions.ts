@@ -32,8 +32,7 @@ const PROGRAM = dirname(__dirname);
 const PROGRAM_NAME = 'dns-agent-control-plane';
 
 /** Packages that an extension and the program must have the same copy of, or classes would not be the same classes. */
-const SHARED =
-  /^(?:@nestjs\/[^/]+|class-transformer|class-validator|reflect-metadata|rxjs|typeorm)(?:\/|$)/;
+const SHARED = /^(?:@nestjs\/[^/]+|class-transformer|class-validator|reflect-metadata|rxjs|typeorm)(?:\/|$)/;
 
 /**
  * Loads the extensions in the order given: names of packages, or paths.
@@ -170,16 +169,17 @@ function shareOwnPackages(): void {
     folders.some((folder) => url?.startsWith(pathToFileURL(join(PROGRAM, folder, '/')).href));
   registerHooks({
     resolve(specifier, context, next) {
-      const own = specifier === PROGRAM_NAME || specifier.startsWith(`${PROGRAM_NAME}/`);
-      const shared = SHARED.test(specifier) && !inside(context.parentURL, 'node_modules');
-      if ((own || shared) && !inside(context.parentURL, 'dist')) {
-        try {
-          return { url: pathToFileURL(require.resolve(specifier)).href, shortCircuit: true };
-        } catch {
-          // Not one of the program's: the extension brings its own.
-        }
+      if (inside(context.parentURL, 'dist')) return next(specifier, context);
+      const ours = () => ({ url: pathToFileURL(require.resolve(specifier)).href, shortCircuit: true });
+      if (specifier === PROGRAM_NAME || specifier.startsWith(`${PROGRAM_NAME}/`)) return ours();
+      if (!SHARED.test(specifier) || inside(context.parentURL, 'node_modules'))
+        return next(specifier, context);
+      try {
+        return ours();
+      } catch {
+        // Not a package of the program: the extension brings it.
+        return next(specifier, context);
       }
-      return next(specifier, context);
     },
   });
 }

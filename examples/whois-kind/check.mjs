@@ -28,9 +28,9 @@ function ask(host, port, domain) {
 
 /** The values of a field under any of the names that registries give it. */
 function valuesOf(text, ...names) {
-  return [...text.matchAll(new RegExp(`^[ \\t]*(?:${names.join('|')}):[ \\t]*(\\S.*?)[ \\t\\r]*$`, 'gim'))].map(
-    (match) => match[1],
-  );
+  return [
+    ...text.matchAll(new RegExp(`^[ \\t]*(?:${names.join('|')}):[ \\t]*(\\S.*?)[ \\t\\r]*$`, 'gim')),
+  ].map((match) => match[1]);
 }
 
 /** What is observed of a domain. A server that fails is a finding too. */
@@ -41,9 +41,19 @@ async function whois({ domain, server }) {
   try {
     const text = await ask(host, Number(port), domain);
     const [registrar] = valuesOf(text, 'registrar', 'sponsoring registrar');
-    const [expiry] = valuesOf(text, 'registry expiry date', 'registrar registration expiration date', 'paid-till');
-    const name_servers = valuesOf(text, 'name server', 'nserver').map((value) => value.split(/\s/)[0].toLowerCase());
-    const observations = [rtt(), { name: 'registered', value: registrar !== undefined || name_servers.length > 0 }];
+    const [expiry] = valuesOf(
+      text,
+      'registry expiry date',
+      'registrar registration expiration date',
+      'paid-till',
+    );
+    const name_servers = valuesOf(text, 'name server', 'nserver').map((value) =>
+      value.split(/\s/)[0].toLowerCase(),
+    );
+    const observations = [
+      rtt(),
+      { name: 'registered', value: registrar !== undefined || name_servers.length > 0 },
+    ];
     if (registrar !== undefined) observations.push({ name: 'registrar', value: registrar });
     if (!Number.isNaN(Date.parse(expiry)))
       observations.push({ name: 'expires_at', value: new Date(expiry).toISOString() });

@@ -35,7 +35,9 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     if (problems.length === 0) return;
     const message = `Routes are not declared right: ${problems.join('; ')}.`;
     const names = [...faulty].filter((name) => name !== '');
-    throw names.length === 0 ? new Error(message) : new ExtensionError(names.join(', '), `is faulty: ${message}`);
+    throw names.length === 0
+      ? new Error(message)
+      : new ExtensionError(names.join(', '), `is faulty: ${message}`);
   }
 
   private problemOf(handler: () => unknown, controller: () => unknown): string | undefined {

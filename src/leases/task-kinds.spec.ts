@@ -161,7 +161,9 @@ describe('the registry of task kinds', () => {
         'problems',
         'spec.source',
       ]);
-      expect(() => kinds.accept('pair', { name: 'throws' })).toThrow('check was reached');
+      expect(kinds.accept('pair', { name: 'throws' }, 'tasks.0.')).toEqual({
+        problems: { 'tasks.0.spec': 'is more than the kind pair can handle' },
+      });
       expect(kinds.accept('pair', { name: 'a' })).toMatchObject({ target: 'a' });
     });
 

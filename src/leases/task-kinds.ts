@@ -66,11 +66,17 @@ export const TaskKind = (kind: string, options: { spec: Type<object> }): ClassDe
   };
 };
 
+interface Entry {
+  options: TaskKindOptions;
+  handler: TaskKindHandler;
+  extension: string | undefined;
+}
+
 /** Knows every task kind of the application, the five of its own and those that extensions add. */
 @Injectable()
 export class TaskKinds implements OnModuleInit {
   private readonly logger = new Logger('TaskKinds');
-  private readonly kinds = new Map<string, { options: TaskKindOptions; handler: TaskKindHandler }>();
+  private readonly kinds = new Map<string, Entry>();
 
   constructor(private readonly discovery: DiscoveryService) {}
 
@@ -80,18 +86,19 @@ export class TaskKinds implements OnModuleInit {
       const options = wrapper.metatype ? this.discovery.getMetadataByDecorator(KindMark, wrapper) : undefined;
       if (!options) continue;
       const handler = wrapper.instance as TaskKindHandler;
+      const known = this.kinds.get(options.kind);
+      const extension = extensionOf(wrapper.host?.metatype);
       const refuse = (problem: string): Error => {
-        const extension = extensionOf(wrapper.host?.metatype);
-        const named = `task kind ${options.kind} of ${wrapper.name} ${problem}`;
-        return extension === undefined ? new Error(named) : new ExtensionError(extension, `is faulty: ${named}`);
+        const named = `task kind ${options.kind} of ${wrapper.metatype?.name} ${problem}`;
+        const owner = extension ?? known?.extension;
+        return owner === undefined ? new Error(named) : new ExtensionError(owner, `is faulty: ${named}`);
       };
       if (typeof handler?.target !== 'function') throw refuse('has no target(spec) method');
       if (handler.onReports !== undefined && typeof handler.onReports !== 'function')
         throw refuse('has an onReports that is not a method');
-      const known = this.kinds.get(options.kind);
       if (known?.handler === handler) continue;
       if (known) throw refuse(`is there already, of ${known.handler.constructor.name}`);
-      this.kinds.set(options.kind, { options, handler });
+      this.kinds.set(options.kind, { options, handler, extension });
     }
     documentSpecs([...this.kinds.values()].map(({ options }) => options));
   }
@@ -149,7 +156,10 @@ export class TaskKinds implements OnModuleInit {
       await tx.attempt(async () => this.kinds.get(kind)?.handler.onReports?.(tx, reports));
     } catch (error) {
       const lease_ids = reports.map((report) => report.lease_id);
-      this.logger.error({ kind, lease_ids, err: error }, 'a task kind failed on reports; they were taken all the same');
+      this.logger.error(
+        { kind, lease_ids, err: error },
+        'a task kind failed on reports; they were taken all the same',
+      );
     }
   }
 

@@ -2,9 +2,9 @@ import { ApiProperty } from '@nestjs/swagger';
 import { IsOptional, Matches, MaxLength } from 'class-validator';
 import {
   type ErrorDetails,
+  type TakenReport,
   TaskKind,
   type TaskKindHandler,
-  type TakenReport,
   type Transaction,
 } from 'dns-agent-control-plane/extension';
 import { DomainsService } from './domains.service';
@@ -20,7 +20,8 @@ export class WhoisSpec {
   domain!: string;
 
   @ApiProperty({
-    description: 'The whois server, with its port where that is not 43; the one of IANA where it is left out.',
+    description:
+      'The whois server, with its port where that is not 43; the one of IANA where it is left out.',
     required: false,
     nullable: true,
     type: String,
