@@ -76,6 +76,13 @@ module.exports = {
       to: { path: '^(?:src|test|bench|scripts|examples|dist)/' },
     },
     {
+      name: 'extensions-by-the-front-door',
+      comment: 'An extension imports dns-agent-control-plane/extension; export there what it lacks.',
+      severity: 'error',
+      from: { path: '^examples/' },
+      to: { path: '^(?:src|migrations|test|bench|scripts|dist)/', pathNot: '^dist/extension-api\\.' },
+    },
+    {
       name: 'sqlite-behind-the-door',
       comment: 'Only src/database knows the driver; use its read and write.',
       severity: 'error',

@@ -7,7 +7,7 @@ import type { MigrationInterface } from 'typeorm';
 
 /** A part that another team wrote, loaded because `CONTROL_PLANE_EXTENSIONS` names it. */
 export interface Extension {
-  /** Of its package; of its file where it has no package. */
+  /** Of its package; of its file, or the folder of its index.js, where it has no package. */
   readonly name: string;
   /** Where it was found. */
   readonly folder: string;
@@ -146,7 +146,8 @@ function describe(file: string): { name: string; folder: string } {
     if (typeof name === 'string' && name !== PROGRAM_NAME) return { name, folder };
     break;
   }
-  return { name: basename(file).replace(/\.[cm]?js$/, ''), folder: dirname(file) };
+  const [folder, own] = [dirname(file), basename(file).replace(/\.[cm]?js$/, '')];
+  return { name: own === 'index' ? basename(folder) : own, folder };
 }
 
 function isModule(value: unknown): value is Type | DynamicModule {

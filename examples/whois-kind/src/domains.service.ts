@@ -11,7 +11,7 @@ import {
   toTimestamp,
 } from 'dns-agent-control-plane/extension';
 import type { DomainsQuery, DomainView } from './domains.dto';
-import type { WhoisSpec } from './whois.kind';
+import type { WhoisSpec } from './whois.dto';
 
 interface DomainRow {
   domain: string;
