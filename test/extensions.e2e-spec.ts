@@ -335,6 +335,19 @@ describe('the example extension', () => {
   });
 });
 
+it('is the one that the guide shows, word for word', () => {
+  const guide = readFileSync(join(ROOT, 'docs', 'extending.md'), 'utf8');
+  const sections = guide.split('\n## ').slice(1, -1);
+  for (const section of sections) {
+    const files = [...section.matchAll(/\(\.\.\/(examples\/whois-kind\/[^)]+)\)/g)].map(([, file]) =>
+      readFileSync(join(ROOT, file as string), 'utf8'),
+    );
+    const blocks = [...section.matchAll(/```(?:ts|json)\n([\s\S]*?)```/g)].map(([, text]) => text as string);
+    for (const block of blocks) expect(files.some((file) => file.includes(block))).toBe(true);
+  }
+  expect(guide.match(/```(?:ts|json)/g)).toHaveLength(8);
+});
+
 /** An extension in plain JavaScript; `kind` is the body of its kind's class. */
 const extension = (kind: string, rest = '') => `
   const { Module, Controller, Get } = require('@nestjs/common');
