@@ -27,19 +27,16 @@ class UnitOfWork extends SqliteStatements implements Transaction {
     this.effects.push(effect);
   }
 
-  async attempt<T>(part: () => Promise<T>): Promise<T> {
+  async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
     const effects = this.effects.length;
     await this.runner.query('SAVEPOINT part');
-    try {
-      const value = await part();
-      await this.runner.query('RELEASE part');
-      return value;
-    } catch (error) {
+    const [outcome] = await Promise.allSettled([part()]);
+    if (outcome.status === 'rejected') {
       this.effects.length = effects;
       await this.runner.query('ROLLBACK TO part');
-      await this.runner.query('RELEASE part');
-      throw error;
     }
+    await this.runner.query('RELEASE part');
+    return outcome;
   }
 }
 

@@ -150,17 +150,14 @@ export class TaskKinds implements OnModuleInit {
     return this.kinds.get(kind)?.handler.onReports !== undefined;
   }
 
-  /** Tells a kind of reports that took effect; never throws for what the kind does. */
+  /** Tells a kind of reports that took effect. What it throws is logged and undoes only what it wrote. */
   async tell(tx: Transaction, kind: string, reports: readonly TakenReport[]): Promise<void> {
-    try {
-      await tx.attempt(async () => this.kinds.get(kind)?.handler.onReports?.(tx, reports));
-    } catch (error) {
-      const lease_ids = reports.map((report) => report.lease_id);
-      this.logger.error(
-        { kind, lease_ids, err: error },
-        'a task kind failed on reports; they were taken all the same',
-      );
-    }
+    const told = await tx.attempt(async () => this.kinds.get(kind)?.handler.onReports?.(tx, reports));
+    if (told.status === 'fulfilled') return;
+    this.logger.error(
+      { kind, lease_ids: reports.map((report) => report.lease_id), err: told.reason },
+      'a task kind failed on reports; they were taken all the same',
+    );
   }
 
   /** @throws ERR_VALIDATION naming each kind in a map of capacities that there is not */
