@@ -69,10 +69,11 @@ export function extensionOf(module: unknown): string | undefined {
  */
 export function blame(error: unknown, extensions: readonly Extension[]): unknown {
   if (extensions.length === 0 || error instanceof ExtensionError) return error;
-  const { message, stack = '', moduleRef } = error as Error & { moduleRef?: { id: string } };
+  const { message, stack = '', moduleRef } = Object(error) as Error & { moduleRef?: object };
   const guilty = extensions.filter(
     ({ folder, module }) =>
-      stack.includes(folder + sep) || (moduleRef && namesOf(module).some((name) => message.includes(name))),
+      stack.includes(folder + sep) ||
+      (moduleRef && namesOf(module).some((name) => name && message.includes(name))),
   );
   const blamed = guilty.length > 0 ? guilty : extensions;
   const names = blamed.map(({ name }) => name).join(' or ');
@@ -103,18 +104,18 @@ const namesOf = (module: unknown): string[] => [...modulesOf(module)].map((type)
 function load(specifier: string): Extension {
   const file = find(specifier);
   const { name, folder } = describe(file);
-  let exported: { default?: unknown; migrations?: unknown };
+  let exported: { default?: unknown; migrations?: unknown } | null;
   try {
     exported = require(file);
   } catch (error) {
     throw new ExtensionError(name, `(${file}) failed while it was loaded`, error, folder);
   }
-  const module = exported.default;
+  const module = exported?.default;
   if (module === undefined || module === null)
     throw new ExtensionError(name, `(${file}) has no default export; it must be a Nest module`);
   if (!isModule(module))
     throw new ExtensionError(name, `(${file}) exports as default something that is not a Nest module`);
-  const migrations = exported.migrations ?? [];
+  const migrations = exported?.migrations ?? [];
   if (!isListOfClasses(migrations))
     throw new ExtensionError(name, `(${file}) exports migrations that are not a list of classes, each once`);
   return { name, folder, module, migrations };

@@ -583,6 +583,12 @@ describe('a faulty extension', () => {
   /** What is wrong with it, its source, and what must be said of it. */
   const faults: [string, string, RegExp][] = [
     ['has no default export', 'exports.other = 1;', /has no default export; it must be a Nest module/],
+    ['exports nothing at all', 'module.exports = null;', /has no default export/],
+    [
+      'throws what is no error',
+      extension(`${target} onModuleInit() { throw "a text"; }`),
+      /keeps the program from starting: a text$/,
+    ],
     ['exports something else', 'exports.default = class Plain {};', /not a Nest module/],
     [
       'throws when it is loaded',
