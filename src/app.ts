@@ -12,15 +12,27 @@ import { isShedFirst } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
+import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import type { Settings } from './settings';
+import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, logRequests, NestLogger, requestIdOf } from './telemetry/logger';
 import { Overload } from './telemetry/overload';
 
 /** Bodies larger than this are refused with 413, in bytes. */
 const BODY_LIMIT = 4 * 1024 * 1024;
+
+/** How long a request's headers may take; its body has the rest of the setting's time. */
+const HEADERS_TIMEOUT_MS = 10_000;
+/** How late it may be noticed that one of these times is up. */
+const CHECKING_INTERVAL_MS = 5_000;
+/** How long a connection is kept for its next request: longer than proxies keep theirs, so that they close first. */
+const KEEP_ALIVE_MS = 75_000;
+const CONNECTION_TIMEOUT_MS = 120_000;
+/** How long a request that is on its way may still arrive when the process stops. */
+const HANG_UP_MS = 1_000;
 
 /** The application, ready to listen, and how to end it. */
 export interface ControlPlane {
@@ -55,32 +67,40 @@ export async function createApp(settings: Settings, replacements: Replacements =
       requestIdHeader: false,
       return503OnClosing: false,
       forceCloseConnections: 'idle',
-      connectionTimeout: 0,
-      requestTimeout: 30_000,
+      // Longer than any wait for an answer: only a caller that takes no answer, or is gone, is silent for so long.
+      connectionTimeout: CONNECTION_TIMEOUT_MS,
+      keepAliveTimeout: KEEP_ALIVE_MS,
+      requestTimeout: settings.requestTimeoutMs,
       clientErrorHandler: answerUnreadable,
       // Node would refuse a request without a host in a body of its own; see refuseUnfit.
-      http: { requireHostHeader: false },
+      http: {
+        requireHostHeader: false,
+        headersTimeout: Math.min(HEADERS_TIMEOUT_MS, settings.requestTimeoutMs),
+        connectionsCheckingInterval: Math.min(CHECKING_INTERVAL_MS, settings.requestTimeoutMs / 2),
+      },
       frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
-        new ErrorFilter().answer(error, request, reply),
+        new ErrorFilter().answer(error, request, reply.headers(API_HEADERS)),
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
     const http = adapter.getInstance() as unknown as FastifyInstance;
+    http.server.maxConnections = settings.maxConnections;
+    secureAnswers(http);
     logRequests(http, logger);
     http.addHook('onSend', (_request, reply, _payload, done) => {
-      reply.header('x-content-type-options', 'nosniff');
       // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
       if (lifecycle.stopping) reply.header('connection', 'close');
       done();
     });
     refuseUnfit(http);
     answerUnknownRoutes(http);
-    overload.guard(http, isShedFirst, (request) =>
-      /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
-    );
+    const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
+    overload.guard(http, isShedFirst, isHealth);
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle }),
       adapter,
       { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
     );
+    const inFlight = app.get(InFlight);
+    inFlight.guard(http, isHealth);
     http.removeAllContentTypeParsers();
     http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
       try {
@@ -90,13 +110,16 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
-    await mountDocs(app);
+    mountDocs(app);
     await app.init();
     await http.ready();
     overload.start();
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
+      // Node does not close a connection that has sent half a request or none yet, and no longer times it out.
+      const grace = setTimeout(() => inFlight.hangUp(), HANG_UP_MS);
       await app.close();
+      clearTimeout(grace);
       overload.close();
       await database.close();
     };

@@ -2,6 +2,7 @@ import { Module } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
+import { TelemetryModule } from '../telemetry/telemetry.module';
 import { ClaimWaiters } from './claim-waiters';
 import { Idempotency } from './idempotency';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
@@ -15,7 +16,7 @@ import { TasksService } from './tasks.service';
 
 /** Tasks and the leases on them. */
 @Module({
-  imports: [DiscoveryModule, AgentsModule, ConcurrencyModule],
+  imports: [DiscoveryModule, TelemetryModule, AgentsModule, ConcurrencyModule],
   controllers: [LeasesController, TasksController],
   providers: [
     LeasesService,
