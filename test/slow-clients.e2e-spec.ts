@@ -67,8 +67,8 @@ describe('slow and silent clients', () => {
     await start({ MAX_IN_FLIGHT: '5' });
     await open(IDLE);
     const headers = await open(SLOW, 'GET /healthz HTTP/1.1\r\nHost: a\r\n');
-    const length = await open(SLOW, `${BODY}content-length: 4000000\r\n\r\n{`);
-    const chunked = await open(SLOW, `${BODY}transfer-encoding: chunked\r\n\r\n1\r\n{\r\n`);
+    const length = await open(SLOW, `${BODY}content-length: 60000\r\n\r\n{`);
+    const chunked = await open(50, `${BODY}transfer-encoding: chunked\r\n\r\n1\r\n{\r\n`);
     for (let i = 0; i < 5; i++) {
       for (const socket of headers) socket.write('X: y\r\n');
       for (const socket of length) socket.write(' ');
@@ -77,6 +77,31 @@ describe('slow and silent clients', () => {
     }
     // They were there all the time.
     for (const socket of sockets) expect([socket.destroyed, socket.bytesRead]).toEqual([false, 0]);
+  });
+
+  it('can not fill the memory with bodies: beyond 256 MiB only small ones are taken in', async () => {
+    await start({});
+    const report = (value: string) => {
+      const completed = [{ lease_id: 999, observations: [{ name: 'a', value }] }];
+      return server.agent(agent, '/report', { completed, cancelled: [] });
+    };
+    const large = 'x'.repeat(100_000);
+    expect((await report(large)).status).toBe(200);
+    // A body without a length may be as large as the limit.
+    const chunked = await open(63, `${BODY}transfer-encoding: chunked\r\n\r\n1\r\n{\r\n`);
+    await open(1, `${BODY}content-length: ${4 * 1024 * 1024}\r\n\r\n{`);
+    let refused = await report(large);
+    // The last of them may still be on its way.
+    while (refused.status === 200) refused = await report(large);
+    expect(refused).toMatchObject({ status: 503, body: { error: 'ERR_UNAVAILABLE', retryable: true } });
+    await work();
+    // What is refused anyway, and what was hung up, takes nothing.
+    const [tooLarge] = await open(1, `${BODY}content-length: 99999999\r\n\r\n{`);
+    expect(String(await once(tooLarge as Socket, 'data'))).toMatch(/^HTTP\/1\.1 413 /);
+    chunked[0]?.destroy();
+    let taken = await report(large);
+    while (taken.status === 503) taken = await report(large);
+    expect(taken.status).toBe(200);
   });
 
   it('are told that it took too long, and the connection ends', async () => {
