@@ -184,6 +184,21 @@ export class TestServer {
     return this.database.read((statements) => statements.rows<Row>(sql, ...values));
   }
 
+  /** Holds the writer, so that whatever writes waits in its queue. @returns what lets it go on */
+  async holdWriter(): Promise<() => Promise<unknown>> {
+    const gate = Promise.withResolvers<void>();
+    const holding = Promise.withResolvers<void>();
+    const unit = this.database.write(() => {
+      holding.resolve();
+      return gate.promise;
+    });
+    await holding.promise;
+    return () => {
+      gate.resolve();
+      return unit;
+    };
+  }
+
   /** Stops the server; its files stay where `keep` is given. */
   async stop({ keep = false } = {}): Promise<void> {
     await this.plane.stop();
