@@ -208,6 +208,9 @@ export class Initial1764000000000 implements MigrationInterface {
         updated_at ${bigint} NOT NULL,
         expires_at ${bigint} NOT NULL
       )`,
+      // The row of everything is there from the start: whoever counts tasks locks it.
+      `INSERT INTO concurrency_windows (scope, kind, target, ready, leased, waiting, updated_at, expires_at)
+        VALUES ('global', '', '', 0, 0, 0, 0, 0)`,
       `CREATE UNIQUE INDEX concurrency_windows_key ON concurrency_windows (kind, target, scope)`,
       `CREATE INDEX concurrency_windows_ceiling ON concurrency_windows (scope, kind, target) WHERE ceiling IS NOT NULL`,
       `CREATE INDEX concurrency_windows_waiting ON concurrency_windows (kind, target)

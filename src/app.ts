@@ -9,13 +9,16 @@ import { AppModule, ENTITIES } from './app.module';
 import type { Clock } from './clock';
 import type { Database } from './database/database';
 import { openDatabase } from './database/open-database';
+import { blame, loadExtensions } from './extensions';
 import { isShedFirst } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
+import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
-import type { Settings } from './settings';
+import { type Settings, SettingsError } from './settings';
+import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, logRequests, NestLogger, requestIdOf } from './telemetry/logger';
 import { Overload } from './telemetry/overload';
@@ -23,8 +26,15 @@ import { Overload } from './telemetry/overload';
 /** Bodies larger than this are refused with 413, in bytes. */
 const BODY_LIMIT = 4 * 1024 * 1024;
 
-/** A request that has not arrived whole after this time is given up, in milliseconds. */
-const ARRIVAL_TIMEOUT_MS = 30_000;
+/** How long a request's headers may take; its body has the rest of the setting's time. */
+const HEADERS_TIMEOUT_MS = 10_000;
+/** How late it may be noticed that one of these times is up. */
+const CHECKING_INTERVAL_MS = 5_000;
+/** How long a connection is kept for its next request: longer than proxies keep theirs, so that they close first. */
+const KEEP_ALIVE_MS = 75_000;
+const CONNECTION_TIMEOUT_MS = 120_000;
+/** How long a request that is on its way may still arrive when the process stops. */
+const HANG_UP_MS = 1_000;
 
 /** The application, ready to listen, and how to end it. */
 export interface ControlPlane {
@@ -44,11 +54,13 @@ export interface Replacements {
 /**
  * Opens the database and builds the application; it does not listen yet.
  * @throws DatabaseError where the database can't be used
+ * @throws ExtensionError where an extension keeps it from starting
  */
 export async function createApp(settings: Settings, replacements: Replacements = {}): Promise<ControlPlane> {
   const logger = replacements.logger ?? createLogger(settings);
   const lifecycle = new Lifecycle();
-  const database = await openDatabase(settings, ENTITIES);
+  const extensions = loadExtensions(settings.extensions);
+  const database = await openDatabase(settings, ENTITIES, extensions);
   const clock = replacements.clock ?? database.clock;
   const overload = new Overload(settings, database);
   try {
@@ -59,23 +71,25 @@ export async function createApp(settings: Settings, replacements: Replacements =
       requestIdHeader: false,
       return503OnClosing: false,
       forceCloseConnections: 'idle',
-      connectionTimeout: 0,
-      requestTimeout: ARRIVAL_TIMEOUT_MS,
+      // Longer than any wait for an answer: only a caller that takes no answer, or is gone, is silent for so long.
+      connectionTimeout: CONNECTION_TIMEOUT_MS,
+      keepAliveTimeout: KEEP_ALIVE_MS,
+      requestTimeout: settings.requestTimeoutMs,
       clientErrorHandler: answerUnreadable,
+      // Node would refuse a request without a host in a body of its own; see refuseUnfit.
       http: {
-        // Node would refuse a request without a host in a body of its own; see refuseUnfit.
         requireHostHeader: false,
-        // Node swaps the two times where the one for headers is longer, as its default would be, and looks every 30 s.
-        headersTimeout: ARRIVAL_TIMEOUT_MS,
-        connectionsCheckingInterval: 1_000,
+        headersTimeout: Math.min(HEADERS_TIMEOUT_MS, settings.requestTimeoutMs),
+        connectionsCheckingInterval: Math.min(CHECKING_INTERVAL_MS, settings.requestTimeoutMs / 2),
       },
       frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
-        new ErrorFilter().answer(error, request, reply),
+        new ErrorFilter().answer(error, request, reply.headers(API_HEADERS)),
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
     const http = adapter.getInstance() as unknown as FastifyInstance;
+    http.server.maxConnections = settings.maxConnections;
+    secureAnswers(http);
     logRequests(http, logger);
     http.addHook('onSend', (_request, reply, _payload, done) => {
-      reply.header('x-content-type-options', 'nosniff');
       // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
       if (lifecycle.stopping) reply.header('connection', 'close');
       // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
@@ -84,14 +98,15 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     refuseUnfit(http);
     answerUnknownRoutes(http);
-    overload.guard(http, isShedFirst, (request) =>
-      /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
-    );
+    const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
+    overload.guard(http, isShedFirst, isHealth);
     const app = await NestFactory.create<NestFastifyApplication>(
-      AppModule.forRoot({ settings, database, clock, lifecycle }),
+      AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
       adapter,
       { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
     );
+    const inFlight = app.get(InFlight);
+    inFlight.guard(http, isHealth);
     http.removeAllContentTypeParsers();
     http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
       try {
@@ -101,13 +116,22 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
-    await mountDocs(app);
-    await app.init();
-    await http.ready();
+    try {
+      mountDocs(app);
+      await app.init();
+      await http.ready();
+    } catch (error) {
+      // Jobs may run already, and would keep the process alive.
+      await app.close().catch(() => undefined);
+      throw error;
+    }
     overload.start();
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
+      // Node does not close a connection that has sent half a request or none yet, and no longer times it out.
+      const grace = setTimeout(() => inFlight.hangUp(), HANG_UP_MS);
       await app.close();
+      clearTimeout(grace);
       overload.close();
       await database.close();
     };
@@ -115,6 +139,6 @@ export async function createApp(settings: Settings, replacements: Replacements =
   } catch (error) {
     overload.close();
     await database.close();
-    throw error;
+    throw error instanceof SettingsError ? error : blame(error, extensions);
   }
 }

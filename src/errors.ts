@@ -64,5 +64,12 @@ export class ApiError extends Error {
 
 /** Makes the error to throw: `throw fail('ERR_CONFLICT', { hostname })`. */
 export function fail(code: ErrorCode, details?: ErrorDetails, options?: FailOptions): ApiError {
-  return new ApiError(code, details, options);
+  const { stackTraceLimit } = Error;
+  // Where a client is at fault nobody reads the stack, and to take it costs more than the rest of a refusal.
+  if (ERRORS[code].status < 500) Error.stackTraceLimit = 0;
+  try {
+    return new ApiError(code, details, options);
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit;
+  }
 }

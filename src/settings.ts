@@ -71,8 +71,15 @@ export interface Settings {
   readonly shutdownTimeoutMs: number;
   readonly maxEventLoopDelayMs: number;
   readonly maxWriteQueue: number;
+  readonly maxInFlight: number;
+  readonly maxWaitingClaims: number;
+  readonly maxConnections: number;
+  /** How long a request may take to arrive. */
+  readonly requestTimeoutMs: number;
   /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
   readonly signingKeyFile: string | undefined;
+  /** Packages or paths that are loaded as parts of the application. */
+  readonly extensions: readonly string[];
 }
 
 /** The injection token of {@link Settings}. */
@@ -213,6 +220,15 @@ function readEnrollmentTokens(reader: Reader): string[] {
   return tokens;
 }
 
+function readExtensions(reader: Reader): string[] {
+  const text = reader.text('EXTENSIONS');
+  if (text === undefined) return [];
+  const specifiers = text.split(',').map((part) => part.trim());
+  if (specifiers.includes('') || new Set(specifiers).size < specifiers.length)
+    throw bad('EXTENSIONS', 'must be a comma-separated list of packages or paths, each once');
+  return specifiers;
+}
+
 /**
  * Reads and checks every `CONTROL_PLANE_*` variable.
  * @throws SettingsError naming the first setting that is unknown or unusable; its value is never in the message.
@@ -265,7 +281,12 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     shutdownTimeoutMs: reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000),
     maxEventLoopDelayMs: reader.integer('MAX_EVENT_LOOP_DELAY_MS', 500, 10, 60_000),
     maxWriteQueue: reader.integer('MAX_WRITE_QUEUE', 4_000, 1, 1_000_000),
+    maxInFlight: reader.integer('MAX_IN_FLIGHT', 5_000, 1, 1_000_000),
+    maxWaitingClaims: reader.integer('MAX_WAITING_CLAIMS', 100_000, 0, 1_000_000),
+    maxConnections: reader.integer('MAX_CONNECTIONS', 150_000, 1, 1_000_000),
+    requestTimeoutMs: reader.integer('REQUEST_TIMEOUT_MS', 30_000, 1_000, 600_000),
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
+    extensions: readExtensions(reader),
   };
   // Checked last, when every name that is known has been asked for.
   for (const name of Object.keys(env)) {

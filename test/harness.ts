@@ -54,7 +54,10 @@ export interface Credentials {
 /** The server that the tests run on; on SQLite where it is not set. */
 const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
 
-const databaseNameOf = (folder: string) => basename(folder).toLowerCase().replaceAll(/[^a-z0-9]/g, '_');
+const databaseNameOf = (folder: string) =>
+  basename(folder)
+    .toLowerCase()
+    .replaceAll(/[^a-z0-9]/g, '_');
 
 /** Sends one statement to the server's own database. */
 async function administer(sql: string): Promise<boolean> {
@@ -213,6 +216,21 @@ export class TestServer {
   /** Rows of the database. */
   rows<Row = any>(sql: string, ...values: (string | number | null)[]): Promise<Row[]> {
     return this.database.read((statements) => statements.rows<Row>(sql, ...values));
+  }
+
+  /** Holds the writer, so that whatever writes waits in its queue. @returns what lets it go on */
+  async holdWriter(): Promise<() => Promise<unknown>> {
+    const gate = Promise.withResolvers<void>();
+    const holding = Promise.withResolvers<void>();
+    const unit = this.database.write(() => {
+      holding.resolve();
+      return gate.promise;
+    });
+    await holding.promise;
+    return () => {
+      gate.resolve();
+      return unit;
+    };
   }
 
   /** Stops the server; its files stay where `keep` is given. */

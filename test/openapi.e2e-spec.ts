@@ -2,13 +2,12 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { RequestMethod } from '@nestjs/common';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
-import Ajv, { type ValidateFunction } from 'ajv';
-import addFormats from 'ajv-formats';
 import { parse as parseYaml } from 'yaml';
 import { ENTITIES } from '../src/app.module';
 import { ERRORS, type ErrorCode } from '../src/errors';
 import { ACCESS, type Access, QUOTA, type QuotaRule } from '../src/http/decorators';
 import { describeApi } from '../src/http/openapi';
+import { ApiDocument, jsonOf, successesOf } from './api-document';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -59,6 +58,7 @@ interface Route {
 
 let server: TestServer;
 let clock: TestClock;
+let api: ApiDocument;
 let document: any;
 let routes: Route[];
 /** Every operation of the document by its name. */
@@ -68,12 +68,9 @@ beforeAll(async () => {
   clock = new TestClock();
   server = await TestServer.start({}, { clock });
   document = (await server.request('GET', '/docs-json')).body;
+  api = new ApiDocument(document);
   routes = declaredRoutes();
-  operations = new Map(
-    Object.entries<object>(document.paths).flatMap(([path, methods]) =>
-      Object.entries(methods).map(([method, operation]) => [`${method.toUpperCase()} ${path}`, operation]),
-    ),
-  );
+  ({ operations } = api);
 });
 afterAll(() => server.stop());
 
@@ -124,71 +121,6 @@ function servedRoutes(): string[] {
   }
   return names;
 }
-
-/** A schema of OpenAPI 3.0 as JSON Schema, in which an answer may have no field that is not in the document. */
-function toJsonSchema(schema: any): any {
-  if (Array.isArray(schema)) return schema.map(toJsonSchema);
-  if (typeof schema !== 'object' || schema === null) return schema;
-  const { nullable, example, writeOnly, properties, ...rest } = schema;
-  const converted: any = Object.fromEntries(
-    Object.entries(rest).map(([key, value]) => [key, key === 'enum' ? value : toJsonSchema(value)]),
-  );
-  if (properties) {
-    converted.properties = Object.fromEntries(
-      Object.entries(properties).map(([name, value]) => [name, toJsonSchema(value)]),
-    );
-    converted.additionalProperties ??= false;
-  }
-  if (!nullable) return converted;
-  // A list of values must name null among them; the document's readers take a reference that may be null as it is meant.
-  if (converted.type && !converted.allOf) return { ...converted, type: [converted.type, 'null'] };
-  return { anyOf: [converted, { type: 'null' }] };
-}
-
-const ajv = new Ajv({ strict: true, allowUnionTypes: true, allErrors: true, keywords: ['components'] });
-addFormats(ajv);
-const validators = new Map<string, ValidateFunction>();
-
-/** What is wrong with a value by a schema of the document, named by where it is. */
-function problemsOf(where: string, schema: unknown, value: unknown): string[] {
-  let validate = validators.get(where);
-  if (!validate) {
-    if (!ajv.getSchema('document')) {
-      ajv.addSchema({ $id: 'document', components: toJsonSchema(document.components) });
-    }
-    const text = JSON.stringify(toJsonSchema(schema)).replaceAll('"#/components/', '"document#/components/');
-    validate = ajv.compile(JSON.parse(text));
-    validators.set(where, validate);
-  }
-  return validate(value) ? [] : (validate.errors ?? []).map((e) => `${where}${e.instancePath}: ${e.message}`);
-}
-
-const deref = (schema: any): any =>
-  schema?.$ref ? document.components.schemas[schema.$ref.split('/').pop()] : schema;
-
-/** Puts together what a reader of the document is shown as an example, and tells which fields have none. */
-function exampleOf(schema: any, where: string, missing: string[]): unknown {
-  if (schema.example !== undefined) return schema.example;
-  if (schema.$ref) return exampleOf(deref(schema), where, missing);
-  const part = schema.allOf?.[0] ?? schema.anyOf?.[0] ?? schema.oneOf?.[0];
-  if (part) return exampleOf(part, where, missing);
-  if (schema.properties) {
-    return Object.fromEntries(
-      Object.entries(schema.properties).map(([name, property]) => [
-        name,
-        exampleOf(property, `${where}.${name}`, missing),
-      ]),
-    );
-  }
-  if (schema.type === 'array') return [exampleOf(schema.items, `${where}[]`, missing)];
-  if (schema.default !== undefined) return schema.default;
-  missing.push(where);
-  return undefined;
-}
-
-const jsonOf = (content: any) => content?.['application/json'];
-const successesOf = (operation: any): string[] =>
-  Object.keys(operation.responses).filter((status) => Number(status) < 400);
 
 describe('every route', () => {
   it('is in the document, and every operation of the document is served', () => {
@@ -312,7 +244,7 @@ describe('every operation of the document', () => {
           const own = status === '413' || status === '415' ? 400 : Number(status);
           expect([name, code, ERRORS[code]?.status]).toEqual([name, code, own]);
           expect(examples[code].value).toMatchObject({ error: code, retryable: ERRORS[code].retryable });
-          expect(problemsOf('ErrorEnvelope', schema, examples[code].value)).toEqual([]);
+          expect(api.problemsOf('ErrorEnvelope', schema, examples[code].value)).toEqual([]);
         }
         if (status === '429' || status === '503') {
           expect([name, responses[status].headers]).toEqual([name, { 'Retry-After': expect.anything() }]);
@@ -333,10 +265,10 @@ describe('every operation of the document', () => {
         else {
           const where = `${name} ${status}`;
           wrong.push(
-            ...problemsOf(
+            ...api.problemsOf(
               where,
               content.schema,
-              content.example ?? exampleOf(content.schema, where, missing),
+              content.example ?? api.exampleOf(content.schema, where, missing),
             ),
           );
         }
@@ -352,7 +284,7 @@ describe('every operation of the document', () => {
       if (/^(POST|PUT) [^{]*$/.test(name)) expect([name, requestBody?.required]).toEqual([name, true]);
       if (requestBody) {
         const { schema, example } = jsonOf(requestBody.content);
-        wrong.push(...problemsOf(name, schema, example ?? exampleOf(schema, name, missing)));
+        wrong.push(...api.problemsOf(name, schema, example ?? api.exampleOf(schema, name, missing)));
       }
       const names = parameters.map((parameter: any) => `${parameter.in} ${parameter.name.toLowerCase()}`);
       expect([name, new Set(names).size]).toEqual([name, names.length]);
@@ -375,8 +307,8 @@ describe('every operation of the document', () => {
           continue;
         }
         const where = `${name} ?${parameter.name}`;
-        const example = parameter.example ?? exampleOf(parameter.schema, where, missing);
-        if (example !== undefined) wrong.push(...problemsOf(where, parameter.schema, example));
+        const example = parameter.example ?? api.exampleOf(parameter.schema, where, missing);
+        if (example !== undefined) wrong.push(...api.problemsOf(where, parameter.schema, example));
       }
     }
     expect([missing, wrong]).toEqual([[], []]);
@@ -447,7 +379,7 @@ describe('the document', () => {
     ] as const) {
       const shown: Record<string, string[]> = {};
       for (const schema of document.components.schemas[holder].properties[field].anyOf ?? []) {
-        const { properties, required = [] } = deref(schema);
+        const { properties, required = [] } = api.deref(schema);
         const { kind, ...others } = properties;
         shown[kind.enum[0]] = Object.keys(others)
           .map((name) => (required.includes(name) ? name : `${name}?`))
@@ -487,19 +419,8 @@ describe('what is sent and answered', () => {
   /** Makes a call of an operation and holds its answer against the document. */
   async function call(name: string, path: string, { headers, body }: Call = {}): Promise<Answer> {
     const answer = await server.request(name.split(' ')[0] as string, path, { headers, body });
-    const responses = operations.get(name).responses;
+    expect(api.problemsOfAnswer(name, answer)).toEqual([]);
     const status = String(answer.status);
-    expect([name, status, Object.keys(responses)]).toEqual([name, status, expect.arrayContaining([status])]);
-    const content = jsonOf(responses[status].content);
-    if (content) {
-      expect([name, answer.headers.get('content-type')]).toEqual([name, 'application/json; charset=utf-8']);
-      expect(problemsOf(`${name} ${status}`, content.schema, answer.body)).toEqual([]);
-    } else {
-      expect([name, answer.body]).toEqual([name, '']);
-    }
-    for (const header of Object.keys(responses[status].headers ?? {})) {
-      expect([name, status, header, answer.headers.get(header)]).not.toEqual([name, status, header, null]);
-    }
     seen.set(name, (seen.get(name) ?? new Set()).add(status));
     return answer;
   }
@@ -710,7 +631,7 @@ describe('what is sent and answered', () => {
       if (access?.kind !== 'public') expect((await call(name, path.replace('{id}', '1'))).status).toBe(401);
       if (!path.includes('{id}')) continue;
       const content = jsonOf(operations.get(name).requestBody?.content);
-      const sent = { headers: operator, body: content && exampleOf(content.schema, name, []) };
+      const sent = { headers: operator, body: content && api.exampleOf(content.schema, name, []) };
       expect((await call(name, path.replace('{id}', '999999'), sent)).status).toBe(404);
       expect((await call(name, path.replace('{id}', 'x'), sent)).status).toBe(400);
     }
@@ -745,7 +666,7 @@ describe('what is sent and answered', () => {
         const at = path.replace('{id}', '1').replace('{revision}', await published());
         const answer = await own.request(method, at, {
           headers,
-          body: example ?? exampleOf(schema, name, []),
+          body: example ?? api.exampleOf(schema, name, []),
         });
         // The second place's registration of the same hostname meets a live agent.
         const expected = name === 'POST /v1/agents/register' ? ['409'] : successesOf(operations.get(name));

@@ -3,6 +3,7 @@ import { Reflector } from '@nestjs/core';
 import type { FastifyReply } from 'fastify';
 import { AgentsService } from '../agents/agents.service';
 import { ApiError, fail } from '../errors';
+import { clientAddress } from '../http/client-address';
 import { ACCESS, type Access, type ControlPlaneRequest, ROLES, type Role } from '../http/decorators';
 import { isId, parseId } from '../http/validation';
 import { OperatorsService } from '../operators/operators.service';
@@ -55,7 +56,7 @@ export class AccessGuard implements CanActivate {
       await authenticate();
     } catch (error) {
       if (error instanceof ApiError && error.code === 'ERR_UNAUTHORIZED')
-        this.failedAuth.charge(callerAddress(request.ip));
+        this.failedAuth.charge(callerAddress(clientAddress(request)));
       throw error;
     }
   }
@@ -70,7 +71,7 @@ export class AccessGuard implements CanActivate {
     if (!VISIBLE.test(token))
       throw fail('ERR_VALIDATION', { 'x-agent-token': 'must be visible ASCII characters' });
     request.agent = await this.agents.authenticate(agentId, token, () =>
-      this.failedAuth.check(callerAddress(request.ip)),
+      this.failedAuth.check(callerAddress(clientAddress(request))),
     );
   }
 
@@ -78,8 +79,8 @@ export class AccessGuard implements CanActivate {
     const token = /^bearer +([\x21-\x7e]+) *$/i.exec(request.headers.authorization ?? '')?.[1];
     try {
       if (token === undefined) throw fail('ERR_UNAUTHORIZED');
-      request.operator = await this.operators.authenticate(token, request.ip, () =>
-        this.failedAuth.check(callerAddress(request.ip)),
+      request.operator = await this.operators.authenticate(token, clientAddress(request), () =>
+        this.failedAuth.check(callerAddress(clientAddress(request))),
       );
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) reply.header('www-authenticate', 'Bearer');

@@ -9,6 +9,7 @@ import {
 } from '@nestjs/throttler';
 import type { FastifyReply } from 'fastify';
 import { fail } from '../errors';
+import { clientAddress } from '../http/client-address';
 import { type Charge, type ControlPlaneRequest, QUOTA, type QuotaRule } from '../http/decorators';
 import { type Quota, type QuotaRoute, SETTINGS, type Settings } from '../settings';
 import { callerAddress } from './addresses';
@@ -92,7 +93,7 @@ export class QuotaGuard extends ThrottlerGuard {
     request: ControlPlaneRequest,
     reply: FastifyReply,
   ): void {
-    const address = callerAddress(request.ip);
+    const address = callerAddress(clientAddress(request));
     if (this.registerPerAddress) this.take(this.registerPerAddress, address, reply);
     const hostname = (request.body as { hostname?: unknown } | null | undefined)?.hostname;
     const caller = typeof hostname === 'string' ? `host:${hostname}` : `address:${address}`;

@@ -152,6 +152,8 @@ export class AgentsService {
     let refund = (): void => undefined;
     try {
       const agentId = await this.database.write(async (tx) => {
+        // A unit can be run again; what its first run took is given back.
+        refund();
         const known =
           hostname === undefined
             ? undefined
@@ -635,9 +637,12 @@ async function labelsOf(statements: Statements, agentIds: readonly number[]): Pr
   return labels;
 }
 
-async function findAgent(statements: Statements, agentId: number): Promise<KnownAgent> {
+/** The same for a change: nobody else changes the agent, or writes for it, until the unit ends. */
+const lockAgent = (tx: Transaction, agentId: number) => findAgent(tx, agentId, tx.dialect.forUpdate('a'));
+
+async function findAgent(statements: Statements, agentId: number, lock = ''): Promise<KnownAgent> {
   const agent = await statements.first<KnownAgent>(
-    `${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted'`,
+    `${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted' ${lock}`,
     agentId,
   );
   if (!agent) throw fail('ERR_NOT_FOUND', { agent_id: agentId });

@@ -28,6 +28,12 @@ export interface Place {
   target: string;
 }
 
+/** What is done in the transaction that changes ceilings, before and after it does. */
+export interface CeilingListener {
+  before(tx: Transaction): Promise<void>;
+  after(tx: Transaction): Promise<void>;
+}
+
 /** A window that holds more than its ceiling, and by how much. */
 export interface Excess {
   scope: WindowScope;
@@ -59,7 +65,7 @@ function windowsOf({ kind, target }: Place): [WindowScope, string, string][] {
  */
 @Injectable()
 export class ConcurrencyService {
-  private readonly ceilingListeners: ((tx: Transaction) => Promise<void>)[] = [];
+  private readonly ceilingListeners: CeilingListener[] = [];
 
   constructor(
     private readonly database: Database,
@@ -69,9 +75,18 @@ export class ConcurrencyService {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {}
 
-  /** Has this called, in the transaction, when ceilings were changed: the tasks must be made to fit them. */
-  onCeilings(listener: (tx: Transaction) => Promise<void>): void {
+  /** Has this called, in the transaction, when ceilings are changed: the tasks must be made to fit them. */
+  onCeilings(listener: CeilingListener): void {
     this.ceilingListeners.push(listener);
+  }
+
+  /**
+   * Has everybody else who counts tasks wait until the unit ends, so that what is decided by the counters holds. It comes
+   * last of all that a unit locks, so nobody waits long; the row of the global window stands for all of them.
+   */
+  async lock(tx: Transaction): Promise<void> {
+    if (!tx.dialect.concurrent) return;
+    await tx.rows(`SELECT id FROM concurrency_windows WHERE scope = 'global' ${tx.dialect.forUpdate()}`);
   }
 
   /** Adds to the counters. Set-based: two statements, however many targets. */
@@ -212,6 +227,8 @@ export class ConcurrencyService {
       ceiling: limit.ceiling,
     }));
     return this.database.write(async (tx) => {
+      for (const { before } of this.ceilingListeners) await before(tx);
+      await this.lock(tx);
       const columns = { scope: 'text', kind: 'text', target: 'text', ceiling: 'integer' } as const;
       const before = (
         await tx.rows<WindowEntity>(
@@ -231,7 +248,7 @@ export class ConcurrencyService {
         now,
         now + this.settings.windowRetentionMs,
       );
-      for (const listener of this.ceilingListeners) await listener(tx);
+      for (const { after } of this.ceilingListeners) await after(tx);
       await this.audit.record(tx, by, {
         action: 'concurrency-limits.set',
         subject: 'concurrency-limits',
@@ -274,16 +291,17 @@ export class ConcurrencyService {
   purge(): Promise<number> {
     const now = this.clock.now();
     return this.jobs.purge((limit) =>
-      this.database.write((tx) =>
-        tx.run(
+      this.database.write(async (tx) => {
+        await this.lock(tx);
+        return tx.run(
           `DELETE FROM concurrency_windows WHERE id IN (
              SELECT id FROM concurrency_windows
-             WHERE expires_at <= $1 AND ceiling IS NULL AND ready = 0 AND leased = 0 AND waiting = 0
+             WHERE scope <> 'global' AND expires_at <= $1 AND ceiling IS NULL AND ready = 0 AND leased = 0 AND waiting = 0
              ORDER BY expires_at LIMIT $2)`,
           now,
           limit,
-        ),
-      ),
+        );
+      }),
     );
   }
 

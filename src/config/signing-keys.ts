@@ -3,7 +3,7 @@ import { closeSync, fsyncSync, openSync, readFileSync, writeFileSync } from 'nod
 import { dirname } from 'node:path';
 import { Logger } from '@nestjs/common';
 import { CompactSign, calculateJwkThumbprint, exportJWK, type JWK } from 'jose';
-import { fileBesideDatabase, type Settings, SettingsError } from '../settings';
+import { fileBesideDatabase, isInMemory, type Settings, SettingsError } from '../settings';
 
 const ALGORITHM = 'EdDSA';
 
@@ -31,7 +31,7 @@ export class SigningKeys {
    *   nothing of its content
    */
   static async load(settings: Pick<Settings, 'database' | 'signingKeyFile'>): Promise<SigningKeys> {
-    if (settings.signingKeyFile === undefined && settings.database.path === ':memory:')
+    if (settings.signingKeyFile === undefined && isInMemory(settings.database))
       return SigningKeys.of([generateKeyPairSync('ed25519').privateKey]);
     const file = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
     // A path that was set from outside is not repeated; one that was derived would otherwise have to be guessed.

@@ -11,6 +11,8 @@ export interface Dialect {
   ids(parameter: string): string;
   /** A table expression over a parameter that holds a JSON array of objects, with the columns named. */
   rowset(parameter: string, columns: Readonly<Record<string, ColumnType>>): string;
+  /** Whether others write at the same time, so that what a unit decides by must be locked. */
+  readonly concurrent: boolean;
   /**
    * After a SELECT: locks its rows of the tables (all of them, where none is named) until the unit ends, so that what is
    * decided by them holds. In this order, and by ascending ids: agents, leases, tasks, the queue's counters.
@@ -36,6 +38,7 @@ export const sqliteDialect: Dialect = {
       .map((column) => `value ->> '${column}' AS ${column}`)
       .join(', ')} FROM json_each(${parameter}))`,
   // The writer is alone.
+  concurrent: false,
   forUpdate: () => '',
   forShare: () => '',
   skipLocked: () => '',
@@ -50,11 +53,13 @@ const of = (tables: readonly string[]): string => (tables.length === 0 ? '' : ` 
 
 export const postgresDialect: Dialect = {
   name: 'postgres',
-  ids: (parameter) => `(SELECT value::bigint AS id FROM json_array_elements_text(${parameter}::json) AS value)`,
+  ids: (parameter) =>
+    `(SELECT value::bigint AS id FROM json_array_elements_text(${parameter}::json) AS value)`,
   rowset: (parameter, columns) =>
     `(SELECT * FROM json_to_recordset(${parameter}::json) AS row(${Object.entries(columns)
       .map(([column, type]) => `${column} ${POSTGRES_TYPES[type]}`)
       .join(', ')}))`,
+  concurrent: true,
   forUpdate: (...tables) => `FOR UPDATE${of(tables)}`,
   forShare: (...tables) => `FOR SHARE${of(tables)}`,
   skipLocked: (...tables) => `FOR UPDATE${of(tables)} SKIP LOCKED`,

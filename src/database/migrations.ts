@@ -1,6 +1,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { DataSource, MigrationInterface } from 'typeorm';
+import type { DataSource, MigrationInterface, QueryRunner } from 'typeorm';
+import { type Extension, ExtensionError, migrationsTable } from '../extensions';
 import { DatabaseError } from './database-error';
 
 type MigrationClass = new () => MigrationInterface;
@@ -39,19 +40,86 @@ async function pendingMigrations(source: DataSource): Promise<string[]> {
 }
 
 /**
- * Applies what is pending, each migration in a transaction of its own.
+ * Applies what is pending, the program's own first and each migration in a transaction of its own.
+ * @param runner on the connection that the extensions' migrations are to use
  * @returns the names applied
- * @throws DatabaseError there is something to apply and it may not be
+ * @throws DatabaseError there is something to apply and it may not be, or somebody newer wrote the database
+ * @throws ExtensionError a migration of an extension failed
  */
-export async function migrate(source: DataSource, allowed: boolean): Promise<string[]> {
-  const pending = await pendingMigrations(source);
-  if (pending.length === 0) return [];
-  if (!allowed) {
+export async function migrate(
+  source: DataSource,
+  runner: QueryRunner,
+  extensions: readonly Extension[],
+  allowed: boolean,
+): Promise<string[]> {
+  const own = await pendingMigrations(source);
+  const theirs = extensions.map((extension) => new ExtensionMigrations(extension, runner));
+  const pending = [...own];
+  for (const migrations of theirs) pending.push(...(await migrations.pending()));
+  if (pending.length > 0 && !allowed) {
     throw new DatabaseError(
       `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
         'run "node dist/main.js --migrate-only" first.',
     );
   }
-  await source.runMigrations({ transaction: 'each' });
+  if (own.length > 0) await source.runMigrations({ transaction: 'each' });
+  for (const migrations of theirs) await migrations.apply();
   return pending;
+}
+
+/**
+ * An extension's migrations. They are recorded in a table of the extension's own: when it is taken away, the program does
+ * not meet migrations that it does not know, and the extension's tables stay.
+ */
+class ExtensionMigrations {
+  private readonly name: string;
+  private readonly table: string;
+
+  constructor(
+    private readonly extension: Extension,
+    private readonly runner: QueryRunner,
+  ) {
+    this.name = extension.name;
+    this.table = migrationsTable(extension.name);
+  }
+
+  /** The names of those that the database lacks, in their order. @throws DatabaseError as {@link apply} does */
+  async pending(): Promise<string[]> {
+    return (await this.lacking()).map((migration) => `${this.name}/${migration.name}`);
+  }
+
+  /**
+   * Applies what is lacking, each migration in a transaction of its own.
+   * @throws DatabaseError where the database has one that this version of the extension does not know
+   * @throws ExtensionError naming the one that failed
+   */
+  async apply(): Promise<void> {
+    for (const migration of await this.lacking()) {
+      await this.runner.startTransaction();
+      try {
+        await this.runner.query(`CREATE TABLE IF NOT EXISTS ${this.table} (name text NOT NULL PRIMARY KEY)`);
+        await new migration().up(this.runner);
+        await this.runner.query(`INSERT INTO ${this.table} (name) VALUES ('${migration.name}')`);
+        await this.runner.commitTransaction();
+      } catch (error) {
+        await this.runner.rollbackTransaction();
+        throw new ExtensionError(this.name, `has a migration that failed, ${migration.name}`, error);
+      }
+    }
+  }
+
+  private async lacking(): Promise<MigrationClass[]> {
+    const exists = await this.runner.hasTable(this.table);
+    const rows: { name: string }[] = exists ? await this.runner.query(`SELECT name FROM ${this.table}`) : [];
+    const applied = new Set(rows.map((row) => row.name));
+    const lacking = this.extension.migrations.filter((migration) => !applied.delete(migration.name));
+    const [unknown] = applied;
+    if (unknown !== undefined) {
+      throw new DatabaseError(
+        `The database was written by a newer version of the extension ${this.name} (migration ${unknown}). ` +
+          'Load that version, or restore a backup made by this one.',
+      );
+    }
+    return lacking;
+  }
 }

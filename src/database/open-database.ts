@@ -1,4 +1,5 @@
 import type { DataSource } from 'typeorm';
+import type { Extension } from '../extensions';
 import type { Settings } from '../settings';
 import type { Database } from './database';
 import { PostgresDatabase } from './postgres-database';
@@ -7,15 +8,17 @@ import { SqliteDatabase } from './sqlite-database';
 /**
  * Opens the database that the settings name and, unless they say no, migrates it.
  * @param entities the classes that the query builder may use on {@link Database.source}
+ * @param extensions whose migrations are applied after the program's own
  * @throws DatabaseError it can't be reached or is in use, was written by a newer version, or is not migrated and told
  * not to
  */
 export function openDatabase(
   settings: Pick<Settings, 'database' | 'migrateOnStart' | 'poolSize'>,
   entities: DataSource['options']['entities'] = [],
+  extensions: readonly Extension[] = [],
 ): Promise<Database> {
   const { database: target } = settings;
   return target.type === 'sqlite'
-    ? SqliteDatabase.open(target, settings, entities)
-    : PostgresDatabase.open(target, settings, entities);
+    ? SqliteDatabase.open(target, settings, entities, extensions)
+    : PostgresDatabase.open(target, settings, entities, extensions);
 }

@@ -2,14 +2,15 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type pg from 'pg';
 import { DataSource } from 'typeorm';
+import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
+import { Announcements, publish } from './announcements';
 import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError } from './database-error';
 import { knownMigrations, migrate } from './migrations';
 import { explained, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
 import type { Statements, Transaction } from './statements';
-import { Announcements, publish } from './announcements';
 
 /** How often a unit that others got in the way of is run again. */
 const MAX_RERUNS = 3;
@@ -57,16 +58,21 @@ export class PostgresDatabase extends Database {
   static async open(
     target: PostgresTarget,
     { migrateOnStart, poolSize }: Pick<Settings, 'migrateOnStart' | 'poolSize'>,
-    entities: DataSource['options']['entities'] = [],
+    entities: DataSource['options']['entities'],
+    extensions: readonly Extension[],
   ): Promise<PostgresDatabase> {
-    const source = new DataSource({ ...poolOptions(target, poolSize), migrations: knownMigrations(), entities });
+    const source = new DataSource({
+      ...poolOptions(target, poolSize),
+      migrations: knownMigrations(),
+      entities,
+    });
     try {
       await source.initialize();
     } catch (error) {
       throw new DatabaseError(`The PostgreSQL server can't be used: ${(error as Error).message}`);
     }
     try {
-      const applied = await migrateAlone(source, migrateOnStart);
+      const applied = await migrateAlone(source, extensions, migrateOnStart);
       const database = new PostgresDatabase(source, new DatabaseClock(), target, applied);
       await database.lookAtClock();
       await database.announcements.start();
@@ -168,6 +174,21 @@ class UnitOfWork extends PostgresStatements implements Transaction {
     this.effects.push(effect);
   }
 
+  async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
+    const [effects, announcements] = [this.effects.length, this.announcements.length];
+    await this.run('SAVEPOINT part');
+    const [outcome] = await Promise.allSettled([part()]);
+    if (outcome.status === 'rejected') {
+      // Two that got into each other's way: the part is not at fault, and the unit is run again as a whole.
+      if (mayRunAgain(outcome.reason)) throw outcome.reason;
+      this.effects.length = effects;
+      this.announcements.length = announcements;
+      await this.run('ROLLBACK TO part');
+    }
+    await this.run('RELEASE part');
+    return outcome;
+  }
+
   announce(topic: string, message: string): void {
     this.announcements.push([topic, message]);
     this.effects.push(() => this.deliver(topic, message));
@@ -192,13 +213,18 @@ function poolOf(source: DataSource): pg.Pool {
   return (source.driver as unknown as { master: pg.Pool }).master;
 }
 
-async function migrateAlone(source: DataSource, migrateOnStart: boolean): Promise<string[]> {
+async function migrateAlone(
+  source: DataSource,
+  extensions: readonly Extension[],
+  migrateOnStart: boolean,
+): Promise<string[]> {
   const client = await poolOf(source).connect();
   try {
     // Waiting for another process's migrations may take longer than any statement should.
     await client.query('SET statement_timeout = 0');
     await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
-    return await migrate(source, migrateOnStart);
+    const runner = source.createQueryRunner();
+    return await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());
   } finally {
     // The lock goes with the connection.
     client.release(true);

@@ -90,7 +90,6 @@ export function explained(error: unknown): unknown {
 /** Of node-postgres and of the socket beneath it; they have no class of their own. */
 function isConnectionError(error: Error): boolean {
   return (
-    'errno' in error ||
-    /connection|connect|timeout|terminat|socket|ended|not queryable/i.test(error.message)
+    'errno' in error || /connection|connect|timeout|terminat|socket|ended|not queryable/i.test(error.message)
   );
 }

@@ -1,5 +1,6 @@
 import { DataSource } from 'typeorm';
 import { Clock } from '../clock';
+import type { Extension } from '../extensions';
 import type { Settings, SqliteTarget } from '../settings';
 import { Database } from './database';
 import { sqliteDialect } from './dialect';
@@ -33,11 +34,13 @@ export class SqliteDatabase extends Database {
    * Locks, opens and (unless the settings say no) migrates the database.
    * @param entities the classes that the query builder may use on {@link source}
    * @throws DatabaseError in use by another process, written by a newer version, or not migrated and told not to
+   * @throws ExtensionError a migration of an extension failed
    */
   static async open(
     target: SqliteTarget,
     { migrateOnStart }: Pick<Settings, 'migrateOnStart'>,
-    entities: DataSource['options']['entities'] = [],
+    entities: DataSource['options']['entities'],
+    extensions: readonly Extension[],
   ): Promise<SqliteDatabase> {
     const unlock = lockDatabase(target);
     const writer = new DataSource({
@@ -50,7 +53,7 @@ export class SqliteDatabase extends Database {
       await writer.initialize().catch((error: unknown) => {
         throw unopened(target, error);
       });
-      const applied = await migrate(writer, migrateOnStart);
+      const applied = await migrate(writer, writer.createQueryRunner(), extensions, migrateOnStart);
       // A database in memory exists on one connection only, so its reads wait their turn in the queue.
       reader =
         target.path === ':memory:'

@@ -24,7 +24,11 @@ export interface Transaction extends Statements {
    * throws is thrown at the caller, though the unit is stored.
    */
   afterCommit(effect: () => void): void;
-
+  /**
+   * Does a part that can fail alone: what it throws undoes what it did, and is in the answer. Throws only where the part
+   * could not be undone, and then the whole unit is lost.
+   */
+  attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>>;
   /**
    * Has this told to whoever listens to the topic, in this process and in every other replica, once the unit is
    * committed; dropped when it is rolled back.
@@ -36,7 +40,7 @@ export interface Transaction extends Statements {
 /** Statements over a TypeORM query runner of better-sqlite3. */
 export class SqliteStatements implements Statements {
   constructor(
-    private readonly runner: QueryRunner,
+    protected readonly runner: QueryRunner,
     readonly dialect: Dialect,
   ) {}
 

@@ -3,6 +3,7 @@ import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, Logger 
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ApiError, fail } from '../errors';
 import type { ErrorEnvelope } from './api-errors';
+import { API_HEADERS } from './security-headers';
 
 /** Fastify's own refusals, by code, in the catalogue's words. */
 const FASTIFY_ERRORS: Record<string, () => ApiError> = {
@@ -59,10 +60,14 @@ export function answerUnreadable(error: NodeJS.ErrnoException, socket: Socket): 
   ];
   const body = JSON.stringify(toEnvelope(fail('ERR_VALIDATION', { request: problem }, { status })));
   socket.end(
-    `HTTP/1.1 ${status} ${text}\r\nContent-Type: application/json; charset=utf-8\r\n` +
+    `HTTP/1.1 ${status} ${text}\r\nContent-Type: application/json; charset=utf-8\r\n${SECURITY}` +
       `Content-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
   );
 }
+
+const SECURITY = Object.entries(API_HEADERS)
+  .map(([name, value]) => `${name}: ${value}\r\n`)
+  .join('');
 
 const UNREADABLE: Record<string, [status: number, text: string, problem: string]> = {
   HPE_HEADER_OVERFLOW: [431, 'Request Header Fields Too Large', 'has headers that are too large'],

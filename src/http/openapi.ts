@@ -1,4 +1,3 @@
-import helmet, { type FastifyHelmetOptions } from '@fastify/helmet';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import {
   DocumentBuilder,
@@ -80,21 +79,6 @@ function unfitBodies(): OperationObject['responses'] {
   );
 }
 
-/** Security headers of the page; a deployment without TLS must work, so nothing is upgraded. */
-const PAGE_HEADERS: FastifyHelmetOptions = {
-  strictTransportSecurity: false,
-  contentSecurityPolicy: {
-    useDefaults: false,
-    directives: {
-      defaultSrc: ["'self'"],
-      styleSrc: ["'self'", "'unsafe-inline'"],
-      imgSrc: ["'self'", 'data:'],
-      frameAncestors: ["'none'"],
-      objectSrc: ["'none'"],
-    },
-  },
-};
-
 /** The document with the present as the example of when metrics were measured: an older one would be refused. */
 function withPresent(document: OpenAPIObject, nowMs: number): OpenAPIObject {
   const request = document.components?.schemas?.MetricsRequest as SchemaObject | undefined;
@@ -103,13 +87,7 @@ function withPresent(document: OpenAPIObject, nowMs: number): OpenAPIObject {
 }
 
 /** Serves the document: Swagger UI at `/docs`, the document at `/docs-json` and `/docs-yaml`. */
-export async function mountDocs(app: NestFastifyApplication): Promise<void> {
-  const http = app.getHttpAdapter().getInstance();
-  // Only what a browser shows needs them: worked out for every heartbeat they would cost more than the rest of it.
-  http.addHook('onRoute', (route) => {
-    if (route.url.startsWith('/docs')) route.helmet = PAGE_HEADERS;
-  });
-  await app.register(helmet, { global: false });
+export function mountDocs(app: NestFastifyApplication): void {
   SwaggerModule.setup('docs', app, () => describeApi(app), {
     jsonDocumentUrl: 'docs-json',
     yamlDocumentUrl: 'docs-yaml',

@@ -2,6 +2,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import { fail } from '../errors';
 import { toEnvelope } from './error-filter';
+import { API_HEADERS } from './security-headers';
 
 /** Refuses in the envelope what Node's server would refuse in words of its own: no host, an expectation that is not met. */
 export function refuseUnfit(http: FastifyInstance): void {
@@ -15,6 +16,7 @@ export function refuseUnfit(http: FastifyInstance): void {
   http.server.on('checkExpectation', (_request: IncomingMessage, response: ServerResponse) => {
     const error = fail('ERR_VALIDATION', { expect: 'must be 100-continue' }, { status: 417 });
     response.writeHead(error.status, {
+      ...API_HEADERS,
       'content-type': 'application/json; charset=utf-8',
       connection: 'close',
     });

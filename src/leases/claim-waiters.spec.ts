@@ -1,4 +1,5 @@
 import fc from 'fast-check';
+import { InFlight } from '../telemetry/in-flight';
 import { Lifecycle } from '../telemetry/lifecycle';
 import { ClaimWaiters, type Waiter } from './claim-waiters';
 
@@ -17,13 +18,15 @@ function watch(wait: Promise<boolean>): { result: boolean | undefined } {
 /** Lets everything run that can run. */
 const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
 
+const inFlight = () => new InFlight({ maxInFlight: 1, maxWaitingClaims: 1_000 });
+
 describe('claims that wait', () => {
   let lifecycle: Lifecycle;
   let waiters: ClaimWaiters;
 
   beforeEach(() => {
     lifecycle = new Lifecycle();
-    waiters = new ClaimWaiters(lifecycle);
+    waiters = new ClaimWaiters(lifecycle, inFlight());
   });
 
   /** Ends the waits that a test left, and with them their timers. */
@@ -196,7 +199,7 @@ describe('claims that wait', () => {
 
     const run = async (events: readonly (typeof event extends fc.Arbitrary<infer E> ? E : never)[]) => {
       const process = new Lifecycle();
-      const line = new ClaimWaiters(process);
+      const line = new ClaimWaiters(process, inFlight());
       const tasks = new Map([
         ['dns', 0],
         ['tcp', 0],

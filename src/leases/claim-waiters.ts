@@ -1,9 +1,13 @@
 import { Injectable } from '@nestjs/common';
+import { InFlight } from '../telemetry/in-flight';
 import { Lifecycle } from '../telemetry/lifecycle';
 
 /** A claim that waits for tasks of some kinds. */
 export interface Waiter {
-  /** True when tasks may be there, false when the time is up, the caller hung up or the process stops. */
+  /**
+   * True when tasks may be there, false when the time is up, the caller hung up or the process stops.
+   * @throws ERR_UNAVAILABLE too many wait already
+   */
   woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
   /** Says that the caller has looked for tasks: the wake-up that it had is used. */
   served(): void;
@@ -21,7 +25,10 @@ export class ClaimWaiters {
   /** Who sleeps right now. Not the same as who stands in line: one that left it may wait on. */
   private readonly asleep = new Set<WaitingClaim>();
 
-  constructor(private readonly lifecycle: Lifecycle) {
+  constructor(
+    private readonly lifecycle: Lifecycle,
+    private readonly inFlight: InFlight,
+  ) {
     lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
   }
 
@@ -45,6 +52,7 @@ export class ClaimWaiters {
       },
       this.asleep,
       this.lifecycle,
+      this.inFlight,
     );
     for (const kind of kinds) {
       const line = this.byKind.get(kind);
@@ -78,6 +86,7 @@ class WaitingClaim implements Waiter {
     private readonly passOn: () => void,
     private readonly asleep: Set<WaitingClaim>,
     private readonly lifecycle: Lifecycle,
+    private readonly inFlight: InFlight,
   ) {}
 
   /** @returns whether this one took the wake-up: it had none yet */
@@ -95,6 +104,7 @@ class WaitingClaim implements Waiter {
 
   async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
     if (!this.signalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
+      const resume = this.inFlight.wait();
       let timer: NodeJS.Timeout | undefined;
       this.asleep.add(this);
       await new Promise<void>((resolve) => {
@@ -104,6 +114,7 @@ class WaitingClaim implements Waiter {
       });
       clearTimeout(timer);
       this.asleep.delete(this);
+      resume();
     }
     this.notify = undefined;
     if (this.lifecycle.stopping || hangUp.aborted || !this.signalled) return false;

@@ -3,6 +3,7 @@ import { DiscoveryModule } from '@nestjs/core';
 import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
 import { OperatorsModule } from '../operators/operators.module';
+import { TelemetryModule } from '../telemetry/telemetry.module';
 import { ClaimWaiters } from './claim-waiters';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
 import { LeasesController } from './leases.controller';
@@ -15,7 +16,7 @@ import { TasksService } from './tasks.service';
 
 /** Tasks and the leases on them. */
 @Module({
-  imports: [DiscoveryModule, AgentsModule, ConcurrencyModule, OperatorsModule],
+  imports: [DiscoveryModule, TelemetryModule, AgentsModule, ConcurrencyModule, OperatorsModule],
   controllers: [LeasesController, TasksController],
   providers: [
     LeasesService,

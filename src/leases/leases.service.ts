@@ -23,7 +23,7 @@ import type {
 import { QueueDepth } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
 import type { TaskReason, TaskState } from './task.entity';
-import { TaskKinds } from './task-kinds';
+import { type TakenReport, TaskKinds } from './task-kinds';
 
 /** The most leases that one claim grants. */
 const MAX_CLAIM = 256;
@@ -161,6 +161,7 @@ export class LeasesService {
       const ended: { id: number; state: LeaseState }[] = [];
       const results: object[] = [];
       const rejected: RejectedReport[] = [];
+      const taken: Omit<TakenReport, 'spec'>[] = [];
       for (const { report, as, outcome } of reports) {
         const lease = leases.get(report.lease_id);
         if (!lease) {
@@ -180,6 +181,18 @@ export class LeasesService {
           ended.push({ id: lease.id, state: as });
           ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
           keep(as === 'completed' ? 'final' : 'attempt');
+          if (this.kinds.wantsReports(lease.kind)) {
+            taken.push({
+              lease_id: lease.id,
+              task_id: lease.task_id,
+              agent_id: agentId,
+              target: lease.target,
+              report: as,
+              outcome,
+              observations: report.observations ?? [],
+              received_at: now,
+            });
+          }
         } else if (lease.state === 'expired' || lease.state === 'revoked') {
           rejected.push({ lease_id: lease.id, reason: lease.state });
           if (lease.reported === null) keep('late');
@@ -190,6 +203,7 @@ export class LeasesService {
       await this.endLeases(tx, ended, now);
       await this.storeResults(tx, agentId, results, now);
       await this.endAttempts(tx, ends, now);
+      await this.tellKinds(tx, taken);
       const acknowledged = reports.length - rejected.length;
       return rejected.length > 0 ? { acknowledged, rejected } : { acknowledged };
     });
@@ -204,7 +218,8 @@ export class LeasesService {
     return this.database.write(async (tx) => {
       const now = this.clock.now();
       const leases = await tx.rows<HeldLease>(
-        `${SELECT_HELD} WHERE l.state = 'active' AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2`,
+        `${SELECT_HELD} WHERE l.state = 'active' AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
+         ${tx.dialect.skipLocked('l', 't')}`,
         now,
         limit,
       );
@@ -244,6 +259,15 @@ export class LeasesService {
   /** Revokes the live lease of a task, where it has one, without touching the task; its next extend lists it. */
   async revoke(tx: Transaction, leaseId: number): Promise<void> {
     await this.endLeases(tx, [{ id: leaseId, state: 'revoked' }], this.clock.now());
+  }
+
+  /** Locks the live lease of a task, where it has one; before the task, as everybody does. */
+  async lockLive(tx: Transaction, taskId: number): Promise<void> {
+    if (!tx.dialect.concurrent) return;
+    await tx.rows(
+      `SELECT id FROM leases WHERE task_id = $1 AND state = 'active' ${tx.dialect.forUpdate()}`,
+      taskId,
+    );
   }
 
   private async claimOrWait(
@@ -319,7 +343,7 @@ export class LeasesService {
       // A derived table each: a LIMIT must not reach across the union.
       return `SELECT * FROM (SELECT id, kind, target, spec, priority FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
-        ORDER BY priority DESC, id LIMIT $${values.length}) AS k${values.length}`;
+        ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
     return tx.rows<CandidateTask>(
       `${perKind.join(' UNION ALL ')} ORDER BY priority DESC, id LIMIT ${MAX_CLAIM}`,
@@ -402,12 +426,22 @@ export class LeasesService {
     leaseIds: readonly number[],
   ): Promise<Map<number, ReportedLease>> {
     if (leaseIds.length === 0) return new Map();
+    if (tx.dialect.concurrent) {
+      // Before they are read: of a row that had to be waited for, what was joined to it would be that of before.
+      await tx.rows(
+        `SELECT id FROM leases WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND agent_id = $2
+         ORDER BY id ${tx.dialect.forUpdate()}`,
+        JSON.stringify(leaseIds),
+        agentId,
+      );
+    }
     // A foreign lease is not found, so it looks the same as one that there is not.
     const rows = await tx.rows<ReportedLease>(
       `SELECT l.id, l.state, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
          r.report AS reported, r.outcome
        FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
-       WHERE l.id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND l.agent_id = $2`,
+       WHERE l.id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND l.agent_id = $2
+       ORDER BY l.id ${tx.dialect.forUpdate('t')}`,
       JSON.stringify(leaseIds),
       agentId,
     );
@@ -455,6 +489,25 @@ export class LeasesService {
     );
   }
 
+  /** Tells the kinds that want it of reports that took effect. */
+  private async tellKinds(tx: Transaction, taken: readonly Omit<TakenReport, 'spec'>[]): Promise<void> {
+    if (taken.length === 0) return;
+    const rows = await tx.rows<{ id: number; kind: string; spec: string }>(
+      `SELECT id, kind, spec FROM tasks WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      JSON.stringify(taken.map(({ task_id }) => task_id)),
+    );
+    const tasks = new Map(rows.map((row) => [row.id, row]));
+    const byKind = Map.groupBy(taken, ({ task_id }) => tasks.get(task_id)?.kind as string);
+    for (const [kind, reports] of byKind) {
+      const specOf = ({ task_id }: { task_id: number }) => JSON.parse(tasks.get(task_id)?.spec as string);
+      await this.kinds.tell(
+        tx,
+        kind,
+        reports.map((report) => ({ ...report, spec: specOf(report) })),
+      );
+    }
+  }
+
   /** Takes leased tasks to what they become, and the counters with them. */
   private async endAttempts(tx: Transaction, ends: readonly TaskEnd[], now: number): Promise<void> {
     if (ends.length === 0) return;
@@ -491,7 +544,8 @@ export class LeasesService {
   private async revokeHeldBy(tx: Transaction, agentIds: readonly number[]): Promise<void> {
     const now = this.clock.now();
     const leases = await tx.rows<HeldLease>(
-      `${SELECT_HELD} WHERE l.state = 'active' AND l.agent_id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) ORDER BY l.id`,
+      `${SELECT_HELD} WHERE l.state = 'active' AND l.agent_id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)
+       ORDER BY l.id ${tx.dialect.forUpdate('l', 't')}`,
       JSON.stringify(agentIds),
     );
     if (leases.length === 0) return;

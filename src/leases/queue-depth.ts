@@ -41,7 +41,14 @@ export class QueueDepth {
     private readonly concurrency: ConcurrencyService,
     private readonly waiters: ClaimWaiters,
   ) {
-    this.concurrency.onCeilings((tx) => this.fitCeilings(tx));
+    this.concurrency.onCeilings({
+      // A claim that holds tasks and waits for the counters would be waited for; so none may be on its way.
+      before: async (tx) => {
+        const lock = tx.dialect.lockTable('tasks');
+        if (lock) await tx.run(lock);
+      },
+      after: (tx) => this.fitCeilings(tx),
+    });
   }
 
   /**
@@ -50,6 +57,7 @@ export class QueueDepth {
    */
   async shift(tx: Transaction, shifts: readonly Shift[]): Promise<void> {
     if (shifts.length === 0) return;
+    await this.concurrency.lock(tx);
     await this.count(tx, shifts);
     const freed = shifts.filter((shift) => HOLDS_SLOT.has(shift.from) && !HOLDS_SLOT.has(shift.to));
     // A ceiling that was lowered lets the leases over it run on; their tasks may not begin again beyond it.
@@ -61,6 +69,7 @@ export class QueueDepth {
 
   /** For tasks that could be handed out, says which may be and which must wait, in the order given. */
   async readyStates(tx: Transaction, places: readonly Place[]): Promise<('queued' | 'waiting')[]> {
+    await this.concurrency.lock(tx);
     return (await this.concurrency.admit(tx, places)).map((admitted) => (admitted ? 'queued' : 'waiting'));
   }
 
@@ -156,7 +165,7 @@ export class QueueDepth {
     const perKind = kinds.map(
       (_, i) =>
         `SELECT * FROM (SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $${i + 2}
-         ORDER BY priority DESC, id LIMIT $1) AS k${i}`,
+         ORDER BY priority DESC, id LIMIT $1 ${tx.dialect.skipLocked()}) AS k${i}`,
     );
     return tx.rows<WaitingTask>(
       `${perKind.join(' UNION ALL ')} ORDER BY priority DESC, id LIMIT $1`,
@@ -185,7 +194,7 @@ export class QueueDepth {
       heads.push(
         ...(await tx.rows<WaitingTask>(
           `SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $1 AND target = $2
-           ORDER BY priority DESC, id LIMIT $3`,
+           ORDER BY priority DESC, id LIMIT $3 ${tx.dialect.skipLocked()}`,
           kind,
           target,
           BATCH,
@@ -205,11 +214,14 @@ export class QueueDepth {
       const { scope, kind, target, excess } = over[0] as (typeof over)[number];
       const tasks = await tx.rows<{ id: number; kind: string; target: string }>(
         `SELECT id, kind, target FROM tasks WHERE state = 'queued'
-         AND ($1 = '' OR kind = $1) AND ($2 = '' OR target = $2) ORDER BY priority, id DESC LIMIT $3`,
+         AND ($1 = '' OR kind = $1) AND ($2 = '' OR target = $2) ORDER BY priority, id DESC LIMIT $3
+         ${tx.dialect.skipLocked()}`,
         kind,
         target,
         excess,
       );
+      // Those that are being claimed are leased by the time that somebody else counts.
+      if (tasks.length === 0 && tx.dialect.concurrent) break;
       if (tasks.length === 0)
         throw new Error(`window ${scope}/${kind}/${target} counts tasks that are not there`);
       await this.putTo(tx, tasks, 'queued', 'waiting');

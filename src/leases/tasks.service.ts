@@ -127,7 +127,7 @@ export class TasksService {
    */
   cancel(by: OperatorIdentity, id: number): Promise<TaskDetail> {
     return this.database.write(async (tx) => {
-      const task = await findTask(tx, id);
+      const task = await this.lock(tx, id);
       if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
       if (task.state !== 'cancelled') {
         const now = this.clock.now();
@@ -155,7 +155,7 @@ export class TasksService {
    */
   retry(by: OperatorIdentity, id: number): Promise<TaskDetail> {
     return this.database.write(async (tx) => {
-      const task = await findTask(tx, id);
+      const task = await this.lock(tx, id);
       if (task.state !== 'dead' && task.state !== 'cancelled') throw wrongState(task.state, 'retried');
       if (task.unique_key !== null) {
         const holder = (await this.findByKeys(tx, [task.unique_key])).get(task.unique_key);
@@ -176,6 +176,11 @@ export class TasksService {
       await this.recordState(tx, by, 'task.retry', task, to as TaskState);
       return detailOf(tx, id);
     });
+  }
+
+  private async lock(tx: Transaction, id: number): Promise<TaskEntity> {
+    await this.leases.lockLive(tx, id);
+    return findTask(tx, id, tx.dialect.forUpdate());
   }
 
   private recordEnqueue(tx: Transaction, by: OperatorIdentity, { tasks }: EnqueueResponse): Promise<void> {
@@ -223,7 +228,8 @@ export class TasksService {
     return this.database.write(async (tx) => {
       const now = this.clock.now();
       const tasks = await tx.rows<TaskRow>(
-        `SELECT id, kind, target, state FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2`,
+        `SELECT id, kind, target, state FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2
+         ${tx.dialect.skipLocked()}`,
         now,
         limit,
       );
@@ -256,7 +262,8 @@ export class TasksService {
     return this.database.write(async (tx) => {
       const now = this.clock.now();
       const tasks = await tx.rows<TaskRow>(
-        `SELECT id, kind, target, state FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2`,
+        `SELECT id, kind, target, state FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2
+         ${tx.dialect.skipLocked()}`,
         now,
         limit,
       );
@@ -283,7 +290,8 @@ export class TasksService {
     return this.database.write(async (tx) => {
       const gone = await tx.rows<TaskRow>(
         `DELETE FROM tasks WHERE id IN (
-           SELECT id FROM tasks WHERE finished_at IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2)
+           SELECT id FROM tasks WHERE finished_at IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2
+           ${tx.dialect.skipLocked()})
          RETURNING id, kind, target, state`,
         beforeMs,
         limit,
@@ -458,8 +466,8 @@ function wrongState(state: TaskState, verb: string) {
   return fail('ERR_CONFLICT', { state }, { message: `A ${state} task can't be ${verb}.` });
 }
 
-async function findTask(statements: Statements, id: number): Promise<TaskEntity> {
-  const task = await statements.first<TaskEntity>('SELECT * FROM tasks WHERE id = $1', id);
+async function findTask(statements: Statements, id: number, lock = ''): Promise<TaskEntity> {
+  const task = await statements.first<TaskEntity>(`SELECT * FROM tasks WHERE id = $1 ${lock}`, id);
   if (!task) throw fail('ERR_NOT_FOUND', { task_id: id });
   return task;
 }

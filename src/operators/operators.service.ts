@@ -199,8 +199,13 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /** @throws ERR_CONFLICT nobody but this token could make another */
-  private async requireAnotherAdmin(statements: Statements, id: number): Promise<void> {
-    const other = await statements.first(
+  private async requireAnotherAdmin(tx: Transaction, id: number): Promise<void> {
+    // Of two that withdraw each other's token one must see what the other did.
+    if (tx.dialect.concurrent)
+      await tx.rows(
+        `SELECT id FROM operator_tokens WHERE role = 'admin' ORDER BY id ${tx.dialect.forUpdate()}`,
+      );
+    const other = await tx.first(
       `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' AND id <> $2 LIMIT 1`,
       this.clock.now(),
       id,

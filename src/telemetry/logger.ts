@@ -1,6 +1,7 @@
 import { Injectable, type LoggerService } from '@nestjs/common';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
-import { type DestinationStream, destination, type Logger, pino, stdSerializers } from 'pino';
+import { type DestinationStream, destination, type Logger, pino } from 'pino';
+import { clientAddress } from '../http/client-address';
 import type { ControlPlaneRequest } from '../http/decorators';
 import type { Settings } from '../settings';
 
@@ -13,10 +14,18 @@ export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: Destinat
       messageKey: 'message',
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (level) => ({ level }) },
-      serializers: { err: stdSerializers.errWithCause },
+      serializers: { err: describeError },
     },
     to ?? destination({ dest: 1, sync: false, minLength: 16_000, periodicFlush: 100 }),
   );
+}
+
+/** An error for the log, with its causes. Its other fields are left out: a database's hold what clients sent. */
+function describeError(error: unknown): unknown {
+  if (!(error instanceof Error)) return typeof error;
+  const { name, message, stack, cause } = error;
+  const { code, query } = error as { code?: unknown; query?: unknown };
+  return { name, message, stack, code, query, cause: cause === undefined ? undefined : describeError(cause) };
 }
 
 /** Nest's logger over ours: `logger.log(message)` or `logger.log({facts}, message)`. */
@@ -84,6 +93,7 @@ export function logRequests(http: FastifyInstance, logger: Logger): void {
         route,
         status: reply.statusCode,
         duration_ms: Math.round(reply.elapsedTime * 100) / 100,
+        address: clientAddress(request),
         agent_id: agent?.id,
         operator: operator?.name,
       },

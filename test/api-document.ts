@@ -1,0 +1,111 @@
+import Ajv, { type ValidateFunction } from 'ajv';
+import addFormats from 'ajv-formats';
+import type { Answer } from './harness';
+
+/** The part of an operation or response that is JSON. */
+export const jsonOf = (content: any) => content?.['application/json'];
+
+/** The statuses of an operation that are no errors. */
+export const successesOf = (operation: any): string[] =>
+  Object.keys(operation.responses).filter((status) => Number(status) < 400);
+
+/** A schema of OpenAPI 3.0 as JSON Schema, in which an answer may have no field that is not in the document. */
+function toJsonSchema(schema: any): any {
+  if (Array.isArray(schema)) return schema.map(toJsonSchema);
+  if (typeof schema !== 'object' || schema === null) return schema;
+  const { nullable, example, writeOnly, properties, ...rest } = schema;
+  const converted: any = Object.fromEntries(
+    Object.entries(rest).map(([key, value]) => [key, key === 'enum' ? value : toJsonSchema(value)]),
+  );
+  if (properties) {
+    converted.properties = Object.fromEntries(
+      Object.entries(properties).map(([name, value]) => [name, toJsonSchema(value)]),
+    );
+    converted.additionalProperties ??= false;
+  }
+  if (!nullable) return converted;
+  // A list of values must name null among them; the document's readers take a reference that may be null as it is meant.
+  if (converted.type && !converted.allOf) return { ...converted, type: [converted.type, 'null'] };
+  return { anyOf: [converted, { type: 'null' }] };
+}
+
+/** The API's document as a server serves it, and what can be held against it. */
+export class ApiDocument {
+  /** By names such as `GET /v1/tasks/{id}`. */
+  readonly operations: Map<string, any>;
+  private readonly ajv = new Ajv({
+    strict: true,
+    allowUnionTypes: true,
+    allErrors: true,
+    keywords: ['components'],
+  });
+  private readonly validators = new Map<string, ValidateFunction>();
+
+  constructor(readonly document: any) {
+    addFormats(this.ajv);
+    this.ajv.addSchema({ $id: 'document', components: toJsonSchema(document.components) });
+    this.operations = new Map(
+      Object.entries<object>(document.paths).flatMap(([path, methods]) =>
+        Object.entries(methods).map(([method, operation]) => [`${method.toUpperCase()} ${path}`, operation]),
+      ),
+    );
+  }
+
+  /** The schema that a reference means. */
+  deref(schema: any): any {
+    return schema?.$ref ? this.document.components.schemas[schema.$ref.split('/').pop()] : schema;
+  }
+
+  /** What is wrong with a value by a schema of the document, named by where it is. */
+  problemsOf(where: string, schema: unknown, value: unknown): string[] {
+    let validate = this.validators.get(where);
+    if (!validate) {
+      const text = JSON.stringify(toJsonSchema(schema)).replaceAll(
+        '"#/components/',
+        '"document#/components/',
+      );
+      validate = this.ajv.compile(JSON.parse(text));
+      this.validators.set(where, validate);
+    }
+    return validate(value)
+      ? []
+      : (validate.errors ?? []).map((e) => `${where}${e.instancePath}: ${e.message}`);
+  }
+
+  /** What is wrong with an operation's answer: its status, its type, its body, its headers. */
+  problemsOfAnswer(name: string, { status, headers, body }: Answer): string[] {
+    const response = this.operations.get(name).responses[status];
+    const where = `${name} ${status}`;
+    if (!response) return [`${where}: is not in the document`];
+    const problems: string[] = [];
+    const type = headers.get('content-type')?.split(';')[0];
+    const types = Object.keys(response.content ?? {});
+    if (types.length === 0 ? body !== '' : !types.includes(type as string))
+      problems.push(`${where}: is ${type}, not ${types.join() || 'empty'}`);
+    else if (type === 'application/json')
+      problems.push(...this.problemsOf(where, jsonOf(response.content).schema, body));
+    for (const header of Object.keys(response.headers ?? {}))
+      if (!headers.has(header)) problems.push(`${where}: has no ${header}`);
+    return problems;
+  }
+
+  /** Puts together what a reader of the document is shown as an example, and tells which fields have none. */
+  exampleOf(schema: any, where: string, missing: string[]): unknown {
+    if (schema.example !== undefined) return schema.example;
+    if (schema.$ref) return this.exampleOf(this.deref(schema), where, missing);
+    const part = schema.allOf?.[0] ?? schema.anyOf?.[0] ?? schema.oneOf?.[0];
+    if (part) return this.exampleOf(part, where, missing);
+    if (schema.properties) {
+      return Object.fromEntries(
+        Object.entries(schema.properties).map(([name, property]) => [
+          name,
+          this.exampleOf(property, `${where}.${name}`, missing),
+        ]),
+      );
+    }
+    if (schema.type === 'array') return [this.exampleOf(schema.items, `${where}[]`, missing)];
+    if (schema.default !== undefined) return schema.default;
+    missing.push(where);
+    return undefined;
+  }
+}
