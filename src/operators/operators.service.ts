@@ -4,7 +4,7 @@ import { Clock, toTimestamp } from '../clock';
 import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import { writePrivately } from '../database/private-file';
-import type { Statements, Transaction } from '../database/statements';
+import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
