@@ -14,6 +14,7 @@ import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
 import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
+import { settleRestore } from './operators/restore';
 import type { Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, logRequests, NestLogger, requestIdOf } from './telemetry/logger';
@@ -48,6 +49,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const database = await Database.open(settings, ENTITIES);
   const overload = new Overload(settings, database);
   try {
+    if (await settleRestore(database, clock)) logger.warn('started on a backup; its ids go on beyond all given since');
     const adapter = new FastifyAdapter({
       bodyLimit: BODY_LIMIT,
       trustProxy: settings.trustProxy,

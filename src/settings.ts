@@ -63,6 +63,10 @@ export interface Settings {
   readonly maxWriteQueue: number;
   /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
   readonly signingKeyFile: string | undefined;
+  /** Where the command line finds the server; undefined when nothing is said. Not the server's. */
+  readonly url: string | undefined;
+  /** The operator's token that the command line shows. Not the server's. */
+  readonly token: string | undefined;
 }
 
 /** The injection token of {@link Settings}. */
@@ -192,6 +196,15 @@ function readEnrollmentTokens(reader: Reader): string[] {
   return tokens;
 }
 
+function readUrl(reader: Reader): string | undefined {
+  const text = reader.text('URL');
+  if (text === undefined) return undefined;
+  const url = URL.parse(text);
+  if (!url || !/^https?:$/.test(url.protocol) || url.username !== '' || url.password !== '' || url.search !== '')
+    throw bad('URL', 'must be the address of a control plane such as http://127.0.0.1:8080, without credentials');
+  return url.href.replace(/\/+$/, '');
+}
+
 /**
  * Reads and checks every `CONTROL_PLANE_*` variable.
  * @throws SettingsError naming the first setting that is unknown or unusable; its value is never in the message.
@@ -245,6 +258,8 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     maxEventLoopDelayMs: reader.integer('MAX_EVENT_LOOP_DELAY_MS', 500, 10, 60_000),
     maxWriteQueue: reader.integer('MAX_WRITE_QUEUE', 4_000, 1, 1_000_000),
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
+    url: readUrl(reader),
+    token: reader.text('TOKEN'),
   };
   // Checked last, when every name that is known has been asked for.
   for (const name of Object.keys(env)) {

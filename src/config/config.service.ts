@@ -37,7 +37,10 @@ export class ConfigService implements OnModuleInit {
     private readonly key: SigningKey,
   ) {}
 
-  /** Loads the bundle in force. One that was signed with another key is published again with this one. */
+  /**
+   * Loads the bundle in force. One that was signed with another key is published again with this one; so is one out of a
+   * backup, for agents may have seen a later `seq` than it has.
+   */
   async onModuleInit(): Promise<void> {
     const row = await this.database.read((statements) =>
       statements.first<ConfigEntity>('SELECT * FROM agent_configs ORDER BY seq DESC LIMIT 1'),
@@ -45,10 +48,14 @@ export class ConfigService implements OnModuleInit {
     if (!row) return;
     this.keep(row);
     const leftMs = row.expires_at - this.clock.now();
-    if (row.kid === this.key.kid || leftMs <= 0) return;
+    const restored = row.seq < (await this.newestSeq());
+    if ((row.kid === this.key.kid && !restored) || leftMs <= 0) return;
     // Agents verify with the key that is published now; the old one may have been replaced because it leaked.
     const { revision } = await this.publish(JSON.parse(row.config), { expiresInMs: leftMs });
-    this.logger.warn({ kid: this.key.kid, revision }, 'the signing key was replaced; published anew with it');
+    this.logger.warn(
+      { kid: this.key.kid, revision },
+      restored ? 'restored from a backup; published anew' : 'the signing key was replaced; published anew with it',
+    );
   }
 
   /**
@@ -110,9 +117,10 @@ export class ConfigService implements OnModuleInit {
     return this.newest && this.newest.expiresAt > this.clock.now() ? this.newest : undefined;
   }
 
+  /** The last seq that was given, or passed over after a restore. */
   private async newestSeq(): Promise<number> {
     const row = await this.database.read((statements) =>
-      statements.first<{ seq: number | null }>('SELECT max(seq) AS seq FROM agent_configs'),
+      statements.first<{ seq: number | null }>(`SELECT ${statements.dialect.lastId('agent_configs')} AS seq`),
     );
     return row?.seq ?? 0;
   }
