@@ -49,7 +49,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const database = await Database.open(settings, ENTITIES);
   const overload = new Overload(settings, database);
   try {
-    if (await settleRestore(database, clock)) logger.warn('started on a backup; its ids go on beyond all given since');
+    if (await settleRestore(database, clock))
+      logger.warn('started on a backup; its ids go on beyond all given since');
     const adapter = new FastifyAdapter({
       bodyLimit: BODY_LIMIT,
       trustProxy: settings.trustProxy,

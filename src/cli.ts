@@ -59,11 +59,15 @@ Examples:
     const settings = readSettings();
     const interrupted = new AbortController();
     for (const signal of ['SIGINT', 'SIGTERM'] as const)
-      process.once(signal, () => interrupted.abort(new Failure('Interrupted; no backup was made.', EXIT.failed)));
+      process.once(signal, () =>
+        interrupted.abort(new Failure('Interrupted; no backup was made.', EXIT.failed)),
+      );
     const backup = await backUp(settings.database, file, { replace: force, signal: interrupted.signal });
     print(json ? JSON.stringify(backup) : fields(backup));
     const key = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
-    note(`Not in it, for they are secrets: keep ${key} too, in another place, and the admin's token where you need it.`);
+    note(
+      `Not in it, for they are secrets: keep ${key} too, in another place, and the admin's token where you need it.`,
+    );
   });
 addDoctor(program);
 addOperatorsCommands(program);
@@ -83,6 +87,8 @@ function giveUp(error: unknown): void {
 }
 
 // Whoever reads has had enough, as `head` does: not a failure.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed));
+process.stdout.on('error', (error: NodeJS.ErrnoException) =>
+  process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed),
+);
 
 program.parseAsync().catch(giveUp);

@@ -200,8 +200,17 @@ function readUrl(reader: Reader): string | undefined {
   const text = reader.text('URL');
   if (text === undefined) return undefined;
   const url = URL.parse(text);
-  if (!url || !/^https?:$/.test(url.protocol) || url.username !== '' || url.password !== '' || url.search !== '')
-    throw bad('URL', 'must be the address of a control plane such as http://127.0.0.1:8080, without credentials');
+  if (
+    !url ||
+    !/^https?:$/.test(url.protocol) ||
+    url.username !== '' ||
+    url.password !== '' ||
+    url.search !== ''
+  )
+    throw bad(
+      'URL',
+      'must be the address of a control plane such as http://127.0.0.1:8080, without credentials',
+    );
   return url.href.replace(/\/+$/, '');
 }
 

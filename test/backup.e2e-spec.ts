@@ -1,4 +1,13 @@
-import { copyFileSync, existsSync, linkSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -21,7 +30,10 @@ const backUp = (folder: string, ...args: string[]) =>
   run(['backup', ...args], { cwd: folder, env: { DATABASE_URL: 'sqlite://test.db' } });
 
 /** A new server on a copy of a backup, with the old one's signing key where it is to have that. */
-function restore(file: string, { key, clock }: { key?: string; clock?: TestClock } = {}): Promise<TestServer> {
+function restore(
+  file: string,
+  { key, clock }: { key?: string; clock?: TestClock } = {},
+): Promise<TestServer> {
   const folder = newFolder();
   copyFileSync(file, join(folder, 'test.db'));
   if (key !== undefined) copyFileSync(key, join(folder, 'test.signing-key.pem'));
@@ -64,7 +76,10 @@ describe('a backup', () => {
         const leases = await claim(old, agent, 4);
         given.leases = Math.max(given.leases, ...leases);
         const { body } = await old.agent(agent, '/report', {
-          completed: leases.map((lease_id) => ({ lease_id, observations: [{ name: 'lease', value: lease_id }] })),
+          completed: leases.map((lease_id) => ({
+            lease_id,
+            observations: [{ name: 'lease', value: lease_id }],
+          })),
           cancelled: [],
         });
         expect(body).toEqual({ acknowledged: leases.length });
@@ -130,7 +145,9 @@ describe('a backup', () => {
 
     const restores = '/v1/audit?action=database.restore';
     const { items } = (await server.operator('GET', restores)).body;
-    expect(items).toMatchObject([{ operator_name: 'control-plane', subject: 'database', operator_token_id: null }]);
+    expect(items).toMatchObject([
+      { operator_name: 'control-plane', subject: 'database', operator_token_id: null },
+    ]);
     expect(items[0].after.ids_go_on_after.leases).toBe(Math.min(...leases) - 1);
     expect((await server.operator('GET', '/v1/audit/verification')).body.intact).toBe(true);
 
@@ -192,7 +209,10 @@ describe('a backup', () => {
     const server = await TestServer.start({}, { folder });
     linkSync(join(folder, 'test.db'), join(folder, 'linked.db'));
     const refused = await backUp(folder, name, '--force');
-    expect([refused.code, refused.stderr]).toEqual([1, `${name} is the database itself; name another file.\n`]);
+    expect([refused.code, refused.stderr]).toEqual([
+      1,
+      `${name} is the database itself; name another file.\n`,
+    ]);
     expect((await server.enqueue(dnsTask())).length).toBe(1);
     await server.stop();
   });
@@ -200,9 +220,14 @@ describe('a backup', () => {
   it('is not made of a database that is damaged or not there, and leaves nothing behind', async () => {
     const folder = newFolder();
     const missing = await backUp(folder, 'backup.db');
-    expect([missing.code, missing.stderr]).toEqual([1, expect.stringMatching(/no database .*CONTROL_PLANE_DATABASE_URL/)]);
+    expect([missing.code, missing.stderr]).toEqual([
+      1,
+      expect.stringMatching(/no database .*CONTROL_PLANE_DATABASE_URL/),
+    ]);
     const server = await TestServer.start({}, { folder });
-    await Promise.all(Array.from({ length: 20 }, () => server.enqueue(...Array.from({ length: 50 }, () => dnsTask()))));
+    await Promise.all(
+      Array.from({ length: 20 }, () => server.enqueue(...Array.from({ length: 50 }, () => dnsTask()))),
+    );
     await server.stop({ keep: true });
     const file = await open(join(folder, 'test.db'), 'r+');
     const { size } = await file.stat();

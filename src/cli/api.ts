@@ -128,7 +128,9 @@ function explain(connection: Connection, call: Call, answer: Answer): Failure {
 }
 
 const howToRepeat = ({ idempotencyKey }: Call): string =>
-  idempotencyKey === undefined ? '' : `\nTo try again without a second effect: --idempotency-key ${idempotencyKey}`;
+  idempotencyKey === undefined
+    ? ''
+    : `\nTo try again without a second effect: --idempotency-key ${idempotencyKey}`;
 
 function isJson({ type, text }: Answer): boolean {
   if (!/^application\/json\b/i.test(type)) return false;
@@ -157,7 +159,8 @@ async function connect(settings: Settings, access: Access): Promise<Connection> 
   }
   const token = findToken(settings, access, url);
   // Without a server no token would help; without a token nobody would say that there is no server.
-  if (!token && !(await answers(url))) throw new Failure(`${url} can't be reached.${NEEDS_SERVER}`, EXIT.retry);
+  if (!token && !(await answers(url)))
+    throw new Failure(`${url} can't be reached.${NEEDS_SERVER}`, EXIT.retry);
   if (!token)
     throw new Failure(
       "There is no operator's token: set CONTROL_PLANE_TOKEN, or name a file with --token-file.",
@@ -236,10 +239,16 @@ function withServer(url: string, { token, source }: Token, timeout: number): Con
 }
 
 function unreachable(url: string, error: Error, timeout: number): Unreachable {
-  if (error.name === 'TimeoutError') return new Unreachable(`${url} gave no answer within ${timeout} s.`, false);
+  if (error.name === 'TimeoutError')
+    return new Unreachable(`${url} gave no answer within ${timeout} s.`, false);
   const { code, message } = (error.cause ?? error) as NodeJS.ErrnoException;
-  const before = ['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH'].includes(code ?? '');
-  return new Unreachable(`${url} can't be reached (${code ?? message}).${before ? NEEDS_SERVER : ''}`, before);
+  const before = ['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH'].includes(
+    code ?? '',
+  );
+  return new Unreachable(
+    `${url} can't be reached (${code ?? message}).${before ? NEEDS_SERVER : ''}`,
+    before,
+  );
 }
 
 interface Token {
@@ -256,13 +265,17 @@ function findToken(settings: Settings, access: Access, url: string): Token | und
   const file = fileBesideDatabase(settings.database, 'admin-token');
   const local = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(new URL(url).hostname);
   let found: Token | undefined;
-  if (access.tokenFile !== undefined) found = { token: readToken(access.tokenFile), source: access.tokenFile };
+  if (access.tokenFile !== undefined)
+    found = { token: readToken(access.tokenFile), source: access.tokenFile };
   else if (settings.token !== undefined) found = { token: settings.token, source: 'CONTROL_PLANE_TOKEN' };
   else if (local && settings.adminToken !== undefined)
     found = { token: settings.adminToken, source: 'CONTROL_PLANE_ADMIN_TOKEN' };
   else if (local && existsSync(file)) found = { token: readToken(file), source: file };
   if (found && !/^[\x21-\x7e]{1,512}$/.test(found.token))
-    throw new Failure(`The token of ${found.source} must be 1 to 512 visible ASCII characters.`, EXIT.misused);
+    throw new Failure(
+      `The token of ${found.source} must be 1 to 512 visible ASCII characters.`,
+      EXIT.misused,
+    );
   return found;
 }
 

@@ -26,7 +26,10 @@ export function addDoctor(program: Command): void {
   program
     .command('doctor')
     .description('check settings, files, database, clock, disk and server; changes nothing')
-    .addHelpText('after', '\nEach line is ok, warn or FAIL, with what to do. The exit code is 1 where one is FAIL.')
+    .addHelpText(
+      'after',
+      '\nEach line is ok, warn or FAIL, with what to do. The exit code is 1 where one is FAIL.',
+    )
     .action(async () => {
       let failed = false;
       for await (const [verdict, what, finding] of examine()) {
@@ -51,7 +54,11 @@ async function* examine(): AsyncGenerator<Finding> {
   if (path === ':memory:') {
     yield ['warn', 'database', 'is in memory: it ends with the process'];
   } else if (!existsSync(dirname(path))) {
-    yield ['FAIL', 'folder', `${dirname(path)} does not exist; create it, with mode 700, for the server's user`];
+    yield [
+      'FAIL',
+      'folder',
+      `${dirname(path)} does not exist; create it, with mode 700, for the server's user`,
+    ];
   } else {
     yield folder(dirname(path));
     yield* files(settings);
@@ -128,7 +135,11 @@ async function contents(statements: Statements, { migrateOnStart }: Settings): P
   const orphans = await statements.rows('PRAGMA foreign_key_check');
   if (verdict !== 'ok') findings.push(['FAIL', 'integrity', `${verdict}; restore a backup`]);
   else if (orphans.length > 0)
-    findings.push(['FAIL', 'integrity', `${orphans.length} rows name others that are not there; restore a backup`]);
+    findings.push([
+      'FAIL',
+      'integrity',
+      `${orphans.length} rows name others that are not there; restore a backup`,
+    ]);
   else findings.push(['ok', 'integrity', 'the database is whole']);
   const { pendingMigrations } = await import('../database/migrations.js');
   try {
@@ -141,7 +152,11 @@ async function contents(statements: Statements, { migrateOnStart }: Settings): P
     findings.push(['FAIL', 'migrations', (error as Error).message]);
   }
   if (await isBackup(statements))
-    findings.push(['warn', 'restore', 'the database is a backup; its ids go on with a gap when it is started']);
+    findings.push([
+      'warn',
+      'restore',
+      'the database is a backup; its ids go on with a gap when it is started',
+    ]);
   return findings;
 }
 

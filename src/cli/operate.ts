@@ -78,7 +78,8 @@ function readJson(file: string): unknown {
 /** A query of those parameters that were given. */
 function query(parameters: Record<string, string | number | undefined>): string {
   const given = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) if (value !== undefined) given.set(name, String(value));
+  for (const [name, value] of Object.entries(parameters))
+    if (value !== undefined) given.set(name, String(value));
   return given.size === 0 ? '' : `?${given}`;
 }
 
@@ -189,11 +190,15 @@ function addAgents(program: Command): void {
   ] as const) {
     verb(agents, name, summary, `agents ${name} 12`)
       .argument('<id>', "the agent's id", id)
-      .action((agent, options) => perform(options, post(`/v1/agents/${agent}/${name}`, undefined, true), fields));
+      .action((agent, options) =>
+        perform(options, post(`/v1/agents/${agent}/${name}`, undefined, true), fields),
+      );
   }
   verb(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12')
     .argument('<id>', "the agent's id", id)
-    .action((agent, options) => perform(options, post(`/v1/agents/${agent}/rotate`, undefined, false), fields));
+    .action((agent, options) =>
+      perform(options, post(`/v1/agents/${agent}/rotate`, undefined, false), fields),
+    );
   verb(agents, 'delete', 'delete an agent; its results stay, its hostname is free', 'agents delete 12')
     .argument('<id>', "the agent's id", id)
     .action((agent, options) =>
@@ -220,10 +225,19 @@ function addTasks(task: Command): void {
     .option('--not-after <time>', 'no attempt begins from then on (RFC 3339)')
     .option('--max-attempts <n>', 'how often it is tried before it is dead', whole)
     .option('--unique-key <key>', 'not while an unfinished task has this key')
-    .option('--idempotency-key <key>', 'the same key and tasks again enqueue nothing twice (default: a random one)')
+    .option(
+      '--idempotency-key <key>',
+      'the same key and tasks again enqueue nothing twice (default: a random one)',
+    )
     .action((kind: string | undefined, specFields: string[], options) => {
       const { file, priority, runAt, notAfter, maxAttempts, uniqueKey, idempotencyKey, ...common } = options;
-      const own = { priority, run_at: runAt, not_after: notAfter, max_attempts: maxAttempts, unique_key: uniqueKey };
+      const own = {
+        priority,
+        run_at: runAt,
+        not_after: notAfter,
+        max_attempts: maxAttempts,
+        unique_key: uniqueKey,
+      };
       const body =
         file === undefined
           ? { tasks: [{ kind: kindOf(kind), spec: specOf(specFields), ...own }] }
@@ -240,7 +254,12 @@ function addTasks(task: Command): void {
         (answer) => table(answer.tasks, ['id', 'state']),
       );
     });
-  listing(task, 'list tasks, newest first', 'task list --state dead --kind dns', 'task list --json | jq .items[].id')
+  listing(
+    task,
+    'list tasks, newest first',
+    'task list --state dead --kind dns',
+    'task list --json | jq .items[].id',
+  )
     .option('--state <state>', 'scheduled, waiting, queued, leased, completed, cancelled or dead')
     .option('--kind <kind>', 'only of this kind')
     .option('--target <target>', 'only aimed at this')
@@ -263,7 +282,10 @@ function addTasks(task: Command): void {
 
 function kindOf(kind: string | undefined): string {
   if (kind === undefined || kind.includes('='))
-    throw new Failure('Name the kind of the task first, such as: task add dns query=example.com', EXIT.misused);
+    throw new Failure(
+      'Name the kind of the task first, such as: task add dns query=example.com',
+      EXIT.misused,
+    );
   return kind;
 }
 
@@ -292,7 +314,10 @@ function addConfigs(config: Command): void {
   const publishing = (command: Command) =>
     command
       .option('--expires-in <duration>', 'how long agents may use it, such as 30d', seconds)
-      .option('--idempotency-key <key>', 'the same key again publishes nothing twice (default: a random one)');
+      .option(
+        '--idempotency-key <key>',
+        'the same key again publishes nothing twice (default: a random one)',
+      );
   publishing(
     verb(
       config,
@@ -303,7 +328,13 @@ function addConfigs(config: Command): void {
   ).action((file: string, { expiresIn: expires_in, idempotencyKey = randomUUID(), ...options }) =>
     perform(
       options,
-      { method: 'POST', path: '/v1/configs', body: { config: readJson(file), expires_in }, idempotencyKey, repeatable: true },
+      {
+        method: 'POST',
+        path: '/v1/configs',
+        body: { config: readJson(file), expires_in },
+        idempotencyKey,
+        repeatable: true,
+      },
       fields,
     ),
   );
@@ -317,8 +348,9 @@ function addConfigs(config: Command): void {
     const shown = revision ?? (await newestRevision(options));
     await perform(options, get(`/v1/configs/${encodeURIComponent(shown)}`), fields);
   });
-  listing(config, 'list what was published, newest first', 'config list').action(({ limit, cursor, ...options }) =>
-    perform(options, get(`/v1/configs${query({ limit, cursor })}`), listOf(...CONFIG)),
+  listing(config, 'list what was published, newest first', 'config list').action(
+    ({ limit, cursor, ...options }) =>
+      perform(options, get(`/v1/configs${query({ limit, cursor })}`), listOf(...CONFIG)),
   );
   publishing(
     verb(
@@ -360,7 +392,11 @@ function addTokens(program: Command): void {
     'token create alice --role operator --expires-in 90d',
   )
     .requiredOption('--role <role>', 'what it may do: viewer, operator or admin')
-    .option('--expires-in <duration>', 'how long it is good for, such as 90d; for ever where it is left out', seconds)
+    .option(
+      '--expires-in <duration>',
+      'how long it is good for, such as 90d; for ever where it is left out',
+      seconds,
+    )
     .action((name: string, { role, expiresIn: expires_in, ...options }) =>
       perform(
         options,
@@ -369,12 +405,13 @@ function addTokens(program: Command): void {
         { alsoWithoutServer: true },
       ),
     );
-  listing(token, "list operators' tokens, withdrawn ones too", 'token list').action(({ limit, cursor, ...options }) =>
-    perform(
-      options,
-      get(`/v1/operator-tokens${query({ limit, cursor })}`),
-      listOf('id', 'name', 'role', 'origin', 'created_at', 'expires_at', 'revoked_at', 'last_used_at'),
-    ),
+  listing(token, "list operators' tokens, withdrawn ones too", 'token list').action(
+    ({ limit, cursor, ...options }) =>
+      perform(
+        options,
+        get(`/v1/operator-tokens${query({ limit, cursor })}`),
+        listOf('id', 'name', 'role', 'origin', 'created_at', 'expires_at', 'revoked_at', 'last_used_at'),
+      ),
   );
   verb(token, 'revoke', 'withdraw a token, effective at once', 'token revoke 2')
     .argument('<id>', "the token's id", id)
@@ -382,7 +419,9 @@ function addTokens(program: Command): void {
       perform(options, remove(`/v1/operator-tokens/${of}`), () => `Token ${of} is withdrawn.`),
     );
 
-  const enrollment = program.command('enrollment').description('give and withdraw tokens that agents register with');
+  const enrollment = program
+    .command('enrollment')
+    .description('give and withdraw tokens that agents register with');
   verb(
     enrollment,
     'create <name>',
@@ -421,7 +460,12 @@ async function verifyFile(target: DatabaseTarget): Promise<object> {
 }
 
 function addAudit(audit: Command): void {
-  listing(audit, 'list changes, newest first', 'audit list --subject agent/12', 'audit list --action task.cancel')
+  listing(
+    audit,
+    'list changes, newest first',
+    'audit list --subject agent/12',
+    'audit list --action task.cancel',
+  )
     .option('--action <action>', 'only this action, such as agent.disable')
     .option('--subject <subject>', 'only changes of this, such as agent/12')
     .option('--token <id>', 'only changes made with this token', id)

@@ -42,11 +42,17 @@ export function table(items: readonly object[], columns: readonly string[]): str
 export function fields(thing: object): string {
   const entries = Object.entries(thing);
   const isList = (value: unknown): value is object[] =>
-    Array.isArray(value) && value.length > 0 && value.every((item) => typeof item === 'object' && item !== null);
-  const lines = entries.filter(([, value]) => !isList(value)).map(([name, value]) => [name, cell(value)] as const);
+    Array.isArray(value) &&
+    value.length > 0 &&
+    value.every((item) => typeof item === 'object' && item !== null);
+  const lines = entries
+    .filter(([, value]) => !isList(value))
+    .map(([name, value]) => [name, cell(value)] as const);
   const width = Math.max(0, ...lines.map(([name]) => name.length));
   const lists = entries.flatMap(([name, value]) =>
-    isList(value) ? [`\n${name}\n${table(value, [...new Set(value.flatMap((item) => Object.keys(item)))])}`] : [],
+    isList(value)
+      ? [`\n${name}\n${table(value, [...new Set(value.flatMap((item) => Object.keys(item)))])}`]
+      : [],
   );
   return [...lines.map(([name, text]) => `${name.padEnd(width)}  ${text}`), ...lists].join('\n');
 }

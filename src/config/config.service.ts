@@ -54,7 +54,9 @@ export class ConfigService implements OnModuleInit {
     const { revision } = await this.publish(JSON.parse(row.config), { expiresInMs: leftMs });
     this.logger.warn(
       { kid: this.key.kid, revision },
-      restored ? 'restored from a backup; published anew' : 'the signing key was replaced; published anew with it',
+      restored
+        ? 'restored from a backup; published anew'
+        : 'the signing key was replaced; published anew with it',
     );
   }
 

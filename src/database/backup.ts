@@ -38,7 +38,9 @@ export async function backUp(
 ): Promise<Backup> {
   const path = resolve(file);
   if (!existsSync(target.path))
-    throw new DatabaseError(`There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`);
+    throw new DatabaseError(
+      `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
+    );
   if (isPartOf(target, path)) throw new DatabaseError(`${file} is the database itself; name another file.`);
   if (existsSync(path) && !options.replace)
     throw new DatabaseError(`${file} is there already; name another file, or replace it with --force.`);
@@ -85,7 +87,9 @@ function finish(path: string): void {
     copied.pragma('journal_mode = DELETE');
     const verdict = copied.pragma('integrity_check(1)', { simple: true });
     if (verdict !== 'ok')
-      throw new DatabaseError(`The copy is damaged, and so the database may be (${verdict}); see control-plane doctor.`);
+      throw new DatabaseError(
+        `The copy is damaged, and so the database may be (${verdict}); see control-plane doctor.`,
+      );
     copied.pragma(`application_id = ${BACKUP}`);
   } finally {
     copied.close();

@@ -24,7 +24,12 @@ const USE_RECORDED_MS = 60_000;
 type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
 
 /** What the process does by itself is recorded under this name. */
-export const PROCESS: OperatorIdentity = { tokenId: 0, name: 'control-plane', role: 'admin', address: 'local' };
+export const PROCESS: OperatorIdentity = {
+  tokenId: 0,
+  name: 'control-plane',
+  role: 'admin',
+  address: 'local',
+};
 
 /** Whoever may use the database's file may do anything: the command line, where no server runs. */
 const COMMAND_LINE: OperatorIdentity = { tokenId: 0, name: 'command line', role: 'admin', address: 'local' };
