@@ -1,8 +1,9 @@
-// A probe in about a hundred lines: registers, heartbeats, claims dns tasks, resolves them and reports.
-//   node examples/agent.mjs [--server http://127.0.0.1:8080] [--hostname NAME] [--tasks N]
+// A probe in about 150 lines: registers, heartbeats, claims dns tasks, resolves them and reports.
+//   node examples/agent.mjs [--server http://127.0.0.1:8080] [--hostname NAME] [--identity FILE] [--tasks N]
 // With --tasks it ends after that many; without, it goes on until it is interrupted.
 import { randomUUID } from 'node:crypto';
 import { promises as dns } from 'node:dns';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
@@ -11,6 +12,7 @@ const { values: options } = parseArgs({
   options: {
     server: { type: 'string', default: 'http://127.0.0.1:8080' },
     hostname: { type: 'string', default: hostname() },
+    identity: { type: 'string', default: 'agent-identity.json' },
     tasks: { type: 'string', default: 'Infinity' },
   },
 });
@@ -35,13 +37,20 @@ async function call(path, body, headers = {}) {
       });
       const answer = await response.json();
       if (response.ok) return answer;
-      if (!answer.retryable) throw Object.assign(new Error(`${path}: ${answer.message}`), { final: true });
+      if (!answer.retryable)
+        throw Object.assign(new Error(`${path}: ${answer.message}`), {
+          final: true,
+          status: response.status,
+        });
       const retryAfter = Number(response.headers.get('retry-after'));
       if (retryAfter > 0) waitMs = retryAfter * 1_000;
-      console.error(`${path}: ${answer.error}, again in ${Math.round(waitMs)} ms`);
+      console.error(`${path}: ${answer.message} Again in ${Math.round(waitMs / 1_000)} s.`);
     } catch (error) {
       if (error.final) throw error;
-      console.error(`${path}: ${error.message}, again in ${Math.round(waitMs)} ms`);
+      const why = error.cause?.code ?? error.message;
+      console.error(
+        `${path}: no answer from ${options.server} (${why}). Again in ${Math.round(waitMs / 1_000)} s.`,
+      );
     }
     await sleep(waitMs);
   }
@@ -51,11 +60,42 @@ function credentials() {
   return identity ? { 'x-agent-id': String(identity.agent_id), 'x-agent-token': identity.auth_token } : {};
 }
 
-/** Says that we live, well before the deadline each time. */
+/**
+ * Goes on as who it was, or registers. A hostname may register once in ten minutes, and not while its agent counts as
+ * alive, so a restarted agent needs the token that it had.
+ */
+async function identify() {
+  const { server, hostname, identity: file } = options;
+  try {
+    const kept = JSON.parse(readFileSync(file, 'utf8'));
+    if (kept.server === server && kept.hostname === hostname) identity = kept;
+  } catch {
+    // The first start.
+  }
+  if (identity) {
+    try {
+      const { next_deadline_ms } = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
+      identity.heartbeat_timeout_ms = next_deadline_ms;
+      console.log(`agent ${identity.agent_id}, as ${file} says`);
+      return;
+    } catch (error) {
+      // The token has expired, or the server has another database.
+      if (error.status !== 401) throw error;
+      identity = undefined;
+    }
+  }
+  identity = await call('/v1/agents/register', { hostname });
+  writeFileSync(file, JSON.stringify({ server, hostname, ...identity }), { mode: 0o600 });
+  console.log(`registered ${hostname} as agent ${identity.agent_id}`);
+}
+
+/** Says that we live, well before the deadline each time. Who registered, or came back, has just said so. */
 async function keepAlive() {
+  let deadlineMs = identity.heartbeat_timeout_ms;
   for (;;) {
-    const { next_deadline_ms } = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
-    await sleep(next_deadline_ms / 2, undefined, { ref: false });
+    await sleep(deadlineMs / 2, undefined, { ref: false });
+    const answer = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
+    deadlineMs = answer.next_deadline_ms;
   }
 }
 
@@ -83,9 +123,8 @@ async function resolve({ lease_id, spec }) {
 }
 
 async function main() {
-  identity = await call('/v1/agents/register', { hostname: options.hostname });
+  await identify();
   const { agent_id } = identity;
-  console.log(`registered ${options.hostname} as agent ${agent_id}`);
   keepAlive().catch(giveUp);
 
   let left = Number(options.tasks);

@@ -8,6 +8,19 @@ export class Initial1764000000000 implements MigrationInterface {
   async up(runner: QueryRunner): Promise<void> {
     const { identity, bigint } = columnTypes(runner);
     const statements = [
+      `CREATE TABLE enrollment_tokens (
+        id ${identity},
+        name text NOT NULL,
+        labels text NOT NULL,
+        token_hash text NOT NULL UNIQUE,
+        max_uses ${bigint},
+        uses ${bigint} NOT NULL,
+        created_at ${bigint} NOT NULL,
+        expires_at ${bigint},
+        revoked_at ${bigint},
+        CHECK (uses >= 0 AND (max_uses IS NULL OR uses <= max_uses))
+      )`,
+
       `CREATE TABLE agents (
         id ${identity},
         hostname text,
@@ -16,6 +29,7 @@ export class Initial1764000000000 implements MigrationInterface {
         token_expires_at ${bigint},
         previous_token_hash text,
         previous_token_expires_at ${bigint},
+        enrollment_token_id ${bigint} REFERENCES enrollment_tokens (id),
         registered_at ${bigint} NOT NULL,
         updated_at ${bigint} NOT NULL
       )`,
@@ -25,6 +39,13 @@ export class Initial1764000000000 implements MigrationInterface {
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
         last_heartbeat_at ${bigint} NOT NULL
       )`,
+      `CREATE TABLE agent_labels (
+        agent_id ${bigint} NOT NULL REFERENCES agents (id),
+        name text NOT NULL,
+        value text NOT NULL,
+        PRIMARY KEY (agent_id, name)
+      )`,
+      `CREATE INDEX agent_labels_by_value ON agent_labels (name, value, agent_id)`,
 
       `CREATE TABLE operator_tokens (
         id ${identity},

@@ -2,7 +2,7 @@
 import { globSync, readFileSync } from 'node:fs';
 
 const OWNERS = {
-  agents: ['agents', 'agent_heartbeats', 'enrollment_tokens'],
+  agents: ['agents', 'agent_heartbeats', 'agent_labels', 'enrollment_tokens'],
   leases: ['tasks', 'task_counts', 'leases', 'results', 'idempotency_keys'],
   metrics: ['agent_metrics'],
   config: ['agent_configs'],

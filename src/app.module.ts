@@ -1,8 +1,9 @@
 import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
-import { AgentEntity, HeartbeatEntity } from './agents/agent.entity';
+import { AgentEntity, HeartbeatEntity, LabelEntity } from './agents/agent.entity';
 import { AgentsModule } from './agents/agents.module';
+import { EnrollmentTokenEntity } from './agents/enrollment-token.entity';
 import { Clock } from './clock';
 import { ConcurrencyModule } from './concurrency/concurrency.module';
 import { WindowEntity } from './concurrency/window.entity';
@@ -30,6 +31,8 @@ import { TelemetryModule } from './telemetry/telemetry.module';
 export const ENTITIES = [
   AgentEntity,
   HeartbeatEntity,
+  LabelEntity,
+  EnrollmentTokenEntity,
   TaskEntity,
   LeaseEntity,
   ResultEntity,

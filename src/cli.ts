@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import './cli/node-version';
 import { Command, CommanderError } from 'commander';
 import { addDoctor } from './cli/doctor';
 import { EXIT, Failure } from './cli/failure';
@@ -37,11 +38,19 @@ program
   .command('serve')
   .description('migrate the database, then serve until SIGTERM or SIGINT')
   .addHelpText('after', '\nEvery setting is an environment variable; see docs/control-plane-deploy.md.')
-  .action(async () => (await import('./main.js')).serve(readSettings()));
+  .action(async () => {
+    const settings = readSettings();
+    const main = await import('./main.js');
+    await main.serve(settings).catch(main.giveUp);
+  });
 program
   .command('migrate')
   .description('apply the migrations and end')
-  .action(async () => (await import('./main.js')).migrateOnly(readSettings()));
+  .action(async () => {
+    const settings = readSettings();
+    const main = await import('./main.js');
+    await main.migrateOnly(settings).catch(main.giveUp);
+  });
 program
   .command('backup <file>')
   .description('copy the database, whether or not a server runs; the copy is checked before it gets its name')

@@ -3,6 +3,14 @@ import { Database } from './database/database';
 import { DatabaseError } from './database/sqlite';
 import { fileBesideDatabase, readSettings, type Settings, SettingsError } from './settings';
 
+/** The address can't be listened on. */
+class ListenError extends Error {
+  constructor({ host, port }: Settings, { code, message }: NodeJS.ErrnoException) {
+    const why = code === 'EADDRINUSE' ? 'another process listens there' : message;
+    super(`Can't listen on port ${port} of ${host}: ${why}. CONTROL_PLANE_BIND says where to listen.`);
+  }
+}
+
 /** Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings or arguments. */
 const FAILED = 1;
 const MISUSED = 2;
@@ -11,6 +19,12 @@ const MISUSED = 2;
 process.umask(0o077);
 
 async function main(args: readonly string[]): Promise<void> {
+  // better-sqlite3 asks for this Node-API, and crashes the process without a word where it is not there.
+  if (Number(process.versions.napi) < 10) {
+    console.error(`This program needs Node 22.14 or newer; this is ${process.versions.node}.`);
+    process.exitCode = FAILED;
+    return;
+  }
   const unknown = args.find((arg) => arg !== '--migrate-only');
   if (unknown !== undefined) {
     console.error(`${unknown} is not an argument of this program; there is only --migrate-only.`);
@@ -60,7 +74,7 @@ export async function serve(settings: Settings): Promise<void> {
     await app.listen({ host: settings.host, port: settings.port });
   } catch (error) {
     await stop();
-    throw error;
+    throw new ListenError(settings, error as NodeJS.ErrnoException);
   }
   logger.info({ url: await app.getUrl() }, 'listening');
   if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
@@ -77,7 +91,7 @@ function whatNext(settings: Settings, listening: string): string {
     settings.adminToken === undefined
       ? `  the operator's token        cat ${tokenFile}`
       : "  the operator's token        as CONTROL_PLANE_ADMIN_TOKEN says",
-    `  start an example agent      node examples/agent.mjs --server ${url}`,
+    `  start an example agent      scripts/with-node.sh node examples/agent.mjs --server ${url}`,
     '  enqueue a first task        see README.md',
     '',
   ].join('\n');
@@ -85,7 +99,7 @@ function whatNext(settings: Settings, listening: string): string {
 
 /** Says why it ends, and with which exit code. */
 export function giveUp(error: unknown): void {
-  const expected = error instanceof SettingsError || error instanceof DatabaseError;
+  const expected = [SettingsError, DatabaseError, ListenError].some((kind) => error instanceof kind);
   console.error(expected ? (error as Error).message : error);
   process.exitCode = error instanceof SettingsError ? MISUSED : FAILED;
 }

@@ -196,6 +196,13 @@ function readEnrollmentTokens(reader: Reader): string[] {
   return tokens;
 }
 
+function readToken(reader: Reader): string | undefined {
+  const token = reader.text('TOKEN');
+  if (token !== undefined && !/^[\x21-\x7e]{1,512}$/.test(token))
+    throw bad('TOKEN', 'must be 1 to 512 visible ASCII characters');
+  return token;
+}
+
 function readUrl(reader: Reader): string | undefined {
   const text = reader.text('URL');
   if (text === undefined) return undefined;
@@ -268,16 +275,13 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     maxWriteQueue: reader.integer('MAX_WRITE_QUEUE', 4_000, 1, 1_000_000),
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
     url: readUrl(reader),
-    token: reader.text('TOKEN'),
+    token: readToken(reader),
   };
   // Checked last, when every name that is known has been asked for.
   for (const name of Object.keys(env)) {
     if (name.startsWith(PREFIX) && !reader.known.has(name) && !name.startsWith(`${PREFIX}TEST_`)) {
       throw new SettingsError(`${name} is not a setting of this program; see docs/control-plane-deploy.md`);
     }
-  }
-  if (settings.registration === 'token' && settings.enrollmentTokens.length === 0) {
-    throw bad('REGISTRATION', `is token, so ${PREFIX}ENROLLMENT_TOKENS must hold at least one token`);
   }
   return Object.freeze(settings);
 }

@@ -519,7 +519,7 @@ describe('the command line without a server', () => {
     chmodSync(join(folder, 'test.db'), 0o640);
     expect(await verdicts(without)).toEqual({ code: 1, found: ['warn files', 'FAIL files', 'warn server'] });
     chmodSync(join(folder, 'test.admin-token'), 0o600);
-    chmodSync(join(folder, 'test.db'), 0o600);
+    for (const suffix of ['', '-wal', '-shm']) chmodSync(join(folder, `test.db${suffix}`), 0o600);
     const tomorrow = Date.now() / 1_000 + 86_400;
     utimesSync(join(folder, 'test.db'), tomorrow, tomorrow);
     expect(await verdicts(without)).toEqual({ code: 1, found: ['FAIL clock', 'warn server'] });

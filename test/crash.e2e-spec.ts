@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -263,6 +263,48 @@ describe('the process', () => {
     const [code] = await once(second.child, 'exit');
     expect(code).toBe(1);
     expect(second.errors()).toMatch(/Another process is using .*control-plane\.db/);
+  });
+
+  it('says in a line where it cannot listen, and why', async () => {
+    const { url } = await ServerProcess.start(folder);
+    const { host, port } = new URL(url);
+    const elsewhere = { CONTROL_PLANE_DATABASE_URL: 'sqlite::memory:' };
+    const second = ServerProcess.spawn(folder, { CONTROL_PLANE_BIND: host, ...elsewhere });
+    expect((await once(second.child, 'exit'))[0]).toBe(1);
+    expect(second.errors()).toBe(
+      `Can't listen on port ${port} of 127.0.0.1: another process listens there. ` +
+        'CONTROL_PLANE_BIND says where to listen.\n',
+    );
+  });
+
+  it('says in a line that its Node is too old', async () => {
+    const older = join(folder, 'older.cjs');
+    writeFileSync(
+      older,
+      `Object.defineProperty(process, 'versions', { value: { node: '20.20.2', napi: '9' } });`,
+    );
+    const { child, errors } = ServerProcess.spawn(folder, { NODE_OPTIONS: `--require ${older}` });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toBe('This program needs Node 22.14 or newer; this is 20.20.2.\n');
+  });
+
+  it('says in a line that a file is not a database', async () => {
+    writeFileSync(join(folder, 'notes.txt'), 'Notes, and nothing that SQLite ever wrote. '.repeat(99));
+    const { child, errors } = ServerProcess.spawn(folder, {
+      CONTROL_PLANE_DATABASE_URL: 'sqlite://notes.txt',
+    });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toMatch(/^.*notes\.txt can't be opened: file is not a database \(SQLITE_NOTADB\)\.\n$/);
+  });
+
+  it('says in a line that a folder is not a database', async () => {
+    const { child, errors } = ServerProcess.spawn(folder, {
+      CONTROL_PLANE_DATABASE_URL: `sqlite://${folder}`,
+    });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toMatch(
+      /^.*can't be opened: .* must be able to write both the file and its folder\.\n$/,
+    );
   });
 
   it('refuses a database that a newer version wrote', async () => {

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -67,21 +67,28 @@ describe('the first path', () => {
     const tokenFile = join(folder, 'control-plane.admin-token');
     expect(statSync(tokenFile).mode & 0o777).toBe(0o600);
     const authorization = `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`;
-    const enqueued = await fetch(`${url}/v1/tasks`, {
-      method: 'POST',
-      headers: { authorization, 'content-type': 'application/json' },
-      body: JSON.stringify({
-        tasks: [
-          { kind: 'dns', spec: { query: 'probe.example', server: `127.0.0.1:${dnsPort}`, record_type: 'A' } },
-        ],
-      }),
-    });
-    expect(enqueued.status).toBe(201);
-    const [{ id }] = ((await enqueued.json()) as { tasks: [{ id: number }] }).tasks;
-
-    const agent = run('examples/agent.mjs', ['--server', url, '--hostname', 'probe-1', '--tasks', '1']);
-    const [code] = await once(agent, 'exit');
-    expect(code).toBe(0);
+    const enqueue = async (): Promise<number> => {
+      const enqueued = await fetch(`${url}/v1/tasks`, {
+        method: 'POST',
+        headers: { authorization, 'content-type': 'application/json' },
+        body: JSON.stringify({
+          tasks: [
+            {
+              kind: 'dns',
+              spec: { query: 'probe.example', server: `127.0.0.1:${dnsPort}`, record_type: 'A' },
+            },
+          ],
+        }),
+      });
+      expect(enqueued.status).toBe(201);
+      return ((await enqueued.json()) as { tasks: [{ id: number }] }).tasks[0].id;
+    };
+    const workOnOne = async (): Promise<unknown> => {
+      const agent = run('examples/agent.mjs', ['--server', url, '--hostname', 'probe-1', '--tasks', '1']);
+      return (await once(agent, 'exit'))[0];
+    };
+    const id = await enqueue();
+    expect(await workOnOne()).toBe(0);
 
     const task = await (await fetch(`${url}/v1/tasks/${id}`, { headers: { authorization } })).json();
     expect(task).toMatchObject({
@@ -98,5 +105,22 @@ describe('the first path', () => {
         },
       ],
     });
+
+    // Started again it is the same agent: a second registration would have to wait.
+    expect(statSync(join(folder, 'agent-identity.json')).mode & 0o777).toBe(0o600);
+    await enqueue();
+    expect(await workOnOne()).toBe(0);
+    const agents = await (await fetch(`${url}/v1/agents`, { headers: { authorization } })).json();
+    expect(agents).toMatchObject({ items: [{ hostname: 'probe-1' }] });
+
+    // An identity that the server does not know is worth nothing: it registers, here with another name.
+    const identity = JSON.parse(readFileSync(join(folder, 'agent-identity.json'), 'utf8'));
+    writeFileSync(
+      join(folder, 'agent-identity.json'),
+      JSON.stringify({ ...identity, hostname: 'probe-2', auth_token: 'dcpa_unknown' }),
+    );
+    await enqueue();
+    const other = run('examples/agent.mjs', ['--server', url, '--hostname', 'probe-2', '--tasks', '1']);
+    expect((await once(other, 'exit'))[0]).toBe(0);
   });
 });

@@ -53,8 +53,10 @@ describe('the fleet', () => {
       const shown = {
         id: named.agent_id,
         hostname: 'probe-1',
+        labels: {},
         status: 'online',
         registered_at: '2026-01-01T00:00:00.000Z',
+        enrollment_token_id: null,
         last_heartbeat_at: '2026-01-01T00:00:01.500Z',
         token_expires_at: null,
         live_leases: 2,
@@ -390,6 +392,236 @@ describe('the fleet', () => {
       const next = await register('probe-1', credentialsOf(agent));
       expect(next.status).toBe(200);
       expect(next.body.agent_id).not.toBe(agent.agent_id);
+    });
+  });
+
+  describe('an agent made by hand', () => {
+    const create = (body: object): Promise<Answer> => server.operator('POST', '/v1/agents', body);
+
+    it('has credentials that are shown once and work, with no registration', async () => {
+      const made = await create({ hostname: 'probe-1', labels: { region: 'fra' } });
+      expect([made.status, made.headers.get('cache-control'), made.body]).toEqual([
+        201,
+        'no-store',
+        { agent_id: expect.any(Number), auth_token: expect.stringMatching(/^dcpa_[0-9A-Za-z]{49}$/) },
+      ]);
+      expect((await view(made.body)).body).toMatchObject({
+        hostname: 'probe-1',
+        labels: { region: 'fra' },
+        enrollment_token_id: null,
+        status: 'online',
+      });
+      expect((await server.agent(made.body, '/heartbeat')).status).toBe(200);
+      await server.enqueue(dnsTask());
+      expect(await claim(made.body)).toHaveLength(1);
+      const stored = JSON.stringify([
+        await server.rows('SELECT * FROM agents'),
+        await server.rows('SELECT * FROM audit_log'),
+      ]);
+      expect(stored).not.toContain(made.body.auth_token);
+      const { body } = await server.operator('GET', '/v1/audit?action=agent.create');
+      expect(body.items).toMatchObject([
+        {
+          subject: `agent/${made.body.agent_id}`,
+          before: null,
+          after: { hostname: 'probe-1', labels: { region: 'fra' } },
+        },
+      ]);
+    });
+
+    it('may have no hostname, as often as one likes', async () => {
+      const made = [await create({}), await create({ hostname: null, labels: null })];
+      expect(new Set(made.map(({ status, body }) => `${status} ${body.agent_id}`)).size).toBe(2);
+      for (const { body } of made)
+        expect((await view(body)).body).toMatchObject({ hostname: null, labels: {} });
+    });
+
+    it('keeps its identity when it registers with its credentials', async () => {
+      const { body: who } = await create({ hostname: 'probe-1', labels: { region: 'fra' } });
+      expect((await server.request('POST', '/register', { body: { hostname: 'probe-1' } })).status).toBe(409);
+      const again = await server.request('POST', '/register', {
+        headers: credentialsOf(who),
+        body: { hostname: 'probe-1' },
+      });
+      expect([again.status, again.body.agent_id]).toEqual([200, who.agent_id]);
+      expect((await view(who)).body.labels).toEqual({ region: 'fra' });
+    });
+
+    it.each(['', 'drain', 'disable', 'revoke'])(
+      'can not have the hostname of another one: %j',
+      async (verb) => {
+        const other = await server.register('probe-1');
+        if (verb) await change(other, verb);
+        // Neither is it free because that one is silent.
+        await pass(TIMEOUT_MS);
+        const before = await server.rows('SELECT * FROM agents');
+        const refused = await create({ hostname: 'probe-1' });
+        expect(refused).toMatchObject({ status: 409, body: { error: 'ERR_CONFLICT', retryable: false } });
+        expect(Object.keys(refused.body.details)).toEqual(['hostname']);
+        expect(await server.rows('SELECT * FROM agents')).toEqual(before);
+        await remove(other);
+        expect((await create({ hostname: 'probe-1' })).status).toBe(201);
+      },
+    );
+
+    it('is one where many are made of the same name at once', async () => {
+      const made = await Promise.all(Array.from({ length: 5 }, () => create({ hostname: 'probe-1' })));
+      expect(made.map(({ status }) => status).sort()).toEqual([201, 409, 409, 409, 409]);
+    });
+
+    it('is not made from what is no good', async () => {
+      for (const [body, field] of [
+        [{ hostname: '' }, 'hostname'],
+        [{ hostname: 'a\n' }, 'hostname'],
+        [{ hostname: 'h'.repeat(256) }, 'hostname'],
+        [{ hostname: 7 }, 'hostname'],
+        [{ labels: { 'no name': 'a' } }, 'labels'],
+        [{ auth_token: 'mine' }, 'auth_token'],
+      ] as const) {
+        const refused = await create(body);
+        expect([body, refused.status, Object.keys(refused.body.details)]).toEqual([body, 400, [field]]);
+      }
+      expect(await listed()).toEqual([]);
+    });
+  });
+
+  describe('a rotation', () => {
+    const rotate = (who: Credentials, body: object = {}): Promise<Answer> =>
+      server.operator('POST', path(who, 'rotate'), body);
+    const heartbeat = async (who: Credentials): Promise<number> =>
+      (await server.agent(who, '/heartbeat')).status;
+
+    it('gives a new token; the old one works until that is first used, and the leases run on', async () => {
+      const old = await server.register('probe-1');
+      await server.enqueue(dnsTask());
+      const [{ lease_id }] = await claim(old);
+      const before = (await view(old)).body;
+      await pass(1_000);
+      const answer = await rotate(old);
+      expect([answer.status, answer.headers.get('cache-control'), answer.body]).toEqual([
+        200,
+        'no-store',
+        { agent_id: old.agent_id, auth_token: expect.stringMatching(/^dcpa_[0-9A-Za-z]{49}$/) },
+      ]);
+      // It is no sign of life of the agent.
+      expect((await view(old)).body).toEqual(before);
+      expect([await heartbeat(old), await heartbeat(answer.body), await heartbeat(old)]).toEqual([
+        200, 200, 401,
+      ]);
+      const completed = [{ lease_id }];
+      const report = await server.agent(answer.body, '/report', { completed, cancelled: [] });
+      expect(report.body).toEqual({ acknowledged: 1 });
+      const { body } = await server.operator('GET', '/v1/audit?action=agent.rotate');
+      expect(body.items).toMatchObject([
+        { subject: `agent/${old.agent_id}`, before: null, after: { revoke_old: false } },
+      ]);
+      const stored = JSON.stringify([await server.rows('SELECT * FROM agents'), body]);
+      expect(stored).not.toContain(answer.body.auth_token);
+    });
+
+    it('leaves the old token 10 minutes at the most, also when it is sent again', async () => {
+      const old = await server.register('probe-1');
+      const lost = (await rotate(old)).body;
+      clock.advance(300_000);
+      const fresh = (await rotate(old)).body;
+      expect([await heartbeat(old), await heartbeat(lost)]).toEqual([200, 401]);
+      clock.advance(299_999);
+      expect(await heartbeat(old)).toBe(200);
+      clock.advance(1);
+      expect([await heartbeat(old), await heartbeat(fresh)]).toEqual([401, 200]);
+    });
+
+    it('with revoke_old voids the old token at once and revokes the leases, without a lost attempt', async () => {
+      const old = await server.register('probe-1');
+      const [id] = await server.enqueue(dnsTask());
+      const [{ lease_id }] = await claim(old);
+      expect(await heartbeat(old)).toBe(200);
+      const { status, body: fresh } = await rotate(old, { revoke_old: true });
+      expect(status).toBe(200);
+      expect((await server.operator('GET', `/v1/tasks/${id}`)).body).toMatchObject({
+        state: 'queued',
+        attempts: 0,
+        leases: [{ lease_id, state: 'revoked' }],
+      });
+      expect(await heartbeat(old)).toBe(401);
+      const completed = [{ lease_id }];
+      expect((await server.agent(old, '/report', { completed, cancelled: [] })).status).toBe(401);
+      // What the old token could still do is to prove its holder: no more.
+      const registered = await server.request('POST', '/register', {
+        headers: credentialsOf(old),
+        body: { hostname: 'probe-1' },
+      });
+      expect(registered.status).toBe(409);
+      expect(await heartbeat(fresh)).toBe(200);
+      const again = await claim(fresh);
+      expect(again).toMatchObject([{ task_id: id }]);
+      expect(again[0].lease_id).toBeGreaterThan(lease_id);
+    });
+
+    it('with revoke_old also voids what a rotation before left', async () => {
+      const old = await server.register('probe-1');
+      const first = (await rotate(old)).body;
+      const second = (await rotate(old, { revoke_old: true })).body;
+      expect([await heartbeat(old), await heartbeat(first), await heartbeat(second)]).toEqual([
+        401, 401, 200,
+      ]);
+    });
+
+    it('does not give the old token longer than it had', async () => {
+      await server.stop();
+      server = await TestServer.start({ AGENT_TOKEN_LIFETIME_MS: '60000' }, { clock });
+      const old = await server.register('probe-1');
+      clock.advance(30_000);
+      const fresh = (await rotate(old)).body;
+      expect((await view(old)).body.token_expires_at).toBe('2026-01-01T00:01:30.000Z');
+      clock.advance(30_000);
+      expect([await heartbeat(old), await heartbeat(fresh)]).toEqual([401, 200]);
+    });
+
+    it('brings an agent whose token had expired back', async () => {
+      await server.stop();
+      server = await TestServer.start({ AGENT_TOKEN_LIFETIME_MS: '60000' }, { clock });
+      const old = await server.register('probe-1');
+      clock.advance(60_000);
+      const fresh = (await rotate(old)).body;
+      expect([await heartbeat(old), await heartbeat(fresh)]).toEqual([401, 200]);
+    });
+
+    it('leaves the state as it is, and is not for a revoked or deleted agent', async () => {
+      for (const [verb, status] of [
+        ['drain', 200],
+        ['disable', 200],
+        ['revoke', 409],
+      ] as const) {
+        const who = await server.register(verb);
+        const before = (await change(who, verb)).body;
+        const answer = await rotate(who);
+        expect([verb, answer.status]).toEqual([verb, status]);
+        expect((await view(who)).body).toEqual(before);
+        if (status === 409) expect(answer.body.details).toEqual({ state: 'revoked' });
+        else expect(await heartbeat(answer.body)).toBe(verb === 'drain' ? 200 : 403);
+        await remove(who);
+        expect((await rotate(who)).status).toBe(404);
+      }
+    });
+
+    it('of many at once leaves one new token', async () => {
+      const old = await server.register('probe-1');
+      const fresh = await Promise.all(Array.from({ length: 5 }, () => rotate(old)));
+      expect(await heartbeat(old)).toBe(200);
+      const works = await Promise.all(fresh.map(({ body }) => heartbeat(body)));
+      expect(works.sort()).toEqual([200, 401, 401, 401, 401]);
+    });
+
+    it('is not done by a body that is not understood', async () => {
+      const who = await server.register('probe-1');
+      for (const body of [{ revoke_old: 'yes' }, { revoke_old: 1 }, { revoke: true }, []]) {
+        const answer = await rotate(who, body);
+        expect([body, answer.status, answer.body.error]).toEqual([body, 400, 'ERR_VALIDATION']);
+      }
+      expect(await server.rows('SELECT previous_token_hash FROM agents')).toEqual([
+        { previous_token_hash: null },
+      ]);
     });
   });
 

@@ -9,6 +9,7 @@ import { ENTITIES } from '../src/app.module';
 import { ConfigService } from '../src/config/config.service';
 import { ERRORS, type ErrorCode } from '../src/errors';
 import { ACCESS, type Access, QUOTA, type QuotaRule } from '../src/http/decorators';
+import { describeApi } from '../src/http/openapi';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -301,6 +302,7 @@ describe('every operation of the document', () => {
       const wanted = ['500', '503'];
       if (access?.kind !== 'public') wanted.push('400', '401', '403', '429');
       if (name.includes('{')) wanted.push('404');
+      if (operations.get(name).requestBody) wanted.push('413', '415');
       expect([name, statuses]).toEqual([name, expect.arrayContaining(wanted)]);
       for (const status of statuses) {
         const { schema, examples } = jsonOf(responses[status].content);
@@ -308,7 +310,8 @@ describe('every operation of the document', () => {
         const codes = Object.keys(examples) as ErrorCode[];
         expect(codes.length).toBeGreaterThan(0);
         for (const code of codes) {
-          expect([name, code, ERRORS[code]?.status]).toEqual([name, code, Number(status)]);
+          const own = status === '413' || status === '415' ? 400 : Number(status);
+          expect([name, code, ERRORS[code]?.status]).toEqual([name, code, own]);
           expect(examples[code].value).toMatchObject({ error: code, retryable: ERRORS[code].retryable });
           expect(problemsOf('ErrorEnvelope', schema, examples[code].value)).toEqual([]);
         }
@@ -343,7 +346,7 @@ describe('every operation of the document', () => {
     expect([missing, wrong]).toEqual([[], []]);
   });
 
-  it('has an example of every request that its schema allows, and of every parameter', () => {
+  it('has an example of every request that its schema allows, and of every parameter that is required', () => {
     const missing: string[] = [];
     const wrong: string[] = [];
     for (const [name, { requestBody, parameters = [] }] of operations) {
@@ -361,8 +364,17 @@ describe('every operation of the document', () => {
           parameter.name,
           parameter.in === 'path',
         ]);
-        // An optional header with an example would be sent by everyone who tries the page.
-        if (parameter.in === 'header') continue;
+        // An optional one with an example would be sent by everyone who tries the page.
+        if (!parameter.required) {
+          const { example, schema } = parameter;
+          expect([name, parameter.name, example, schema.example]).toEqual([
+            name,
+            parameter.name,
+            undefined,
+            undefined,
+          ]);
+          continue;
+        }
         const where = `${name} ?${parameter.name}`;
         const example = parameter.example ?? exampleOf(parameter.schema, where, missing);
         if (example !== undefined) wrong.push(...problemsOf(where, parameter.schema, example));
@@ -379,6 +391,25 @@ describe('the document', () => {
     expect(yaml.status).toBe(200);
     expect(parseYaml(yaml.body)).toEqual(document);
     expect(document.openapi).toMatch(/^3\./);
+  });
+
+  it('is the same however often it is made', () => {
+    expect(describeApi(server.app)).toEqual(describeApi(server.app));
+  });
+
+  it('shows the present where an instant that is too old is refused', async () => {
+    const own = new TestClock();
+    own.advance(400 * 86_400_000);
+    const later = await TestServer.start({}, { clock: own });
+    try {
+      const { components } = (await later.request('GET', '/docs-json')).body;
+      const { example } = components.schemas.MetricsRequest.properties.timestamp;
+      expect(example).toBe(new Date(own.now()).toISOString());
+      const page = await later.request('GET', '/docs/swagger-ui-init.js');
+      expect(String(page.body)).toContain(example);
+    } finally {
+      await later.stop();
+    }
   });
 
   it('has a page with all that it needs', async () => {
@@ -579,6 +610,16 @@ describe('what is sent and answered', () => {
       await agentCall(who, 'heartbeat', {});
 
       // What becomes of an agent.
+      const change = (method: string, what: string, body: object) =>
+        call(`${method} /v1/agents/{id}/${what}`, `/v1/agents/${who.agent_id}/${what}`, {
+          headers: operator,
+          body,
+        });
+      await change('PUT', 'labels', { labels: { region: 'fra', note: '' } });
+      await change('PUT', 'labels', { labels: { 'no name': 'x' } });
+      await change('POST', 'rotate', { revoke_old: null });
+      await change('POST', 'rotate', { revoke_old: 1 });
+      await get('/v1/agents', '/v1/agents?label=region:fra&label=note:');
       for (const verb of ['drain', 'disable', 'enable', 'revoke', 'enable']) {
         await post(`/v1/agents/{id}/${verb}`, `/v1/agents/${who.agent_id}/${verb}`);
       }
@@ -599,6 +640,21 @@ describe('what is sent and answered', () => {
     const made = { headers: operator, body: { name: 'a', role: 'viewer', expires_in: 60 } };
     const { id } = (await call('POST /v1/operator-tokens', '/v1/operator-tokens', made)).body;
     await get('/v1/operator-tokens', '/v1/operator-tokens');
+    for (const body of [{ hostname: 'by-hand', labels: { a: 'b' } }, { hostname: 'by-hand' }, { labels: 5 }])
+      await call('POST /v1/agents', '/v1/agents', { headers: operator, body });
+    const limited = { name: 'a', labels: { a: 'c' }, max_uses: 1, expires_in: 60 };
+    const enrolling = (body: object) =>
+      call('POST /v1/enrollment-tokens', '/v1/enrollment-tokens', { headers: operator, body });
+    const issued = (await enrolling(limited)).body;
+    await enrolling({ name: 'b' });
+    await enrolling({});
+    await call('POST /register', '/register', { body: { enrollment_token: issued.token } });
+    await call('POST /register', '/register', { body: { enrollment_token: issued.token } });
+    await get('/v1/agents', `/v1/agents?enrollment_token_id=${issued.id}`);
+    await get('/v1/enrollment-tokens', '/v1/enrollment-tokens');
+    await call('DELETE /v1/enrollment-tokens/{id}', `/v1/enrollment-tokens/${issued.id}`, {
+      headers: operator,
+    });
     await call('DELETE /v1/operator-tokens/{id}', `/v1/operator-tokens/${id}`, { headers: operator });
     await get('/v1/audit', '/v1/audit');
     await get('/v1/audit/verification', '/v1/audit/verification');
@@ -613,8 +669,10 @@ describe('what is sent and answered', () => {
       const path = name.split(' ')[1] as string;
       if (access?.kind !== 'public') expect((await call(name, path.replace('{id}', '1'))).status).toBe(401);
       if (!path.includes('{id}')) continue;
-      expect((await call(name, path.replace('{id}', '999999'), { headers: operator })).status).toBe(404);
-      expect((await call(name, path.replace('{id}', 'x'), { headers: operator })).status).toBe(400);
+      const content = jsonOf(operations.get(name).requestBody?.content);
+      const sent = { headers: operator, body: content && exampleOf(content.schema, name, []) };
+      expect((await call(name, path.replace('{id}', '999999'), sent)).status).toBe(404);
+      expect((await call(name, path.replace('{id}', 'x'), sent)).status).toBe(400);
     }
 
     // Nothing that the document calls a success was left out.
@@ -642,7 +700,7 @@ describe('what is sent and answered', () => {
           access?.kind === 'operator' ? operator : access?.kind === 'agent' ? credentialsOf(who) : {};
         if (name.endsWith('/claim')) await own.enqueue(dnsTask());
         const [method, path] = name.split(' ') as [string, string];
-        const answer = await own.request(method, path, {
+        const answer = await own.request(method, path.replace('{id}', '1'), {
           headers,
           body: example ?? exampleOf(schema, name, []),
         });
@@ -705,7 +763,7 @@ describe('the database after migrating', () => {
   it('gives no id twice, and has what the entities call unique', async () => {
     for (const { tableName, primaryColumns, uniques } of server.database.source.entityMetadatas) {
       // Its key is the agent's, which gives the ids.
-      if (['agent_heartbeats', 'audit_log', 'audit_head'].includes(tableName)) continue;
+      if (['agent_heartbeats', 'agent_labels', 'audit_log', 'audit_head'].includes(tableName)) continue;
       const [{ sql }] = await server.rows<{ sql: string }>(
         'SELECT sql FROM sqlite_master WHERE name = $1',
         tableName,

@@ -231,7 +231,8 @@ describe('tasks and leases', () => {
     const schedule = service(SchedulerRegistry);
     for (const name of schedule.getIntervals()) schedule.deleteInterval(name);
     for (const name of schedule.getCronJobs().keys()) schedule.deleteCronJob(name);
-    const charge = { success: () => () => undefined, failure: () => undefined };
+    const free = () => undefined;
+    const charge = { success: () => free, failure: free, beforeLookup: free };
     agents = [];
     for (let i = 0; i < 3; i++) {
       const { agent_id } = await service(AgentsService).register(undefined, {}, charge);

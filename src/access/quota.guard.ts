@@ -99,6 +99,7 @@ export class QuotaGuard extends ThrottlerGuard {
     request.charge = {
       success: policy ? this.chargeOf(policy, caller, reply) : () => () => undefined,
       failure: () => this.failedAuth.charge(address),
+      beforeLookup: () => this.failedAuth.check(address),
     };
   }
 

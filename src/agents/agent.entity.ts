@@ -32,11 +32,28 @@ export class AgentEntity {
   @Column('bigint', { nullable: true })
   previous_token_expires_at!: number | null;
 
+  /** The issued enrollment token that it came with last; null where it never showed one. */
+  @Column('bigint', { nullable: true })
+  enrollment_token_id!: number | null;
+
   @Column('bigint')
   registered_at!: number;
 
   @Column('bigint')
   updated_at!: number;
+}
+
+/** One label of an agent. A table of its own, so that agents are found by them through an index. */
+@Entity('agent_labels')
+export class LabelEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  @PrimaryColumn('text')
+  name!: string;
+
+  @Column('text')
+  value!: string;
 }
 
 /** When an agent was last heard of. Apart from {@link AgentEntity}, for it changes all the time and nothing else does. */

@@ -1,7 +1,18 @@
+import { applyDecorators } from '@nestjs/common';
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
-import { IsIn, IsOptional, IsString, Matches, MaxLength, MinLength } from 'class-validator';
+import { Transform } from 'class-transformer';
+import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength, MinLength } from 'class-validator';
 import { PageEnd, PageQuery } from '../http/pagination';
-import { IsId } from '../http/validation';
+import { IsId, parseId } from '../http/validation';
+import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
+
+const IsHostname = (): PropertyDecorator =>
+  applyDecorators(
+    IsString(),
+    MinLength(1),
+    MaxLength(255),
+    Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' }),
+  );
 
 /** Who wants to become an agent. */
 export class RegisterRequest {
@@ -15,10 +26,7 @@ export class RegisterRequest {
     example: 'probe-fra-1',
   })
   @IsOptional()
-  @IsString()
-  @MinLength(1)
-  @MaxLength(255)
-  @Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' })
+  @IsHostname()
   hostname?: string | null;
 
   /** In place of the header `X-Enrollment-Token`. */
@@ -36,15 +44,18 @@ export class RegisterRequest {
   enrollment_token?: string | null;
 }
 
-/** An identity and how to keep it. */
-export class RegisterResponse {
+/** What an agent proves by who it is. */
+export class AgentCredentials {
   @ApiProperty({ example: 1 })
   agent_id!: number;
 
   /** Goes into `X-Agent-Token`; it is shown here only. */
   @ApiProperty({ example: 'dcpa_4fXfrkyE4tpFq3JnTGpUQW4wYV0H8d4WkQ9bGmT2nXo3kPzA1' })
   auth_token!: string;
+}
 
+/** An identity and how to keep it. */
+export class RegisterResponse extends AgentCredentials {
   /** How long a lease lasts where it is not extended, in milliseconds. */
   @ApiProperty({ example: 60_000 })
   lease_duration_ms!: number;
@@ -96,6 +107,69 @@ export class AgentsQuery extends PageQuery {
   @IsString()
   @MaxLength(255)
   hostname?: string;
+
+  @ApiPropertyOptional({
+    description:
+      'Only agents with this label, `name:value`; where it is given more than once, with all of them.',
+    type: [String],
+    example: ['region:fra'],
+  })
+  @Transform(({ value }) => (value === undefined ? undefined : [value].flat()))
+  @IsOptional()
+  @AreLabelFilters()
+  label?: string[];
+
+  @ApiPropertyOptional({
+    description: 'Only agents that came with this enrollment token.',
+    type: 'integer',
+    minimum: 1,
+    example: 1,
+  })
+  @Transform(({ value }) => (typeof value === 'string' ? (parseId(value) ?? value) : value))
+  @IsOptional()
+  @IsId()
+  enrollment_token_id?: number;
+}
+
+/** An agent that an operator makes, in place of its registration. */
+export class CreateAgentRequest {
+  /** No other agent may have it. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    minLength: 1,
+    maxLength: 255,
+    example: 'probe-ams-1',
+  })
+  @IsOptional()
+  @IsHostname()
+  hostname?: string | null;
+
+  @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })
+  @IsOptional()
+  @IsLabels()
+  labels?: Labels | null;
+}
+
+/** How to change an agent's token. */
+export class RotateRequest {
+  /**
+   * Whether the token that it has is void at once, and its leases are revoked. Else that works until the new one is
+   * first used, at most 10 minutes.
+   */
+  @ApiProperty({ required: false, nullable: true, type: Boolean, example: false })
+  @IsOptional()
+  @IsBoolean()
+  revoke_old?: boolean | null;
+}
+
+/** An agent's labels. */
+export class SetLabelsRequest {
+  /** All that it is to have. */
+  @ApiProperty(LABELS_SCHEMA)
+  @IsLabels()
+  labels!: Labels;
 }
 
 /** An agent as operators see it. */
@@ -106,13 +180,20 @@ export class AgentView {
   @ApiProperty({ type: String, nullable: true, example: 'probe-fra-1' })
   hostname!: string | null;
 
+  @ApiProperty(LABELS_SCHEMA)
+  labels!: Labels;
+
   @ApiProperty({ enum: AGENT_STATUSES, example: 'online' })
   status!: AgentStatus;
 
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   registered_at!: string;
 
-  /** The registration counts as the first heartbeat. */
+  /** The issued enrollment token that it came with last; null where it never showed one. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 1 })
+  enrollment_token_id!: number | null;
+
+  /** The registration, or its making by hand, counts as the first heartbeat. */
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
   last_heartbeat_at!: string;
 

@@ -3,13 +3,15 @@ import { ConfigModule } from '../config/config.module';
 import { OperatorsModule } from '../operators/operators.module';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
+import { EnrollmentController } from './enrollment.controller';
+import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
 
 /** The fleet. */
 @Module({
   imports: [ConfigModule, OperatorsModule],
-  controllers: [AgentsController, FleetController],
-  providers: [AgentsService],
+  controllers: [AgentsController, FleetController, EnrollmentController],
+  providers: [AgentsService, EnrollmentService],
   exports: [AgentsService],
 })
 export class AgentsModule {}

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { Inject, Injectable } from '@nestjs/common';
 import { LRUCache } from 'lru-cache';
 import { Clock, toTimestamp } from '../clock';
@@ -12,8 +13,17 @@ import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
-import type { AgentEntity, AgentState, HeartbeatEntity } from './agent.entity';
-import type { AgentsQuery, AgentView, HeartbeatResponse, RegisterResponse } from './agents.dto';
+import type { AgentEntity, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
+import type {
+  AgentCredentials,
+  AgentsQuery,
+  AgentView,
+  CreateAgentRequest,
+  HeartbeatResponse,
+  RegisterResponse,
+} from './agents.dto';
+import { type Enrollment, EnrollmentService } from './enrollment.service';
+import { type Labels, parseLabel } from './labels';
 
 /** How long the token before a rotation works on, unless the new one is used sooner, in milliseconds. */
 const OVERLAP_MS = 600_000;
@@ -79,6 +89,7 @@ export class AgentsService {
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly config: ConfigService,
+    private readonly enrollment: EnrollmentService,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
@@ -103,9 +114,10 @@ export class AgentsService {
    * @throws ERR_FORBIDDEN the agent is disabled or revoked
    */
   async authenticate(agentId: number, token: string, beforeLookup: () => void): Promise<AgentIdentity> {
-    if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
     let agent = this.cache.get(agentId);
     if (!agent) {
+      // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
+      if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
       beforeLookup();
       agent = await this.loadCredentials(agentId);
     }
@@ -126,7 +138,7 @@ export class AgentsService {
    * @throws ERR_RATE_LIMITED the hostname (or address) registered too recently
    */
   async register(hostname: string | undefined, proof: Proof, charge: Charge): Promise<RegisterResponse> {
-    const enrolled = this.checkEnrollment(proof.enrollmentToken, charge);
+    const shown = this.enrollment.inspect(proof.enrollmentToken, charge);
     const token = mintToken('dcpa_');
     let refund = (): void => undefined;
     try {
@@ -138,15 +150,28 @@ export class AgentsService {
                 `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted'`,
                 hostname,
               );
+        const enrollment =
+          typeof shown === 'object'
+            ? await this.enrollment.use(tx, shown.hash, known?.enrollment_token_id ?? null, charge)
+            : undefined;
         if (!known) {
           refund = charge.success();
-          return this.insertAgent(tx, hostname ?? null, token);
+          const id = await this.insertAgent(tx, hostname ?? null, token);
+          await this.enroll(tx, id, enrollment);
+          return id;
         }
         if (known.state === 'disabled' || known.state === 'revoked') throw outOfService(known.state);
+        const enrolled = shown === 'setting' || enrollment !== undefined;
         const held = this.tokenHeld(known, proof) ?? (enrolled ? currentToken(known) : undefined);
         if (!held) this.refuseWhileAlive(known);
         refund = charge.success();
         await this.replaceToken(tx, known, token, held);
+        await tx.run(
+          'UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1',
+          known.id,
+          this.clock.now(),
+        );
+        await this.enroll(tx, known.id, enrollment);
         return known.id;
       });
       return {
@@ -199,19 +224,28 @@ export class AgentsService {
   /** Lists agents, newest first; deleted ones are left out. */
   async list(query: AgentsQuery): Promise<Page<AgentView>> {
     return this.database.read(async (statements) => {
-      const { hostname, status, limit } = query;
+      const { hostname, status, label = [], enrollment_token_id: enrolledBy, limit } = query;
       const byHeartbeat = status === 'online' || status === 'offline';
+      const labels = label.flatMap((one) => parseLabel(one) ?? []);
+      // Only where they are asked for, so that their index leads to the agents and not the other way round.
+      const labelled = label.map(
+        (_, i) =>
+          `AND a.id IN (SELECT agent_id FROM agent_labels WHERE name = $${8 + 2 * i} AND value = $${9 + 2 * i})`,
+      );
       const rows = await statements.rows<KnownAgent>(
         `${SELECT_AGENT} WHERE a.id < $1 AND a.state <> 'deleted'
            AND ($2 IS NULL OR a.hostname = $2) AND ($3 IS NULL OR a.state = $3)
            AND ($4 IS NULL OR (h.last_heartbeat_at > $5) = ($4 = 'online'))
-         ORDER BY a.id DESC LIMIT $6`,
+           AND ($6 IS NULL OR a.enrollment_token_id = $6) ${labelled.join(' ')}
+         ORDER BY a.id DESC LIMIT $7`,
         olderThan(query),
         hostname ?? null,
         byHeartbeat ? 'active' : (status ?? null),
         byHeartbeat ? status : null,
         this.silentSince(),
+        enrolledBy ?? null,
         limit + 1,
+        ...labels,
       );
       const page = pageOf(rows, limit, (row) => row.id);
       return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
@@ -232,6 +266,78 @@ export class AgentsService {
   }
 
   /**
+   * Makes an agent by hand. Only the hash of its token is kept, so this answer is the one that shows it.
+   * @throws ERR_CONFLICT another agent has the hostname
+   */
+  create(by: OperatorIdentity, { hostname: name, labels }: CreateAgentRequest): Promise<AgentCredentials> {
+    const token = mintToken('dcpa_');
+    const hostname = name ?? null;
+    return this.database.write(async (tx) => {
+      const taken =
+        hostname !== null &&
+        (await tx.first(`SELECT id FROM agents WHERE hostname = $1 AND state <> 'deleted'`, hostname));
+      if (taken) {
+        throw fail(
+          'ERR_CONFLICT',
+          { hostname: 'belongs to another agent' },
+          { message: 'The hostname is taken; rotate that agent, or delete it first.' },
+        );
+      }
+      const id = await this.insertAgent(tx, hostname, token);
+      await this.addLabels(tx, id, labels ?? {});
+      await this.audit.record(tx, by, {
+        action: 'agent.create',
+        subject: `agent/${id}`,
+        after: { hostname, labels: labels ?? {} },
+      });
+      return { agent_id: id, auth_token: token };
+    });
+  }
+
+  /**
+   * Gives an agent a new token. The one that it uses works on until the new one is first used, at most 10 minutes; with
+   * `revokeOld` it is void when this is answered, and the leases of whoever holds it are revoked.
+   * @throws ERR_NOT_FOUND there is no such agent
+   * @throws ERR_CONFLICT it is revoked
+   */
+  rotate(by: OperatorIdentity, agentId: number, revokeOld: boolean): Promise<AgentCredentials> {
+    const token = mintToken('dcpa_');
+    return this.database.write(async (tx) => {
+      const agent = await findAgent(tx, agentId);
+      if (agent.state === 'revoked') throw unchangeable(agent.state);
+      await this.replaceToken(tx, agent, token, revokeOld ? undefined : this.tokenInUse(agent));
+      await this.audit.record(tx, by, {
+        action: 'agent.rotate',
+        subject: `agent/${agentId}`,
+        after: { revoke_old: revokeOld },
+      });
+      return { agent_id: agentId, auth_token: token };
+    });
+  }
+
+  /**
+   * Replaces all labels of an agent.
+   * @throws ERR_NOT_FOUND there is no such agent
+   */
+  setLabels(by: OperatorIdentity, agentId: number, labels: Labels): Promise<AgentView> {
+    return this.database.write(async (tx) => {
+      const agent = await findAgent(tx, agentId);
+      const before = (await labelsOf(tx, [agentId])).get(agentId) ?? {};
+      if (!isDeepStrictEqual(before, labels)) {
+        await tx.run('DELETE FROM agent_labels WHERE agent_id = $1', agentId);
+        await this.addLabels(tx, agentId, labels);
+        await this.audit.record(tx, by, {
+          action: 'agent.label',
+          subject: `agent/${agentId}`,
+          before: { labels: before },
+          after: { labels },
+        });
+      }
+      return this.viewOf(tx, agent);
+    });
+  }
+
+  /**
    * Changes what an operator decided about an agent, effective when it is answered. Whoever is put out loses its leases
    * in the same transaction. The same decision again changes nothing.
    * @throws ERR_NOT_FOUND there is no such agent
@@ -242,11 +348,7 @@ export class AgentsService {
     return this.database.write(async (tx) => {
       const agent = await findAgent(tx, agentId);
       if (!(from as readonly AgentState[]).includes(agent.state)) {
-        throw fail(
-          'ERR_CONFLICT',
-          { state: agent.state },
-          { message: `A ${agent.state} agent can't be changed so.` },
-        );
+        throw unchangeable(agent.state);
       }
       if (agent.state !== to) {
         await this.setState(tx, agentId, to);
@@ -350,19 +452,6 @@ export class AgentsService {
     });
   }
 
-  /** @returns whether a valid enrollment token was shown */
-  private checkEnrollment(shown: string | undefined, charge: Charge): boolean {
-    const hash = hashToken(shown ?? '');
-    let valid = false;
-    // Every one is compared, so that the time does not tell which came close.
-    for (const token of this.settings.enrollmentTokens) valid = sameHash(hashToken(token), hash) || valid;
-    if (!valid && (shown !== undefined || this.settings.registration === 'token')) {
-      charge.failure();
-      throw fail('ERR_UNAUTHORIZED', undefined, { message: 'A valid enrollment token is needed.' });
-    }
-    return valid;
-  }
-
   /** Which of the agent's tokens the caller shows; undefined where it shows none that works. */
   private tokenHeld(known: KnownAgent, proof: Proof): HeldToken | undefined {
     if (proof.agentId !== known.id || proof.token === undefined || !isWellFormed('dcpa_', proof.token))
@@ -371,6 +460,12 @@ export class AgentsService {
     const match = this.matchToken(known, hash);
     if (match === 'current') return currentToken(known);
     return match === 'previous' ? { hash, expiresAt: known.previous_token_expires_at } : undefined;
+  }
+
+  /** The token that an agent goes by: the one before, as long as the new one was not used. */
+  private tokenInUse(agent: Credentials): HeldToken {
+    const { previous_token_hash: hash, previous_token_expires_at: expiresAt } = agent;
+    return hash !== null && (expiresAt ?? 0) > this.clock.now() ? { hash, expiresAt } : currentToken(agent);
   }
 
   /** @throws ERR_CONFLICT until the agent has missed its heartbeat */
@@ -403,6 +498,24 @@ export class AgentsService {
     return id;
   }
 
+  /** Records an enrollment, the first time that the agent comes with that token; its labels go over those there are. */
+  private async enroll(tx: Transaction, agentId: number, enrollment: Enrollment | undefined): Promise<void> {
+    if (!enrollment?.counted) return;
+    await tx.run('UPDATE agents SET enrollment_token_id = $2 WHERE id = $1', agentId, enrollment.tokenId);
+    await this.addLabels(tx, agentId, enrollment.labels);
+  }
+
+  private async addLabels(tx: Transaction, agentId: number, labels: Labels): Promise<void> {
+    const rows = Object.entries(labels).map(([name, value]) => ({ name, value }));
+    await tx.run(
+      `INSERT INTO agent_labels (agent_id, name, value)
+       SELECT $1, name, value FROM ${tx.dialect.rowset('$2', { name: 'text', value: 'text' })} AS l WHERE true
+       ON CONFLICT (agent_id, name) DO UPDATE SET value = excluded.value`,
+      agentId,
+      JSON.stringify(rows),
+    );
+  }
+
   /**
    * Gives a known agent a new token. One that proved itself may use the token that it holds a little longer, also where
    * that is the one before last because the answers with the newer ones were lost. Without a proof all are void.
@@ -424,7 +537,6 @@ export class AgentsService {
       held ? Math.min(now + OVERLAP_MS, held.expiresAt ?? Infinity) : null,
       now,
     );
-    await tx.run('UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1', known.id, now);
     if (!held) await this.putOut(tx, known.id);
     this.forgetAfterCommit(tx, known.id);
   }
@@ -452,14 +564,14 @@ export class AgentsService {
   }
 
   private async viewsOf(statements: Statements, agents: readonly KnownAgent[]): Promise<AgentView[]> {
-    const leases = await this.countLeases(
-      statements,
-      agents.map((agent) => agent.id),
-    );
+    const ids = agents.map((agent) => agent.id);
+    const leases = await this.countLeases(statements, ids);
+    const labels = await labelsOf(statements, ids);
     const now = this.clock.now();
     return agents.map((agent) => ({
       id: agent.id,
       hostname: agent.hostname,
+      labels: labels.get(agent.id) ?? {},
       status:
         agent.state === 'active'
           ? this.deadlineOf(agent) > now
@@ -467,6 +579,7 @@ export class AgentsService {
             : 'offline'
           : (agent.state as AgentView['status']),
       registered_at: toTimestamp(agent.registered_at),
+      enrollment_token_id: agent.enrollment_token_id,
       last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
       token_expires_at: toTimestamp(agent.token_expires_at),
       live_leases: leases.get(agent.id) ?? 0,
@@ -483,6 +596,22 @@ function currentToken({ token_hash: hash, token_expires_at: expiresAt }: Credent
 
 function outOfService(state: string) {
   return fail('ERR_FORBIDDEN', { state }, { message: `This agent is ${state}.` });
+}
+
+function unchangeable(state: string) {
+  return fail('ERR_CONFLICT', { state }, { message: `A ${state} agent can't be changed so.` });
+}
+
+/** The labels of each of the agents; agents without any are left out. */
+async function labelsOf(statements: Statements, agentIds: readonly number[]): Promise<Map<number, Labels>> {
+  const rows = await statements.rows<LabelEntity>(
+    `SELECT agent_id, name, value FROM agent_labels
+     WHERE agent_id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i) ORDER BY agent_id, name`,
+    JSON.stringify(agentIds),
+  );
+  const labels = new Map<number, Labels>();
+  for (const { agent_id: id, name, value } of rows) labels.set(id, { ...labels.get(id), [name]: value });
+  return labels;
 }
 
 async function findAgent(statements: Statements, agentId: number): Promise<KnownAgent> {

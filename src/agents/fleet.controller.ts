@@ -1,9 +1,23 @@
-import { Controller, Delete, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
-import { ApiNoContentResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { Body, Controller, Delete, Get, Header, HttpCode, Param, Post, Put, Query } from '@nestjs/common';
+import {
+  ApiCreatedResponse,
+  ApiNoContentResponse,
+  ApiOkResponse,
+  ApiOperation,
+  ApiTags,
+} from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
 import { IdParam } from '../http/validation';
-import { AgentPage, AgentsQuery, AgentView } from './agents.dto';
+import {
+  AgentCredentials,
+  AgentPage,
+  AgentsQuery,
+  AgentView,
+  CreateAgentRequest,
+  RotateRequest,
+  SetLabelsRequest,
+} from './agents.dto';
 import { AgentsService } from './agents.service';
 
 /** What operators see of the fleet and decide about it. */
@@ -31,6 +45,52 @@ export class FleetController {
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number): Promise<AgentView> {
     return this.agents.get(id);
+  }
+
+  /** Makes an agent by hand, in place of its registration. Its token is shown once. */
+  @Post()
+  @Operator('operator')
+  @Header('cache-control', 'no-store')
+  @ApiOperation({ summary: 'Create an agent' })
+  @ApiCreatedResponse({ type: AgentCredentials })
+  @GuardedErrors('ERR_CONFLICT')
+  create(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: CreateAgentRequest,
+  ): Promise<AgentCredentials> {
+    return this.agents.create(operator, body);
+  }
+
+  /** Replaces all labels of an agent. */
+  @Put(':id/labels')
+  @Operator('operator')
+  @IdInPath()
+  @ApiOperation({ summary: 'Label an agent' })
+  @ApiOkResponse({ type: AgentView })
+  @GuardedErrors('ERR_NOT_FOUND')
+  setLabels(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+    @Body() body: SetLabelsRequest,
+  ): Promise<AgentView> {
+    return this.agents.setLabels(operator, id, body.labels);
+  }
+
+  /** Gives an agent a new token, which is shown once. The old one works until the new one is used, unless told not to. */
+  @Post(':id/rotate')
+  @HttpCode(200)
+  @Operator('operator')
+  @Header('cache-control', 'no-store')
+  @IdInPath()
+  @ApiOperation({ summary: "Change an agent's token" })
+  @ApiOkResponse({ type: AgentCredentials })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  rotate(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('id', IdParam) id: number,
+    @Body() body: RotateRequest,
+  ): Promise<AgentCredentials> {
+    return this.agents.rotate(operator, id, body.revoke_old === true);
   }
 
   /** Shuts an agent out until it is enabled; its leases are revoked and their tasks go back without a lost attempt. */

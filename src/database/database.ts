@@ -2,7 +2,7 @@ import { DataSource } from 'typeorm';
 import type { Settings } from '../settings';
 import { sqliteDialect } from './dialect';
 import { knownMigrations, migrate, pendingMigrations } from './migrations';
-import { DatabaseError, lockDatabase, readerOptions, writerOptions } from './sqlite';
+import { DatabaseError, lockDatabase, readerOptions, unopened, writerOptions } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { WriteQueue } from './write-queue';
 
@@ -40,11 +40,14 @@ export class Database {
     });
     let reader: DataSource | undefined;
     try {
-      await writer.initialize();
+      await writer.initialize().catch((error: unknown) => {
+        throw unopened(settings.database, error);
+      });
       const pending = await pendingMigrations(writer);
       if (pending.length > 0 && !settings.migrateOnStart) {
         throw new DatabaseError(
-          `The database lacks ${pending.length} migrations; start once with --migrate-only.`,
+          `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
+            'run "node dist/main.js --migrate-only" first.',
         );
       }
       const applied = await migrate(writer);

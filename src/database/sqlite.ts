@@ -59,6 +59,15 @@ export function readerOptions(target: DatabaseTarget): DataSourceOptions {
   };
 }
 
+/** What to tell of an error at opening: SQLite's own is about the file, anything else is passed on. */
+export function unopened(target: DatabaseTarget, error: unknown): unknown {
+  if (!(error instanceof Sqlite.SqliteError)) return error;
+  const advice = /^SQLITE_(CANTOPEN|READONLY)/.test(error.code)
+    ? ' The process must be able to write both the file and its folder.'
+    : '';
+  return new DatabaseError(`${target.path} can't be opened: ${error.message} (${error.code}).${advice}`);
+}
+
 /**
  * Keeps a second process off the file. The lock is SQLite's own, on a file beside the database, so that it goes with
  * the process however that ends.
@@ -83,7 +92,7 @@ export function lockDatabase(target: DatabaseTarget): () => void {
         `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
       );
     }
-    throw new DatabaseError(`${target.path} can't be opened: ${(error as Error).message}`);
+    throw unopened(target, error);
   }
   const held = lock;
   return () => held.close();

@@ -29,6 +29,8 @@ export interface Charge {
   success(): () => void;
   /** Charges the caller's address for credentials that are wrong. @throws ERR_RATE_LIMITED */
   failure(): void;
+  /** Called before credentials are looked up. @throws ERR_RATE_LIMITED the address has failed too often */
+  beforeLookup(): void;
 }
 
 /** A request after the guards: who it is from, and how to charge what is charged by its outcome. */

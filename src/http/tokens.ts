@@ -1,8 +1,8 @@
 import { hash, randomBytes, timingSafeEqual } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 
-/** Whose token it is: an agent's, an operator's. */
-export type TokenPrefix = 'dcpa_' | 'dcpo_';
+/** Whose token it is: an agent's, an operator's, or one to enroll agents with. */
+export type TokenPrefix = 'dcpa_' | 'dcpo_' | 'dcpe_';
 
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
 const SECRET_BYTES = 32;

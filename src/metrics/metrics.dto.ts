@@ -30,7 +30,7 @@ export class MetricsRequest {
   agent_id?: number | null;
 
   /** When it was measured: RFC 3339, from 30 days ago to 5 minutes ahead. */
-  @ApiProperty({ type: String, format: 'date-time', maxLength: 64, example: '2026-01-01T00:00:00Z' })
+  @ApiProperty({ type: String, format: 'date-time', maxLength: 64, example: '2026-01-01T00:00:00.000Z' })
   @IsTimestamp()
   timestamp!: string;
 

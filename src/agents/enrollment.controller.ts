@@ -1,0 +1,57 @@
+import { Body, Controller, Delete, Get, Header, HttpCode, Param, Post, Query } from '@nestjs/common';
+import {
+  ApiCreatedResponse,
+  ApiNoContentResponse,
+  ApiOkResponse,
+  ApiOperation,
+  ApiTags,
+} from '@nestjs/swagger';
+import { GuardedErrors } from '../http/api-errors';
+import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
+import { PageQuery } from '../http/pagination';
+import { IdParam } from '../http/validation';
+import { CreatedEnrollmentToken, CreateEnrollmentTokenRequest, EnrollmentTokenPage } from './enrollment.dto';
+import { EnrollmentService } from './enrollment.service';
+
+/** What agents are enrolled with. */
+@ApiTags('fleet')
+@Controller('v1/enrollment-tokens')
+export class EnrollmentController {
+  constructor(private readonly enrollment: EnrollmentService) {}
+
+  /** Makes a token for agents to register with. It is shown once. */
+  @Post()
+  @Operator('admin')
+  @Header('cache-control', 'no-store')
+  @ApiOperation({ summary: 'Create an enrollment token' })
+  @ApiCreatedResponse({ type: CreatedEnrollmentToken })
+  @GuardedErrors()
+  create(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: CreateEnrollmentTokenRequest,
+  ): Promise<CreatedEnrollmentToken> {
+    return this.enrollment.create(operator, body);
+  }
+
+  /** Lists enrollment tokens, newest first; expired, used up and withdrawn ones too. */
+  @Get()
+  @Operator('admin')
+  @ApiOperation({ summary: 'List enrollment tokens' })
+  @ApiOkResponse({ type: EnrollmentTokenPage })
+  @GuardedErrors()
+  list(@Query() query: PageQuery): Promise<EnrollmentTokenPage> {
+    return this.enrollment.list(query);
+  }
+
+  /** Withdraws a token, effective when it is answered. The agents that it enrolled stay. */
+  @Delete(':id')
+  @HttpCode(204)
+  @Operator('admin')
+  @IdInPath()
+  @ApiOperation({ summary: 'Withdraw an enrollment token' })
+  @ApiNoContentResponse()
+  @GuardedErrors('ERR_NOT_FOUND')
+  withdraw(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
+    return this.enrollment.withdraw(operator, id);
+  }
+}

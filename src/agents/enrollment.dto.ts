@@ -1,0 +1,99 @@
+import { ApiProperty } from '@nestjs/swagger';
+import { IsInt, IsOptional, IsString, Matches, Max, MaxLength, Min, MinLength } from 'class-validator';
+import { PageEnd } from '../http/pagination';
+import { IsLabels, LABELS_SCHEMA, type Labels } from './labels';
+
+/** A token may be good for ten years at the most. */
+const MAX_LIFETIME_S = 3_650 * 86_400;
+const MAX_USES = 1_000_000_000;
+
+/** Which agents a token is for. */
+export class CreateEnrollmentTokenRequest {
+  /** What it is for, for lists and the audit log. */
+  @ApiProperty({ minLength: 1, maxLength: 100, example: 'probes in Frankfurt' })
+  @IsString()
+  @MinLength(1)
+  @MaxLength(100)
+  @Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' })
+  name!: string;
+
+  /** Given to every agent that it enrolls. */
+  @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })
+  @IsOptional()
+  @IsLabels()
+  labels?: Labels | null;
+
+  /** How many agents it can enroll; any number where it is left out. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: 'integer',
+    minimum: 1,
+    maximum: MAX_USES,
+    example: 100,
+  })
+  @IsOptional()
+  @IsInt()
+  @Min(1)
+  @Max(MAX_USES)
+  max_uses?: number | null;
+
+  /** For how many seconds it is good; for ever where it is left out. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: 'integer',
+    minimum: 1,
+    maximum: MAX_LIFETIME_S,
+    example: 86_400,
+  })
+  @IsOptional()
+  @IsInt()
+  @Min(1)
+  @Max(MAX_LIFETIME_S)
+  expires_in?: number | null;
+}
+
+/** An enrollment token, without its secret. */
+export class EnrollmentTokenView {
+  @ApiProperty({ example: 1 })
+  id!: number;
+
+  @ApiProperty({ example: 'probes in Frankfurt' })
+  name!: string;
+
+  @ApiProperty(LABELS_SCHEMA)
+  labels!: Labels;
+
+  /** Null where it is not limited. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 100 })
+  max_uses!: number | null;
+
+  /** How many agents it has enrolled. */
+  @ApiProperty({ example: 12 })
+  uses!: number;
+
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
+  created_at!: string;
+
+  /** Null where it does not expire. */
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-01-02T00:00:00.000Z' })
+  expires_at!: string | null;
+
+  /** Null until it is withdrawn. */
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  revoked_at!: string | null;
+}
+
+/** A new enrollment token. */
+export class CreatedEnrollmentToken extends EnrollmentTokenView {
+  /** Goes into `X-Enrollment-Token`; it is shown here only. */
+  @ApiProperty({ example: 'dcpe_4fXfrkyE4tpFq3JnTGpUQW4wYV0H8d4WkQ9bGmT2nXo3kPzA1' })
+  token!: string;
+}
+
+/** A page of enrollment tokens. */
+export class EnrollmentTokenPage extends PageEnd {
+  @ApiProperty({ type: [EnrollmentTokenView] })
+  items!: EnrollmentTokenView[];
+}

@@ -1,0 +1,169 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { Clock, toTimestamp } from '../clock';
+import { Database } from '../database/database';
+import type { Transaction } from '../database/statements';
+import { type ApiError, fail } from '../errors';
+import type { Charge, OperatorIdentity } from '../http/decorators';
+import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
+import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
+import { AuditLog } from '../operators/audit-log';
+import { SETTINGS, type Settings } from '../settings';
+import type {
+  CreatedEnrollmentToken,
+  CreateEnrollmentTokenRequest,
+  EnrollmentTokenView,
+} from './enrollment.dto';
+import type { EnrollmentTokenEntity } from './enrollment-token.entity';
+import type { Labels } from './labels';
+
+/** What a registration showed: nothing, one of the setting's tokens, or the hash of one that may have been issued. */
+export type Shown = 'nothing' | 'setting' | { readonly hash: string };
+
+/** What an issued token does for an agent. */
+export interface Enrollment {
+  readonly tokenId: number;
+  /** Whether the agent is new to the token: then this was a use of it, and its labels are given. */
+  readonly counted: boolean;
+  readonly labels: Labels;
+}
+
+/** A token that is neither withdrawn nor expired at an instant, `$2`. */
+const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)';
+
+/** Owns enrollment_tokens: with what agents that nobody knows yet prove that they belong to the fleet. */
+@Injectable()
+export class EnrollmentService {
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly audit: AuditLog,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {}
+
+  /**
+   * Judges what needs no database: a typo shows by its checksum.
+   * @param charge charged to the address where this throws
+   * @throws ERR_UNAUTHORIZED a token is needed and missing, or it can't be one
+   */
+  inspect(shown: string | undefined, charge: Charge): Shown {
+    const hash = hashToken(shown ?? '');
+    let known = false;
+    // Every one is compared, so that the time does not tell which came close.
+    for (const token of this.settings.enrollmentTokens) known = sameHash(hashToken(token), hash) || known;
+    if (known) return 'setting';
+    if (shown === undefined ? this.settings.registration === 'token' : !isWellFormed('dcpe_', shown))
+      throw refused(charge);
+    if (shown === undefined) return 'nothing';
+    charge.beforeLookup();
+    return { hash };
+  }
+
+  /**
+   * Uses an issued token in the transaction of a registration. A use is an agent that is new to it: who enrolled with
+   * it before may show it again, also when it is used up, so that a registration whose answer was lost can be repeated.
+   * @param enrolledBy the token that the agent came with last; null where it is new, or never had one
+   * @param charge charged to the address where this throws
+   * @throws ERR_UNAUTHORIZED unknown, expired, withdrawn or used up, in the same words
+   */
+  async use(tx: Transaction, hash: string, enrolledBy: number | null, charge: Charge): Promise<Enrollment> {
+    const row = await tx.first<Pick<EnrollmentTokenEntity, 'id' | 'labels'>>(
+      `SELECT id, labels FROM enrollment_tokens WHERE token_hash = $1 AND ${WORKS}`,
+      hash,
+      this.clock.now(),
+    );
+    if (!row) throw refused(charge);
+    const counted = row.id !== enrolledBy;
+    // The condition is part of the change: of many at once no more than are left get through.
+    const left =
+      !counted ||
+      (await tx.run(
+        `UPDATE enrollment_tokens SET uses = uses + 1
+         WHERE id = $1 AND ${WORKS} AND (max_uses IS NULL OR uses < max_uses)`,
+        row.id,
+        this.clock.now(),
+      )) === 1;
+    if (!left) throw refused(charge);
+    return { tokenId: row.id, counted, labels: JSON.parse(row.labels) as Labels };
+  }
+
+  /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */
+  create(
+    by: OperatorIdentity,
+    { name, labels, max_uses: maxUses, expires_in: expiresIn }: CreateEnrollmentTokenRequest,
+  ): Promise<CreatedEnrollmentToken> {
+    const token = mintToken('dcpe_');
+    return this.database.write(async (tx) => {
+      const now = this.clock.now();
+      const [row] = await tx.rows<EnrollmentTokenEntity>(
+        `INSERT INTO enrollment_tokens (name, labels, token_hash, max_uses, uses, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, 0, $5, $6) RETURNING *`,
+        name,
+        JSON.stringify(labels ?? {}),
+        hashToken(token),
+        maxUses ?? null,
+        now,
+        expiresIn == null ? null : now + expiresIn * 1_000,
+      );
+      const view = viewOf(row as EnrollmentTokenEntity);
+      await this.audit.record(tx, by, {
+        action: 'enrollment-token.create',
+        subject: `enrollment-token/${view.id}`,
+        after: { name, labels: view.labels, max_uses: view.max_uses, expires_at: view.expires_at },
+      });
+      return { ...view, token };
+    });
+  }
+
+  /** Lists tokens, newest first; those that no longer work too. */
+  list(query: PageQuery): Promise<Page<EnrollmentTokenView>> {
+    return this.database.read(async (statements) => {
+      const rows = await statements.rows<EnrollmentTokenEntity>(
+        'SELECT * FROM enrollment_tokens WHERE id < $1 ORDER BY id DESC LIMIT $2',
+        olderThan(query),
+        query.limit + 1,
+      );
+      const page = pageOf(rows, query.limit, (row) => row.id);
+      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+    });
+  }
+
+  /**
+   * Withdraws a token, effective when it is answered. The same again changes nothing.
+   * @throws ERR_NOT_FOUND there is no such token
+   */
+  withdraw(by: OperatorIdentity, id: number): Promise<void> {
+    return this.database.write(async (tx) => {
+      const token = await tx.first<EnrollmentTokenEntity>(
+        'SELECT * FROM enrollment_tokens WHERE id = $1',
+        id,
+      );
+      if (!token) throw fail('ERR_NOT_FOUND', { enrollment_token_id: id });
+      if (token.revoked_at !== null) return;
+      await tx.run('UPDATE enrollment_tokens SET revoked_at = $2 WHERE id = $1', id, this.clock.now());
+      await this.audit.record(tx, by, {
+        action: 'enrollment-token.withdraw',
+        subject: `enrollment-token/${id}`,
+        before: { name: token.name, uses: token.uses },
+      });
+    });
+  }
+}
+
+/** Charges the address and makes the one answer for every token that is not taken. */
+function refused(charge: Charge): ApiError {
+  charge.failure();
+  return fail('ERR_UNAUTHORIZED', undefined, { message: 'A valid enrollment token is needed.' });
+}
+
+function viewOf(row: EnrollmentTokenEntity): EnrollmentTokenView {
+  return {
+    id: row.id,
+    name: row.name,
+    labels: JSON.parse(row.labels) as Labels,
+    max_uses: row.max_uses,
+    uses: row.uses,
+    created_at: toTimestamp(row.created_at),
+    expires_at: toTimestamp(row.expires_at),
+    revoked_at: toTimestamp(row.revoked_at),
+  };
+}
