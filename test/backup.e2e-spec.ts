@@ -197,6 +197,8 @@ describe('a backup', () => {
     const written = await backUp(folder, file, '--force');
     expect(written.code).toBe(0);
     expect(written.stderr).toContain('test.signing-key.pem');
+    const examined = await run(['doctor'], { cwd: folder, env: { DATABASE_URL: 'sqlite://backup.db' } });
+    expect(examined.stdout).toMatch(/^warn {2}restore /m);
     await (await restore(file)).stop();
   });
 

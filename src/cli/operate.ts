@@ -76,10 +76,10 @@ function readJson(file: string): unknown {
 }
 
 /** A query of those parameters that were given. */
-function query(parameters: Record<string, string | number | undefined>): string {
+function query(parameters: Record<string, string | number | readonly string[] | undefined>): string {
   const given = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters))
-    if (value !== undefined) given.set(name, String(value));
+    for (const one of [value ?? []].flat()) given.append(name, String(one));
   return given.size === 0 ? '' : `?${given}`;
 }
 
@@ -144,6 +144,9 @@ export function addOperatorsCommands(program: Command): void {
   addAudit(program.command('audit').description('see who changed what'));
 }
 
+const credentials = (agent: object) =>
+  `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`;
+
 const AGENT = ['id', 'hostname', 'status', 'live_leases', 'last_heartbeat_at', 'labels'];
 const labelOption = () =>
   new Option('--label <name=value>', 'a label; may be repeated').argParser<Record<string, string>>(pair);
@@ -153,13 +156,9 @@ function addAgents(program: Command): void {
     hostname: string | undefined,
     { label: labels, ...options }: Common & { label?: Record<string, string> },
   ) =>
-    perform(
-      options,
-      post('/v1/agents', { hostname, labels }, false),
-      (agent) =>
-        `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`,
-      { alsoWithoutServer: true },
-    );
+    perform(options, post('/v1/agents', { hostname, labels }, false), credentials, {
+      alsoWithoutServer: true,
+    });
   verb(
     program,
     'create-agent [hostname]',
@@ -173,9 +172,15 @@ function addAgents(program: Command): void {
   listing(agents, 'list agents, newest first', 'agents list --status offline')
     .option('--status <status>', 'online, offline, draining, disabled or revoked')
     .option('--hostname <hostname>', 'only this one')
-    .action(({ status, hostname, limit, cursor, ...options }) =>
-      perform(options, get(`/v1/agents${query({ status, hostname, limit, cursor })}`), listOf(...AGENT)),
-    );
+    .addOption(labelOption())
+    .action(({ status, hostname, label: labels = {}, limit, cursor, ...options }) => {
+      const label = Object.entries(labels).map(([name, value]) => `${name}:${value}`);
+      return perform(
+        options,
+        get(`/v1/agents${query({ status, hostname, label, limit, cursor })}`),
+        listOf(...AGENT),
+      );
+    });
   verb(agents, 'show', 'show an agent', 'agents show 12')
     .argument('<id>', "the agent's id", id)
     .action((agent, options) => perform(options, get(`/v1/agents/${agent}`), fields));
@@ -194,10 +199,11 @@ function addAgents(program: Command): void {
         perform(options, post(`/v1/agents/${agent}/${name}`, undefined, true), fields),
       );
   }
-  verb(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12')
+  verb(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12 --revoke-old')
     .argument('<id>', "the agent's id", id)
-    .action((agent, options) =>
-      perform(options, post(`/v1/agents/${agent}/rotate`, undefined, false), fields),
+    .option('--revoke-old', 'the token that it has is void at once, and not only when the new one is used')
+    .action((agent, { revokeOld: revoke_old, ...options }) =>
+      perform(options, post(`/v1/agents/${agent}/rotate`, { revoke_old }, false), credentials),
     );
   verb(agents, 'delete', 'delete an agent; its results stay, its hostname is free', 'agents delete 12')
     .argument('<id>', "the agent's id", id)
