@@ -46,6 +46,16 @@ export class Initial1764000000000 implements MigrationInterface {
         PRIMARY KEY (agent_id, name)
       )`,
       `CREATE INDEX agent_labels_by_value ON agent_labels (name, value, agent_id)`,
+      // Apart from the heartbeats: it changes with a roll-out only.
+      `CREATE TABLE agent_config_states (
+        agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
+        revision text NOT NULL,
+        status text NOT NULL CHECK (status IN ('applied', 'failed')),
+        message text,
+        reported_at ${bigint} NOT NULL
+      )`,
+      // Operators' view of a roll-out.
+      `CREATE INDEX agent_config_states_by_revision ON agent_config_states (revision, status)`,
 
       `CREATE TABLE operator_tokens (
         id ${identity},

@@ -2,8 +2,9 @@
 import { globSync, readFileSync } from 'node:fs';
 
 const OWNERS = {
-  agents: ['agents', 'agent_heartbeats', 'agent_labels', 'enrollment_tokens'],
-  leases: ['tasks', 'task_counts', 'leases', 'results', 'idempotency_keys'],
+  agents: ['agents', 'agent_heartbeats', 'agent_labels', 'agent_config_states', 'enrollment_tokens'],
+  leases: ['tasks', 'task_counts', 'leases', 'results'],
+  database: ['idempotency_keys'],
   metrics: ['agent_metrics'],
   config: ['agent_configs'],
   concurrency: ['concurrency_windows'],

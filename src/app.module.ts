@@ -1,7 +1,7 @@
 import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
-import { AgentEntity, HeartbeatEntity, LabelEntity } from './agents/agent.entity';
+import { AgentEntity, ConfigStateEntity, HeartbeatEntity, LabelEntity } from './agents/agent.entity';
 import { AgentsModule } from './agents/agents.module';
 import { EnrollmentTokenEntity } from './agents/enrollment-token.entity';
 import { Clock } from './clock';
@@ -31,6 +31,7 @@ import { TelemetryModule } from './telemetry/telemetry.module';
 export const ENTITIES = [
   AgentEntity,
   HeartbeatEntity,
+  ConfigStateEntity,
   LabelEntity,
   EnrollmentTokenEntity,
   TaskEntity,

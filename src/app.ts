@@ -23,6 +23,9 @@ import { Overload } from './telemetry/overload';
 /** Bodies larger than this are refused with 413, in bytes. */
 const BODY_LIMIT = 4 * 1024 * 1024;
 
+/** A request that has not arrived whole after this time is given up, in milliseconds. */
+const ARRIVAL_TIMEOUT_MS = 30_000;
+
 /** The application, ready to listen, and how to end it. */
 export interface ControlPlane {
   readonly app: NestFastifyApplication;
@@ -59,10 +62,15 @@ export async function createApp(settings: Settings, replacements: Replacements =
       return503OnClosing: false,
       forceCloseConnections: 'idle',
       connectionTimeout: 0,
-      requestTimeout: 30_000,
+      requestTimeout: ARRIVAL_TIMEOUT_MS,
       clientErrorHandler: answerUnreadable,
-      // Node would refuse a request without a host in a body of its own; see refuseUnfit.
-      http: { requireHostHeader: false },
+      http: {
+        // Node would refuse a request without a host in a body of its own; see refuseUnfit.
+        requireHostHeader: false,
+        // Node swaps the two times where the one for headers is longer, as its default would be, and looks every 30 s.
+        headersTimeout: ARRIVAL_TIMEOUT_MS,
+        connectionsCheckingInterval: 1_000,
+      },
       frameworkErrors: (error: Error, request: FastifyRequest, reply: FastifyReply) =>
         new ErrorFilter().answer(error, request, reply),
     } as ConstructorParameters<typeof FastifyAdapter>[0]);
@@ -72,6 +80,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
       reply.header('x-content-type-options', 'nosniff');
       // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
       if (lifecycle.stopping) reply.header('connection', 'close');
+      // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
+      else reply.removeHeader('connection');
       done();
     });
     refuseUnfit(http);

@@ -1,4 +1,6 @@
+import { execFile } from 'node:child_process';
 import { connect } from 'node:net';
+import { promisify } from 'node:util';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from './harness';
 
 /** Everything that an agent or operator could store by a bad request. */
@@ -215,6 +217,18 @@ describe('bad input', () => {
     }
   });
 
+  it('names the first of many unknown fields, so that no answer grows with what is asked', async () => {
+    const many = Object.fromEntries(Array.from({ length: 1_000 }, (_, i) => [`x${i}`, 1]));
+    const answers = [
+      await server.request('POST', '/register', { body: many }),
+      await server.operator('POST', '/v1/tasks', { tasks: [dnsTask({}, many)] }),
+    ];
+    for (const { status, body } of answers) {
+      expect([status, body.error]).toEqual([400, 'ERR_VALIDATION']);
+      expect(Object.keys(body.details)).toHaveLength(50);
+    }
+  });
+
   it('has no effect on a foreign lease', async () => {
     const extended = await server.agent(agent, '/extend', { lease_ids: [foreign], extend_by_ms: 60_000 });
     expect(extended.body).toEqual({ outcomes: [], revoked: [foreign] });
@@ -300,6 +314,15 @@ describe('bad input', () => {
       });
       expect(answer).toMatchObject({ status: 413, body: { error: 'ERR_VALIDATION', retryable: false } });
     });
+
+    it('of more than 4 MiB, and lets the client read so that is still sending it', async () => {
+      // In a process of its own, as agents are: in this one, client and server never work at the same time.
+      const post = `fetch('${server.url}/claim', {
+        method: 'POST', headers: { 'content-type': 'application/json' }, body: ' '.repeat(32 * 1024 * 1024),
+      }).then(async (answer) => console.log(answer.status, await answer.text()))`;
+      const { stdout } = await promisify(execFile)(process.execPath, ['-e', post]);
+      expect(stdout).toMatch(/^413 .*"ERR_VALIDATION"/);
+    });
   });
 
   describe('paths and methods', () => {
@@ -383,6 +406,11 @@ describe('bad input', () => {
     expect(answer).toMatch(new RegExp(`^HTTP/1\\.1 ${status} `));
     const body = answer.slice(answer.indexOf('{'), answer.lastIndexOf('}') + 1);
     expect(JSON.parse(body)).toMatchObject({ error: 'ERR_VALIDATION', retryable: false });
+  });
+
+  it('gives a request 30 s to arrive, its headers no longer than all of it', () => {
+    const { headersTimeout, requestTimeout } = server.app.getHttpServer();
+    expect([headersTimeout, requestTimeout]).toEqual([30_000, 30_000]);
   });
 
   it('takes a POST that names a type and has no body, where none is needed', async () => {

@@ -169,6 +169,24 @@ describe('the command line with a server', () => {
     expect((await enroll()).status).toBe(401);
   });
 
+  it('publishes configuration, shows it and goes back to an earlier one', async () => {
+    const file = join(server.folder, 'config.json');
+    writeFileSync(file, '{"resolvers": ["192.0.2.53"]}');
+    const first = await json('config', 'publish', file, '--expires-in', '30m', '--idempotency-key', 'first');
+    expect(Date.parse(first.expires_at) - Date.parse(first.issued_at)).toBe(1_800_000);
+    const again = await json('config', 'publish', file, '--expires-in', '30m', '--idempotency-key', 'first');
+    expect(again.revision).toBe(first.revision);
+    const second = await cli(['config', 'publish', '-'], {}, '{"resolvers": []}');
+    expect(second.stdout).toMatch(/^config +\{"resolvers":\[\]\}$/m);
+    expect((await json('config', 'show')).config).toEqual({ resolvers: [] });
+    expect((await json('config', 'rollback', first.revision)).config).toEqual({ resolvers: ['192.0.2.53'] });
+    const { items } = await json('config', 'list');
+    expect(items.map((item: { seq: number }) => item.seq)).toEqual([3, 2, 1]);
+    expect((await cli(['config', 'show', first.revision])).stdout).toMatch(/^seq +1$/m);
+    const refused = await cli(['config', 'publish', '-'], {}, '[]');
+    expect([refused.code, refused.stderr]).toEqual([1, expect.stringMatching(/ {2}config: /)]);
+  });
+
   it("gives and withdraws operators' tokens, whose role and expiry hold", async () => {
     const made = await json('token', 'create', 'alice', '--role', 'viewer', '--expires-in', '90d');
     expect(Date.parse(made.expires_at) - Date.parse(made.created_at)).toBe(90 * 86_400_000);
@@ -387,46 +405,6 @@ describe('the command line between it and the server', () => {
       expect(stderr).not.toContain(ADMIN_TOKEN);
     },
   );
-
-  it.each([
-    [
-      'config publish - --expires-in 30m',
-      'POST /v1/configs',
-      { config: { resolvers: [] }, expires_in: 1_800 },
-    ],
-    ['config list', 'GET /v1/configs', undefined],
-    ['config show a/b', 'GET /v1/configs/a%2Fb', undefined],
-    ['config rollback f00', 'POST /v1/configs/f00/rollback', {}],
-  ] as [string, string, object | undefined][])(
-    'asks for %s by the call of the API',
-    async (line, asked, body) => {
-      const seen: unknown[] = [];
-      handler = async (request, response) => {
-        let text = '';
-        for await (const chunk of request) text += chunk;
-        seen.push(`${request.method} ${request.url}`, text === '' ? undefined : JSON.parse(text));
-        if (request.method === 'DELETE') response.writeHead(204).end();
-        else
-          response
-            .writeHead(200, { 'content-type': 'application/json' })
-            .end('{"items": [{"id": 7}], "next_cursor": null}');
-      };
-      const { code, stdout } = await run(line.split(' '), { env: finding(url), input: '{"resolvers": []}' });
-      expect([code, seen]).toEqual([0, [asked, body]]);
-      expect(stdout).not.toBe('');
-    },
-  );
-
-  it('shows the newest configuration where none is named', async () => {
-    handler = (request, response) => {
-      const newest = request.url === '/v1/configs?limit=1' ? [{ revision: 'f00' }] : [];
-      const body =
-        request.url === '/v1/configs/f00' ? { revision: 'f00', config: { a: 1 } } : { items: newest };
-      response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(body));
-    };
-    const { stdout } = await run(['config', 'show'], { env: finding(url) });
-    expect(stdout).toBe('revision  f00\nconfig    {"a":1}\n');
-  });
 
   it('does not wait for ever', async () => {
     handler = () => undefined;

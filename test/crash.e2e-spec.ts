@@ -110,6 +110,8 @@ describe('the process', () => {
       tasks: new Set<number>(),
       reports: new Map<number, { task: number; value: string }>(),
       metrics: new Map<string, number>(),
+      configs: new Map<string, number>(),
+      configStates: new Map<number, string>(),
     };
     /** Leases that the agents know of and have not reported, by the agent. */
     const held = new Map<number, Map<number, number>>();
@@ -153,7 +155,12 @@ describe('the process', () => {
             mine.delete(lease_id);
           }
         }
-        await server.call('/heartbeat', { agent_id }, credentialsOf(who));
+        const bundle = await server.call('/v1/configs', { config: { name } }, operator);
+        if (!bundle) continue;
+        acknowledged.configs.set(bundle.revision, bundle.seq);
+        const state = { config_revision: bundle.revision, config_status: 'applied' };
+        if (await server.call('/heartbeat', { agent_id, ...state }, credentialsOf(who)))
+          acknowledged.configStates.set(agent_id, bundle.revision);
         const envelope = {
           agent_id,
           timestamp: new Date().toISOString(),
@@ -225,6 +232,21 @@ describe('the process', () => {
       });
       expect(tasks.get(task)).toBe('completed');
     }
+    const configs = rows<{ revision: string; seq: number }>(
+      'SELECT revision, seq FROM agent_configs ORDER BY seq',
+    );
+    expect(configs.map(({ seq }) => seq)).toEqual(configs.map((_, i) => i + 1));
+    const seqs = new Map(configs.map(({ revision, seq }) => [revision, seq]));
+    for (const [revision, seq] of acknowledged.configs) expect(seqs.get(revision)).toBe(seq);
+    // What an agent was not answered may be stored, so what is there is what was acknowledged or a later one.
+    const states = new Map(
+      rows<{ agent_id: number; revision: string }>('SELECT * FROM agent_config_states').map((row) => [
+        row.agent_id,
+        seqs.get(row.revision) as number,
+      ]),
+    );
+    for (const [agentId, revision] of acknowledged.configStates)
+      expect(states.get(agentId)).toBeGreaterThanOrEqual(seqs.get(revision) as number);
     const metrics = new Set(
       rows<{ id: number }>('SELECT id FROM agent_metrics').map((row) => String(row.id)),
     );

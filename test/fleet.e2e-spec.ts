@@ -59,6 +59,7 @@ describe('the fleet', () => {
         enrollment_token_id: null,
         last_heartbeat_at: '2026-01-01T00:00:01.500Z',
         token_expires_at: null,
+        config: null,
         live_leases: 2,
       };
       expect(await view(named)).toMatchObject({ status: 200, body: shown });

@@ -125,10 +125,13 @@ describe('tasks and leases', () => {
         { lease_id: first.body.leases[1].lease_id },
       ]);
 
-      expect(await claim(agent, 1, {}, key)).toMatchObject({
-        status: 409,
-        body: { error: 'ERR_CONFLICT', retryable: false },
-      });
+      // Not even where the other body asks for nothing.
+      for (const capacity of [1, 0]) {
+        expect(await claim(agent, capacity, {}, key)).toMatchObject({
+          status: 409,
+          body: { error: 'ERR_CONFLICT', retryable: false },
+        });
+      }
       // Another agent's keys are its own.
       const other = await server.register('probe-2');
       expect((await claim(other, 2, {}, key)).body.leases).toHaveLength(1);

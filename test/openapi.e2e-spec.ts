@@ -6,7 +6,6 @@ import Ajv, { type ValidateFunction } from 'ajv';
 import addFormats from 'ajv-formats';
 import { parse as parseYaml } from 'yaml';
 import { ENTITIES } from '../src/app.module';
-import { ConfigService } from '../src/config/config.service';
 import { ERRORS, type ErrorCode } from '../src/errors';
 import { ACCESS, type Access, QUOTA, type QuotaRule } from '../src/http/decorators';
 import { describeApi } from '../src/http/openapi';
@@ -520,7 +519,13 @@ describe('what is sent and answered', () => {
     await call('GET /.well-known/jwks.json', '/.well-known/jwks.json');
 
     // Lists and numbers while there is nothing.
-    for (const path of ['/v1/tasks', '/v1/tasks/stats', '/v1/agents', '/v1/concurrency/windows'])
+    for (const path of [
+      '/v1/tasks',
+      '/v1/tasks/stats',
+      '/v1/agents',
+      '/v1/concurrency/windows',
+      '/v1/configs',
+    ])
       await get(path, path);
 
     // Both places of the agents' paths.
@@ -603,11 +608,40 @@ describe('what is sent and answered', () => {
       const config = (headers = {}) =>
         call(`GET ${place}/config`, `${place}/config`, { headers: { ...as(who), ...headers } });
       if (place === '') await config();
-      await server.app.get(ConfigService).publish({ resolvers: ['192.0.2.53'], place });
+      const publish = (body: object, headers = {}) =>
+        call('POST /v1/configs', '/v1/configs', { headers: { ...operator, ...headers }, body });
+      const { revision } = (
+        await publish({ config: { resolvers: ['192.0.2.53'], place } }, { 'idempotency-key': `p${place}` })
+      ).body;
+      await publish({ config: {} }, { 'idempotency-key': `p${place}` });
+      await publish({ config: { a: 1e300 }, expires_in: 1 });
       const etag = (await config()).headers.get('etag') as string;
       await config({ 'if-none-match': etag });
       await call(`GET ${place}/config`, `${place}/config`);
-      await agentCall(who, 'heartbeat', {});
+      await agentCall(who, 'heartbeat', { config_revision: revision, config_status: 'applied' });
+      await get('/v1/agents/{id}', `/v1/agents/${who.agent_id}`);
+      const failure = {
+        config_revision: revision,
+        config_status: 'failed',
+        config_message: 'no such resolver',
+      };
+      await agentCall(who, 'heartbeat', failure);
+      await agentCall(who, 'heartbeat', { ...failure, config_status: 'applied' });
+      await get('/v1/agents', '/v1/agents');
+      await publish({ config: { resolvers: [], list: [1, null, 'a', {}, [], true] } });
+      const { body: back } = await call(
+        'POST /v1/configs/{revision}/rollback',
+        `/v1/configs/${revision}/rollback`,
+        {
+          headers: operator,
+          body: { expires_in: 60 },
+        },
+      );
+      for (const of of [revision, back.revision, 'x']) {
+        await get('/v1/configs/{revision}', `/v1/configs/${of}`);
+        await get('/v1/configs/{revision}/diff', `/v1/configs/${of}/diff`);
+      }
+      await post('/v1/configs/{revision}/rollback', '/v1/configs/x/rollback');
 
       // What becomes of an agent.
       const change = (method: string, what: string, body: object) =>
@@ -660,7 +694,13 @@ describe('what is sent and answered', () => {
     await get('/v1/audit/verification', '/v1/audit/verification');
     await tasks(dnsTask());
     await tasks();
-    for (const path of ['/v1/tasks', '/v1/tasks/stats', '/v1/agents', '/v1/concurrency/windows']) {
+    for (const path of [
+      '/v1/tasks',
+      '/v1/tasks/stats',
+      '/v1/agents',
+      '/v1/concurrency/windows',
+      '/v1/configs',
+    ]) {
       await get(path, path);
       await get(path, `${path}?limit=1`);
     }
@@ -690,6 +730,8 @@ describe('what is sent and answered', () => {
       const who = await own.register('probe-1');
       // The examples are an agent's whose id is this.
       expect(who.agent_id).toBe(1);
+      const published = async () =>
+        (await own.operator('GET', '/v1/configs')).body.items[0]?.revision ?? 'none';
       // A claim that finds nothing would wait as long as its example says.
       await own.enqueue(dnsTask());
       for (const { name, access } of routes) {
@@ -700,7 +742,8 @@ describe('what is sent and answered', () => {
           access?.kind === 'operator' ? operator : access?.kind === 'agent' ? credentialsOf(who) : {};
         if (name.endsWith('/claim')) await own.enqueue(dnsTask());
         const [method, path] = name.split(' ') as [string, string];
-        const answer = await own.request(method, path.replace('{id}', '1'), {
+        const at = path.replace('{id}', '1').replace('{revision}', await published());
+        const answer = await own.request(method, at, {
           headers,
           body: example ?? exampleOf(schema, name, []),
         });
@@ -763,7 +806,12 @@ describe('the database after migrating', () => {
   it('gives no id twice, and has what the entities call unique', async () => {
     for (const { tableName, primaryColumns, uniques } of server.database.source.entityMetadatas) {
       // Its key is the agent's, which gives the ids.
-      if (['agent_heartbeats', 'agent_labels', 'audit_log', 'audit_head'].includes(tableName)) continue;
+      if (
+        ['agent_heartbeats', 'agent_labels', 'agent_config_states', 'audit_log', 'audit_head'].includes(
+          tableName,
+        )
+      )
+        continue;
       const [{ sql }] = await server.rows<{ sql: string }>(
         'SELECT sql FROM sqlite_master WHERE name = $1',
         tableName,

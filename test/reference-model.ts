@@ -374,10 +374,11 @@ export class ReferenceModel {
   private claim({ agent, capacities, key }: Operation & { op: 'claim' }, answer: Answer): Answer {
     const { now, keys, leases } = this.world;
     const wanted = Object.entries(capacities).filter(([, capacity]) => capacity > 0);
-    if (wanted.length === 0) return { is: [] };
-    if (this.world.agents.get(agent) === 'disabled') return { error: 'ERR_FORBIDDEN' };
     const request = JSON.stringify(Object.entries(capacities).sort());
     const before = key === undefined ? undefined : keys.get(`${agent} ${key}`);
+    if (wanted.length === 0)
+      return before && before.request !== request ? { error: 'ERR_CONFLICT' } : { is: [] };
+    if (this.world.agents.get(agent) === 'disabled') return { error: 'ERR_FORBIDDEN' };
     if (before) {
       if (before.request !== request) return { error: 'ERR_CONFLICT' };
       const live = before.leases

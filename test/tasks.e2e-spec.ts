@@ -109,13 +109,19 @@ describe('the tasks of operators', () => {
     it.each([
       ['another task', [dnsTask({}, { query: 'other.example' })]],
       ['one task more', [dnsTask(), dnsTask()]],
-      ['another order of fields', [{ spec: { query: 'example.com' }, kind: 'dns' }]],
     ])('refuses another body: %s', async (_, tasks) => {
       await post([dnsTask()], KEY);
       expect(await post(tasks, KEY)).toMatchObject({
         status: 409,
         body: { error: 'ERR_CONFLICT', retryable: false, details: { 'idempotency-key': expect.any(String) } },
       });
+      expect(await stored()).toBe(1);
+    });
+
+    it('is for the same JSON, in whatever order its fields are', async () => {
+      const first = await post([{ kind: 'dns', spec: { query: 'example.com', server: '192.0.2.1' } }], KEY);
+      const again = await post([{ spec: { server: '192.0.2.1', query: 'example.com' }, kind: 'dns' }], KEY);
+      expect([again.status, again.body]).toEqual([201, first.body]);
       expect(await stored()).toBe(1);
     });
 
@@ -171,6 +177,10 @@ describe('the tasks of operators', () => {
         { id, state: 'queued' },
       ]);
       expect(await stored()).toBe(2);
+      // Nor is another order of the fields.
+      const [ordered] = await server.enqueue(dnsTask({ unique_key: 'o' }, { server: '192.0.2.1' }));
+      const turned = { kind: 'dns', spec: { server: '192.0.2.1', query: 'example.com' }, unique_key: 'o' };
+      expect((await post([turned])).body.tasks).toEqual([{ id: ordered, state: 'queued' }]);
     });
 
     it.each([

@@ -460,5 +460,42 @@ describe('the write door', () => {
       });
       expect(gathered.units).toEqual([['three']]);
     });
+
+    it('are each answered where their transaction is run again', async () => {
+      const units: string[][] = [];
+      // Another database may undo a transaction that met another, and have it run once more.
+      const retrying: Pick<Database, 'write' | 'insideWrite'> = {
+        insideWrite: false,
+        write: (work) =>
+          database.write(async (tx) => {
+            await work(tx);
+            await tx.run('DELETE FROM notes');
+            return work(tx);
+          }),
+      };
+      const write = new CoalescedWrite<string, string>(retrying, async (tx, requests) => {
+        units.push([...requests]);
+        for (const request of requests) await note(request)(tx);
+        return requests.map((request) => request.toUpperCase());
+      });
+      expect(await Promise.all(['one', 'two'].map((name) => write.run(name)))).toEqual(['ONE', 'TWO']);
+      expect(units).toEqual([
+        ['one', 'two'],
+        ['one', 'two'],
+      ]);
+      expect(await stored()).toEqual(['one', 'two']);
+    });
+
+    it('may not come from inside a unit of work, also where others wait to be gathered', async () => {
+      const gathered = gather();
+      const inner: Promise<void>[] = [];
+      const outer = database.write(async () => {
+        outside(() => inner.push(ask(gathered, 'from outside')));
+        await expect(gathered.write.run('inner')).rejects.toThrow('inside a unit of work');
+      });
+      await outer;
+      await Promise.all(inner);
+      expect(answers).toEqual({ 'from outside': ['FROM OUTSIDE'] });
+    });
   });
 });

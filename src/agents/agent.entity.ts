@@ -4,6 +4,10 @@ import { Column, Entity, PrimaryColumn, PrimaryGeneratedColumn } from 'typeorm';
 export const AGENT_STATES = ['active', 'draining', 'disabled', 'revoked', 'deleted'] as const;
 export type AgentState = (typeof AGENT_STATES)[number];
 
+/** What an agent says of a configuration that it fetched. */
+export const CONFIG_STATUSES = ['applied', 'failed'] as const;
+export type ConfigStatus = (typeof CONFIG_STATUSES)[number];
+
 /** A probe that registered. */
 @Entity('agents')
 export class AgentEntity {
@@ -65,4 +69,26 @@ export class HeartbeatEntity {
   /** The registration counts as the first. */
   @Column('bigint')
   last_heartbeat_at!: number;
+}
+
+/** What an agent said last about its configuration. */
+@Entity('agent_config_states')
+export class ConfigStateEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  /** As the agent has it; not always one of ours. */
+  @Column('text')
+  revision!: string;
+
+  @Column('text')
+  status!: ConfigStatus;
+
+  /** Why it failed. */
+  @Column('text', { nullable: true })
+  message!: string | null;
+
+  /** When it began to say so. */
+  @Column('bigint')
+  reported_at!: number;
 }

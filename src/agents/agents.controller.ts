@@ -62,7 +62,10 @@ export class AgentsController {
     );
   }
 
-  /** Says that the agent is alive, and learns until when to say so again and which configuration is in force. */
+  /**
+   * Says that the agent is alive and which configuration it uses, and learns until when to say so again and which
+   * configuration is in force.
+   */
   @Post('heartbeat')
   @HttpCode(200)
   @Agent()
@@ -72,8 +75,8 @@ export class AgentsController {
   @GuardedErrors()
   heartbeat(
     @CurrentAgent() agent: AgentIdentity,
-    @Body() _body: HeartbeatRequest,
+    @Body() body: HeartbeatRequest,
   ): Promise<HeartbeatResponse> {
-    return this.agents.heartbeat(agent.id);
+    return this.agents.heartbeat(agent.id, body);
   }
 }

@@ -4,6 +4,7 @@ import { Transform } from 'class-transformer';
 import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength, MinLength } from 'class-validator';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsId, parseId } from '../http/validation';
+import { CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
 import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
 
 const IsHostname = (): PropertyDecorator =>
@@ -71,6 +72,32 @@ export class HeartbeatRequest {
   @ApiProperty({ example: 1 })
   @IsId()
   agent_id!: number;
+
+  /** The revision that the agent uses, or tried to. Send it with each heartbeat: the same again costs nothing. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    minLength: 1,
+    maxLength: 64,
+    example: 'a3f1c2d4e5b60718',
+  })
+  @IsOptional()
+  @Matches(/^[\x21-\x7e]{1,64}$/, { message: 'must be 1 to 64 visible ASCII characters' })
+  config_revision?: string | null;
+
+  /** What came of it; goes with `config_revision`. */
+  @ApiProperty({ required: false, nullable: true, enum: CONFIG_STATUSES, example: 'applied' })
+  @IsOptional()
+  @IsIn(CONFIG_STATUSES)
+  config_status?: ConfigStatus | null;
+
+  /** Why it failed, where it did. */
+  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 1_000, example: null })
+  @IsOptional()
+  @IsString()
+  @MaxLength(1_000)
+  config_message?: string | null;
 }
 
 /** Until when the next sign of life is due. */
@@ -172,6 +199,23 @@ export class SetLabelsRequest {
   labels!: Labels;
 }
 
+/** What an agent said last about its configuration. */
+export class ConfigStateView {
+  @ApiProperty({ example: 'a3f1c2d4e5b60718' })
+  revision!: string;
+
+  @ApiProperty({ enum: CONFIG_STATUSES, example: 'applied' })
+  status!: ConfigStatus;
+
+  /** Why it failed; null where the agent did not say. */
+  @ApiProperty({ type: String, nullable: true, example: null })
+  message!: string | null;
+
+  /** When it began to say so. */
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
+  reported_at!: string;
+}
+
 /** An agent as operators see it. */
 export class AgentView {
   @ApiProperty({ example: 1 })
@@ -204,6 +248,10 @@ export class AgentView {
   /** Tasks that it works on. */
   @ApiProperty({ example: 3 })
   live_leases!: number;
+
+  /** Null while it said nothing about its configuration. */
+  @ApiProperty({ type: ConfigStateView, nullable: true })
+  config!: ConfigStateView | null;
 }
 
 /** A page of agents. */

@@ -3,6 +3,7 @@ import { ConfigModule } from '../config/config.module';
 import { OperatorsModule } from '../operators/operators.module';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
+import { ConfigStates } from './config-states';
 import { EnrollmentController } from './enrollment.controller';
 import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
@@ -11,7 +12,7 @@ import { FleetController } from './fleet.controller';
 @Module({
   imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController, EnrollmentController],
-  providers: [AgentsService, EnrollmentService],
+  providers: [AgentsService, ConfigStates, EnrollmentService],
   exports: [AgentsService],
 })
 export class AgentsModule {}

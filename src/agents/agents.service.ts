@@ -19,9 +19,11 @@ import type {
   AgentsQuery,
   AgentView,
   CreateAgentRequest,
+  HeartbeatRequest,
   HeartbeatResponse,
   RegisterResponse,
 } from './agents.dto';
+import { type ConfigReport, ConfigStates, configReportOf } from './config-states';
 import { type Enrollment, EnrollmentService } from './enrollment.service';
 import { type Labels, parseLabel } from './labels';
 
@@ -59,6 +61,12 @@ export interface Proof {
   enrollmentToken?: string;
 }
 
+/** A sign of life on its way into the tables. */
+interface Heartbeat {
+  readonly agentId: number;
+  readonly config: ConfigReport | undefined;
+}
+
 /** The token that a caller goes on using until it has the new one. */
 interface HeldToken {
   readonly hash: string;
@@ -82,18 +90,19 @@ export class AgentsService {
   private readonly cache = new LRUCache<number, Credentials>({ max: CACHED_AGENTS });
   /** Counts the changes of credentials, so that a row read before one is not cached after it. */
   private changes = 0;
-  private readonly heartbeats: CoalescedWrite<number, boolean>;
+  private readonly heartbeats: CoalescedWrite<Heartbeat, boolean>;
 
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly config: ConfigService,
+    private readonly configStates: ConfigStates,
     private readonly enrollment: EnrollmentService,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    this.heartbeats = new CoalescedWrite(database, (tx, ids) => this.storeHeartbeats(tx, ids));
+    this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
 
   /** Has this called when agents are disabled, revoked, deleted or handed over, in the same transaction. */
@@ -187,11 +196,14 @@ export class AgentsService {
   }
 
   /**
-   * Records a sign of life. All that arrive while the writer is busy share one statement.
+   * Records a sign of life, and what it says about the agent's configuration where that is new. All that arrive while
+   * the writer is busy share one statement.
+   * @throws ERR_VALIDATION what it says about the configuration does not go together
    * @throws ERR_FORBIDDEN the agent was disabled, revoked or deleted meanwhile
    */
-  async heartbeat(agentId: number): Promise<HeartbeatResponse> {
-    if (!(await this.heartbeats.run(agentId))) throw outOfService('out of service');
+  async heartbeat(agentId: number, request: HeartbeatRequest): Promise<HeartbeatResponse> {
+    if (!(await this.heartbeats.run({ agentId, config: configReportOf(request) })))
+      throw outOfService('out of service');
     const revision = this.config.currentRevision();
     return {
       agent_id: agentId,
@@ -379,17 +391,20 @@ export class AgentsService {
     });
   }
 
-  private async storeHeartbeats(tx: Transaction, ids: number[]): Promise<boolean[]> {
+  private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<boolean[]> {
     const alive = await tx.rows<{ id: number }>(
       `UPDATE agent_heartbeats SET last_heartbeat_at = $2
        WHERE agent_id IN (
          SELECT a.id FROM ${tx.dialect.ids('$1')} AS i JOIN agents a ON a.id = i.id WHERE a.state IN ('active', 'draining'))
        RETURNING agent_id AS id`,
-      JSON.stringify(ids),
+      JSON.stringify(beats.map((beat) => beat.agentId)),
       this.clock.now(),
     );
     const stored = new Set(alive.map((row) => row.id));
-    return ids.map((id) => stored.has(id));
+    const reports = new Map<number, ConfigReport>();
+    for (const { agentId, config } of beats) if (config && stored.has(agentId)) reports.set(agentId, config);
+    await this.configStates.store(tx, reports);
+    return beats.map((beat) => stored.has(beat.agentId));
   }
 
   private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
@@ -567,6 +582,7 @@ export class AgentsService {
     const ids = agents.map((agent) => agent.id);
     const leases = await this.countLeases(statements, ids);
     const labels = await labelsOf(statements, ids);
+    const configs = await this.configStates.of(statements, ids);
     const now = this.clock.now();
     return agents.map((agent) => ({
       id: agent.id,
@@ -583,6 +599,7 @@ export class AgentsService {
       last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
       token_expires_at: toTimestamp(agent.token_expires_at),
       live_leases: leases.get(agent.id) ?? 0,
+      config: configs.get(agent.id) ?? null,
     }));
   }
 }

@@ -1,4 +1,5 @@
-import { bundleText, canonicalText, findUnportable, signedText } from './bundle';
+import type { ApiError } from '../errors';
+import { acceptConfig, bundleText, canonicalText, signedText } from './bundle';
 
 test('writes the example of RFC 8785 as the RFC does', () => {
   const example = {
@@ -44,30 +45,42 @@ test('signs every field but the signature, and sends the configuration as it was
   );
 });
 
+/** What a configuration is refused for. */
+function problemsOf(config: object): unknown {
+  try {
+    acceptConfig(config);
+  } catch (error) {
+    return (error as ApiError).details;
+  }
+  return undefined;
+}
+
 test('names every field that can not be signed', () => {
   const deep = JSON.parse(`${'{"a":'.repeat(64)}{}${'}'.repeat(64)}`);
-  expect(
-    findUnportable({ a: { b: [1, 2 ** 53] }, c: 'x\ud800', '\udc00': 1, d: Number.NaN, e: undefined }),
-  ).toEqual({
+  expect(problemsOf({ a: { b: [1, 2 ** 53] }, c: 'x\ud800', '\udc00': 1, d: Number.NaN })).toEqual({
     'config.a.b.1': expect.stringContaining('2^53'),
     'config.c': expect.stringContaining('surrogate'),
     'config.\ufffd': expect.stringContaining('surrogate'),
     'config.d': expect.stringContaining('finite'),
-    'config.e': expect.stringContaining('JSON'),
   });
-  expect(findUnportable(deep)).toEqual({ config: expect.stringContaining('64') });
-  for (const value of [[], null, 'text', 1])
-    expect(findUnportable(value)).toEqual({ config: 'must be an object' });
+  expect(problemsOf(deep)).toEqual({ config: expect.stringContaining('64') });
+});
+
+test('names some of very many problems, by names that can be read', () => {
+  const problems = problemsOf({ list: Array(1_000).fill(2 ** 60), ['x'.repeat(1_000)]: 2 ** 60 }) as object;
+  expect(Object.keys(problems)).toHaveLength(50);
+  expect(Object.keys(problemsOf({ ['x'.repeat(1_000)]: 2 ** 60 }) as object)).toEqual([
+    `config.${'x'.repeat(193)}`,
+  ]);
+});
+
+test('takes a mebibyte and not a byte more', () => {
+  const fits = { text: 'ü'.repeat((1_048_576 - '{"text":""}'.length - 1) / 2) };
+  expect(Buffer.byteLength(acceptConfig({ ...fits, text: `${fits.text}x` }))).toBe(1_048_576);
+  expect(problemsOf({ text: `${fits.text}xx` })).toEqual({ config: expect.stringContaining('1048577') });
 });
 
 test('lets everything else through', () => {
-  expect(
-    findUnportable({
-      a: [2 ** 53 - 1, -(2 ** 53 - 1), 0.1, -0, 1e-300],
-      '😀': 'x😀',
-      b: null,
-      c: true,
-      d: {},
-    }),
-  ).toEqual({});
+  const config = { a: [2 ** 53 - 1, -(2 ** 53 - 1), 0.1, 1e-300], '😀': 'x😀', b: null, c: true, d: {} };
+  expect(JSON.parse(acceptConfig(config))).toEqual(config);
 });

@@ -1,6 +1,6 @@
 import canonicalize from 'canonicalize';
 import { toTimestamp } from '../clock';
-import type { ErrorDetails } from '../errors';
+import { type ErrorDetails, fail } from '../errors';
 import { MAX_DEPTH } from '../http/json-body';
 import type { ConfigEntity } from './config.entity';
 
@@ -30,36 +30,56 @@ export function bundleText(bundle: UnsignedBundle & Pick<ConfigEntity, 'signatur
   return `${JSON.stringify(front).slice(0, -1)},"config":${bundle.config},"signature":${JSON.stringify(signature)}}`;
 }
 
+/** How large a configuration may be as canonical JSON, in bytes: every agent fetches it. */
+const MAX_CONFIG_BYTES = 1_048_576;
+
+/** A configuration that is wrong all over is answered with the first of its problems, by names of this length. */
+const MAX_PROBLEMS = 50;
+const MAX_NAME_LENGTH = 200;
+
 /**
- * What of a configuration another JSON library could read differently, by field: such a thing must not be signed.
- * @returns empty where it can be signed
+ * A configuration as it is signed and stored.
+ * @throws ERR_VALIDATION it is too large, or another JSON library could read some of it differently: each such field is
+ *   named, for such a thing must not be signed
  */
-export function findUnportable(config: unknown): ErrorDetails {
+export function acceptConfig(config: object): string {
   const problems: ErrorDetails = {};
-  if (typeof config !== 'object' || config === null || Array.isArray(config))
-    return { config: 'must be an object' };
   inspect(config, 'config', 1, problems);
-  return problems;
+  if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
+  const text = canonicalText(config);
+  const bytes = Buffer.byteLength(text);
+  if (bytes > MAX_CONFIG_BYTES)
+    throw fail('ERR_VALIDATION', {
+      config: `must be at most ${MAX_CONFIG_BYTES} bytes as canonical JSON, and has ${bytes}`,
+    });
+  return text;
 }
 
 function inspect(value: unknown, path: string, depth: number, problems: ErrorDetails): void {
   if (typeof value === 'string') {
-    if (!value.isWellFormed()) problems[path] = 'must not hold half of a surrogate pair';
+    if (!value.isWellFormed()) refuse(problems, path, 'must not hold half of a surrogate pair');
   } else if (typeof value === 'number') {
-    if (!Number.isFinite(value)) problems[path] = 'must be a finite number';
+    if (!Number.isFinite(value)) refuse(problems, path, 'must be a finite number');
     else if (Number.isInteger(value) && !Number.isSafeInteger(value))
-      problems[path] = 'must be an integer between -(2^53 - 1) and 2^53 - 1; write a larger one as a string';
+      refuse(
+        problems,
+        path,
+        'must be an integer between -(2^53 - 1) and 2^53 - 1; write a larger one as a string',
+      );
   } else if (typeof value === 'object' && value !== null) {
     if (depth > MAX_DEPTH) {
-      problems.config = `must not nest deeper than ${MAX_DEPTH}`;
+      refuse(problems, 'config', `must not nest deeper than ${MAX_DEPTH}`);
       return;
     }
     for (const [name, member] of Object.entries(value)) {
       const at = `${path}.${name}`;
       if (name.isWellFormed()) inspect(member, at, depth + 1, problems);
-      else problems[at.toWellFormed()] = 'must not have half of a surrogate pair in its name';
+      else refuse(problems, at, 'must not have half of a surrogate pair in its name');
     }
-  } else if (typeof value !== 'boolean' && value !== null) {
-    problems[path] = 'must be JSON';
   }
+}
+
+function refuse(problems: ErrorDetails, at: string, problem: string): void {
+  if (Object.keys(problems).length < MAX_PROBLEMS)
+    problems[at.slice(0, MAX_NAME_LENGTH).toWellFormed()] = problem;
 }

@@ -1,10 +1,37 @@
-import { Controller, Get, Headers, Res } from '@nestjs/common';
-import { ApiHeader, ApiOkResponse, ApiOperation, ApiResponse, ApiTags } from '@nestjs/swagger';
+import { Body, Controller, Get, Headers, Param, Post, Query, Res } from '@nestjs/common';
+import {
+  ApiBody,
+  ApiCreatedResponse,
+  ApiHeader,
+  ApiOkResponse,
+  ApiOperation,
+  ApiParam,
+  ApiResponse,
+  ApiTags,
+} from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
 import { ApiErrors, GuardedErrors } from '../http/api-errors';
-import { AGENT_PATHS, Agent, Public, Quota } from '../http/decorators';
+import {
+  AGENT_PATHS,
+  Agent,
+  CurrentOperator,
+  IdempotencyKey,
+  Operator,
+  type OperatorIdentity,
+  Public,
+  Quota,
+} from '../http/decorators';
 import { namesEntityTag } from '../http/if-none-match';
-import { ConfigBundle, VerifyingKeys } from './config.dto';
+import { PageQuery } from '../http/pagination';
+import {
+  ConfigBundle,
+  ConfigDetail,
+  ConfigDiff,
+  ConfigPage,
+  PublishRequest,
+  RollbackRequest,
+  VerifyingKeys,
+} from './config.dto';
 import { ConfigService } from './config.service';
 
 const ETAG = {
@@ -49,6 +76,87 @@ export class ConfigController {
     }
     reply.header('content-type', 'application/json; charset=utf-8');
     return text;
+  }
+}
+
+const RevisionInPath = () => ApiParam({ name: 'revision', example: 'a3f1c2d4e5b60718' });
+
+const RepeatableByKey = () =>
+  ApiHeader({
+    name: 'Idempotency-Key',
+    required: false,
+    description: 'The same key and request again get the same bundle, and nothing is published twice.',
+  });
+
+/** What operators do with configuration. */
+@ApiTags('config')
+@Controller('v1/configs')
+export class ConfigsController {
+  constructor(private readonly config: ConfigService) {}
+
+  /** Signs a configuration and puts it in force, in place of the one before. */
+  @Post()
+  @Operator('admin')
+  @ApiOperation({ summary: 'Publish a configuration' })
+  @RepeatableByKey()
+  @ApiCreatedResponse({ type: ConfigBundle })
+  @GuardedErrors('ERR_CONFLICT')
+  publish(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: PublishRequest,
+    @IdempotencyKey() key: string | undefined,
+  ): Promise<ConfigBundle> {
+    return this.config.publish(operator, body, key);
+  }
+
+  /** Lists what was published, newest first, with how far the roll-out of each is. */
+  @Get()
+  @Operator('viewer')
+  @ApiOperation({ summary: 'List configurations' })
+  @ApiOkResponse({ type: ConfigPage })
+  @GuardedErrors()
+  list(@Query() query: PageQuery): Promise<ConfigPage> {
+    return this.config.list(query);
+  }
+
+  /** Shows one configuration, also one that has expired or was replaced. */
+  @Get(':revision')
+  @Operator('viewer')
+  @RevisionInPath()
+  @ApiOperation({ summary: 'Show a configuration' })
+  @ApiOkResponse({ type: ConfigDetail })
+  @GuardedErrors('ERR_NOT_FOUND')
+  get(@Param('revision') revision: string): Promise<ConfigDetail> {
+    return this.config.get(revision);
+  }
+
+  /** Shows what a configuration changed in the one that was published before it. */
+  @Get(':revision/diff')
+  @Operator('viewer')
+  @RevisionInPath()
+  @ApiOperation({ summary: 'Compare a configuration with the one before' })
+  @ApiOkResponse({ type: ConfigDiff })
+  @GuardedErrors('ERR_NOT_FOUND')
+  diff(@Param('revision') revision: string): Promise<ConfigDiff> {
+    return this.config.diff(revision);
+  }
+
+  /** Publishes the content of an earlier configuration again, under a revision and a seq of its own. */
+  @Post(':revision/rollback')
+  @Operator('admin')
+  @RevisionInPath()
+  @ApiOperation({ summary: 'Go back to a configuration' })
+  @RepeatableByKey()
+  @ApiBody({ type: RollbackRequest, required: false })
+  @ApiCreatedResponse({ type: ConfigBundle })
+  @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
+  rollback(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Param('revision') revision: string,
+    @Body() body: RollbackRequest,
+    @IdempotencyKey() key: string | undefined,
+  ): Promise<ConfigBundle> {
+    return this.config.rollback(operator, revision, body, key);
   }
 }
 

@@ -1,13 +1,15 @@
 import { Module } from '@nestjs/common';
+import { OperatorsModule } from '../operators/operators.module';
 import { SETTINGS } from '../settings';
-import { ConfigController, VerifyingKeysController } from './config.controller';
+import { ConfigController, ConfigsController, VerifyingKeysController } from './config.controller';
 import { ConfigService } from './config.service';
-import { SigningKey } from './signing-key';
+import { SigningKeys } from './signing-keys';
 
 /** Signed configuration for agents. */
 @Module({
-  controllers: [ConfigController, VerifyingKeysController],
-  providers: [{ provide: SigningKey, inject: [SETTINGS], useFactory: SigningKey.load }, ConfigService],
+  imports: [OperatorsModule],
+  controllers: [ConfigController, ConfigsController, VerifyingKeysController],
+  providers: [{ provide: SigningKeys, inject: [SETTINGS], useFactory: SigningKeys.load }, ConfigService],
   exports: [ConfigService],
 })
 export class ConfigModule {}

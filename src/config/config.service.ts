@@ -1,19 +1,28 @@
 import { randomBytes } from 'node:crypto';
 import { Injectable, Logger, type OnModuleInit } from '@nestjs/common';
 import type { JWK } from 'jose';
-import { Clock } from '../clock';
+import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
+import { Idempotency, type IdempotentCall } from '../database/idempotency';
+import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import { bundleText, canonicalText, findUnportable, signedText, type UnsignedBundle } from './bundle';
-import type { ConfigBundle } from './config.dto';
+import type { OperatorIdentity } from '../http/decorators';
+import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
+import { AuditLog, PROCESS } from '../operators/audit-log';
+import { acceptConfig, bundleText, signedText, type UnsignedBundle } from './bundle';
+import { changesBetween } from './changes';
+import {
+  type ConfigBundle,
+  type ConfigDetail,
+  type ConfigDiff,
+  type ConfigView,
+  DEFAULT_LIFETIME_S,
+  type PublishRequest,
+  type RollbackRequest,
+  type Rollout,
+} from './config.dto';
 import type { ConfigEntity } from './config.entity';
-import { SigningKey } from './signing-key';
-
-const DAY_MS = 86_400_000;
-
-/** How long a bundle is good for where the publisher does not say, and at the most. */
-const DEFAULT_LIFETIME_MS = 30 * DAY_MS;
-const MAX_LIFETIME_MS = 3_650 * DAY_MS;
+import { SigningKeys } from './signing-keys';
 
 /** A bundle that agents may have now. */
 export interface BundleInForce {
@@ -22,24 +31,51 @@ export interface BundleInForce {
   readonly text: string;
 }
 
+/** Tells how far the roll-out of each of the revisions is. */
+export type RolloutCounter = (
+  statements: Statements,
+  revisions: readonly string[],
+) => Promise<Map<string, Rollout>>;
+
+/** What is to be published, and on whose behalf. */
+interface Issue {
+  readonly by: OperatorIdentity;
+  readonly action: 'config.publish' | 'config.rollback' | 'config.sign-anew';
+  /** Canonical JSON. */
+  readonly config: string;
+  readonly lifetimeMs: number;
+  /** The revision whose content it is, where that was published before. */
+  readonly from?: string;
+  readonly call?: IdempotentCall;
+}
+
+/** A bundle without its content. */
+type Head = Omit<ConfigEntity, 'config' | 'signature'>;
+
+const HEAD = 'revision, seq, issued_at, expires_at, kid';
+
 /**
  * Owns agent_configs: signed bundles of configuration, numbered by `seq`. The newest is in force until it expires; then
- * none is, for agents refuse a `seq` below the one they have. It is kept in memory, so asking for it costs no read.
+ * none is, for agents refuse a `seq` below the one they have. It is kept in memory, so asking for it costs no read. Rows
+ * never change and are kept for good.
  */
 @Injectable()
 export class ConfigService implements OnModuleInit {
   private readonly logger = new Logger('Config');
   private newest: (BundleInForce & { readonly seq: number; readonly expiresAt: number }) | undefined;
+  private countRollout: RolloutCounter = () => Promise.resolve(new Map());
 
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
-    private readonly key: SigningKey,
+    private readonly keys: SigningKeys,
+    private readonly idempotency: Idempotency,
+    private readonly audit: AuditLog,
   ) {}
 
   /**
-   * Loads the bundle in force. One that was signed with another key is published again with this one; so is one out of a
-   * backup, for agents may have seen a later `seq` than it has.
+   * Loads the bundle in force. One that was signed with a key that is gone is published again with the one that signs; so
+   * is one out of a backup, for agents may have seen a later `seq` than it has.
    */
   async onModuleInit(): Promise<void> {
     const row = await this.database.read((statements) =>
@@ -49,49 +85,97 @@ export class ConfigService implements OnModuleInit {
     this.keep(row);
     const leftMs = row.expires_at - this.clock.now();
     const restored = row.seq < (await this.newestSeq());
-    if ((row.kid === this.key.kid && !restored) || leftMs <= 0) return;
-    // Agents verify with the key that is published now; the old one may have been replaced because it leaked.
-    const { revision } = await this.publish(JSON.parse(row.config), { expiresInMs: leftMs });
+    if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
+    // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
+    const { revision } = await this.issue({
+      by: PROCESS,
+      action: 'config.sign-anew',
+      config: row.config,
+      lifetimeMs: leftMs,
+      from: row.revision,
+    });
     this.logger.warn(
-      { kid: this.key.kid, revision },
+      { kid: this.keys.kid, revision },
       restored
         ? 'restored from a backup; published anew'
-        : 'the signing key was replaced; published anew with it',
+        : 'the key of the configuration in force is gone; signed anew',
     );
   }
 
+  /** Says who counts how far a roll-out is. */
+  countRolloutWith(counter: RolloutCounter): void {
+    this.countRollout = counter;
+  }
+
   /**
-   * Signs a configuration and puts it in force, durably and in place of the one before.
-   * @param expiresInMs how long agents may use it, in milliseconds: 30 days unless said otherwise, ten years at the most
-   * @throws ERR_VALIDATION naming each field that is not portable JSON: integers beyond 2^53, halves of surrogate pairs
+   * Signs a configuration and puts it in force, durably and in place of the one before. With a key, the same call again
+   * gets the same bundle and publishes nothing.
+   * @throws ERR_VALIDATION it is too large, or naming each field that is not portable JSON
+   * @throws ERR_CONFLICT the key was used for another request
    */
-  async publish(
-    config: object,
-    { expiresInMs = DEFAULT_LIFETIME_MS }: { expiresInMs?: number } = {},
+  publish(by: OperatorIdentity, request: PublishRequest, key: string | undefined): Promise<ConfigBundle> {
+    const config = acceptConfig(request.config);
+    const lifetimeMs = lifetimeOf(request);
+    const call = this.callOf(by, key, ['publish', config, lifetimeMs]);
+    return this.issue({ by, action: 'config.publish', config, lifetimeMs, call });
+  }
+
+  /**
+   * Publishes the content of an earlier bundle again, as a new one: agents refuse to go back to a lower `seq`.
+   * @throws ERR_NOT_FOUND there is no such revision
+   * @throws ERR_CONFLICT the key was used for another request
+   */
+  async rollback(
+    by: OperatorIdentity,
+    revision: string,
+    request: RollbackRequest,
+    key: string | undefined,
   ): Promise<ConfigBundle> {
-    const problems = findUnportable(config);
-    if (!(Number.isInteger(expiresInMs) && expiresInMs >= 1 && expiresInMs <= MAX_LIFETIME_MS))
-      problems.expires_in = 'must be from a millisecond to ten years';
-    if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
-    const text = canonicalText(config);
-    // Signed before the transaction, in which nothing but the database may be awaited. Whoever finds that another took
-    // the seq meanwhile signs again with the next one.
-    for (;;) {
-      const issuedAt = this.clock.now();
-      const bundle: UnsignedBundle = {
-        revision: randomBytes(8).toString('hex'),
-        seq: (await this.newestSeq()) + 1,
-        issued_at: issuedAt,
-        expires_at: issuedAt + expiresInMs,
-        config: text,
+    const lifetimeMs = lifetimeOf(request);
+    const call = this.callOf(by, key, ['rollback', revision, lifetimeMs]);
+    const { config } = await this.database.read((statements) => findBundle(statements, revision));
+    return this.issue({ by, action: 'config.rollback', config, lifetimeMs, from: revision, call });
+  }
+
+  /** Lists bundles without their content, newest first. */
+  list(query: PageQuery): Promise<Page<ConfigView>> {
+    return this.database.read(async (statements) => {
+      const rows = await statements.rows<Head>(
+        `SELECT ${HEAD} FROM agent_configs WHERE seq < $1 ORDER BY seq DESC LIMIT $2`,
+        olderThan(query),
+        query.limit + 1,
+      );
+      const page = pageOf(rows, query.limit, (row) => row.seq);
+      return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
+    });
+  }
+
+  /** @throws ERR_NOT_FOUND there is no such revision */
+  get(revision: string): Promise<ConfigDetail> {
+    return this.database.read(async (statements) => {
+      const row = await findBundle(statements, revision);
+      const [view] = (await this.viewsOf(statements, [row])) as [ConfigView];
+      return { ...view, config: JSON.parse(row.config), signature: row.signature };
+    });
+  }
+
+  /**
+   * What a bundle changed in the one before it; of the first, in an empty one.
+   * @throws ERR_NOT_FOUND there is no such revision
+   */
+  diff(revision: string): Promise<ConfigDiff> {
+    return this.database.read(async (statements) => {
+      const row = await findBundle(statements, revision);
+      const previous = await statements.first<ConfigEntity>(
+        'SELECT * FROM agent_configs WHERE seq < $1 ORDER BY seq DESC LIMIT 1',
+        row.seq,
+      );
+      return {
+        revision,
+        previous_revision: previous?.revision ?? null,
+        changes: changesBetween(JSON.parse(previous?.config ?? '{}'), JSON.parse(row.config)),
       };
-      const row: ConfigEntity = {
-        ...bundle,
-        kid: this.key.kid,
-        signature: await this.key.sign(signedText(bundle)),
-      };
-      if (await this.store(row)) return JSON.parse(bundleText(row));
-    }
+    });
   }
 
   /** The revision in force; undefined while there is none. Answers from memory. */
@@ -110,9 +194,9 @@ export class ConfigService implements OnModuleInit {
     return bundle;
   }
 
-  /** The public keys by which bundles in force can be verified. */
+  /** The public keys by which bundles can be verified. */
   verifyingKeys(): JWK[] {
-    return [this.key.jwk];
+    return this.keys.jwks;
   }
 
   private inForce(): BundleInForce | undefined {
@@ -127,23 +211,62 @@ export class ConfigService implements OnModuleInit {
     return row?.seq ?? 0;
   }
 
-  /** @returns whether the seq was still free */
-  private store(row: ConfigEntity): Promise<boolean> {
-    return this.database.write(async (tx) => {
-      const stored = await tx.run(
-        `INSERT INTO agent_configs (seq, revision, issued_at, expires_at, config, kid, signature)
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (seq) DO NOTHING`,
-        row.seq,
-        row.revision,
-        row.issued_at,
-        row.expires_at,
-        row.config,
-        row.kid,
-        row.signature,
-      );
-      if (stored === 1) tx.afterCommit(() => this.keep(row));
-      return stored === 1;
+  private callOf(by: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
+    return key === undefined ? undefined : this.idempotency.call(`configs:${by.tokenId}`, key, request);
+  }
+
+  /**
+   * Publishes. The bundle is signed before the transaction, in which nothing but the database may be awaited; whoever
+   * finds that another took the seq meanwhile signs again with the next one.
+   */
+  private async issue(issue: Issue): Promise<ConfigBundle> {
+    for (;;) {
+      const row = await this.signNext(issue);
+      const stored = await this.database.write((tx) => this.store(tx, row, issue));
+      if (stored) return JSON.parse(bundleText(stored));
+    }
+  }
+
+  private async signNext({ config, lifetimeMs }: Issue): Promise<ConfigEntity> {
+    const issuedAt = this.clock.now();
+    const bundle: UnsignedBundle = {
+      revision: randomBytes(8).toString('hex'),
+      seq: (await this.newestSeq()) + 1,
+      issued_at: issuedAt,
+      expires_at: issuedAt + lifetimeMs,
+      config,
+    };
+    return { ...bundle, kid: this.keys.kid, signature: await this.keys.sign(signedText(bundle)) };
+  }
+
+  /** @returns the bundle that is stored under the call or now; undefined where the seq was taken */
+  private async store(
+    tx: Transaction,
+    row: ConfigEntity,
+    { by, action, from, call }: Issue,
+  ): Promise<ConfigEntity | undefined> {
+    const before = call && (await this.idempotency.find<string>(tx, call));
+    if (before !== undefined) return findBundle(tx, before);
+    const stored = await tx.run(
+      `INSERT INTO agent_configs (seq, revision, issued_at, expires_at, config, kid, signature)
+       VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (seq) DO NOTHING`,
+      row.seq,
+      row.revision,
+      row.issued_at,
+      row.expires_at,
+      row.config,
+      row.kid,
+      row.signature,
+    );
+    if (stored === 0) return undefined;
+    await this.audit.record(tx, by, {
+      action,
+      subject: `config/${row.revision}`,
+      after: { seq: row.seq, expires_at: toTimestamp(row.expires_at), from },
     });
+    if (call) await this.idempotency.store(tx, call, row.revision);
+    tx.afterCommit(() => this.keep(row));
+    return row;
   }
 
   private keep(row: ConfigEntity): void {
@@ -154,4 +277,34 @@ export class ConfigService implements OnModuleInit {
       text: bundleText(row),
     };
   }
+
+  private async viewsOf(statements: Statements, rows: readonly Head[]): Promise<ConfigView[]> {
+    const rollouts = await this.countRollout(
+      statements,
+      rows.map((row) => row.revision),
+    );
+    const inForce = this.currentRevision();
+    return rows.map((row) => ({
+      revision: row.revision,
+      seq: row.seq,
+      issued_at: toTimestamp(row.issued_at),
+      expires_at: toTimestamp(row.expires_at),
+      kid: row.kid,
+      in_force: row.revision === inForce,
+      rollout: rollouts.get(row.revision) ?? { applied: 0, failed: 0, in_service: 0 },
+    }));
+  }
+}
+
+function lifetimeOf({ expires_in }: RollbackRequest): number {
+  return (expires_in ?? DEFAULT_LIFETIME_S) * 1_000;
+}
+
+async function findBundle(statements: Statements, revision: string): Promise<ConfigEntity> {
+  const row = await statements.first<ConfigEntity>(
+    'SELECT * FROM agent_configs WHERE revision = $1',
+    revision,
+  );
+  if (!row) throw fail('ERR_NOT_FOUND', { revision: 'is not one that was published' });
+  return row;
 }

@@ -15,13 +15,19 @@ export class CoalescedWrite<Request, Answer> {
   private calls: Call<Request, Answer>[] = [];
 
   constructor(
-    private readonly database: Database,
+    private readonly database: Pick<Database, 'write' | 'insideWrite'>,
     /** Does all of them at once. @returns an answer for each request, in their order */
     private readonly work: (tx: Transaction, requests: Request[]) => Promise<Answer[]>,
   ) {}
 
-  /** Joins the next unit of work; the answer comes when that is committed. */
+  /** Joins the next unit of work; the answer comes when that is committed. Not to be called inside a unit of work. */
   run(request: Request): Promise<Answer> {
+    // It would wait for a unit that can't begin before its own has ended.
+    if (this.database.insideWrite) {
+      return Promise.reject(
+        new Error('run() was called inside a unit of work; use the transaction that is there'),
+      );
+    }
     return new Promise<Answer>((resolve, reject) => {
       this.calls.push({ request, resolve, reject });
       if (this.calls.length === 1) this.write();
@@ -29,27 +35,28 @@ export class CoalescedWrite<Request, Answer> {
   }
 
   private write(): void {
-    let taken: Call<Request, Answer>[] = [];
+    let taken: Call<Request, Answer>[] | undefined;
+    const take = (): Call<Request, Answer>[] => {
+      taken = this.calls;
+      this.calls = [];
+      return taken;
+    };
     this.database
       .write((tx) => {
-        // Taken when the unit runs, not when it was queued: whoever came in between shares it.
-        taken = this.calls;
-        this.calls = [];
+        // Taken when the unit runs, not when it was queued: whoever came in between shares it. Taken once: where a
+        // transaction is run again, it is for the same callers.
+        const calls = taken ?? take();
         return this.work(
           tx,
-          taken.map((call) => call.request),
+          calls.map((call) => call.request),
         );
       })
       .then(
         (answers) => {
-          for (let i = 0; i < taken.length; i++) taken[i]?.resolve(answers[i] as Answer);
+          for (const [i, call] of (taken ?? []).entries()) call.resolve(answers[i] as Answer);
         },
         (error) => {
-          if (taken.length === 0) {
-            taken = this.calls;
-            this.calls = [];
-          }
-          for (const call of taken) call.reject(error);
+          for (const call of taken ?? take()) call.reject(error);
         },
       );
   }

@@ -2,9 +2,10 @@ import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { TypeOrmModule } from '@nestjs/typeorm';
 import type { DataSource } from 'typeorm';
 import { Database } from './database';
+import { Idempotency } from './idempotency';
 
 /**
- * Gives the application its {@link Database}. TypeORM's injectable `DataSource` is the reading side, so a repository
+ * Gives the application its {@link Database}, and what remembers repeated calls in it. TypeORM's injectable `DataSource` is the reading side, so a repository
  * that somebody injects can't write past the door.
  */
 @Global()
@@ -20,8 +21,8 @@ export class DatabaseModule {
           dataSourceFactory: () => Promise.resolve(database.source as DataSource),
         }),
       ],
-      providers: [{ provide: Database, useValue: database }],
-      exports: [Database],
+      providers: [{ provide: Database, useValue: database }, Idempotency],
+      exports: [Database, Idempotency],
     };
   }
 }

@@ -91,6 +91,11 @@ export class Database {
     return this.queue.run(work);
   }
 
+  /** Whether the caller is inside a unit of work, where it may not ask for another one. */
+  get insideWrite(): boolean {
+    return this.queue.insideUnit;
+  }
+
   /** Reads what is committed; the statements inside may see different commits. */
   read<T>(work: (statements: Statements) => Promise<T>): Promise<T> {
     return this.source === this.writer ? this.queue.run(work) : work(this.reader);

@@ -47,13 +47,18 @@ export class WriteQueue {
     return this.waiting.length;
   }
 
+  /** Whether the caller is a unit of this queue. */
+  get insideUnit(): boolean {
+    return this.inside.getStore() === true;
+  }
+
   /**
    * Does the work in a transaction and answers when it is on the disk.
    * Not re-entrant: a unit that called this would wait for itself, so that is refused.
    * @throws ERR_UNAVAILABLE when the commit fails; nothing of the unit is stored then.
    */
   run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
-    if (this.inside.getStore()) {
+    if (this.insideUnit) {
       return Promise.reject(
         new Error('write() was called inside a unit of work; use the transaction that is there'),
       );

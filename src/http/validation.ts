@@ -11,6 +11,9 @@ import { type ErrorDetails, fail } from '../errors';
 
 type Class<T extends object = object> = new () => T;
 
+/** A request that is wrong all over is answered with the first of its problems. */
+export const MAX_PROBLEMS = 50;
+
 /** What the decorators of one field ask, without the messages. */
 interface FieldCheck {
   readonly property: string;
@@ -104,9 +107,10 @@ export function checkFields<T extends object>(
     return { value, problems };
   }
   const { fields, isRight } = declaredBy(target);
+  let unknown = 0;
   for (const name of Object.keys(plain)) {
     if (fields.has(name)) (value as Record<string, unknown>)[name] = (plain as Record<string, unknown>)[name];
-    else problems[path + name] = 'is not a field of this request';
+    else if (unknown++ < MAX_PROBLEMS) problems[path + name] = 'is not a field of this request';
   }
   if (isRight?.(value)) return { value, problems };
   collect(
@@ -168,7 +172,7 @@ export function isId(value: unknown): value is number {
 
 /**
  * Validates bodies and queries by their class. Every problem is reported at once, by field; unknown fields are
- * problems. Queries arrive as text and are converted by class-transformer first.
+ * problems, of which the first 50 are named. Queries arrive as text and are converted by class-transformer first.
  */
 @Injectable()
 export class RequestValidation implements PipeTransform {
@@ -182,6 +186,11 @@ export class RequestValidation implements PipeTransform {
       declaredBy(target).fields.size === 0
     )
       return plain;
+    if (plain === undefined) {
+      // A body in which nothing is needed may be left out.
+      const empty = checkFields(target, {});
+      if (Object.keys(empty.problems).length === 0) return empty.value;
+    }
     const typed = metadata.type === 'query' ? { ...plainToInstance(target, plain) } : plain;
     const { value, problems } = checkFields(target, typed);
     if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);

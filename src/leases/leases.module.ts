@@ -4,7 +4,6 @@ import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
 import { OperatorsModule } from '../operators/operators.module';
 import { ClaimWaiters } from './claim-waiters';
-import { Idempotency } from './idempotency';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
 import { LeasesController } from './leases.controller';
 import { LeasesService } from './leases.service';
@@ -24,7 +23,6 @@ import { TasksService } from './tasks.service';
     QueueDepth,
     QueueUpkeep,
     ClaimWaiters,
-    Idempotency,
     TaskKinds,
     DnsKind,
     HttpKind,

@@ -2,12 +2,12 @@ import { Inject, Injectable } from '@nestjs/common';
 import { AgentsService } from '../agents/agents.service';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
+import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
 import { backoffMs } from './backoff';
 import { ClaimWaiters } from './claim-waiters';
-import { Idempotency, type IdempotentCall } from './idempotency';
 import type { LeaseState } from './lease.entity';
 import type {
   ClaimRequest,
@@ -253,7 +253,11 @@ export class LeasesService {
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
   ): Promise<ClaimResponse> {
-    if (wanted.length === 0) return { leases: [] };
+    if (wanted.length === 0) {
+      // There is nothing to look for; but a key that was used for something must not be taken for unused.
+      if (call) await this.database.read((statements) => this.idempotency.find(statements, call));
+      return { leases: [] };
+    }
     const until = performance.now() + waitMs;
     const waiter = this.waiters.enlist(wanted.map(([kind]) => kind));
     try {

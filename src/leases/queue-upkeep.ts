@@ -2,10 +2,10 @@ import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression, Interval } from '@nestjs/schedule';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
+import { Idempotency } from '../database/idempotency';
 import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
-import { Idempotency } from './idempotency';
 import { LeasesService } from './leases.service';
 import { TasksService } from './tasks.service';
 

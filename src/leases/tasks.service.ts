@@ -1,13 +1,15 @@
 import { Injectable } from '@nestjs/common';
+import canonicalize from 'canonicalize';
 import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
+import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
+import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
-import { Idempotency } from './idempotency';
 import type { LeaseState } from './lease.entity';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
@@ -26,8 +28,6 @@ import type {
 } from './tasks.dto';
 
 const DEFAULT_MAX_ATTEMPTS = 5;
-/** A request that is wrong all over is answered with the first of its problems. */
-const MAX_PROBLEMS = 50;
 
 /** A task that is accepted, as it goes into the table. */
 interface NewTask {
@@ -336,7 +336,7 @@ export class TasksService {
       const holder = key === null ? undefined : holders.get(key);
       const first = key === null ? undefined : firstOfKey.get(key);
       const same = holder ?? (first === undefined ? undefined : rows[first]);
-      if (same && (same.kind !== task.kind || same.spec !== task.spec)) {
+      if (same && (same.kind !== task.kind || !isSameJson(same.spec, task.spec))) {
         throw fail('ERR_CONFLICT', {
           [`tasks.${i}.unique_key`]: 'is held by an unfinished task of another kind or spec',
         });
@@ -433,6 +433,10 @@ type KeyHolder = Pick<TaskEntity, 'id' | 'kind' | 'spec' | 'state'> & { unique_k
 
 /** Tasks that end by their `not_after`: a leased one ends by its lease. As the partial index says it, word for word. */
 const CAN_RUN_OUT = `not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`;
+
+/** Whether two texts are the same JSON, in whatever order the fields are. */
+const isSameJson = (a: string, b: string): boolean =>
+  a === b || canonicalize(JSON.parse(a)) === canonicalize(JSON.parse(b));
 
 const instantOf = (text: string | null | undefined): number | null =>
   text === undefined || text === null ? null : (parseTimestamp(text) ?? null);

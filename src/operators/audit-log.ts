@@ -12,6 +12,14 @@ import type { AuditQuery, AuditVerification, AuditView } from './operators.dto';
 /** So many rows are read at once to verify the chain, so that requests get their turn in between. */
 const VERIFIED_AT_ONCE = 500;
 
+/** What the process does by itself is recorded under this name. */
+export const PROCESS: OperatorIdentity = {
+  tokenId: 0,
+  name: 'control-plane',
+  role: 'admin',
+  address: 'local',
+};
+
 /** What was done to what. */
 export interface Change {
   /** Subject's noun and verb: `agent.disable`. */

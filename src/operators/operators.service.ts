@@ -10,7 +10,7 @@ import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { fileBesideDatabase, SETTINGS, type Settings } from '../settings';
-import { AuditLog } from './audit-log';
+import { AuditLog, PROCESS } from './audit-log';
 import type { OperatorTokenEntity } from './operator-token.entity';
 import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenView } from './operators.dto';
 
@@ -22,14 +22,6 @@ const CACHED_TOKENS = 1_000;
 const USE_RECORDED_MS = 60_000;
 
 type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
-
-/** What the process does by itself is recorded under this name. */
-export const PROCESS: OperatorIdentity = {
-  tokenId: 0,
-  name: 'control-plane',
-  role: 'admin',
-  address: 'local',
-};
 
 /** Whoever may use the database's file may do anything: the command line, where no server runs. */
 const COMMAND_LINE: OperatorIdentity = { tokenId: 0, name: 'command line', role: 'admin', address: 'local' };

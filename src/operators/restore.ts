@@ -1,8 +1,7 @@
 import type { Clock } from '../clock';
 import { isBackup, passOverIds } from '../database/backup';
 import type { Database } from '../database/database';
-import { AuditLog } from './audit-log';
-import { PROCESS } from './operators.service';
+import { AuditLog, PROCESS } from './audit-log';
 
 /**
  * On the first start on a backup, before anything else is written: sees to it that no id is given a second time, and

@@ -1,8 +1,9 @@
 import { hash } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
+import canonicalize from 'canonicalize';
 import { Clock } from '../clock';
-import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
+import type { Statements, Transaction } from './statements';
 
 /** A call under an `Idempotency-Key`: whose, which, and what was asked. */
 export interface IdempotentCall {
@@ -24,14 +25,14 @@ export class Idempotency {
   /**
    * Names a call.
    * @param scope whose keys these are: two callers' keys never meet
-   * @param request what is asked; a repeat must be the same to the order of its fields
+   * @param request what is asked; a repeat must be the same JSON, in whatever order its fields are
    * @throws ERR_VALIDATION a key that is not 1 to 255 visible ASCII characters
    */
   call(scope: string, key: string, request: unknown): IdempotentCall {
     if (!/^[\x21-\x7e]{1,255}$/.test(key)) {
       throw fail('ERR_VALIDATION', { 'idempotency-key': 'must be 1 to 255 visible ASCII characters' });
     }
-    return { scope, key, requestHash: hash('sha256', JSON.stringify(request), 'hex') };
+    return { scope, key, requestHash: hash('sha256', canonicalize(request) as string, 'hex') };
   }
 
   /**
@@ -60,8 +61,8 @@ export class Idempotency {
    * @returns undefined where nothing was
    * @throws ERR_CONFLICT the key was used for another request
    */
-  async find<Response>(tx: Transaction, call: IdempotentCall): Promise<Response | undefined> {
-    const row = await tx.first<{ request_hash: string; response: string }>(
+  async find<Response>(statements: Statements, call: IdempotentCall): Promise<Response | undefined> {
+    const row = await statements.first<{ request_hash: string; response: string }>(
       'SELECT request_hash, response FROM idempotency_keys WHERE scope = $1 AND idempotency_key = $2',
       call.scope,
       call.key,
