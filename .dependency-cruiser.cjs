@@ -1,13 +1,14 @@
 // Which folder of src may import which (docs/architecture: Direction). To allow an edge, add it here, and
 // to the document. Whatever is not listed is forbidden, a folder that is not listed is forbidden too.
-const LEAVES = ['settings', 'errors', 'clock'];
+const LEAVES = ['settings', 'errors', 'clock', 'extensions'];
 const SHARED = ['scheduling', 'telemetry', 'database', 'http'];
-const ROOT = ['main', 'app', 'app.module'];
+const ROOT = ['main', 'app', 'app.module', 'extension-api'];
 
 const MAY_IMPORT = {
   settings: [],
   errors: [],
   clock: [],
+  extensions: [],
 
   http: LEAVES,
   database: LEAVES,
@@ -76,6 +77,13 @@ module.exports = {
       severity: 'error',
       from: { path: '^migrations/' },
       to: { path: '^(?:src|test|bench|scripts|examples|dist)/' },
+    },
+    {
+      name: 'extensions-by-the-front-door',
+      comment: 'An extension imports dns-agent-control-plane/extension; export there what it lacks.',
+      severity: 'error',
+      from: { path: '^examples/' },
+      to: { path: '^(?:src|migrations|test|bench|scripts|dist)/', pathNot: '^dist/extension-api\\.' },
     },
     {
       name: 'sqlite-behind-the-door',

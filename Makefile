@@ -5,7 +5,8 @@ RUN := scripts/with-node.sh
 INSTALLED := node_modules/.package-lock.json
 BUILT := dist/.built
 # Folders are listed too: a deleted file changes only its folder's time.
-SOURCES := $(shell find src migrations 2>/dev/null) $(wildcard tsconfig*.json) nest-cli.json
+SOURCES := $(shell find src migrations examples/whois-kind/src 2>/dev/null) \
+  $(wildcard tsconfig*.json examples/whois-kind/*.json) nest-cli.json scripts/build-example.mjs
 
 .PHONY: help start build test ci bench format clean
 .DEFAULT_GOAL := help
@@ -34,7 +35,7 @@ format: $(INSTALLED) ## format the sources and fix what lint can fix
 	@exec $(RUN) npm run format
 
 clean: ## remove what was built; keeps dependencies and databases
-	rm -rf dist coverage .cache
+	rm -rf dist examples/*/dist coverage .cache
 
 $(INSTALLED): package-lock.json
 	$(RUN) npm ci --no-audit --no-fund

@@ -1,11 +1,14 @@
-// A probe in about 150 lines: registers, heartbeats, claims dns tasks, resolves them and reports.
-//   node examples/agent.mjs [--server http://127.0.0.1:8080] [--hostname NAME] [--identity FILE] [--tasks N]
+// A probe in about 150 lines: registers, heartbeats, claims dns tasks, resolves them and reports. --check adds a
+// kind: a module whose default export maps kinds to functions, as examples/whois-kind/check.mjs.
+//   node examples/agent.mjs [--server http://127.0.0.1:8080] [--hostname NAME] [--identity FILE] [--tasks N] [--check FILE]
 // With --tasks it ends after that many; without, it goes on until it is interrupted.
 import { randomUUID } from 'node:crypto';
 import { promises as dns } from 'node:dns';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { hostname } from 'node:os';
+import { resolve as absolute } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 
 const { values: options } = parseArgs({
@@ -14,6 +17,7 @@ const { values: options } = parseArgs({
     hostname: { type: 'string', default: hostname() },
     identity: { type: 'string', default: 'agent-identity.json' },
     tasks: { type: 'string', default: 'Infinity' },
+    check: { type: 'string', multiple: true, default: [] },
   },
 });
 
@@ -23,6 +27,9 @@ const WAIT_MS = 20_000;
 const TIMEOUT_MS = WAIT_MS + 15_000;
 
 let identity;
+
+/** For each kind what does it: a spec goes in, `{outcome, observations}` comes out. */
+const checks = { dns: resolve };
 
 /** Calls the control plane until it answers. Every call may be sent again after a failure: the server sees to that. */
 async function call(path, body, headers = {}) {
@@ -100,7 +107,7 @@ async function keepAlive() {
 }
 
 /** Looks a name up. What goes wrong with the lookup is a finding like any other: the task is done. */
-async function resolve({ lease_id, spec }) {
+async function resolve(spec) {
   const resolver = new dns.Resolver({ timeout: 2_000, tries: 2 });
   const startedAt = performance.now();
   const rtt = () => ({
@@ -111,25 +118,25 @@ async function resolve({ lease_id, spec }) {
   try {
     if (spec.server) resolver.setServers([spec.server]);
     const records = await resolver.resolve(spec.query, spec.record_type ?? 'A');
-    return { lease_id, outcome: 'success', observations: [rtt(), { name: 'records', value: records }] };
+    return { outcome: 'success', observations: [rtt(), { name: 'records', value: records }] };
   } catch (error) {
     const outcome = error.code === 'ETIMEOUT' ? 'timeout' : 'error';
-    return {
-      lease_id,
-      outcome,
-      observations: [rtt(), { name: 'error', value: error.code ?? error.message }],
-    };
+    return { outcome, observations: [rtt(), { name: 'error', value: error.code ?? error.message }] };
   }
 }
 
 async function main() {
+  for (const file of options.check) {
+    Object.assign(checks, (await import(pathToFileURL(absolute(file)))).default);
+  }
   await identify();
   const { agent_id } = identity;
   keepAlive().catch(giveUp);
 
   let left = Number(options.tasks);
   while (left > 0) {
-    const capacities = { dns: Math.min(left, CAPACITY) };
+    const capacity = Math.min(left, CAPACITY);
+    const capacities = Object.fromEntries(Object.keys(checks).map((kind) => [kind, capacity]));
     // The key makes a repeated claim give the same leases, so that none is lost with an answer that did not arrive.
     const { leases } = await call(
       '/v1/agents/claim',
@@ -137,7 +144,9 @@ async function main() {
       { 'idempotency-key': randomUUID() },
     );
     if (leases.length === 0) continue;
-    const completed = await Promise.all(leases.map(resolve));
+    const completed = await Promise.all(
+      leases.map(async ({ lease_id, kind, spec }) => ({ lease_id, ...(await checks[kind](spec)) })),
+    );
     const { acknowledged, rejected = [] } = await call('/v1/agents/report', {
       agent_id,
       completed,

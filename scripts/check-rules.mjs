@@ -45,7 +45,7 @@ const withoutComments = (text) =>
   text.replace(/^\s*\/\*[\s\S]*?\*\/|^\s*\/\/.*|\s\/\/ .*$/gm, (comment) => comment.replace(/[^\n]/g, ' '));
 
 let broken = 0;
-for (const file of globSync('src/**/*.ts').sort()) {
+for (const file of globSync(['src/**/*.ts', 'examples/whois-kind/src/**/*.ts']).sort()) {
   const text = withoutComments(readFileSync(file, 'utf8'));
   for (const { pattern, allowed, instead } of RULES) {
     if (allowed.test(file)) continue;

@@ -11,6 +11,7 @@ import { ConfigEntity } from './config/config.entity';
 import { ConfigModule } from './config/config.module';
 import type { Database } from './database/database';
 import { DatabaseModule } from './database/database.module';
+import type { Extension } from './extensions';
 import { ErrorFilter } from './http/error-filter';
 import { RequestValidation } from './http/validation';
 import { LeaseEntity } from './leases/lease.entity';
@@ -51,6 +52,7 @@ export interface Parts {
   database: Database;
   clock: Clock;
   lifecycle: Lifecycle;
+  extensions: readonly Extension[];
 }
 
 /** The composition root: every module, and what is global. The guards and their order are in {@link AccessModule}. */
@@ -76,6 +78,7 @@ export class AppModule {
         ConcurrencyModule,
         LeasesModule,
         MetricsModule,
+        ...parts.extensions.map(({ module }) => module),
       ],
       providers: [
         ...shared,

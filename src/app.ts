@@ -8,6 +8,7 @@ import type { Logger } from 'pino';
 import { AppModule, ENTITIES } from './app.module';
 import { Clock } from './clock';
 import { Database } from './database/database';
+import { blame, loadExtensions } from './extensions';
 import { isShedFirst } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
@@ -15,7 +16,7 @@ import { mountDocs } from './http/openapi';
 import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
-import type { Settings } from './settings';
+import { type Settings, SettingsError } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, logRequests, NestLogger, requestIdOf } from './telemetry/logger';
 import { Overload } from './telemetry/overload';
@@ -44,12 +45,14 @@ export interface Replacements {
 /**
  * Opens the database and builds the application; it does not listen yet.
  * @throws DatabaseError where the database can't be used
+ * @throws ExtensionError where an extension keeps it from starting
  */
 export async function createApp(settings: Settings, replacements: Replacements = {}): Promise<ControlPlane> {
   const logger = replacements.logger ?? createLogger(settings);
   const clock = replacements.clock ?? new Clock();
   const lifecycle = new Lifecycle();
-  const database = await Database.open(settings, ENTITIES);
+  const extensions = loadExtensions(settings.extensions);
+  const database = await Database.open(settings, ENTITIES, extensions);
   const overload = new Overload(settings, database);
   try {
     if (await settleRestore(database, clock))
@@ -90,7 +93,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? ''),
     );
     const app = await NestFactory.create<NestFastifyApplication>(
-      AppModule.forRoot({ settings, database, clock, lifecycle }),
+      AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
       adapter,
       { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
     );
@@ -103,9 +106,15 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
-    await mountDocs(app);
-    await app.init();
-    await http.ready();
+    try {
+      await mountDocs(app);
+      await app.init();
+      await http.ready();
+    } catch (error) {
+      // Jobs may run already, and would keep the process alive.
+      await app.close().catch(() => undefined);
+      throw error;
+    }
     overload.start();
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
@@ -117,6 +126,6 @@ export async function createApp(settings: Settings, replacements: Replacements =
   } catch (error) {
     overload.close();
     await database.close();
-    throw error;
+    throw error instanceof SettingsError ? error : blame(error, extensions);
   }
 }

@@ -7,6 +7,7 @@ import { addOperatorsCommands } from './cli/operate';
 import { fields, note, print } from './cli/print';
 import { backUp } from './database/backup';
 import { DatabaseError } from './database/sqlite';
+import { ExtensionError } from './extensions';
 import { fileBesideDatabase, readSettings, SettingsError } from './settings';
 
 // Nobody else may read what is made here: databases, keys, backups.
@@ -88,7 +89,9 @@ function giveUp(error: unknown): void {
     process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.misused;
     return;
   }
-  const expected = [Failure, SettingsError, DatabaseError].some((type) => error instanceof type);
+  const expected = [Failure, SettingsError, DatabaseError, ExtensionError].some(
+    (type) => error instanceof type,
+  );
   if (expected) note((error as Error).message);
   else console.error(error);
   process.exitCode =

@@ -1,6 +1,7 @@
 import { createApp } from './app';
 import { Database } from './database/database';
 import { DatabaseError } from './database/sqlite';
+import { ExtensionError, loadExtensions } from './extensions';
 import { fileBesideDatabase, readSettings, type Settings, SettingsError } from './settings';
 
 /** The address can't be listened on. */
@@ -38,7 +39,11 @@ async function main(args: readonly string[]): Promise<void> {
 
 /** Applies the migrations and ends. */
 export async function migrateOnly(settings: Settings): Promise<void> {
-  const database = await Database.open({ ...settings, migrateOnStart: true });
+  const database = await Database.open(
+    { ...settings, migrateOnStart: true },
+    [],
+    loadExtensions(settings.extensions),
+  );
   console.log(
     database.applied.length === 0 ? 'The database is current.' : `Applied ${database.applied.join(', ')}.`,
   );
@@ -99,7 +104,9 @@ function whatNext(settings: Settings, listening: string): string {
 
 /** Says why it ends, and with which exit code. */
 export function giveUp(error: unknown): void {
-  const expected = [SettingsError, DatabaseError, ListenError].some((kind) => error instanceof kind);
+  const expected = [SettingsError, DatabaseError, ExtensionError, ListenError].some(
+    (kind) => error instanceof kind,
+  );
   console.error(expected ? (error as Error).message : error);
   process.exitCode = error instanceof SettingsError ? MISUSED : FAILED;
 }

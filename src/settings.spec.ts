@@ -26,7 +26,7 @@ const documented = [
 ].map((match) => match[1] as string);
 
 /** Names whose value is a path or a free text: nearly anything will do. */
-const FREE = ['SIGNING_KEY_FILE'];
+const FREE = ['SIGNING_KEY_FILE', 'EXTENSIONS'];
 
 describe('the settings', () => {
   it('have the defaults of the contract', () => {
@@ -86,6 +86,7 @@ describe('the settings', () => {
       'TRUST_PROXY',
       ['true', '*', 'proxy.example.com', '10.0.0.0/33', '10.0.0.0/', '::1/129', '10.0.0.0/8,,'],
     ],
+    ['EXTENSIONS', [',', 'a,,b', 'a,a']],
     ['LOG_LEVEL', ['verbose', 'INFO']],
   ])('refuse %s where it can not be meant', (name, values) => {
     for (const value of values)

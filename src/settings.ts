@@ -67,6 +67,8 @@ export interface Settings {
   readonly url: string | undefined;
   /** The operator's token that the command line shows. Not the server's. */
   readonly token: string | undefined;
+  /** Packages or paths that are loaded as parts of the application. */
+  readonly extensions: readonly string[];
 }
 
 /** The injection token of {@link Settings}. */
@@ -221,6 +223,15 @@ function readUrl(reader: Reader): string | undefined {
   return url.href.replace(/\/+$/, '');
 }
 
+function readExtensions(reader: Reader): string[] {
+  const text = reader.text('EXTENSIONS');
+  if (text === undefined) return [];
+  const specifiers = text.split(',').map((part) => part.trim());
+  if (specifiers.includes('') || new Set(specifiers).size < specifiers.length)
+    throw bad('EXTENSIONS', 'must be a comma-separated list of packages or paths, each once');
+  return specifiers;
+}
+
 /**
  * Reads and checks every `CONTROL_PLANE_*` variable.
  * @throws SettingsError naming the first setting that is unknown or unusable; its value is never in the message.
@@ -276,6 +287,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
     url: readUrl(reader),
     token: readToken(reader),
+    extensions: readExtensions(reader),
   };
   // Checked last, when every name that is known has been asked for.
   for (const name of Object.keys(env)) {

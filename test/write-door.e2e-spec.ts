@@ -167,6 +167,51 @@ describe('the write door', () => {
     });
   });
 
+  describe('a part of a unit', () => {
+    it('that throws is undone alone, and what was to be done after the commit for it', async () => {
+      const effects: string[] = [];
+      const part = (tx: Transaction, text: string, error?: Error) =>
+        tx.attempt(async () => {
+          tx.afterCommit(() => effects.push(text));
+          await note(text)(tx);
+          if (error) throw error;
+          return text;
+        });
+      const outcomes = await database.write(async (tx) => {
+        await note('before')(tx);
+        const parts = [await part(tx, 'kept'), await part(tx, 'undone', new Error('on its own'))];
+        await note('after')(tx);
+        return parts;
+      });
+      expect(outcomes).toEqual([
+        { status: 'fulfilled', value: 'kept' },
+        { status: 'rejected', reason: new Error('on its own') },
+      ]);
+      expect(await stored()).toEqual(['before', 'kept', 'after']);
+      expect(effects).toEqual(['kept']);
+    });
+
+    it('is undone with its unit', async () => {
+      const unit = database.write(async (tx) => {
+        await tx.attempt(() => note('part')(tx));
+        throw new Error('all of it');
+      });
+      await expect(unit).rejects.toThrow('all of it');
+      expect(await stored()).toEqual([]);
+    });
+
+    it('that can not be undone takes the whole unit with it, and nothing is written after it', async () => {
+      await database.write(note('taken'));
+      const unit = database.write(async (tx) => {
+        await note('before')(tx);
+        await tx.attempt(() => tx.run(`INSERT OR ROLLBACK INTO notes (text) VALUES ('taken')`));
+        await tx.attempt(() => note('after')(tx));
+      });
+      await expect(unit).rejects.toMatchObject(UNAVAILABLE);
+      expect(await stored()).toEqual(['taken']);
+    });
+  });
+
   describe('a read', () => {
     it('sees nothing that is not committed', async () => {
       const count = () =>

@@ -1,6 +1,7 @@
 import { Injectable, type OnApplicationBootstrap } from '@nestjs/common';
 import { METHOD_METADATA } from '@nestjs/common/constants';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
+import { ExtensionError, extensionOf } from '../extensions';
 import { ACCESS, type Access, QUOTA, type QuotaRule } from '../http/decorators';
 
 /** A name that can stand in a `RateLimit` header as it is. */
@@ -17,7 +18,8 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
 
   /** Fails the start where a route's declaration is missing or makes no sense, naming all of them. */
   onApplicationBootstrap(): void {
-    const problems = this.discovery.getControllers().flatMap(({ metatype }) => {
+    const faulty = new Set<string>();
+    const problems = this.discovery.getControllers().flatMap(({ metatype, host }) => {
       if (!metatype) return [];
       const prototype = metatype.prototype as Record<string, object>;
       return this.scanner
@@ -25,10 +27,17 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
         .filter((name) => Reflect.hasMetadata(METHOD_METADATA, prototype[name] as object))
         .flatMap((name) => {
           const problem = this.problemOf(prototype[name] as () => unknown, metatype as () => unknown);
-          return problem ? [`${metatype.name}.${name} ${problem}`] : [];
+          if (!problem) return [];
+          faulty.add(extensionOf(host?.metatype) ?? '');
+          return [`${metatype.name}.${name} ${problem}`];
         });
     });
-    if (problems.length > 0) throw new Error(`Routes are not declared right: ${problems.join('; ')}.`);
+    if (problems.length === 0) return;
+    const message = `Routes are not declared right: ${problems.join('; ')}.`;
+    const names = [...faulty].filter((name) => name !== '');
+    throw names.length === 0
+      ? new Error(message)
+      : new ExtensionError(names.join(', '), `is faulty: ${message}`);
   }
 
   private problemOf(handler: () => unknown, controller: () => unknown): string | undefined {

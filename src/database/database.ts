@@ -1,7 +1,8 @@
 import { DataSource } from 'typeorm';
+import type { Extension } from '../extensions';
 import type { Settings } from '../settings';
 import { sqliteDialect } from './dialect';
-import { knownMigrations, migrate, pendingMigrations } from './migrations';
+import { ExtensionMigrations, knownMigrations, migrate, pendingMigrations } from './migrations';
 import { DatabaseError, lockDatabase, readerOptions, unopened, writerOptions } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { WriteQueue } from './write-queue';
@@ -26,11 +27,14 @@ export class Database {
   /**
    * Locks, opens and (unless the settings say no) migrates the database.
    * @param entities the classes that the query builder may use on {@link source}
+   * @param extensions whose migrations are applied after the program's own
    * @throws DatabaseError in use by another process, written by a newer version, or not migrated and told not to
+   * @throws ExtensionError a migration of an extension failed
    */
   static async open(
     settings: Pick<Settings, 'database' | 'migrateOnStart'>,
     entities: DataSource['options']['entities'] = [],
+    extensions: readonly Extension[] = [],
   ): Promise<Database> {
     const unlock = lockDatabase(settings.database);
     const writer = new DataSource({
@@ -43,15 +47,18 @@ export class Database {
       await writer.initialize().catch((error: unknown) => {
         throw unopened(settings.database, error);
       });
+      const runner = writer.createQueryRunner();
+      const theirs = extensions.map((extension) => new ExtensionMigrations(extension, runner));
       const pending = await pendingMigrations(writer);
+      for (const migrations of theirs) pending.push(...(await migrations.pending()));
       if (pending.length > 0 && !settings.migrateOnStart) {
         throw new DatabaseError(
           `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
             'run "node dist/main.js --migrate-only" first.',
         );
       }
-      const applied = await migrate(writer);
-      const runner = writer.createQueryRunner();
+      await migrate(writer);
+      for (const migrations of theirs) await migrations.apply();
       const queue = new WriteQueue(runner, sqliteDialect);
       // A database in memory exists on one connection only, so its reads wait their turn in the queue.
       reader =
@@ -59,7 +66,7 @@ export class Database {
           ? writer
           : await new DataSource({ ...readerOptions(settings.database), entities }).initialize();
       const statements = new SqliteStatements(reader.createQueryRunner(), sqliteDialect);
-      return new Database(reader, writer, queue, statements, unlock, applied);
+      return new Database(reader, writer, queue, statements, unlock, pending);
     } catch (error) {
       if (reader?.isInitialized) await reader.destroy();
       if (writer.isInitialized) await writer.destroy();

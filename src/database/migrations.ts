@@ -1,6 +1,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { DataSource, MigrationInterface } from 'typeorm';
+import type { DataSource, MigrationInterface, QueryRunner } from 'typeorm';
+import { type Extension, ExtensionError, migrationsTable } from '../extensions';
 import { DatabaseError } from './sqlite';
 
 type MigrationClass = new () => MigrationInterface;
@@ -40,9 +41,67 @@ export async function pendingMigrations(source: DataSource): Promise<string[]> {
   return known.filter((name) => !have.has(name));
 }
 
-/** Applies what is pending, each migration in a transaction of its own. @returns the names applied. */
-export async function migrate(source: DataSource): Promise<string[]> {
-  const pending = await pendingMigrations(source);
-  if (pending.length > 0) await source.runMigrations({ transaction: 'each' });
-  return pending;
+/** Applies what is pending, each migration in a transaction of its own. */
+export async function migrate(source: DataSource): Promise<void> {
+  if ((await pendingMigrations(source)).length > 0) await source.runMigrations({ transaction: 'each' });
+}
+
+/**
+ * An extension's migrations. They are recorded in a table of the extension's own: when it is taken away, the program does
+ * not meet migrations that it does not know, and the extension's tables stay.
+ */
+export class ExtensionMigrations {
+  private readonly name: string;
+  private readonly table: string;
+
+  constructor(
+    private readonly extension: Extension,
+    private readonly runner: QueryRunner,
+  ) {
+    this.name = extension.name;
+    this.table = migrationsTable(extension.name);
+  }
+
+  /** The names of those that the database lacks, in their order. @throws DatabaseError as {@link apply} does */
+  async pending(): Promise<string[]> {
+    return (await this.lacking()).map((migration) => `${this.name}/${migration.name}`);
+  }
+
+  /**
+   * Applies what is lacking, each migration in a transaction of its own.
+   * @throws DatabaseError where the database has one that this version of the extension does not know
+   * @throws ExtensionError naming the one that failed
+   */
+  async apply(): Promise<void> {
+    for (const migration of await this.lacking()) {
+      await this.runner.startTransaction();
+      try {
+        await this.runner.query(`CREATE TABLE IF NOT EXISTS ${this.table} (name text NOT NULL PRIMARY KEY)`);
+        await new migration().up(this.runner);
+        await this.runner.query(`INSERT INTO ${this.table} (name) VALUES ('${migration.name}')`);
+        await this.runner.commitTransaction();
+      } catch (error) {
+        await this.runner.rollbackTransaction();
+        throw new ExtensionError(this.name, `has a migration that failed, ${migration.name}`, error);
+      }
+    }
+  }
+
+  private async lacking(): Promise<MigrationClass[]> {
+    const table = await this.runner.query(
+      `SELECT name FROM sqlite_master WHERE type = 'table' AND name = '${this.table}'`,
+    );
+    const rows: { name: string }[] =
+      table.length === 0 ? [] : await this.runner.query(`SELECT name FROM ${this.table}`);
+    const applied = new Set(rows.map((row) => row.name));
+    const lacking = this.extension.migrations.filter((migration) => !applied.delete(migration.name));
+    const [unknown] = applied;
+    if (unknown !== undefined) {
+      throw new DatabaseError(
+        `The database was written by a newer version of the extension ${this.name} (migration ${unknown}). ` +
+          'Load that version, or restore a backup made by this one.',
+      );
+    }
+    return lacking;
+  }
 }

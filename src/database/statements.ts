@@ -24,12 +24,17 @@ export interface Transaction extends Statements {
    * throws is thrown at the caller, though the unit is stored.
    */
   afterCommit(effect: () => void): void;
+  /**
+   * Does a part that can fail alone: what it throws undoes what it did, and is in the answer. Throws only where the part
+   * could not be undone, and then the whole unit is lost.
+   */
+  attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>>;
 }
 
 /** Statements over a TypeORM query runner of better-sqlite3. */
 export class SqliteStatements implements Statements {
   constructor(
-    private readonly runner: QueryRunner,
+    protected readonly runner: QueryRunner,
     readonly dialect: Dialect,
   ) {}
 

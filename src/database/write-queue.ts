@@ -26,6 +26,18 @@ class UnitOfWork extends SqliteStatements implements Transaction {
   afterCommit(effect: () => void): void {
     this.effects.push(effect);
   }
+
+  async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
+    const effects = this.effects.length;
+    await this.runner.query('SAVEPOINT part');
+    const [outcome] = await Promise.allSettled([part()]);
+    if (outcome.status === 'rejected') {
+      this.effects.length = effects;
+      await this.runner.query('ROLLBACK TO part');
+    }
+    await this.runner.query('RELEASE part');
+    return outcome;
+  }
 }
 
 /**

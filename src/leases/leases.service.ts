@@ -23,7 +23,7 @@ import type {
 import { QueueDepth } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
 import type { TaskReason, TaskState } from './task.entity';
-import { TaskKinds } from './task-kinds';
+import { type TakenReport, TaskKinds } from './task-kinds';
 
 /** The most leases that one claim grants. */
 const MAX_CLAIM = 256;
@@ -161,6 +161,7 @@ export class LeasesService {
       const ended: { id: number; state: LeaseState }[] = [];
       const results: object[] = [];
       const rejected: RejectedReport[] = [];
+      const taken: Omit<TakenReport, 'spec'>[] = [];
       for (const { report, as, outcome } of reports) {
         const lease = leases.get(report.lease_id);
         if (!lease) {
@@ -180,6 +181,18 @@ export class LeasesService {
           ended.push({ id: lease.id, state: as });
           ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
           keep(as === 'completed' ? 'final' : 'attempt');
+          if (this.kinds.wantsReports(lease.kind)) {
+            taken.push({
+              lease_id: lease.id,
+              task_id: lease.task_id,
+              agent_id: agentId,
+              target: lease.target,
+              report: as,
+              outcome,
+              observations: report.observations ?? [],
+              received_at: now,
+            });
+          }
         } else if (lease.state === 'expired' || lease.state === 'revoked') {
           rejected.push({ lease_id: lease.id, reason: lease.state });
           if (lease.reported === null) keep('late');
@@ -190,6 +203,7 @@ export class LeasesService {
       await this.endLeases(tx, ended, now);
       await this.storeResults(tx, agentId, results, now);
       await this.endAttempts(tx, ends, now);
+      await this.tellKinds(tx, taken);
       const acknowledged = reports.length - rejected.length;
       return rejected.length > 0 ? { acknowledged, rejected } : { acknowledged };
     });
@@ -453,6 +467,25 @@ export class LeasesService {
       agentId,
       now,
     );
+  }
+
+  /** Tells the kinds that want it of reports that took effect. */
+  private async tellKinds(tx: Transaction, taken: readonly Omit<TakenReport, 'spec'>[]): Promise<void> {
+    if (taken.length === 0) return;
+    const rows = await tx.rows<{ id: number; kind: string; spec: string }>(
+      `SELECT id, kind, spec FROM tasks WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      JSON.stringify(taken.map(({ task_id }) => task_id)),
+    );
+    const tasks = new Map(rows.map((row) => [row.id, row]));
+    const byKind = Map.groupBy(taken, ({ task_id }) => tasks.get(task_id)?.kind as string);
+    for (const [kind, reports] of byKind) {
+      const specOf = ({ task_id }: { task_id: number }) => JSON.parse(tasks.get(task_id)?.spec as string);
+      await this.kinds.tell(
+        tx,
+        kind,
+        reports.map((report) => ({ ...report, spec: specOf(report) })),
+      );
+    }
   }
 
   /** Takes leased tasks to what they become, and the counters with them. */

@@ -1,9 +1,12 @@
-import { Injectable, type OnModuleInit, type Type } from '@nestjs/common';
+import { Injectable, Logger, type OnModuleInit, type Type } from '@nestjs/common';
 import { DiscoveryService } from '@nestjs/core';
 import { ApiExtraModels, ApiProperty, getSchemaPath } from '@nestjs/swagger';
+import type { Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
+import { ExtensionError, extensionOf } from '../extensions';
 import { checkFields } from '../http/validation';
-import { LeaseGrant } from './leases.dto';
+import { LeaseGrant, type Observation } from './leases.dto';
+import type { Outcome } from './result.entity';
 import { TaskInput, TaskView } from './tasks.dto';
 
 /** What a kind declares: its name, and the class that validates and documents its spec. */
@@ -12,12 +15,33 @@ export interface TaskKindOptions {
   spec: Type<object>;
 }
 
+/** A report that took effect, as the kind of its task is told of it. */
+export interface TakenReport<Spec extends object = object> {
+  lease_id: number;
+  task_id: number;
+  agent_id: number;
+  target: string;
+  spec: Spec;
+  report: 'completed' | 'cancelled';
+  /** Null only where a cancelled report left it out. */
+  outcome: Outcome | null;
+  observations: Observation[];
+  /** In ms since the epoch. */
+  received_at: number;
+}
+
 /** A kind of task. The provider that implements it is decorated with {@link TaskKind}. */
 export interface TaskKindHandler<Spec extends object = object> {
   /** What a check is aimed at: tasks with the same target share a concurrency window. */
   target(spec: Spec): string;
   /** Problems that the spec's decorators can't express, by field of the spec. */
   check?(spec: Spec): ErrorDetails;
+  /**
+   * Told of reports on tasks of the kind in the transaction that takes them: once for each request, with all that took
+   * effect, never again for a repeat. Nothing but `tx` may be awaited. What it writes is stored with the reports or not
+   * at all; what it throws undoes what it wrote, is logged, and leaves the reports as they are.
+   */
+  onReports?(tx: Transaction, reports: readonly TakenReport<Spec>[]): Promise<void>;
 }
 
 /** A spec that was accepted: the text that is stored, and the target derived from it. */
@@ -42,29 +66,39 @@ export const TaskKind = (kind: string, options: { spec: Type<object> }): ClassDe
   };
 };
 
+interface Entry {
+  options: TaskKindOptions;
+  handler: TaskKindHandler;
+  extension: string | undefined;
+}
+
 /** Knows every task kind of the application, the five of its own and those that extensions add. */
 @Injectable()
 export class TaskKinds implements OnModuleInit {
-  private readonly kinds = new Map<string, { options: TaskKindOptions; handler: TaskKindHandler }>();
+  private readonly logger = new Logger('TaskKinds');
+  private readonly kinds = new Map<string, Entry>();
 
   constructor(private readonly discovery: DiscoveryService) {}
 
-  /** @throws Error at start, where two providers claim the same kind or one can't derive a target */
+  /** Fails the start where two providers claim the same kind or one can't derive a target. */
   onModuleInit(): void {
     for (const wrapper of this.discovery.getProviders()) {
       const options = wrapper.metatype ? this.discovery.getMetadataByDecorator(KindMark, wrapper) : undefined;
       if (!options) continue;
       const handler = wrapper.instance as TaskKindHandler;
-      if (typeof handler?.target !== 'function')
-        throw new Error(`Task kind ${options.kind} has no target(spec) method.`);
       const known = this.kinds.get(options.kind);
+      const extension = extensionOf(wrapper.host?.metatype);
+      const refuse = (problem: string): Error => {
+        const named = `task kind ${options.kind} of ${wrapper.metatype?.name} ${problem}`;
+        const owner = extension ?? known?.extension;
+        return owner === undefined ? new Error(named) : new ExtensionError(owner, `is faulty: ${named}`);
+      };
+      if (typeof handler?.target !== 'function') throw refuse('has no target(spec) method');
+      if (handler.onReports !== undefined && typeof handler.onReports !== 'function')
+        throw refuse('has an onReports that is not a method');
       if (known?.handler === handler) continue;
-      if (known) {
-        throw new Error(
-          `Task kind ${options.kind} is claimed by both ${known.handler.constructor.name} and ${handler.constructor.name}.`,
-        );
-      }
-      this.kinds.set(options.kind, { options, handler });
+      if (known) throw refuse(`is there already, of ${known.handler.constructor.name}`);
+      this.kinds.set(options.kind, { options, handler, extension });
     }
     documentSpecs([...this.kinds.values()].map(({ options }) => options));
   }
@@ -96,13 +130,34 @@ export class TaskKinds implements OnModuleInit {
     }
     const { value, problems } = checkFields(entry.options.spec, fields, `${path}spec.`);
     if (Object.keys(problems).length > 0) return { problems };
-    for (const [field, problem] of Object.entries(entry.handler.check?.(value) ?? {}))
-      problems[`${path}spec.${field}`] = problem;
-    if (Object.keys(problems).length > 0) return { problems };
-    return {
-      spec: JSON.stringify({ kind, ...fields }),
-      target: entry.handler.target(value).slice(0, MAX_TARGET),
-    };
+    try {
+      for (const [field, problem] of Object.entries(entry.handler.check?.(value) ?? {}))
+        problems[`${path}spec.${field}`] = problem;
+      if (Object.keys(problems).length > 0) return { problems };
+      const target: unknown = entry.handler.target(value);
+      if (typeof target !== 'string' || target === '')
+        throw new TypeError(`target(spec) gave no text: ${typeof target}`);
+      return { spec: JSON.stringify({ kind, ...fields }), target: target.slice(0, MAX_TARGET) };
+    } catch (error) {
+      // Sent again it would fail again: it is the caller's to change, and the kind's owner's to mend.
+      this.logger.error({ kind, err: error }, 'a task kind failed on a spec');
+      return { problems: { [`${path}spec`]: `is more than the kind ${kind} can handle` } };
+    }
+  }
+
+  /** Whether a kind wants to be told of reports. */
+  wantsReports(kind: string): boolean {
+    return this.kinds.get(kind)?.handler.onReports !== undefined;
+  }
+
+  /** Tells a kind of reports that took effect. What it throws is logged and undoes only what it wrote. */
+  async tell(tx: Transaction, kind: string, reports: readonly TakenReport[]): Promise<void> {
+    const told = await tx.attempt(async () => this.kinds.get(kind)?.handler.onReports?.(tx, reports));
+    if (told.status === 'fulfilled') return;
+    this.logger.error(
+      { kind, lease_ids: reports.map((report) => report.lease_id), err: told.reason },
+      'a task kind failed on reports; they were taken all the same',
+    );
   }
 
   /** @throws ERR_VALIDATION naming each kind in a map of capacities that there is not */
@@ -127,6 +182,7 @@ function documentSpecs(kinds: readonly TaskKindOptions[]): void {
     ApiProperty({ required: false, enum: names, example: names[0], description })(spec.prototype, 'kind');
   }
   // Not oneOf: a spec with nothing but a host is one of several kinds.
+  ApiProperty({ enum: kinds.map(({ kind }) => kind).sort(), example: 'dns' })(TaskInput.prototype, 'kind');
   const anyOf = [...kindsOf.keys()].map((spec) => ({ $ref: getSchemaPath(spec) }));
   for (const holder of [TaskInput, TaskView, LeaseGrant]) {
     ApiProperty({ anyOf })(holder.prototype, 'spec');

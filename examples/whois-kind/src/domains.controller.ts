@@ -1,0 +1,32 @@
+import { Controller, Delete, Get, HttpCode, Param, Query } from '@nestjs/common';
+import { ApiNoContentResponse, ApiOkResponse, ApiOperation, ApiParam, ApiTags } from '@nestjs/swagger';
+import { GuardedErrors, Operator } from 'dns-agent-control-plane/extension';
+import { DomainPage, DomainsQuery } from './domains.dto';
+import { DomainsService } from './domains.service';
+
+/** What operators see of the domains that were asked about. */
+@ApiTags('whois')
+@Controller('v1/whois/domains')
+export class DomainsController {
+  constructor(private readonly domains: DomainsService) {}
+
+  @Get()
+  @Operator('viewer')
+  @ApiOperation({ summary: 'List domains', description: 'The last one checked first.' })
+  @ApiOkResponse({ type: DomainPage })
+  @GuardedErrors()
+  list(@Query() query: DomainsQuery): Promise<DomainPage> {
+    return this.domains.list(query);
+  }
+
+  @Delete(':domain')
+  @HttpCode(204)
+  @Operator('operator')
+  @ApiParam({ name: 'domain', example: 'example.com' })
+  @ApiOperation({ summary: 'Forget a domain' })
+  @ApiNoContentResponse()
+  @GuardedErrors('ERR_NOT_FOUND')
+  forget(@Param('domain') domain: string): Promise<void> {
+    return this.domains.forget(domain);
+  }
+}

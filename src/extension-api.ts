@@ -1,0 +1,30 @@
+/**
+ * What an extension may import: `import { ... } from 'dns-agent-control-plane/extension'`. Nothing else of the program is
+ * promised to stay; what is listed here changes only with the program's version. Guide: docs/extending.md.
+ */
+export type { MigrationInterface, QueryRunner } from 'typeorm';
+export { Clock, toTimestamp } from './clock';
+export { Database } from './database/database';
+export type { ColumnType, Dialect } from './database/dialect';
+export type { SqlValue, Statements, Transaction } from './database/statements';
+export { type ErrorCode, type ErrorDetails, fail } from './errors';
+export { ApiErrors, GuardedErrors } from './http/api-errors';
+export {
+  AGENT_PATHS,
+  Agent,
+  type AgentIdentity,
+  CurrentAgent,
+  CurrentOperator,
+  IdInPath,
+  Operator,
+  type OperatorIdentity,
+  Public,
+  Quota,
+  type Role,
+} from './http/decorators';
+export { olderThan, type Page, PageEnd, PageQuery, pageOf } from './http/pagination';
+export { IsTimestamp, parseTimestamp } from './http/timestamps';
+export { IdParam, IsId } from './http/validation';
+export type { Observation } from './leases/leases.dto';
+export { type TakenReport, TaskKind, type TaskKindHandler } from './leases/task-kinds';
+export { JobRunner } from './scheduling/job-runner';
