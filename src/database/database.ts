@@ -75,6 +75,20 @@ export class Database {
     }
   }
 
+  /** Reads a database file beside whoever serves it, without its lock. */
+  static async inspect<T>(
+    target: Settings['database'],
+    work: (statements: Statements) => Promise<T>,
+  ): Promise<T> {
+    const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
+    await source.initialize();
+    try {
+      return await work(new SqliteStatements(source.createQueryRunner(), sqliteDialect));
+    } finally {
+      await source.destroy();
+    }
+  }
+
   /**
    * Does a unit of work in one transaction and answers when it is on the disk. Nothing but the transaction may be
    * awaited inside, and the method may not be called inside. What the unit throws undoes it and is thrown on.

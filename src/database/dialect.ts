@@ -15,6 +15,8 @@ export interface Dialect {
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
   least(a: string, b: string): string;
+  /** The id that a table has given last, as a subquery: null where it never gave any. */
+  lastId(table: string): string;
 }
 
 export const sqliteDialect: Dialect = {
@@ -26,4 +28,5 @@ export const sqliteDialect: Dialect = {
       .join(', ')} FROM json_each(${parameter}))`,
   greatest: (a, b) => `max(${a}, ${b})`,
   least: (a, b) => `min(${a}, ${b})`,
+  lastId: (table) => `(SELECT seq FROM sqlite_sequence WHERE name = '${table}')`,
 };

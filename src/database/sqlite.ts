@@ -7,6 +7,9 @@ import type { DatabaseTarget } from '../settings';
 /** A database that can't be used as it is; the message says what to do. */
 export class DatabaseError extends Error {}
 
+/** Another process has the database. */
+export class DatabaseInUse extends DatabaseError {}
+
 /** What the writer's connection must have, and what SQLite answers when it has it. */
 const PRAGMAS = [
   ['journal_mode', 'wal'],
@@ -69,7 +72,8 @@ export function unopened(target: DatabaseTarget, error: unknown): unknown {
  * Keeps a second process off the file. The lock is SQLite's own, on a file beside the database, so that it goes with
  * the process however that ends.
  * @returns what gives the lock back.
- * @throws DatabaseError where another process has the file, or its folder is not there.
+ * @throws DatabaseInUse where another process has the file
+ * @throws DatabaseError where its folder is not there
  */
 export function lockDatabase(target: DatabaseTarget): () => void {
   if (target.path === ':memory:') return () => undefined;
@@ -84,7 +88,7 @@ export function lockDatabase(target: DatabaseTarget): () => void {
   } catch (error) {
     lock?.close();
     if ((error as { code?: string }).code?.startsWith('SQLITE_BUSY')) {
-      throw new DatabaseError(
+      throw new DatabaseInUse(
         `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
       );
     }
