@@ -17,6 +17,7 @@ import { mountDocs } from './http/openapi';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
+import { settleRestore } from './operators/restore';
 import { type Settings, SettingsError } from './settings';
 import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
@@ -64,6 +65,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const clock = replacements.clock ?? database.clock;
   const overload = new Overload(settings, database);
   try {
+    if (await settleRestore(database, clock))
+      logger.warn('started on a backup; its ids go on beyond all given since');
     const adapter = new FastifyAdapter({
       bodyLimit: BODY_LIMIT,
       trustProxy: settings.trustProxy,

@@ -38,7 +38,7 @@ async function main(args: readonly string[]): Promise<void> {
 }
 
 /** Applies the migrations and ends. */
-async function migrateOnly(settings: Settings): Promise<void> {
+export async function migrateOnly(settings: Settings): Promise<void> {
   const database = await openDatabase(
     { ...settings, migrateOnStart: true },
     [],
@@ -51,7 +51,7 @@ async function migrateOnly(settings: Settings): Promise<void> {
 }
 
 /** Serves until SIGTERM or SIGINT, then stops in order, within the time that the settings give. */
-async function serve(settings: Settings): Promise<void> {
+export async function serve(settings: Settings): Promise<void> {
   const { app, logger, stop } = await createApp(settings);
   let stopping = false;
   const onSignal = (signal: NodeJS.Signals): void => {
@@ -102,10 +102,13 @@ function whatNext(settings: Settings, listening: string): string {
   ].join('\n');
 }
 
-main(process.argv.slice(2)).catch((error: unknown) => {
+/** Says why it ends, and with which exit code. */
+export function giveUp(error: unknown): void {
   const expected = [SettingsError, DatabaseError, ExtensionError, ListenError].some(
     (kind) => error instanceof kind,
   );
   console.error(expected ? (error as Error).message : error);
   process.exitCode = error instanceof SettingsError ? MISUSED : FAILED;
-});
+}
+
+if (require.main === module) main(process.argv.slice(2)).catch(giveUp);

@@ -78,6 +78,10 @@ export interface Settings {
   readonly requestTimeoutMs: number;
   /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
   readonly signingKeyFile: string | undefined;
+  /** Where the command line finds the server; undefined when nothing is said. Not the server's. */
+  readonly url: string | undefined;
+  /** The operator's token that the command line shows. Not the server's. */
+  readonly token: string | undefined;
   /** Packages or paths that are loaded as parts of the application. */
   readonly extensions: readonly string[];
 }
@@ -220,6 +224,31 @@ function readEnrollmentTokens(reader: Reader): string[] {
   return tokens;
 }
 
+function readToken(reader: Reader): string | undefined {
+  const token = reader.text('TOKEN');
+  if (token !== undefined && !/^[\x21-\x7e]{1,512}$/.test(token))
+    throw bad('TOKEN', 'must be 1 to 512 visible ASCII characters');
+  return token;
+}
+
+function readUrl(reader: Reader): string | undefined {
+  const text = reader.text('URL');
+  if (text === undefined) return undefined;
+  const url = URL.parse(text);
+  if (
+    !url ||
+    !/^https?:$/.test(url.protocol) ||
+    url.username !== '' ||
+    url.password !== '' ||
+    url.search !== ''
+  )
+    throw bad(
+      'URL',
+      'must be the address of a control plane such as http://127.0.0.1:8080, without credentials',
+    );
+  return url.href.replace(/\/+$/, '');
+}
+
 function readExtensions(reader: Reader): string[] {
   const text = reader.text('EXTENSIONS');
   if (text === undefined) return [];
@@ -286,6 +315,8 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     maxConnections: reader.integer('MAX_CONNECTIONS', 150_000, 1, 1_000_000),
     requestTimeoutMs: reader.integer('REQUEST_TIMEOUT_MS', 30_000, 1_000, 600_000),
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
+    url: readUrl(reader),
+    token: readToken(reader),
     extensions: readExtensions(reader),
   };
   // Checked last, when every name that is known has been asked for.

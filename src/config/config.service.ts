@@ -73,7 +73,10 @@ export class ConfigService implements OnModuleInit {
     private readonly audit: AuditLog,
   ) {}
 
-  /** Loads the bundle in force. One that was signed with a key that is gone is published again with the one that signs. */
+  /**
+   * Loads the bundle in force. One that was signed with a key that is gone is published again with the one that signs; so
+   * is one out of a backup, for agents may have seen a later `seq` than it has.
+   */
   async onModuleInit(): Promise<void> {
     const row = await this.database.read((statements) =>
       statements.first<ConfigEntity>('SELECT * FROM agent_configs ORDER BY seq DESC LIMIT 1'),
@@ -81,7 +84,8 @@ export class ConfigService implements OnModuleInit {
     if (!row) return;
     this.keep(row);
     const leftMs = row.expires_at - this.clock.now();
-    if (leftMs <= 0 || this.keys.jwks.some(({ kid }) => kid === row.kid)) return;
+    const restored = row.seq < (await this.newestSeq());
+    if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
     // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
     const { revision } = await this.issue({
       by: PROCESS,
@@ -92,7 +96,9 @@ export class ConfigService implements OnModuleInit {
     });
     this.logger.warn(
       { kid: this.keys.kid, revision },
-      'the key of the configuration in force is gone; signed anew',
+      restored
+        ? 'restored from a backup; published anew'
+        : 'the key of the configuration in force is gone; signed anew',
     );
   }
 
@@ -197,6 +203,16 @@ export class ConfigService implements OnModuleInit {
     return this.newest && this.newest.expiresAt > this.clock.now() ? this.newest : undefined;
   }
 
+  /** The last seq that was given, or passed over after a restore. */
+  private async newestSeq(): Promise<number> {
+    const row = await this.database.read((statements) =>
+      statements.first<{ seq: number | null }>(
+        `SELECT ${statements.dialect.lastId('agent_configs', 'seq')} AS seq`,
+      ),
+    );
+    return row?.seq ?? 0;
+  }
+
   private callOf(by: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
     return key === undefined ? undefined : this.idempotency.call(`configs:${by.tokenId}`, key, request);
   }
@@ -214,13 +230,10 @@ export class ConfigService implements OnModuleInit {
   }
 
   private async signNext({ config, lifetimeMs }: Issue): Promise<ConfigEntity> {
-    const last = await this.database.read((statements) =>
-      statements.first<{ seq: number | null }>('SELECT max(seq) AS seq FROM agent_configs'),
-    );
     const issuedAt = this.clock.now();
     const bundle: UnsignedBundle = {
       revision: randomBytes(8).toString('hex'),
-      seq: (last?.seq ?? 0) + 1,
+      seq: (await this.newestSeq()) + 1,
       issued_at: issuedAt,
       expires_at: issuedAt + lifetimeMs,
       config,

@@ -28,6 +28,8 @@ export interface Dialect {
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
   least(a: string, b: string): string;
+  /** The id that a table has given last, in this column, as a subquery: null where it never gave any. */
+  lastId(table: string, column: string): string;
 }
 
 export const sqliteDialect: Dialect = {
@@ -45,6 +47,7 @@ export const sqliteDialect: Dialect = {
   lockTable: () => undefined,
   greatest: (a, b) => `max(${a}, ${b})`,
   least: (a, b) => `min(${a}, ${b})`,
+  lastId: (table) => `(SELECT seq FROM sqlite_sequence WHERE name = '${table}')`,
 };
 
 const POSTGRES_TYPES: Readonly<Record<ColumnType, string>> = { integer: 'bigint', text: 'text' };
@@ -66,4 +69,5 @@ export const postgresDialect: Dialect = {
   lockTable: (table) => `LOCK TABLE ${table} IN EXCLUSIVE MODE`,
   greatest: (a, b) => `greatest(${a}, ${b})`,
   least: (a, b) => `least(${a}, ${b})`,
+  lastId: (table, column) => `(SELECT max(${column}) FROM ${table})`,
 };

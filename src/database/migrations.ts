@@ -23,7 +23,7 @@ export function knownMigrations(folder = FOLDER): MigrationClass[] {
  * Tells whether the database has every migration.
  * @throws DatabaseError where it has one that this version does not know: a newer version wrote it.
  */
-async function pendingMigrations(source: DataSource): Promise<string[]> {
+export async function pendingMigrations(source: DataSource): Promise<string[]> {
   const known = source.migrations.map((migration) => migration.name ?? migration.constructor.name);
   const runner = source.createQueryRunner();
   const exists = await runner.hasTable('migrations').finally(() => runner.release());

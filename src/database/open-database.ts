@@ -4,6 +4,7 @@ import type { Settings } from '../settings';
 import type { Database } from './database';
 import { PostgresDatabase } from './postgres-database';
 import { SqliteDatabase } from './sqlite-database';
+import type { Statements } from './statements';
 
 /**
  * Opens the database that the settings name and, unless they say no, migrates it.
@@ -21,4 +22,14 @@ export function openDatabase(
   return target.type === 'sqlite'
     ? SqliteDatabase.open(target, settings, entities, extensions)
     : PostgresDatabase.open(target, settings, entities, extensions);
+}
+
+/** Reads a database beside whoever serves it. */
+export function inspectDatabase<T>(
+  target: Settings['database'],
+  work: (statements: Statements) => Promise<T>,
+): Promise<T> {
+  return target.type === 'sqlite'
+    ? SqliteDatabase.inspect(target, work)
+    : PostgresDatabase.inspect(target, work);
 }

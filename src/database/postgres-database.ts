@@ -83,6 +83,17 @@ export class PostgresDatabase extends Database {
     }
   }
 
+  /** Reads a database beside whoever serves it. */
+  static async inspect<T>(target: PostgresTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
+    const source = new DataSource({ ...poolOptions(target, 1), migrations: knownMigrations() });
+    await source.initialize();
+    try {
+      return await work(new PostgresStatements(poolOf(source), source.manager));
+    } finally {
+      await source.destroy();
+    }
+  }
+
   async write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     if (this.insideWrite)
       throw new Error('write() was called inside a unit of work; use the transaction that is there');

@@ -16,6 +16,11 @@ export function writePrivately(path: string, text: string): void {
   } finally {
     closeSync(file);
   }
+  putInPlace(unfinished, path);
+}
+
+/** Gives a file that is on the disk its name, in place of what has it, so that a power cut does not take it back. */
+export function putInPlace(unfinished: string, path: string): void {
   renameSync(unfinished, path);
   const folder = openSync(dirname(path), 'r');
   try {

@@ -69,6 +69,17 @@ export class SqliteDatabase extends Database {
     }
   }
 
+  /** Reads a database file beside whoever serves it, without its lock. */
+  static async inspect<T>(target: SqliteTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
+    const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
+    await source.initialize();
+    try {
+      return await work(new SqliteStatements(source.createQueryRunner(), sqliteDialect));
+    } finally {
+      await source.destroy();
+    }
+  }
+
   write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     return this.queue.run(work);
   }

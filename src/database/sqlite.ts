@@ -3,7 +3,7 @@ import { dirname } from 'node:path';
 import Sqlite from 'better-sqlite3';
 import type { DataSourceOptions } from 'typeorm';
 import type { SqliteTarget } from '../settings';
-import { DatabaseError } from './database-error';
+import { DatabaseError, DatabaseInUse } from './database-error';
 
 /** What the writer's connection must have, and what SQLite answers when it has it. */
 const PRAGMAS = [
@@ -67,7 +67,8 @@ export function unopened(target: SqliteTarget, error: unknown): unknown {
  * Keeps a second process off the file. The lock is SQLite's own, on a file beside the database, so that it goes with
  * the process however that ends.
  * @returns what gives the lock back.
- * @throws DatabaseError where another process has the file, or its folder is not there.
+ * @throws DatabaseInUse where another process has the file
+ * @throws DatabaseError where its folder is not there
  */
 export function lockDatabase(target: SqliteTarget): () => void {
   if (target.path === ':memory:') return () => undefined;
@@ -82,7 +83,7 @@ export function lockDatabase(target: SqliteTarget): () => void {
   } catch (error) {
     lock?.close();
     if ((error as { code?: string }).code?.startsWith('SQLITE_BUSY')) {
-      throw new DatabaseError(
+      throw new DatabaseInUse(
         `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
       );
     }

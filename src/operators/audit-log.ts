@@ -102,7 +102,7 @@ export class AuditLog {
 }
 
 /** The same on any connection. */
-async function verifyChain(statements: Statements): Promise<AuditVerification> {
+export async function verifyChain(statements: Statements): Promise<AuditVerification> {
   const head = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
   const end = { last_id: head?.last_id ?? 0, last_hash: head?.last_hash ?? '' };
   const broken = (id: number, problem: string) => ({ intact: false, ...end, broken_at: id, problem });

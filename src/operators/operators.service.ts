@@ -23,6 +23,9 @@ const USE_RECORDED_MS = 60_000;
 
 type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
 
+/** Whoever may use the database's file may do anything: the command line, where no server runs. */
+const COMMAND_LINE: OperatorIdentity = { tokenId: 0, name: 'command line', role: 'admin', address: 'local' };
+
 /** A token that works at an instant, `$1`. */
 const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
 
@@ -35,6 +38,8 @@ export class OperatorsService implements OnModuleInit {
   /** Counts the withdrawals, so that a row read before one is not cached after it. */
   private withdrawals = 0;
   private readonly uses: CoalescedWrite<number, undefined>;
+  /** The hash of the command line's token; empty where it asked for none. */
+  private commandLineHash = '';
   /** The hash of the setting's token; empty where there is none. */
   private readonly settingHash: string;
 
@@ -76,6 +81,7 @@ export class OperatorsService implements OnModuleInit {
    */
   async authenticate(token: string, address: string, beforeLookup: () => void): Promise<OperatorIdentity> {
     const hash = hashToken(token);
+    if (sameHash(this.commandLineHash, hash)) return COMMAND_LINE;
     // A typo shows by its checksum. The setting's token can be any string, also one that looks like ours.
     if (token.startsWith('dcpo_') && !isWellFormed('dcpo_', token) && !sameHash(this.settingHash, hash))
       throw fail('ERR_UNAUTHORIZED');
@@ -89,6 +95,13 @@ export class OperatorsService implements OnModuleInit {
       throw fail('ERR_TOKEN_EXPIRED', undefined, { message: 'The token has expired.' });
     if ((known.last_used_at ?? 0) <= now - USE_RECORDED_MS) this.recordUse(known, now);
     return { tokenId: known.id, name: known.name, role: known.role, address };
+  }
+
+  /** Makes a token for the command line in this process. It is stored nowhere and ends with the process. */
+  admitCommandLine(): string {
+    const token = mintToken('dcpo_');
+    this.commandLineHash = hashToken(token);
+    return token;
   }
 
   /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */

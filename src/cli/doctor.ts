@@ -1,0 +1,232 @@
+import { accessSync, constants, existsSync, statfsSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import type { Command } from 'commander';
+import { Clock } from '../clock';
+import { isBackup } from '../database/backup';
+import { DatabaseError, DatabaseInUse } from '../database/database-error';
+import { lockDatabase } from '../database/sqlite';
+import type { Statements } from '../database/statements';
+import {
+  fileBesideDatabase,
+  type PostgresTarget,
+  readSettings,
+  type Settings,
+  type SqliteTarget,
+} from '../settings';
+import { callApi } from './api';
+import { EXIT, Failure } from './failure';
+import { print } from './print';
+
+type Verdict = 'ok' | 'warn' | 'FAIL';
+type Finding = readonly [Verdict, what: string, finding: string];
+
+const MIB = 1024 * 1024;
+const LITTLE_SPACE = 1024 * MIB;
+const NO_SPACE = 64 * MIB;
+/** Clocks may differ by this much, in milliseconds. */
+const CLOCK_TOLERANCE_MS = 60_000;
+/** Before this instant no version of the program was there. */
+const EARLIEST = Date.UTC(2026, 0, 1);
+
+/** Adds the command that looks for what is wrong with an installation. */
+export function addDoctor(program: Command): void {
+  program
+    .command('doctor')
+    .description('check settings, files, database, clock, disk and server; changes nothing')
+    .addHelpText(
+      'after',
+      '\nEach line is ok, warn or FAIL, with what to do. The exit code is 1 where one is FAIL.',
+    )
+    .action(async () => {
+      let failed = false;
+      for await (const [verdict, what, finding] of examine()) {
+        print(`${verdict.padEnd(4)}  ${what.padEnd(10)}  ${finding}`);
+        failed ||= verdict === 'FAIL';
+      }
+      if (failed) process.exitCode = EXIT.failed;
+    });
+}
+
+async function* examine(): AsyncGenerator<Finding> {
+  let settings: Settings;
+  try {
+    settings = readSettings();
+  } catch (error) {
+    yield ['FAIL', 'settings', `${(error as Error).message}. Nothing else was checked.`];
+    return;
+  }
+  yield ['ok', 'settings', 'every CONTROL_PLANE_* variable is known and in range'];
+  const target = settings.database;
+  if (target.type === 'postgres') {
+    yield* examineServer(target, settings);
+    yield await server(settings, false);
+    return;
+  }
+  const { path } = target;
+  let served = false;
+  if (path === ':memory:') {
+    yield ['warn', 'database', 'is in memory: it ends with the process'];
+  } else if (!existsSync(dirname(path))) {
+    yield [
+      'FAIL',
+      'folder',
+      `${dirname(path)} does not exist; create it, with mode 700, for the server's user`,
+    ];
+  } else {
+    yield folder(dirname(path));
+    yield* files(settings, path);
+    yield space(dirname(path));
+    const lock = lockOf(target);
+    served = lock === 'served';
+    if (existsSync(path)) yield* database(settings, target, lock);
+    else yield ['warn', 'database', `${path} does not exist; the first start makes it`];
+  }
+  yield clock(path);
+  yield await server(settings, served);
+}
+
+function folder(path: string): Finding {
+  try {
+    accessSync(path, constants.W_OK | constants.X_OK);
+  } catch {
+    return ['FAIL', 'folder', `${path} is not writable for this user; run as the server's user, or chown it`];
+  }
+  const open = (statSync(path).mode & 0o022) !== 0;
+  return open
+    ? ['warn', 'folder', `others may replace files in ${path}: chmod 700 ${path}`]
+    : ['ok', 'folder', `${path} is writable, and not for others`];
+}
+
+function* files(settings: Settings, path: string): Generator<Finding> {
+  const key = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
+  const secrets = [fileBesideDatabase(settings.database, 'admin-token'), key];
+  const there = [path, `${path}-wal`, `${path}-shm`, ...secrets].filter((file) => existsSync(file));
+  let well = true;
+  for (const file of there) {
+    if ((statSync(file).mode & 0o077) === 0) continue;
+    well = false;
+    yield [secrets.includes(file) ? 'FAIL' : 'warn', 'files', `others may read ${file}: chmod 600 ${file}`];
+  }
+  if (well) yield ['ok', 'files', `${there.length} files, none open to others`];
+}
+
+function space(path: string): Finding {
+  const { bavail, bsize } = statfsSync(path);
+  const free = bavail * bsize;
+  const finding = `${Math.floor(free / MIB)} MiB are free in ${path}`;
+  if (free < NO_SPACE) return ['FAIL', 'disk', `${finding}; make room, or writes will fail`];
+  return free < LITTLE_SPACE ? ['warn', 'disk', `${finding}; make room soon`] : ['ok', 'disk', finding];
+}
+
+function lockOf(target: SqliteTarget): 'free' | 'served' | DatabaseError {
+  try {
+    // Looked at, not made: a lock file that is not there is held by nobody.
+    if (existsSync(`${target.path}-lock`)) lockDatabase(target)();
+    return 'free';
+  } catch (error) {
+    return error instanceof DatabaseInUse ? 'served' : (error as DatabaseError);
+  }
+}
+
+async function* database(
+  settings: Settings,
+  target: SqliteTarget,
+  lock: ReturnType<typeof lockOf>,
+): AsyncGenerator<Finding> {
+  const { path } = target;
+  if (lock instanceof DatabaseError) yield ['FAIL', 'lock', lock.message];
+  else yield ['ok', 'lock', lock === 'served' ? `a process serves ${path}` : `no process has ${path}`];
+  const { inspectDatabase } = await import('../database/open-database.js');
+  try {
+    yield* await inspectDatabase(target, (statements) => contents(statements, settings));
+  } catch (error) {
+    yield ['FAIL', 'database', `${path} can't be read (${(error as Error).message}); restore a backup`];
+  }
+}
+
+async function contents(statements: Statements, { migrateOnStart }: Settings): Promise<Finding[]> {
+  const findings: Finding[] = [];
+  const rows = await statements.rows<{ integrity_check: string }>('PRAGMA integrity_check(1)');
+  const verdict = rows[0]?.integrity_check;
+  const orphans = await statements.rows('PRAGMA foreign_key_check');
+  if (verdict !== 'ok') findings.push(['FAIL', 'integrity', `${verdict}; restore a backup`]);
+  else if (orphans.length > 0)
+    findings.push([
+      'FAIL',
+      'integrity',
+      `${orphans.length} rows name others that are not there; restore a backup`,
+    ]);
+  else findings.push(['ok', 'integrity', 'the database is whole']);
+  findings.push(await migrations(statements, migrateOnStart));
+  if (await isBackup(statements))
+    findings.push([
+      'warn',
+      'restore',
+      'the database is a backup; its ids go on with a gap when it is started',
+    ]);
+  return findings;
+}
+
+async function migrations(statements: Statements, migrateOnStart: boolean): Promise<Finding> {
+  const { pendingMigrations } = await import('../database/migrations.js');
+  try {
+    const pending = await pendingMigrations(statements.manager.dataSource);
+    if (pending.length === 0) return ['ok', 'migrations', 'all are applied'];
+    return migrateOnStart
+      ? ['warn', 'migrations', `${pending.length} are not applied; the next start applies them`]
+      : ['FAIL', 'migrations', `${pending.length} are not applied: control-plane migrate`];
+  } catch (error) {
+    return ['FAIL', 'migrations', (error as Error).message];
+  }
+}
+
+async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settings): AsyncGenerator<Finding> {
+  const { inspectDatabase } = await import('../database/open-database.js');
+  try {
+    yield* await inspectDatabase(target, async (statements) => {
+      const row = await statements.first<{ now: number; version: string }>(
+        `SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now, current_setting('server_version') AS version`,
+      );
+      const apartMs = Math.abs((row?.now ?? 0) - new Clock().now());
+      return [
+        ['ok', 'database', `PostgreSQL ${row?.version} answers`],
+        await migrations(statements, migrateOnStart),
+        apartMs > CLOCK_TOLERANCE_MS
+          ? [
+              'warn',
+              'clock',
+              `${Math.round(apartMs / 1_000)} s from the database's, which is the one that counts`,
+            ]
+          : ['ok', 'clock', "agrees with the database's"],
+      ] satisfies Finding[];
+    });
+  } catch (error) {
+    yield [
+      'FAIL',
+      'database',
+      `can't be reached or read (${(error as Error).message}); check CONTROL_PLANE_DATABASE_URL`,
+    ];
+  }
+}
+
+function clock(path: string): Finding {
+  const now = new Clock().now();
+  if (now < EARLIEST) return ['FAIL', 'clock', `it is ${new Date(now).toISOString()} here; set the clock`];
+  // A file that was changed in the future shows that the clock was set back.
+  const aheadMs = existsSync(path) ? statSync(path).mtimeMs - now : 0;
+  return aheadMs > CLOCK_TOLERANCE_MS
+    ? ['FAIL', 'clock', `${path} was changed ${Math.round(aheadMs / 1_000)} s in the future; set the clock`]
+    : ['ok', 'clock', `it is ${new Date(now).toISOString()}`];
+}
+
+async function server(settings: Settings, served: boolean): Promise<Finding> {
+  try {
+    const access = { timeout: 5, alsoWithoutServer: false };
+    await callApi(settings, access, { method: 'GET', path: '/v1/tasks/stats', repeatable: true });
+    return ['ok', 'server', 'it answers, and the token is good'];
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    const expected = served || settings.url !== undefined;
+    return [expected ? 'FAIL' : 'warn', 'server', error.message.replaceAll('\n', ' ')];
+  }
+}

@@ -1,0 +1,137 @@
+import { closeSync, existsSync, fsyncSync, openSync, rmSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
+import Sqlite from 'better-sqlite3';
+import type { SqliteTarget } from '../settings';
+import { DatabaseError } from './database-error';
+import { putInPlace } from './private-file';
+import type { Statements, Transaction } from './statements';
+
+/** "dcpb" as SQLite's application_id: the file is a backup, and nobody has started on it yet. */
+const BACKUP = 0x64637062;
+
+const PAGES_AT_ONCE = 2_048;
+
+/** Ids go on at least this far beyond the last one in the backup. */
+const MIN_GAP = 2 ** 32;
+
+/** No database gives ids faster than this, in ids per millisecond; below 2^53 until far beyond the year 2200. */
+const IDS_PER_MS = 64;
+const IDS_SINCE = Date.UTC(2026, 0, 1);
+
+/** A backup that was written. */
+export interface Backup {
+  readonly file: string;
+  readonly bytes: number;
+}
+
+/**
+ * Copies the database as it is at one instant, whether or not a process serves it meanwhile. The copy is checked, is
+ * one file that only its owner can read, and appears under its name when it is whole and on the disk.
+ * @param options.replace whether a file that is there may be replaced
+ * @param options.signal ends the copying; nothing is left behind
+ * @throws DatabaseError there is no database, the file is there already, or the copy is damaged
+ */
+export async function backUp(
+  target: SqliteTarget,
+  file: string,
+  options: { replace: boolean; signal: AbortSignal },
+): Promise<Backup> {
+  const path = resolve(file);
+  if (!existsSync(target.path))
+    throw new DatabaseError(
+      `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
+    );
+  if (isPartOf(target, path)) throw new DatabaseError(`${file} is the database itself; name another file.`);
+  if (existsSync(path) && !options.replace)
+    throw new DatabaseError(`${file} is there already; name another file, or replace it with --force.`);
+  const unfinished = `${path}.new-${process.pid}`;
+  try {
+    // Made here and not by SQLite, so that nobody else can read it at any time.
+    closeSync(openSync(unfinished, 'wx', 0o600));
+    await copy(target, unfinished, options.signal);
+    finish(unfinished);
+    options.signal.throwIfAborted();
+    const { size } = statSync(unfinished);
+    putInPlace(unfinished, path);
+    return { file: path, bytes: size };
+  } catch (error) {
+    if (error instanceof DatabaseError || options.signal.aborted) throw error;
+    throw new DatabaseError(`The backup could not be written: ${(error as Error).message}`);
+  } finally {
+    for (const suffix of ['', '-journal', '-wal', '-shm']) rmSync(unfinished + suffix, { force: true });
+  }
+}
+
+async function copy(target: SqliteTarget, to: string, signal: AbortSignal): Promise<void> {
+  const source = new Sqlite(target.path, { readonly: true, timeout: 5_000 });
+  try {
+    // One read transaction around all steps: without it each commit of a server would begin the copy anew.
+    source.exec('BEGIN');
+    source.prepare('SELECT count(*) FROM sqlite_schema').get();
+    await source.backup(to, {
+      progress: () => {
+        signal.throwIfAborted();
+        return PAGES_AT_ONCE;
+      },
+    });
+  } finally {
+    source.close();
+  }
+}
+
+/** Checks the copy, marks it as one, and sees that it is on the disk. */
+function finish(path: string): void {
+  const copied = new Sqlite(path, { fileMustExist: true });
+  try {
+    // A file that needs no log beside it, so that it can be moved about alone. The server switches back by itself.
+    copied.pragma('journal_mode = DELETE');
+    const verdict = copied.pragma('integrity_check(1)', { simple: true });
+    if (verdict !== 'ok')
+      throw new DatabaseError(
+        `The copy is damaged, and so the database may be (${verdict}); see control-plane doctor.`,
+      );
+    copied.pragma(`application_id = ${BACKUP}`);
+  } finally {
+    copied.close();
+  }
+  const file = openSync(path, 'r+');
+  try {
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+}
+
+function isPartOf({ path }: SqliteTarget, file: string): boolean {
+  if (['', '-wal', '-shm', '-lock'].some((suffix) => file === path + suffix)) return true;
+  if (!existsSync(file)) return false;
+  const [a, b] = [statSync(path), statSync(file)];
+  return a.dev === b.dev && a.ino === b.ino;
+}
+
+/** Whether the database is a backup that nobody has started on yet. */
+export async function isBackup(statements: Statements): Promise<boolean> {
+  if (statements.dialect.name !== 'sqlite') return false;
+  const row = await statements.first<{ application_id: number }>('PRAGMA application_id');
+  return row?.application_id === BACKUP;
+}
+
+/**
+ * Takes the mark of a backup off, and has every table's ids go on beyond all that can have been given since it was
+ * made: agents may still hold such leases. The gap grows with time, so that two starts on copies of one backup do not
+ * give the same ids either.
+ * @returns the ids after which each table goes on
+ */
+export async function passOverIds(tx: Transaction, now: number): Promise<Record<string, number>> {
+  await tx.run(
+    `INSERT INTO sqlite_sequence (name, seq) SELECT name, 0 FROM sqlite_schema
+     WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%' AND name NOT IN (SELECT name FROM sqlite_sequence)`,
+  );
+  const rows = await tx.rows<{ name: string; seq: number }>(
+    `UPDATE sqlite_sequence SET seq = ${tx.dialect.greatest('seq + $1', '$2')} RETURNING name, seq`,
+    MIN_GAP,
+    (now - IDS_SINCE) * IDS_PER_MS,
+  );
+  await tx.run('PRAGMA application_id = 0');
+  return Object.fromEntries(rows.map(({ name, seq }) => [name, seq]));
+}
