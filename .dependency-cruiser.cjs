@@ -12,7 +12,7 @@ const MAY_IMPORT = {
 
   http: LEAVES,
   database: LEAVES,
-  scheduling: LEAVES,
+  scheduling: [...LEAVES, 'database'],
   telemetry: [...LEAVES, 'http', 'database'],
 
   agents: [...SHARED, ...LEAVES, 'config', 'operators'],

@@ -57,6 +57,14 @@ export class Initial1764000000000 implements MigrationInterface {
       // Operators' view of a roll-out.
       `CREATE INDEX agent_config_states_by_revision ON agent_config_states (revision, status)`,
 
+      // Replicas on one database tell each other here that the service runs.
+      `CREATE TABLE service_continuity (
+        id integer NOT NULL PRIMARY KEY CHECK (id = 1),
+        since ${bigint} NOT NULL,
+        last_seen_at ${bigint} NOT NULL
+      )`,
+      `INSERT INTO service_continuity (id, since, last_seen_at) VALUES (1, 0, 0)`,
+
       `CREATE TABLE operator_tokens (
         id ${identity},
         name text NOT NULL,

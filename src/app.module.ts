@@ -23,6 +23,7 @@ import { MetricsModule } from './metrics/metrics.module';
 import { AuditEntity, AuditHeadEntity } from './operators/audit.entity';
 import { OperatorTokenEntity } from './operators/operator-token.entity';
 import { OperatorsModule } from './operators/operators.module';
+import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
@@ -42,6 +43,7 @@ export const ENTITIES = [
   OperatorTokenEntity,
   AuditEntity,
   AuditHeadEntity,
+  ContinuityEntity,
   ConfigEntity,
   MetricsEntity,
 ];

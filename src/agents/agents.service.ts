@@ -33,6 +33,9 @@ const OVERLAP_MS = 600_000;
 /** So many agents' credentials are kept in memory; the rest is looked up. */
 const CACHED_AGENTS = 100_000;
 
+/** Under what changes of agents are announced; the message is the id. */
+const CHANGED = 'agents';
+
 /** Whom a transition lets through, and where it leads. */
 const TRANSITIONS = {
   disable: { from: ['active', 'draining', 'disabled'], to: 'disabled' },
@@ -102,6 +105,8 @@ export class AgentsService {
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    database.onAnnouncement(CHANGED, (id) => this.forget(Number(id)));
+    database.onGap(() => this.forget());
     this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
 
@@ -123,7 +128,8 @@ export class AgentsService {
    * @throws ERR_FORBIDDEN the agent is disabled or revoked
    */
   async authenticate(agentId: number, token: string, beforeLookup: () => void): Promise<AgentIdentity> {
-    let agent = this.cache.get(agentId);
+    // Where word of other replicas does not arrive, what is remembered may be out of date.
+    let agent = this.database.hearsOthers ? this.cache.get(agentId) : undefined;
     if (!agent) {
       // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
       if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
@@ -421,18 +427,21 @@ export class AgentsService {
       this.clock.now(),
     );
     if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
-    this.forgetAfterCommit(tx, agentId);
+    this.announceChange(tx, agentId);
   }
 
   private async putOut(tx: Transaction, agentId: number): Promise<void> {
     for (const listener of this.outListeners) await listener(tx, [agentId]);
   }
 
-  private forgetAfterCommit(tx: Transaction, agentId: number): void {
-    tx.afterCommit(() => {
-      this.changes++;
-      this.cache.delete(agentId);
-    });
+  private announceChange(tx: Transaction, agentId: number): void {
+    tx.announce(CHANGED, String(agentId));
+  }
+
+  private forget(agentId?: number): void {
+    this.changes++;
+    if (agentId === undefined) this.cache.clear();
+    else this.cache.delete(agentId);
   }
 
   private async loadCredentials(agentId: number): Promise<Credentials | undefined> {
@@ -469,7 +478,7 @@ export class AgentsService {
         agent.id,
         agent.token_hash,
       );
-      this.forgetAfterCommit(tx, agent.id);
+      this.announceChange(tx, agent.id);
     });
   }
 
@@ -559,7 +568,7 @@ export class AgentsService {
       now,
     );
     if (!held) await this.putOut(tx, known.id);
-    this.forgetAfterCommit(tx, known.id);
+    this.announceChange(tx, known.id);
   }
 
   private tokenExpiry(): number | null {

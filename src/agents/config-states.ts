@@ -47,6 +47,8 @@ export class ConfigStates {
       JSON.stringify(news.map(([agent_id, report]) => ({ agent_id, ...report }))),
       this.clock.now(),
     );
+    // What an agent says to another replica is not known here.
+    if (tx.dialect.concurrent) return;
     tx.afterCommit(() => {
       for (const [id, report] of news) this.stored.set(id, textOf(report));
     });

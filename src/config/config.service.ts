@@ -9,6 +9,7 @@ import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { AuditLog, PROCESS } from '../operators/audit-log';
+import { SettingsError } from '../settings';
 import { acceptConfig, bundleText, signedText, type UnsignedBundle } from './bundle';
 import { changesBetween } from './changes';
 import {
@@ -52,6 +53,9 @@ interface Issue {
 /** A bundle without its content. */
 type Head = Omit<ConfigEntity, 'config' | 'signature'>;
 
+/** Under what it is announced that there is a new bundle; the message is its seq. */
+const PUBLISHED = 'config';
+
 const HEAD = 'revision, seq, issued_at, expires_at, kid';
 
 /**
@@ -71,21 +75,27 @@ export class ConfigService implements OnModuleInit {
     private readonly keys: SigningKeys,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
-  ) {}
+  ) {
+    database.onAnnouncement(PUBLISHED, (seq) => this.catchUp(Number(seq)));
+    database.onGap(() => this.catchUp());
+  }
 
   /**
    * Loads the bundle in force. One that was signed with a key that is gone is published again with the one that signs; so
    * is one out of a backup, for agents may have seen a later `seq` than it has.
    */
   async onModuleInit(): Promise<void> {
-    const row = await this.database.read((statements) =>
-      statements.first<ConfigEntity>('SELECT * FROM agent_configs ORDER BY seq DESC LIMIT 1'),
-    );
+    const row = await this.loadNewest();
     if (!row) return;
-    this.keep(row);
     const leftMs = row.expires_at - this.clock.now();
     const restored = row.seq < (await this.newestSeq());
     if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
+    if (this.database.isShared) {
+      throw new SettingsError(
+        `CONTROL_PLANE_SIGNING_KEY_FILE lacks the key ${row.kid} of the configuration in force. All replicas need the ` +
+          'same keys; to take one away, publish with another first.',
+      );
+    }
     // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
     const { revision } = await this.issue({
       by: PROCESS,
@@ -268,6 +278,26 @@ export class ConfigService implements OnModuleInit {
     });
     if (call) await this.idempotency.store(tx, call, row.revision);
     tx.afterCommit(() => this.keep(row));
+    tx.announce(PUBLISHED, String(row.seq));
+    return row;
+  }
+
+  /** Takes over what another replica published. */
+  private catchUp(seq = Number.POSITIVE_INFINITY): void {
+    if (seq <= (this.newest?.seq ?? 0)) return;
+    this.loadNewest().catch((error: unknown) => {
+      this.logger.warn(
+        { err: error },
+        'the configuration in force could not be read; it is tried again at the next gap',
+      );
+    });
+  }
+
+  private async loadNewest(): Promise<ConfigEntity | undefined> {
+    const row = await this.database.read((statements) =>
+      statements.first<ConfigEntity>('SELECT * FROM agent_configs ORDER BY seq DESC LIMIT 1'),
+    );
+    if (row && row.seq > (this.newest?.seq ?? 0)) this.keep(row);
     return row;
   }
 

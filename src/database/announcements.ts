@@ -8,9 +8,13 @@ const CHANNEL = 'control_plane';
 /** A notification holds 8,000 bytes at the most; more announcements than fit go in several. */
 const MAX_BYTES = 7_500;
 
-/** How soon after a lost connection the next try is made, in milliseconds, and how long a silent one is trusted. */
+/** How soon after a lost connection the next try is made, in milliseconds. */
 const RETRY_MS = 500;
-const PROBE_MS = 5_000;
+
+/** How often the connection is asked whether it is there, and how long it may take to answer. */
+const PROBE_MS = 1_000;
+const ANSWER_MS = 2_000;
+const CONNECT_MS = 5_000;
 
 /** Sends announcements to the other replicas, in the transaction that they are about. */
 export async function publish(
@@ -43,6 +47,11 @@ export class Announcements {
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
 
+  /** Whether a connection listens, as far as is known: one that went silent is noticed within 3 s. */
+  get connected(): boolean {
+    return this.client !== undefined;
+  }
+
   constructor(
     private readonly target: PostgresTarget,
     private readonly deliver: (topic: string, message: string) => void,
@@ -66,8 +75,8 @@ export class Announcements {
     const client = new pg.Client({
       connectionString: this.target.url,
       application_name: 'control-plane announcements',
-      connectionTimeoutMillis: PROBE_MS,
-      query_timeout: PROBE_MS,
+      connectionTimeoutMillis: CONNECT_MS,
+      query_timeout: ANSWER_MS,
       keepAlive: true,
     });
     client.on('notification', ({ payload }) => this.hear(payload ?? ''));

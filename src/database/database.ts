@@ -36,6 +36,20 @@ export abstract class Database {
   /** Reads what is committed; the statements inside may see different commits. */
   abstract read<T>(work: (statements: Statements) => Promise<T>): Promise<T>;
 
+  /** Whether other processes may serve the same database. */
+  abstract readonly isShared: boolean;
+
+  /** Whether announcements of other replicas arrive. While they don't, what rests on them must not be relied upon. */
+  abstract get hearsOthers(): boolean;
+
+  /**
+   * Does something that only one replica may do at a time; it goes on when the connection that stands for it is lost, so
+   * it must do no harm twice.
+   * @param name what the replicas agree on by name
+   * @returns whether it was done; not when another replica is at it
+   */
+  abstract exclusively(name: string, work: () => Promise<void>): Promise<boolean>;
+
   /** How many units of work wait to be written: the measure of overload. */
   abstract get writeQueueDepth(): number;
 

@@ -21,11 +21,15 @@ const CLOCK_MS = 5_000;
 /** Any number that other programs on the same server do not lock by. */
 const MIGRATION_LOCK = 6_214_503_001;
 
+/** The first of the two numbers of the locks that jobs take. */
+const JOB_LOCKS = 62_145;
+
 /** Begins, and asks for the time, in one round trip. */
 const BEGIN = 'BEGIN; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now';
 
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
+  readonly isShared = true;
   private readonly inside = new AsyncLocalStorage<true>();
   private readonly pool: pg.Pool;
   private readonly reader: Statements;
@@ -62,7 +66,8 @@ export class PostgresDatabase extends Database {
     extensions: readonly Extension[],
   ): Promise<PostgresDatabase> {
     const source = new DataSource({
-      ...poolOptions(target, poolSize),
+      // A job holds one for its lock while it writes on another.
+      ...poolOptions(target, Math.max(2, poolSize)),
       migrations: knownMigrations(),
       entities,
     });
@@ -118,6 +123,39 @@ export class PostgresDatabase extends Database {
 
   get insideWrite(): boolean {
     return this.inside.getStore() === true;
+  }
+
+  get hearsOthers(): boolean {
+    return this.announcements.connected;
+  }
+
+  async exclusively(name: string, work: () => Promise<void>): Promise<boolean> {
+    const client = await this.pool.connect().catch((error: unknown) => {
+      throw explained(error);
+    });
+    let broken: Error | undefined;
+    try {
+      const { rows } = await client.query<{ locked: boolean }>(
+        'SELECT pg_try_advisory_lock($1, hashtext($2)) AS locked',
+        [JOB_LOCKS, name],
+      );
+      if (!rows[0]?.locked) return false;
+      try {
+        await work();
+      } finally {
+        // The lock goes with its connection, so where it can't be given back the connection goes.
+        await client
+          .query('SELECT pg_advisory_unlock($1, hashtext($2))', [JOB_LOCKS, name])
+          .catch((error) => {
+            broken = error;
+          });
+      }
+      return true;
+    } catch (error) {
+      throw explained(error);
+    } finally {
+      client.release(broken);
+    }
   }
 
   get writeQueueDepth(): number {

@@ -12,6 +12,7 @@ import { WriteQueue } from './write-queue';
 /** A SQLite file, which this process has for itself, or a database in memory. */
 export class SqliteDatabase extends Database {
   readonly clock = new Clock();
+  readonly isShared = false;
   private readonly queue: WriteQueue;
   private closed: Promise<void> | undefined;
 
@@ -90,6 +91,16 @@ export class SqliteDatabase extends Database {
 
   get insideWrite(): boolean {
     return this.queue.insideUnit;
+  }
+
+  /** There are no others. */
+  get hearsOthers(): boolean {
+    return true;
+  }
+
+  async exclusively(_name: string, work: () => Promise<void>): Promise<boolean> {
+    await work();
+    return true;
   }
 
   get writeQueueDepth(): number {

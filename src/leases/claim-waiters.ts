@@ -71,6 +71,11 @@ export class ClaimWaiters {
     }
   }
 
+  /** Has everybody look: tasks may have become ready without word of it. */
+  wakeAll(): void {
+    for (const kind of [...this.byKind.keys()]) this.wake(kind, Number.POSITIVE_INFINITY);
+  }
+
   private releaseAll(): void {
     for (const waiter of this.asleep) waiter.rouse();
   }

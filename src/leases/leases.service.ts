@@ -6,6 +6,7 @@ import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
+import { Lifecycle } from '../telemetry/lifecycle';
 import { backoffMs } from './backoff';
 import { ClaimWaiters } from './claim-waiters';
 import type { LeaseState } from './lease.entity';
@@ -29,6 +30,8 @@ import { type TakenReport, TaskKinds } from './task-kinds';
 const MAX_CLAIM = 256;
 const MAX_REPORTS = 1_000;
 const MIN_EXTENSION_MS = 1_000;
+/** How often a waiting claim looks by itself where it can't be woken by other replicas. */
+const POLL_MS = 1_000;
 
 /** A live lease with what is needed of its task to end it. */
 interface HeldLease {
@@ -70,6 +73,7 @@ export class LeasesService {
     private readonly depth: QueueDepth,
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
+    private readonly lifecycle: Lifecycle,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     agents.onOut((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
@@ -293,7 +297,14 @@ export class LeasesService {
           waiter.served();
           if (granted.length > 0 || granted === REPLAYED_NONE) return { leases: [...granted] };
         }
-        if (!(await waiter.woken(until - performance.now(), hangUp))) return { leases: [] };
+        const leftMs = until - performance.now();
+        // Where word of other replicas does not arrive, there is nothing to wait for but time.
+        const sleepMs = this.database.hearsOthers ? leftMs : Math.min(leftMs, POLL_MS);
+        if (
+          !(await waiter.woken(sleepMs, hangUp)) &&
+          (sleepMs === leftMs || hangUp.aborted || this.lifecycle.stopping)
+        )
+          return { leases: [] };
       }
     } finally {
       waiter.leave();

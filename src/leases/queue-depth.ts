@@ -1,5 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { ConcurrencyService, type Place } from '../concurrency/concurrency.service';
+import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { ClaimWaiters } from './claim-waiters';
 import type { TaskState } from './task.entity';
@@ -18,6 +19,9 @@ export interface Depth {
   /** When the oldest of them was created, in ms since the epoch; null for finished tasks. */
   oldest_created_at: number | null;
 }
+
+/** Under what it is announced that tasks became ready; the message is their kind and number. */
+const READY = 'ready';
 
 const HOLDS_SLOT: ReadonlySet<TaskState | null> = new Set<TaskState>(['queued', 'leased']);
 
@@ -40,7 +44,13 @@ export class QueueDepth {
   constructor(
     private readonly concurrency: ConcurrencyService,
     private readonly waiters: ClaimWaiters,
+    database: Database,
   ) {
+    database.onAnnouncement(READY, (message) => {
+      const [kind, count] = JSON.parse(message) as [string, number];
+      this.waiters.wake(kind, count);
+    });
+    database.onGap(() => this.waiters.wakeAll());
     this.concurrency.onCeilings({
       // A claim that holds tasks and waits for the counters would be waited for; so none may be on its way.
       before: async (tx) => {
@@ -128,7 +138,7 @@ export class QueueDepth {
       JSON.stringify([...counts.values()]),
     );
     await this.concurrency.move(tx, [...windows.values()]);
-    for (const [kind, count] of woken) tx.afterCommit(() => this.waiters.wake(kind, count));
+    for (const [kind, count] of woken) tx.announce(READY, JSON.stringify([kind, count]));
   }
 
   /** Makes tasks ready that waited for a slot, best first, until no more fit. */

@@ -34,7 +34,7 @@ export class QueueUpkeep {
 
   @Interval('reaper', TICK_MS)
   protected tick(): Promise<void> {
-    return this.jobs.run('reaper', TICK_MS, () => this.reap());
+    return this.jobs.run('reaper', TICK_MS, () => this.reap(), { everywhere: true });
   }
 
   @Cron(CronExpression.EVERY_HOUR)
@@ -47,6 +47,7 @@ export class QueueUpkeep {
    * After an outage of the service every live lease first gets one more lease duration.
    */
   async reap(): Promise<void> {
+    await this.continuity.refresh();
     const since = this.continuity.runningSince();
     if (since !== this.gracedSince) {
       await this.leases.grantGrace(since);

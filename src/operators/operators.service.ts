@@ -18,6 +18,9 @@ import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenVie
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
 
+/** Under what it is announced that a token was withdrawn. */
+const WITHDRAWN = 'operator-tokens';
+
 /** A token's last use is recorded when the one on record is older than this, in milliseconds. */
 const USE_RECORDED_MS = 60_000;
 
@@ -49,6 +52,8 @@ export class OperatorsService implements OnModuleInit {
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    database.onAnnouncement(WITHDRAWN, () => this.forget());
+    database.onGap(() => this.forget());
     this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
     this.settingHash = settings.adminToken === undefined ? '' : hashToken(settings.adminToken);
   }
@@ -56,6 +61,11 @@ export class OperatorsService implements OnModuleInit {
   /** Sees to it that there is an admin: the one of the setting, else one whose token is left in a file. */
   async onModuleInit(): Promise<void> {
     if (this.settingHash !== '') return this.storeBootstrap(this.settingHash, 'setting');
+    // Of replicas that start at once one makes it.
+    await this.database.exclusively('first-admin', () => this.makeFirstAdmin());
+  }
+
+  private async makeFirstAdmin(): Promise<void> {
     const known = await this.database.write(async (tx) => {
       await tx.run(`DELETE FROM operator_tokens WHERE origin = 'setting'`);
       return tx.first(
@@ -85,7 +95,7 @@ export class OperatorsService implements OnModuleInit {
     // A typo shows by its checksum. The setting's token can be any string, also one that looks like ours.
     if (token.startsWith('dcpo_') && !isWellFormed('dcpo_', token) && !sameHash(this.settingHash, hash))
       throw fail('ERR_UNAUTHORIZED');
-    let known = this.cache.get(hash);
+    let known = this.database.hearsOthers ? this.cache.get(hash) : undefined;
     if (!known) {
       beforeLookup();
       known = await this.lookUp(hash);
@@ -171,11 +181,13 @@ export class OperatorsService implements OnModuleInit {
         subject: `operator-token/${id}`,
         before: { name: token.name, role: token.role },
       });
-      tx.afterCommit(() => {
-        this.withdrawals++;
-        this.cache.clear();
-      });
+      tx.announce(WITHDRAWN, String(id));
     });
+  }
+
+  private forget(): void {
+    this.withdrawals++;
+    this.cache.clear();
   }
 
   private async lookUp(hash: string): Promise<Known> {

@@ -1,20 +1,36 @@
-import { Injectable } from '@nestjs/common';
+import { Injectable, type OnModuleInit } from '@nestjs/common';
 import { Clock } from '../clock';
+import { Database } from '../database/database';
 
 /** A pause longer than this, in milliseconds, counts as an outage: agents could not reach a server that did not run. */
 const OUTAGE_MS = 5_000;
 
+/** How often replicas tell each other that the service runs, in milliseconds. */
+const TOLD_MS = 1_000;
+
 /**
  * Knows since when the service has run without an outage. After one (a restart, a suspended machine, a clock that
- * jumped), deadlines that agents could not keep must not be held against them.
+ * jumped), deadlines that agents could not keep must not be held against them. Where several replicas serve a database,
+ * an outage is when none of them runs, or none reaches it; they keep service_continuity, which this owns, to know.
  */
 @Injectable()
-export class Continuity {
+export class Continuity implements OnModuleInit {
   private since: number;
   private lastSeen: number;
+  private toldAt = Number.NEGATIVE_INFINITY;
+  /** Whether the database could be told: while it can't be, nobody is served. */
+  private reachable = true;
 
-  constructor(private readonly clock: Clock) {
+  constructor(
+    private readonly clock: Clock,
+    private readonly database: Database,
+  ) {
     this.since = this.lastSeen = clock.now();
+  }
+
+  /** Learns from the other replicas, before anything is judged. */
+  async onModuleInit(): Promise<void> {
+    if (this.database.isShared) await this.tell(0);
   }
 
   /**
@@ -23,8 +39,42 @@ export class Continuity {
    */
   runningSince(): number {
     const now = this.clock.now();
-    if (now - this.lastSeen > OUTAGE_MS) this.since = now;
-    this.lastSeen = now;
+    if (this.database.isShared) {
+      if (this.reachable && now - this.lastSeen <= OUTAGE_MS) this.lastSeen = now;
+    } else {
+      if (now - this.lastSeen > OUTAGE_MS) this.since = now;
+      this.lastSeen = now;
+    }
     return this.since;
+  }
+
+  /**
+   * Tells the other replicas that the service runs, and hears whether there was an outage. Call it before deadlines are
+   * judged. @throws ERR_UNAVAILABLE the database can't be told; then nothing may be judged either
+   */
+  async refresh(): Promise<void> {
+    if (!this.database.isShared || performance.now() - this.toldAt < TOLD_MS) return;
+    await this.tell(this.lastSeen);
+  }
+
+  /** @param lastSeen until when this replica knows the service to have run */
+  private async tell(lastSeen: number): Promise<void> {
+    const now = this.clock.now();
+    this.reachable = false;
+    const row = await this.database.write((tx) =>
+      tx.first<{ since: number }>(
+        `UPDATE service_continuity
+         SET since = CASE WHEN $1 - ${tx.dialect.greatest('last_seen_at', '$2')} > $3 THEN CAST($1 AS bigint) ELSE since END,
+           last_seen_at = ${tx.dialect.greatest('last_seen_at', '$1')}
+         WHERE id = 1 RETURNING since`,
+        now,
+        lastSeen,
+        OUTAGE_MS,
+      ),
+    );
+    this.since = row?.since ?? now;
+    this.lastSeen = now;
+    this.toldAt = performance.now();
+    this.reachable = true;
   }
 }

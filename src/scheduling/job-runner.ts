@@ -1,5 +1,6 @@
 import { type BeforeApplicationShutdown, Injectable, Logger } from '@nestjs/common';
 import { Clock } from '../clock';
+import { Database } from '../database/database';
 
 /** What is known of one job since the process started. */
 export interface JobRecord {
@@ -30,13 +31,22 @@ export class JobRunner implements BeforeApplicationShutdown {
   private readonly running = new Map<string, Promise<void>>();
   private stopping = false;
 
-  constructor(private readonly clock: Clock) {}
+  constructor(
+    private readonly clock: Clock,
+    private readonly database: Database,
+  ) {}
 
   /**
-   * Runs a job unless it is running already. Never throws.
+   * Runs a job unless it is running already, here or at another replica. Never throws.
    * @param everyMs the interval that the job is meant to come at, for its lag
+   * @param options.everywhere whether every replica may run it at the same time
    */
-  async run(name: string, everyMs: number, job: () => Promise<void>): Promise<void> {
+  async run(
+    name: string,
+    everyMs: number,
+    job: () => Promise<void>,
+    { everywhere = false }: { everywhere?: boolean } = {},
+  ): Promise<void> {
     const record = this.recordOf(name);
     if (this.stopping) return;
     if (this.running.has(name)) {
@@ -47,7 +57,7 @@ export class JobRunner implements BeforeApplicationShutdown {
     if (record.lastStartedAt !== null)
       record.lastLagMs = Math.max(0, startedAt - record.lastStartedAt - everyMs);
     record.lastStartedAt = startedAt;
-    const run = this.attempt(name, record, job);
+    const run = this.attempt(name, record, everywhere ? job : () => this.runAlone(name, record, job));
     this.running.set(name, run);
     await run;
     this.running.delete(name);
@@ -81,6 +91,10 @@ export class JobRunner implements BeforeApplicationShutdown {
   async beforeApplicationShutdown(): Promise<void> {
     this.stopping = true;
     await Promise.all(this.running.values());
+  }
+
+  private async runAlone(name: string, record: JobRecord, job: () => Promise<void>): Promise<void> {
+    if (!(await this.database.exclusively(name, job))) record.skipped++;
   }
 
   private async attempt(name: string, record: JobRecord, job: () => Promise<void>): Promise<void> {

@@ -1,0 +1,151 @@
+import { LeasesService } from '../src/leases/leases.service';
+import { JobRunner } from '../src/scheduling/job-runner';
+import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from './harness';
+
+// What replicas on one PostgreSQL database owe each other; SQLite serves one process.
+const onPostgres = process.env.CONTROL_PLANE_TEST_POSTGRES_URL ? describe : describe.skip;
+
+onPostgres('replicas on one database', () => {
+  let first: TestServer;
+  let second: TestServer;
+
+  beforeEach(async () => {
+    first = await TestServer.start({ LEASE_DURATION_MS: '1000' });
+    second = await TestServer.start({ LEASE_DURATION_MS: '1000' }, { folder: first.folder });
+  });
+  afterEach(async () => {
+    await second.stop({ keep: true });
+    await first.stop();
+  });
+
+  /** Waits until something is so; what crosses from one replica to the other takes a moment. */
+  async function until<T>(look: () => Promise<T>, isSo: (seen: T) => boolean): Promise<T> {
+    for (let i = 0; ; i++) {
+      const seen = await look();
+      if (isSo(seen) || i === 200) return seen;
+      await new Promise((resolve) => setTimeout(resolve, 25));
+    }
+  }
+
+  it('know each other’s agents, and put one out everywhere', async () => {
+    const agent = await first.register('probe');
+    const heartbeat = () => second.agent(agent, '/heartbeat');
+    expect((await heartbeat()).status).toBe(200);
+    expect((await first.operator('POST', `/v1/agents/${agent.agent_id}/revoke`)).status).toBe(200);
+    // What writes is refused by the transaction itself, whatever the other replica remembers.
+    expect((await second.agent(agent, '/claim', { capacities: { dns: 1 } })).status).toBe(403);
+    const config = await until(
+      () => second.request('GET', '/config', { headers: credentialsOf(agent) }),
+      ({ status }) => status === 403,
+    );
+    expect(config.status).toBe(403);
+  });
+
+  it('refuse an operator’s token that another withdrew', async () => {
+    const { body } = await first.operator('POST', '/v1/operator-tokens', { name: 'a', role: 'viewer' });
+    const read = () =>
+      second.request('GET', '/v1/tasks', { headers: { authorization: `Bearer ${body.token}` } });
+    expect((await read()).status).toBe(200);
+    expect((await first.operator('DELETE', `/v1/operator-tokens/${body.id}`)).status).toBe(204);
+    expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+  });
+
+  it('wake a claim that waits at another', async () => {
+    const agent = await first.register();
+    const claim = second.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    await first.enqueue(dnsTask());
+    expect((await claim).body.leases).toHaveLength(1);
+    // It is woken, and does not wait to the end: for that there is no time here.
+  }, 20_000);
+
+  it('serve the configuration that another published', async () => {
+    const agent = await first.register();
+    const { body } = await first.operator('POST', '/v1/configs', { config: { a: 1 } });
+    const beat = await until(
+      () => second.agent(agent, '/heartbeat'),
+      (answer) => answer.body.config_revision === body.revision,
+    );
+    expect(beat.body.config_revision).toBe(body.revision);
+    const served = await second.request('GET', '/config', { headers: credentialsOf(agent) });
+    expect(served.body).toEqual(body);
+  });
+
+  it('run a job at one of them at a time', async () => {
+    let running = 0;
+    let most = 0;
+    let runs = 0;
+    const job = async () => {
+      most = Math.max(most, ++running);
+      runs++;
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      running--;
+    };
+    const jobs = [first, second].map((server) => server.app.get(JobRunner));
+    await Promise.all(jobs.map((runner) => runner.run('test', 1_000, job)));
+    expect([most, runs]).toEqual([1, 1]);
+    await jobs[1]?.run('test', 1_000, job);
+    expect([most, runs]).toEqual([1, 2]);
+  });
+
+  it('end an overdue lease once, and give its task out once', async () => {
+    const agent = await first.register();
+    const ids = await first.enqueue(...Array.from({ length: 50 }, () => dnsTask({ max_attempts: 1 })));
+    await second.agent(agent, '/claim', { capacities: { dns: 50 } });
+    await new Promise((resolve) => setTimeout(resolve, 1_100));
+    const services = [first, second].map((server) => server.app.get(LeasesService));
+    await Promise.all(services.map((leases) => leases.expireOverdue(500)));
+    const states = await first.rows('SELECT state, attempts FROM tasks');
+    expect(states).toEqual(ids.map(() => ({ state: 'dead', attempts: 1 })));
+    const { body } = await second.operator('GET', '/v1/tasks/stats');
+    expect(body.depths).toEqual([expect.objectContaining({ state: 'dead', count: 50 })]);
+  });
+
+  it('give each task to one of many claims, and never more than a ceiling allows', async () => {
+    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 30 }] });
+    await first.enqueue(
+      ...Array.from({ length: 200 }, (_, i) => dnsTask({}, { server: `192.0.2.${i % 7}` })),
+    );
+    const agents = await Promise.all(Array.from({ length: 8 }, () => first.register()));
+    const seen = new Set<number>();
+    let over = 0;
+    await Promise.all(
+      agents.map(async (agent, i) => {
+        const server = i % 2 === 0 ? first : second;
+        for (let round = 0; round < 12; round++) {
+          const { body } = await server.agent(agent, '/claim', { capacities: { dns: 5 } });
+          for (const { task_id } of body.leases) {
+            if (seen.has(task_id)) over++;
+            seen.add(task_id);
+          }
+          const completed = body.leases.map(({ lease_id }: { lease_id: number }) => ({ lease_id }));
+          const report = await server.agent(agent, '/report', { completed, cancelled: [] });
+          expect(report.body).toEqual({ acknowledged: completed.length });
+          const [row] = await server.rows(
+            `SELECT count(*) AS live FROM tasks WHERE state IN ('queued', 'leased')`,
+          );
+          if (row.live > 30) over++;
+        }
+      }),
+    );
+    expect(over).toBe(0);
+    const windows = await first.rows(
+      `SELECT ready, leased, waiting FROM concurrency_windows WHERE scope = 'kind' AND kind = 'dns'`,
+    );
+    const [counts] = await first.rows(
+      `SELECT count(CASE WHEN state = 'queued' THEN 1 END) AS ready, count(CASE WHEN state = 'leased' THEN 1 END) AS leased,
+         count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting FROM tasks`,
+    );
+    expect(windows).toEqual([counts]);
+  });
+
+  it('keep one audit log', async () => {
+    await Promise.all(
+      Array.from({ length: 40 }, (_, i) => (i % 2 === 0 ? first : second).enqueue(dnsTask())),
+    );
+    const { body } = await second.request('GET', '/v1/audit/verification', {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}` },
+    });
+    expect(body).toMatchObject({ intact: true });
+  });
+});
