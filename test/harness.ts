@@ -110,7 +110,8 @@ export class TestServer {
       DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
-      SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
+      // On SQLite it is beside the database by itself.
+      ...(POSTGRES ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem') } : {}),
       // A machine that is busy with other tests must not look like a server that is overloaded.
       MAX_EVENT_LOOP_DELAY_MS: '60000',
       ...env,
