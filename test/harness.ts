@@ -51,8 +51,11 @@ export interface Credentials {
   auth_token: string;
 }
 
-/** The server that the tests run on; on SQLite where it is not set. */
-const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
+/** Whether the tests run on PostgreSQL; jest's project says so. */
+export const onPostgres = (globalThis as { testDatabase?: string }).testDatabase === 'postgres';
+
+const { CONTROL_PLANE_TEST_POSTGRES_URL: POSTGRES, CONTROL_PLANE_TEST_POSTGRES_TEMPLATE: TEMPLATE } =
+  process.env;
 
 const databaseNameOf = (folder: string) =>
   basename(folder)
@@ -60,27 +63,28 @@ const databaseNameOf = (folder: string) =>
     .replaceAll(/[^a-z0-9]/g, '_');
 
 /** Sends one statement to the server's own database. */
-async function administer(sql: string): Promise<boolean> {
+async function administer(sql: string): Promise<void> {
   const client = new pg.Client(POSTGRES);
   await client.connect();
-  try {
-    return ((await client.query(sql)).rowCount ?? 0) > 0;
-  } finally {
-    await client.end();
-  }
+  await client.query(sql).finally(() => client.end());
 }
 
-const dropDatabase = (name: string) => administer(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`);
-
-/** The database that belongs to a folder, which is made where it is not there yet. */
-async function databaseIn(folder: string): Promise<string> {
-  if (!POSTGRES) return `sqlite://${join(folder, 'test.db')}`;
+/** The database that belongs to a folder; on PostgreSQL it is made, migrated, where it is not there yet. */
+export async function databaseIn(folder: string): Promise<string> {
+  if (!onPostgres) return `sqlite://${join(folder, 'test.db')}`;
   const name = databaseNameOf(folder);
-  if (!(await administer(`SELECT 1 FROM pg_database WHERE datname = '${name}'`)))
-    await administer(`CREATE DATABASE "${name}"`);
-  const url = new URL(POSTGRES);
+  await administer(`CREATE DATABASE "${name}" TEMPLATE "${TEMPLATE}" STRATEGY file_copy`).catch((error) => {
+    if (error.code !== '42P04') throw error; // It is there.
+  });
+  const url = new URL(POSTGRES as string);
   url.pathname = `/${name}`;
   return url.href;
+}
+
+/** Takes away a folder and the database that belongs to it. */
+export async function removeDatabaseIn(folder: string): Promise<void> {
+  if (onPostgres) await administer(`DROP DATABASE IF EXISTS "${databaseNameOf(folder)}" WITH (FORCE)`);
+  rmSync(folder, { recursive: true, force: true });
 }
 
 /** A server of its own for a test: the built application, over real HTTP, on a database file. */
@@ -236,9 +240,7 @@ export class TestServer {
   /** Stops the server; its files stay where `keep` is given. */
   async stop({ keep = false } = {}): Promise<void> {
     await this.plane.stop();
-    if (keep) return;
-    if (POSTGRES) await dropDatabase(databaseNameOf(this.folder));
-    rmSync(this.folder, { recursive: true, force: true });
+    if (!keep) await removeDatabaseIn(this.folder);
   }
 }
 
