@@ -49,8 +49,9 @@ async function counts(query: string): Promise<[number, number, number]> {
 /** Every counter is what a count of the tasks gives. */
 async function expectCountersToMatch(): Promise<void> {
   const recounted = (scope: string, kind: string, target: string) =>
-    `SELECT '${scope}' AS scope, ${kind} AS kind, ${target} AS target, sum(state = 'queued') AS ready,
-       sum(state = 'leased') AS leased, sum(state = 'waiting') AS waiting
+    `SELECT '${scope}' AS scope, ${kind} AS kind, ${target} AS target,
+       count(CASE state WHEN 'queued' THEN 1 END) AS ready, count(CASE state WHEN 'leased' THEN 1 END) AS leased,
+       count(CASE state WHEN 'waiting' THEN 1 END) AS waiting
      FROM tasks WHERE state IN ('queued', 'leased', 'waiting') GROUP BY 1, 2, 3`;
   const [wanted, kept, depths, recountedDepths] = await Promise.all([
     server.rows(

@@ -81,6 +81,19 @@ export async function databaseIn(folder: string): Promise<string> {
   return url.href;
 }
 
+/**
+ * Where a server whose folder this is keeps a file beside its database, and what is to be done first. On PostgreSQL that is
+ * its working directory, so the folder is made the one of this process, until `leave`.
+ */
+export function besideDatabase(folder: string): { path: (suffix: string) => string; leave: () => void } {
+  const before = process.cwd();
+  if (onPostgres) process.chdir(folder);
+  return {
+    path: (suffix) => join(folder, `${onPostgres ? 'control-plane' : 'test'}.${suffix}`),
+    leave: () => process.chdir(before),
+  };
+}
+
 /** Takes away a folder and the database that belongs to it. */
 export async function removeDatabaseIn(folder: string): Promise<void> {
   if (onPostgres) await administer(`DROP DATABASE IF EXISTS "${databaseNameOf(folder)}" WITH (FORCE)`);
@@ -114,7 +127,7 @@ export class TestServer {
       DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
-      SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
+      ...(onPostgres ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem') } : {}),
       // A machine that is busy with other tests must not look like a server that is overloaded.
       MAX_EVENT_LOOP_DELAY_MS: '60000',
       ...env,
@@ -220,6 +233,16 @@ export class TestServer {
   /** Rows of the database. */
   rows<Row = any>(sql: string, ...values: (string | number | null)[]): Promise<Row[]> {
     return this.database.read((statements) => statements.rows<Row>(sql, ...values));
+  }
+
+  /** The names of the database's tables. */
+  async tables(): Promise<string[]> {
+    const rows = await this.rows<{ name: string }>(
+      onPostgres
+        ? `SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'`
+        : `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`,
+    );
+    return rows.map(({ name }) => name).sort();
   }
 
   /** Holds the writer, so that whatever writes waits in its queue. @returns what lets it go on */

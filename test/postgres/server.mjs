@@ -5,7 +5,17 @@
 // The template is a migrated database, of which each test's server gets a copy.
 import { execFileSync, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, chownSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, relative } from 'node:path';
@@ -79,8 +89,7 @@ async function ownServer() {
     mkdirSync(data, { mode: 0o700 });
     writeFileSync(passwordFile, password, { mode: 0o600 });
     chmodSync(folder, 0o755);
-    if (user.uid !== undefined)
-      for (const path of [data, passwordFile]) chownSync(path, user.uid, user.gid);
+    if (user.uid !== undefined) for (const path of [data, passwordFile]) chownSync(path, user.uid, user.gid);
 
     execFileSync(
       join(folder, 'bin', 'initdb'),
