@@ -23,6 +23,8 @@ const SQLITE_ONLY = [
   'write-door',
   'crash',
   'backup',
+  // About a client of the HTTP interface, which without a server opens a SQLite file itself.
+  'cli',
   // About what stands before any statement: requests that are turned away, headers, the log.
   'bad-input',
   'fuzz',
