@@ -25,11 +25,10 @@ const SQLITE_ONLY = [
   'backup',
   // About a client of the HTTP interface, which without a server opens a SQLite file itself.
   'cli',
-  // About what stands before any statement: requests that are turned away, headers, the log.
-  'bad-input',
-  'fuzz',
+  // About what stands before any statement: connections, headers, the log.
   'logs',
   'proxies',
+  'slow-clients',
   'security-headers',
 ];
 

@@ -8,7 +8,7 @@ import { type ControlPlane, createApp } from '../src/app';
 import { Clock } from '../src/clock';
 import type { OperatorIdentity } from '../src/http/decorators';
 import { Continuity } from '../src/scheduling/continuity';
-import { readSettings } from '../src/settings';
+import { readSettings, SETTINGS, type Settings } from '../src/settings';
 
 /** The operator's token that every test's server knows. */
 export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
@@ -245,18 +245,44 @@ export class TestServer {
     return rows.map(({ name }) => name).sort();
   }
 
-  /** Holds the writer, so that whatever writes waits in its queue. @returns what lets it go on */
+  /** Has every such change of a table fail. @returns what lets them be made again, on any server of this database */
+  async forbid(verb: 'INSERT' | 'UPDATE', table: string): Promise<() => Promise<void>> {
+    const [forbid, allow] = onPostgres
+      ? [
+          `CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'forbidden'; END $$;
+           CREATE TRIGGER forbidden BEFORE ${verb} ON ${table} FOR EACH ROW EXECUTE FUNCTION forbid()`,
+          'DROP FUNCTION forbid CASCADE',
+        ]
+      : [
+          `CREATE TRIGGER forbidden BEFORE ${verb} ON ${table} BEGIN SELECT RAISE(ABORT, 'forbidden'); END`,
+          'DROP TRIGGER forbidden',
+        ];
+    const run = (sql: string) => this.database.write(async (tx) => void (await tx.run(sql)));
+    await run(forbid);
+    return () => run(allow);
+  }
+
+  /**
+   * Holds the writer, so that whatever writes waits in its queue. On PostgreSQL that is every connection of the pool, and
+   * what reads waits too. @returns what lets it go on
+   */
   async holdWriter(): Promise<() => Promise<unknown>> {
     const gate = Promise.withResolvers<void>();
-    const holding = Promise.withResolvers<void>();
-    const unit = this.database.write(() => {
-      holding.resolve();
-      return gate.promise;
-    });
-    await holding.promise;
+    const units: Promise<void>[] = [];
+    const count = onPostgres ? this.app.get<Settings>(SETTINGS).poolSize : 1;
+    for (let i = 0; i < count; i++) {
+      const holding = Promise.withResolvers<void>();
+      units.push(
+        this.database.write(() => {
+          holding.resolve();
+          return gate.promise;
+        }),
+      );
+      await holding.promise;
+    }
     return () => {
       gate.resolve();
-      return unit;
+      return Promise.all(units);
     };
   }
 
