@@ -7,6 +7,31 @@ if (major < 24 || (major === 24 && minor < 9)) {
 // Types are checked by "npm run types"; tsconfig's isolatedModules makes ts-jest transpile only.
 const transform = { '^.+\\.ts$': ['ts-jest', { tsconfig: '<rootDir>/tsconfig.json' }] };
 
+/** What an end-to-end project is, on whichever database. */
+const e2e = {
+  testEnvironment: 'node',
+  roots: ['<rootDir>/test'],
+  testMatch: ['**/*.e2e-spec.ts'],
+  transform,
+  // Tests are typed against src and run against the build: only there is the swagger metadata complete.
+  moduleNameMapper: { '^(?:\\.\\./)+src/(.*)$': '<rootDir>/dist/$1' },
+};
+
+/** What need not run on PostgreSQL too; everything else does. */
+const SQLITE_ONLY = [
+  // About the SQLite file: who writes it, what a killed process leaves of it, copies of it.
+  'write-door',
+  'crash',
+  'backup',
+  // About a client of the HTTP interface, which without a server opens a SQLite file itself.
+  'cli',
+  // About what stands before any statement: connections, headers, the log.
+  'logs',
+  'proxies',
+  'slow-clients',
+  'security-headers',
+];
+
 /** @type {import('jest').Config} */
 module.exports = {
   maxWorkers: 2,
@@ -19,14 +44,15 @@ module.exports = {
       testMatch: ['**/*.spec.ts'],
       transform,
     },
+    { ...e2e, displayName: 'e2e' },
     {
-      displayName: 'e2e',
-      testEnvironment: 'node',
-      roots: ['<rootDir>/test'],
-      testMatch: ['**/*.e2e-spec.ts'],
-      transform,
-      // Tests are typed against src and run against the build: only there is the swagger metadata complete.
-      moduleNameMapper: { '^(?:\\.\\./)+src/(.*)$': '<rootDir>/dist/$1' },
+      ...e2e,
+      displayName: 'e2e-postgres',
+      testPathIgnorePatterns: SQLITE_ONLY.map((name) => `/test/${name}\\.e2e-spec\\.ts$`),
+      // Read by test/harness.ts. The server is an embedded one, or that of CONTROL_PLANE_TEST_POSTGRES_URL.
+      globals: { testDatabase: 'postgres' },
+      globalSetup: '<rootDir>/test/postgres/setup.mjs',
+      globalTeardown: '<rootDir>/test/postgres/teardown.mjs',
     },
   ],
 };

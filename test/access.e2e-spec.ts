@@ -5,7 +5,14 @@ import { pino } from 'pino';
 import type { SqlValue } from '../src/database/statements';
 import type { Role } from '../src/http/decorators';
 import { hashToken, mintToken } from '../src/http/tokens';
-import { ADMIN_TOKEN, type Credentials, credentialsOf, TestClock, TestServer } from './harness';
+import {
+  ADMIN_TOKEN,
+  besideDatabase,
+  type Credentials,
+  credentialsOf,
+  TestClock,
+  TestServer,
+} from './harness';
 
 const UNAUTHORIZED = {
   error: 'ERR_UNAUTHORIZED',
@@ -675,9 +682,12 @@ describe('an operator', () => {
 
 describe("the admin's token", () => {
   let folder: string;
+  let beside: ReturnType<typeof besideDatabase>;
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+    beside = besideDatabase(folder);
   });
+  afterEach(() => beside.leave());
 
   const works = async (token: string): Promise<boolean> =>
     (await server.request('GET', '/v1/agents', { headers: { authorization: `Bearer ${token}` } })).status ===
@@ -686,7 +696,7 @@ describe("the admin's token", () => {
     await server.stop({ keep: true });
     server = await TestServer.start({ ADMIN_TOKEN: token }, { folder });
   };
-  const readFile = () => readFileSync(join(folder, 'test.admin-token'), 'utf8').trim();
+  const readFile = () => readFileSync(beside.path('admin-token'), 'utf8').trim();
 
   it('is the one of the setting; one that it was before is void', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'the-first-token-of-the-admin' }, { folder });
@@ -707,7 +717,7 @@ describe("the admin's token", () => {
     const lines: string[] = [];
     const logger = pino({ level: 'trace' }, { write: (line: string) => lines.push(line) });
     server = await TestServer.start({ ADMIN_TOKEN: 'default' }, { folder, logger });
-    const path = join(folder, 'test.admin-token');
+    const path = beside.path('admin-token');
     const token = readFile();
     expect(token).toMatch(/^dcpo_[0-9A-Za-z]{49}$/);
     expect(statSync(path).mode & 0o777).toBe(0o600);
@@ -723,7 +733,7 @@ describe("the admin's token", () => {
   });
 
   it('replaces what a start that was cut short left, never through a link or with its rights', async () => {
-    const path = join(folder, 'test.admin-token');
+    const path = beside.path('admin-token');
     const elsewhere = join(folder, 'elsewhere');
     writeFileSync(elsewhere, 'untouched', { mode: 0o644 });
     symlinkSync(elsewhere, path);

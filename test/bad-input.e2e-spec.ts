@@ -348,6 +348,13 @@ describe('bad input', () => {
       });
     });
 
+    it.each(['/v1/configs/%00', '/v1/agents?hostname=a%00', '/%00'])('%s is refused', async (path) => {
+      expect(await server.operator('GET', path)).toMatchObject({
+        status: 400,
+        body: { error: 'ERR_VALIDATION', details: { url: expect.any(String) } },
+      });
+    });
+
     it.each([
       ['GET', '/claim', 'POST'],
       ['DELETE', '/heartbeat', 'POST'],

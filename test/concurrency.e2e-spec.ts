@@ -49,8 +49,9 @@ async function counts(query: string): Promise<[number, number, number]> {
 /** Every counter is what a count of the tasks gives. */
 async function expectCountersToMatch(): Promise<void> {
   const recounted = (scope: string, kind: string, target: string) =>
-    `SELECT '${scope}' AS scope, ${kind} AS kind, ${target} AS target, sum(state = 'queued') AS ready,
-       sum(state = 'leased') AS leased, sum(state = 'waiting') AS waiting
+    `SELECT '${scope}' AS scope, ${kind} AS kind, ${target} AS target,
+       count(CASE state WHEN 'queued' THEN 1 END) AS ready, count(CASE state WHEN 'leased' THEN 1 END) AS leased,
+       count(CASE state WHEN 'waiting' THEN 1 END) AS waiting
      FROM tasks WHERE state IN ('queued', 'leased', 'waiting') GROUP BY 1, 2, 3`;
   const [wanted, kept, depths, recountedDepths] = await Promise.all([
     server.rows(
@@ -478,15 +479,15 @@ describe('concurrency windows', () => {
       expect(await kept()).toEqual(six.filter((name) => !/http|idle/.test(name)));
       await cancel(busy);
       clock.advance(DAY_MS);
-      expect(await purge()).toBe(3);
-      expect(await kept()).toEqual(['kind tcp']);
+      expect(await purge()).toBe(2);
+      expect(await kept()).toEqual(['global', 'kind tcp']);
     });
 
     it('keeps counting in a window that was purged', async () => {
       const [id] = await server.enqueue(at('a'));
       await cancel(id);
       clock.advance(DAY_MS);
-      expect(await server.app.get(ConcurrencyService).purge()).toBe(3);
+      expect(await server.app.get(ConcurrencyService).purge()).toBe(2);
       await server.enqueue(at('a'), at('a'));
       expect(await counts('?target=a')).toEqual([2, 0, 0]);
     });
@@ -544,11 +545,12 @@ describe('concurrency windows', () => {
         looks++;
         // One statement sees one commit: the tasks themselves, not the counters that the ceilings are kept by.
         const over = await server.rows(
-          `SELECT w.scope, w.kind, w.target, w.ceiling, w.ready, w.leased,
-             (SELECT count(*) FROM tasks t WHERE t.state IN ('queued', 'leased')
-              AND (w.kind = '' OR t.kind = w.kind) AND (w.target = '' OR t.target = w.target)) AS held
-           FROM concurrency_windows w WHERE w.ceiling IS NOT NULL
-             AND (w.ready + w.leased > w.ceiling OR held > w.ceiling OR held <> w.ready + w.leased)`,
+          `SELECT * FROM (
+             SELECT w.scope, w.kind, w.target, w.ceiling, w.ready, w.leased,
+               (SELECT count(*) FROM tasks t WHERE t.state IN ('queued', 'leased')
+                AND (w.kind = '' OR t.kind = w.kind) AND (w.target = '' OR t.target = w.target)) AS held
+             FROM concurrency_windows w WHERE w.ceiling IS NOT NULL) AS w
+           WHERE ready + leased > ceiling OR held > ceiling OR held <> ready + leased`,
         );
         expect(over).toEqual([]);
       }

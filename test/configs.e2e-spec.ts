@@ -130,18 +130,12 @@ describe('publishing', () => {
     const agent = await server.register();
     const { revision } = await publish({ version: 1 });
     const key = { 'idempotency-key': 'k' };
-    await server.database.write(async (tx) => {
-      await tx.run(
-        `CREATE TRIGGER full BEFORE INSERT ON idempotency_keys BEGIN SELECT RAISE(ABORT, 'no space'); END`,
-      );
-    });
+    const allow = await server.forbid('INSERT', 'idempotency_keys');
     expect((await operator('POST', '', { config: { version: 2 } }, key)).status).toBe(500);
     expect(await stored()).toHaveLength(1);
     expect((await fetched(agent)).body.revision).toBe(revision);
     expect((await server.agent(agent, '/heartbeat')).body.config_revision).toBe(revision);
-    await server.database.write(async (tx) => {
-      await tx.run('DROP TRIGGER full');
-    });
+    await allow();
     expect((await operator('POST', '', { config: { version: 2 } }, key)).body.seq).toBe(2);
   });
 });
@@ -235,7 +229,7 @@ describe('reading', () => {
 
   test('of a revision that there is not is 404', async () => {
     await publish({});
-    for (const revision of ['0123456789abcdef', '1', '%00', 'x'.repeat(90)])
+    for (const revision of ['0123456789abcdef', '1', '%FF', 'x'.repeat(90)])
       for (const [method, path] of [
         ['GET', ''],
         ['GET', '/diff'],
@@ -291,7 +285,8 @@ describe('a roll-out', () => {
     (await server.operator('GET', `/v1/agents/${agent_id}`)).body.config;
 
   test('shows at each agent and is counted at each revision', async () => {
-    const agents = await Promise.all(Array.from({ length: 5 }, () => server.register()));
+    const agents: Credentials[] = [];
+    for (let i = 0; i < 5; i++) agents.push(await server.register());
     const [a, b, c, d] = agents as [Credentials, Credentials, Credentials, Credentials];
     const old = await publish({ version: 1 });
     await beat(c, { config_revision: old.revision, config_status: 'applied' });
@@ -339,21 +334,14 @@ describe('a roll-out', () => {
     const states = () => server.rows('SELECT * FROM agent_config_states ORDER BY agent_id');
     const before = await states();
     expect(before).toHaveLength(20);
-    const forbid = (verb: string) =>
-      server.database.write(async (tx) => {
-        await tx.run('DROP TRIGGER IF EXISTS forbidden');
-        if (verb !== '')
-          await tx.run(
-            `CREATE TRIGGER forbidden BEFORE ${verb} ON agent_config_states BEGIN SELECT RAISE(ABORT, 'no'); END`,
-          );
-      });
     // Known to memory: the table is not even asked.
-    await forbid('INSERT');
+    const allowInsert = await server.forbid('INSERT', 'agent_config_states');
     clock.advance(1_000);
     for (const { status } of await Promise.all(agents.map((agent) => beat(agent, report))))
       expect(status).toBe(200);
     // Known to the table only: nothing is written.
-    await forbid('UPDATE');
+    await allowInsert();
+    const allowUpdate = await server.forbid('UPDATE', 'agent_config_states');
     const { folder } = server;
     await server.stop({ keep: true });
     server = await TestServer.start({}, { clock, folder });
@@ -362,7 +350,7 @@ describe('a roll-out', () => {
     expect(await states()).toEqual(before);
     const [first] = agents as [Credentials];
     expect((await beat(first, { ...report, config_status: 'failed' })).status).toBe(500);
-    await forbid('');
+    await allowUpdate();
     // What was not stored is not taken for stored.
     await beat(first, { ...report, config_status: 'failed' });
     expect(await configOf(first)).toMatchObject({ status: 'failed' });

@@ -1,13 +1,23 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
-import Sqlite from 'better-sqlite3';
-import { ADMIN_TOKEN, type Answer, type Credentials, credentialsOf, dnsTask } from './harness';
+import { inspectDatabase } from '../src/database/open-database';
+import { readSettings } from '../src/settings';
+import {
+  ADMIN_TOKEN,
+  type Answer,
+  type Credentials,
+  credentialsOf,
+  databaseIn,
+  dnsTask,
+  onPostgres,
+  removeDatabaseIn,
+} from './harness';
 
 // Each test starts processes, and a machine that is busy with other tests is slow at that.
 jest.setTimeout(120_000);
@@ -16,13 +26,14 @@ const ROOT = join(__dirname, '..');
 const EXAMPLE = join(ROOT, 'examples', 'whois-kind');
 const MIGRATION = 'whois-kind/WhoisDomains1764000000000';
 
-const folders: string[] = [];
+/** The working directories, each with its database. */
+const databases = new Map<string, string>();
 const children = new Set<ChildProcess>();
 
 /** A working directory of its own, with files in it, and the built example outside of the program as its team has it. */
-function workplace(files: Record<string, string> = {}): string {
+async function workplace(files: Record<string, string> = {}): Promise<string> {
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
-  folders.push(folder);
+  databases.set(folder, await databaseIn(folder));
   for (const part of ['package.json', 'dist'])
     cpSync(join(EXAMPLE, part), join(folder, 'whois-kind', part), { recursive: true });
   for (const [path, text] of Object.entries(files)) {
@@ -39,6 +50,7 @@ function run(folder: string, file: string, args: string[], env: Record<string, s
       PATH: process.env.PATH,
       CONTROL_PLANE_BIND: '127.0.0.1:0',
       CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
+      CONTROL_PLANE_DATABASE_URL: databases.get(folder),
       ...Object.fromEntries(
         ['REGISTER', 'CLAIM', 'REPORT'].map((route) => [`CONTROL_PLANE_QUOTA_${route}`, 'off']),
       ),
@@ -144,13 +156,9 @@ class ServerProcess {
 }
 
 /** The rows of a stopped server's database. */
-function rowsOf(folder: string, sql: string): any[] {
-  const database = new Sqlite(join(folder, 'control-plane.db'));
-  try {
-    return database.prepare(sql).all();
-  } finally {
-    database.close();
-  }
+function rowsOf(folder: string, sql: string): Promise<any[]> {
+  const { database } = readSettings({ CONTROL_PLANE_DATABASE_URL: databases.get(folder) });
+  return inspectDatabase(database, (statements) => statements.rows(sql));
 }
 
 afterAll(async () => {
@@ -159,7 +167,7 @@ afterAll(async () => {
     child.kill('SIGKILL');
     await ended;
   }
-  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+  for (const folder of databases.keys()) await removeDatabaseIn(folder);
 });
 
 const whoisTask = (domain: string, fields: object = {}, server?: string) => ({
@@ -172,10 +180,11 @@ describe('the example extension', () => {
   let server: ServerProcess;
   let registry: Server;
   let registryAddress: string;
-  const folder = workplace();
+  let folder: string;
   const asked: string[] = [];
 
   beforeAll(async () => {
+    folder = await workplace();
     registry = createServer((socket) => {
       socket.once('data', (query) => {
         asked.push(query.toString());
@@ -372,7 +381,8 @@ const migration = (name: string, ...statements: string[]) =>
 describe('a kind that is told of reports', () => {
   let server: ServerProcess;
   let who: Credentials;
-  const folder = workplace({
+  let folder: string;
+  const files = {
     'probe/index.js': extension(
       `
       target(spec) {
@@ -385,20 +395,22 @@ describe('a kind that is told of reports', () => {
       }`,
       migration('Calls', 'CREATE TABLE calls (reports text)'),
     ),
-  });
+  };
 
   beforeAll(async () => {
+    folder = await workplace(files);
     server = await ServerProcess.start(folder, './probe');
     who = await server.register();
   });
 
   const probe = (spec: object) => ({ kind: 'probe', spec });
   const callsAfter = async (work: () => Promise<void>): Promise<any[]> => {
-    const before = calls().length;
+    const before = (await calls()).length;
     await work();
-    return calls().slice(before);
+    return (await calls()).slice(before);
   };
-  const calls = () => rowsOf(folder, 'SELECT * FROM calls').map(({ reports }) => JSON.parse(reports));
+  const calls = async () =>
+    (await rowsOf(folder, 'SELECT * FROM calls')).map(({ reports }) => JSON.parse(reports));
 
   it('is told once, in one call, of all that took effect, and of nothing else', async () => {
     const [one, two, three, other] = await server.lease(
@@ -498,7 +510,7 @@ describe('a kind that is told of reports', () => {
 
 describe('an extension that is taken away', () => {
   it('leaves its tables, and tasks that nobody can claim until it is back', async () => {
-    const folder = workplace();
+    const folder = await workplace();
     let server = await ServerProcess.start(folder, './whois-kind');
     const who = await server.register();
     const [held] = await server.lease(who, ['whois'], whoisTask('held.example'));
@@ -545,22 +557,23 @@ describe('an extension that is taken away', () => {
   });
 
   it('has its migrations recorded apart, in order, and applied by --migrate-only', async () => {
-    const folder = workplace();
+    const folder = await workplace();
     const unmigrated = serve(folder, './whois-kind', [], { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
     expect(await finish(unmigrated)).toMatchObject({
       code: 1,
-      errors: expect.stringMatching(/lacks 2 migration\(s\)/),
+      // On PostgreSQL a test's database has the program's own.
+      errors: expect.stringContaining(`lacks ${onPostgres ? 1 : 2} migration(s)`),
     });
     const first = await finish(serve(folder, './whois-kind', ['--migrate-only']));
     expect(first).toMatchObject({ code: 0, output: expect.stringContaining(MIGRATION) });
-    expect(rowsOf(folder, 'SELECT * FROM migrations_whois_kind')).toEqual([
+    expect(await rowsOf(folder, 'SELECT * FROM migrations_whois_kind')).toEqual([
       { name: MIGRATION.split('/')[1] },
     ]);
-    expect(rowsOf(folder, 'SELECT name FROM migrations')).toHaveLength(1);
+    expect(await rowsOf(folder, 'SELECT name FROM migrations')).toHaveLength(1);
 
-    const older = workplace({ 'whois-kind/dist/index.js': extension('target() { return "x"; }') });
-    cpSync(join(folder, 'control-plane.db'), join(older, 'control-plane.db'));
-    expect(await finish(serve(older, './whois-kind'))).toMatchObject({
+    const older = await workplace({ 'whois-kind/dist/index.js': extension('target() { return "x"; }') });
+    const theSame = { CONTROL_PLANE_DATABASE_URL: databases.get(folder) as string };
+    expect(await finish(serve(older, './whois-kind', [], theSame))).toMatchObject({
       code: 1,
       errors: expect.stringMatching(/newer version of the extension whois-kind \(migration WhoisDomains/),
     });
@@ -655,7 +668,7 @@ describe('a faulty extension', () => {
       [`faulty-${i}/index.js`, source],
       [`faulty-${i}/package.json`, '{"name": "@team/faulty"}'],
     ]);
-    const folder = workplace({
+    const folder = await workplace({
       ...Object.fromEntries(files),
       'copy/package.json': '{"name": "Whois_Kind"}',
       'copy/index.js': extension(target),
@@ -704,13 +717,13 @@ describe('a faulty extension', () => {
   });
 
   it('ends the process with that line and exit code 1', async () => {
-    const folder = workplace({ 'faulty/index.js': routes(get()) });
+    const folder = await workplace({ 'faulty/index.js': routes(get()) });
     const { code, errors } = await finish(serve(folder, './faulty'));
     expect([code, errors]).toEqual([1, expect.stringMatching(/^Extension faulty is faulty: Routes .*\n$/)]);
   });
 
   it('takes back the migration that failed, and keeps those before it', async () => {
-    const folder = workplace({
+    const folder = await workplace({
       'faulty/index.js': extension(
         target,
         `${migration('Mine', 'CREATE TABLE mine (id integer)')}
@@ -722,17 +735,14 @@ describe('a faulty extension', () => {
     });
     const { code, errors } = await finish(serve(folder, './faulty', ['--migrate-only']));
     expect([code, errors]).toEqual([1, 'Extension faulty has a migration that failed, Broken: half way\n']);
-    const tables = rowsOf(folder, `SELECT name FROM sqlite_master WHERE type = 'table'`).map(
-      ({ name }) => name,
-    );
-    expect(tables).toEqual(expect.arrayContaining(['tasks', 'mine']));
-    expect(tables).not.toContain('other');
-    expect(rowsOf(folder, 'SELECT * FROM migrations_faulty')).toEqual([{ name: 'Mine' }]);
+    expect(await rowsOf(folder, 'SELECT * FROM mine')).toEqual([]);
+    await expect(rowsOf(folder, 'SELECT * FROM other')).rejects.toThrow('other');
+    expect(await rowsOf(folder, 'SELECT * FROM migrations_faulty')).toEqual([{ name: 'Mine' }]);
   });
 });
 
 it('is found as a package that is installed beside the program or in the working directory', async () => {
-  const folder = workplace({
+  const folder = await workplace({
     'node_modules/@team/probe/package.json': '{"name": "@team/probe", "type": "module", "main": "main.js"}',
     'node_modules/@team/probe/main.js': `
       import { Module } from '@nestjs/common';

@@ -8,7 +8,7 @@ import { type ControlPlane, createApp } from '../src/app';
 import { Clock } from '../src/clock';
 import type { OperatorIdentity } from '../src/http/decorators';
 import { Continuity } from '../src/scheduling/continuity';
-import { readSettings } from '../src/settings';
+import { readSettings, SETTINGS, type Settings } from '../src/settings';
 
 /** The operator's token that every test's server knows. */
 export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
@@ -51,8 +51,11 @@ export interface Credentials {
   auth_token: string;
 }
 
-/** The server that the tests run on; on SQLite where it is not set. */
-const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
+/** Whether the tests run on PostgreSQL; jest's project says so. */
+export const onPostgres = (globalThis as { testDatabase?: string }).testDatabase === 'postgres';
+
+const { CONTROL_PLANE_TEST_POSTGRES_URL: POSTGRES, CONTROL_PLANE_TEST_POSTGRES_TEMPLATE: TEMPLATE } =
+  process.env;
 
 const databaseNameOf = (folder: string) =>
   basename(folder)
@@ -60,27 +63,41 @@ const databaseNameOf = (folder: string) =>
     .replaceAll(/[^a-z0-9]/g, '_');
 
 /** Sends one statement to the server's own database. */
-async function administer(sql: string): Promise<boolean> {
+async function administer(sql: string): Promise<void> {
   const client = new pg.Client(POSTGRES);
   await client.connect();
-  try {
-    return ((await client.query(sql)).rowCount ?? 0) > 0;
-  } finally {
-    await client.end();
-  }
+  await client.query(sql).finally(() => client.end());
 }
 
-const dropDatabase = (name: string) => administer(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`);
-
-/** The database that belongs to a folder, which is made where it is not there yet. */
-async function databaseIn(folder: string): Promise<string> {
-  if (!POSTGRES) return `sqlite://${join(folder, 'test.db')}`;
+/** The database that belongs to a folder; on PostgreSQL it is made, migrated, where it is not there yet. */
+export async function databaseIn(folder: string): Promise<string> {
+  if (!onPostgres) return `sqlite://${join(folder, 'test.db')}`;
   const name = databaseNameOf(folder);
-  if (!(await administer(`SELECT 1 FROM pg_database WHERE datname = '${name}'`)))
-    await administer(`CREATE DATABASE "${name}"`);
-  const url = new URL(POSTGRES);
+  await administer(`CREATE DATABASE "${name}" TEMPLATE "${TEMPLATE}" STRATEGY file_copy`).catch((error) => {
+    if (error.code !== '42P04') throw error; // It is there.
+  });
+  const url = new URL(POSTGRES as string);
   url.pathname = `/${name}`;
   return url.href;
+}
+
+/**
+ * Where a server whose folder this is keeps a file beside its database, and what is to be done first. On PostgreSQL that is
+ * its working directory, so the folder is made the one of this process, until `leave`.
+ */
+export function besideDatabase(folder: string): { path: (suffix: string) => string; leave: () => void } {
+  const before = process.cwd();
+  if (onPostgres) process.chdir(folder);
+  return {
+    path: (suffix) => join(folder, `${onPostgres ? 'control-plane' : 'test'}.${suffix}`),
+    leave: () => process.chdir(before),
+  };
+}
+
+/** Takes away a folder and the database that belongs to it. */
+export async function removeDatabaseIn(folder: string): Promise<void> {
+  if (onPostgres) await administer(`DROP DATABASE IF EXISTS "${databaseNameOf(folder)}" WITH (FORCE)`);
+  rmSync(folder, { recursive: true, force: true });
 }
 
 /** A server of its own for a test: the built application, over real HTTP, on a database file. */
@@ -111,7 +128,7 @@ export class TestServer {
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
       // On SQLite it is beside the database by itself.
-      ...(POSTGRES ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem') } : {}),
+      ...(onPostgres ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem') } : {}),
       // A machine that is busy with other tests must not look like a server that is overloaded.
       MAX_EVENT_LOOP_DELAY_MS: '60000',
       ...env,
@@ -219,27 +236,61 @@ export class TestServer {
     return this.database.read((statements) => statements.rows<Row>(sql, ...values));
   }
 
-  /** Holds the writer, so that whatever writes waits in its queue. @returns what lets it go on */
+  /** The names of the database's tables. */
+  async tables(): Promise<string[]> {
+    const rows = await this.rows<{ name: string }>(
+      onPostgres
+        ? `SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'`
+        : `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`,
+    );
+    return rows.map(({ name }) => name).sort();
+  }
+
+  /** Has every such change of a table fail. @returns what lets them be made again, on any server of this database */
+  async forbid(verb: 'INSERT' | 'UPDATE', table: string): Promise<() => Promise<void>> {
+    const [forbid, allow] = onPostgres
+      ? [
+          `CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'forbidden'; END $$;
+           CREATE TRIGGER forbidden BEFORE ${verb} ON ${table} FOR EACH ROW EXECUTE FUNCTION forbid()`,
+          'DROP FUNCTION forbid CASCADE',
+        ]
+      : [
+          `CREATE TRIGGER forbidden BEFORE ${verb} ON ${table} BEGIN SELECT RAISE(ABORT, 'forbidden'); END`,
+          'DROP TRIGGER forbidden',
+        ];
+    const run = (sql: string) => this.database.write(async (tx) => void (await tx.run(sql)));
+    await run(forbid);
+    return () => run(allow);
+  }
+
+  /**
+   * Holds the writer, so that whatever writes waits in its queue. On PostgreSQL that is every connection of the pool, and
+   * what reads waits too. @returns what lets it go on
+   */
   async holdWriter(): Promise<() => Promise<unknown>> {
     const gate = Promise.withResolvers<void>();
-    const holding = Promise.withResolvers<void>();
-    const unit = this.database.write(() => {
-      holding.resolve();
-      return gate.promise;
-    });
-    await holding.promise;
+    const units: Promise<void>[] = [];
+    const count = onPostgres ? this.app.get<Settings>(SETTINGS).poolSize : 1;
+    for (let i = 0; i < count; i++) {
+      const holding = Promise.withResolvers<void>();
+      units.push(
+        this.database.write(() => {
+          holding.resolve();
+          return gate.promise;
+        }),
+      );
+      await holding.promise;
+    }
     return () => {
       gate.resolve();
-      return unit;
+      return Promise.all(units);
     };
   }
 
   /** Stops the server; its files stay where `keep` is given. */
   async stop({ keep = false } = {}): Promise<void> {
     await this.plane.stop();
-    if (keep) return;
-    if (POSTGRES) await dropDatabase(databaseNameOf(this.folder));
-    rmSync(this.folder, { recursive: true, force: true });
+    if (!keep) await removeDatabaseIn(this.folder);
   }
 }
 

@@ -15,6 +15,7 @@ import {
   type Credentials,
   credentialsOf,
   dnsTask,
+  onPostgres,
   TestClock,
   TestServer,
 } from './harness';
@@ -686,69 +687,81 @@ describe('the database after migrating', () => {
   interface Column {
     name: string;
     type: string;
-    notnull: number;
-    pk: number;
+    nullable: boolean;
+    primary: boolean;
+    /** Whether the database gives the values, none of them twice. */
+    generated: boolean;
   }
   /** Tables that only SQL is used on. */
   const WITHOUT_ENTITY = ['idempotency_keys', 'migrations', 'task_counts'];
 
-  const tables = async (): Promise<string[]> =>
-    (
-      await server.rows<{ name: string }>(
-        `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name`,
-      )
-    ).map(({ name }) => name);
+  const names = async (sql: string): Promise<string[]> =>
+    (await server.rows<{ name: string }>(sql)).map(({ name }) => name).sort();
+
+  async function columns(table: string): Promise<Column[]> {
+    if (onPostgres) {
+      const rows = await server.rows<Column>(
+        `SELECT attname AS name, format_type(atttypid, atttypmod) AS type, NOT attnotnull AS nullable,
+           coalesce(attnum = ANY (i.indkey), false) AS primary, attidentity <> '' AS generated
+         FROM pg_attribute LEFT JOIN pg_index i ON i.indrelid = attrelid AND i.indisprimary
+         WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped`,
+        table,
+      );
+      // SQLite knows such ids by this type only; it holds as much there.
+      return rows.map((row) => (row.generated && row.type === 'bigint' ? { ...row, type: 'integer' } : row));
+    }
+    const rows = await server.rows<{ name: string; type: string; notnull: number; pk: number; sql: string }>(
+      `SELECT c.*, t.sql FROM pragma_table_info($1) AS c, sqlite_master AS t WHERE t.name = $1 AND t.type = 'table'`,
+      table,
+    );
+    return rows.map(({ name, type, notnull, pk, sql }) => ({
+      name,
+      type: type.toLowerCase(),
+      nullable: notnull === 0,
+      primary: pk > 0,
+      generated: sql.includes(`${name} integer PRIMARY KEY AUTOINCREMENT`),
+    }));
+  }
+
+  /** The columns that are unique alone, for every row, but for the primary key. */
+  const uniqueColumns = (table: string) =>
+    names(
+      onPostgres
+        ? `SELECT attname AS name FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+           WHERE indrelid = '${table}'::regclass AND indisunique AND NOT indisprimary AND indnkeyatts = 1
+             AND indpred IS NULL`
+        : `SELECT min(c.name) AS name FROM pragma_index_list('${table}') AS i, pragma_index_info(i.name) AS c
+           WHERE i."unique" = 1 AND i.origin <> 'pk' AND i.partial = 0 GROUP BY i.name HAVING count(*) = 1`,
+    );
+
+  const sorted = (list: Column[]) => list.sort((a, b) => (a.name < b.name ? -1 : 1));
 
   it('has a table for every entity, and an entity for every table that is not known to do without', async () => {
     const mapped = server.database.source.entityMetadatas.map(({ tableName }) => tableName);
     expect(mapped).toHaveLength(ENTITIES.length);
-    expect([...mapped, ...WITHOUT_ENTITY].sort()).toEqual(await tables());
+    expect([...mapped, ...WITHOUT_ENTITY].sort()).toEqual(await server.tables());
   });
 
-  it('has the columns that the entities have', async () => {
+  it('has the columns that the entities have, and gives no id twice', async () => {
     for (const entity of server.database.source.entityMetadatas) {
-      const table = await server.rows<Column>(`SELECT * FROM pragma_table_info('${entity.tableName}')`);
-      const shown = table.map(({ name, type, notnull, pk }) => [
-        name,
-        type.toLowerCase(),
-        notnull === 0,
-        pk > 0,
-      ]);
-      const wanted = entity.columns.map(({ databaseName, type, isNullable, isPrimary }) => [
-        databaseName,
-        String(type),
-        isNullable,
-        isPrimary,
-      ]);
-      expect([entity.tableName, shown.sort()]).toEqual([entity.tableName, wanted.sort()]);
+      const wanted = entity.columns.map(
+        ({ databaseName, type, isNullable, isPrimary, generationStrategy }) => ({
+          name: databaseName,
+          type: String(type),
+          nullable: isNullable,
+          primary: isPrimary,
+          generated: generationStrategy === 'increment',
+        }),
+      );
+      const shown = await columns(entity.tableName);
+      expect([entity.tableName, sorted(shown)]).toEqual([entity.tableName, sorted(wanted)]);
     }
   });
 
-  it('gives no id twice, and has what the entities call unique', async () => {
-    for (const { tableName, primaryColumns, uniques } of server.database.source.entityMetadatas) {
-      // Its key is the agent's, which gives the ids.
-      if (
-        ['agent_heartbeats', 'agent_labels', 'agent_config_states', 'audit_log', 'audit_head'].includes(
-          tableName,
-        )
-      )
-        continue;
-      const [{ sql }] = await server.rows<{ sql: string }>(
-        'SELECT sql FROM sqlite_master WHERE name = $1',
-        tableName,
-      );
-      expect([tableName, primaryColumns.map((column) => column.generationStrategy)]).toEqual([
-        tableName,
-        ['increment'],
-      ]);
-      expect(sql).toContain(`${primaryColumns[0]?.databaseName} integer PRIMARY KEY AUTOINCREMENT`);
-      for (const { columns } of uniques) {
-        expect(sql).toMatch(
-          new RegExp(
-            `\\b${columns[0]?.databaseName} text NOT NULL UNIQUE|${columns[0]?.databaseName} bigint NOT NULL UNIQUE`,
-          ),
-        );
-      }
+  it('has what the entities call unique', async () => {
+    for (const { tableName, uniques } of server.database.source.entityMetadatas) {
+      const wanted = uniques.map((unique) => unique.columns.map(({ databaseName }) => databaseName).join());
+      expect([tableName, await uniqueColumns(tableName)]).toEqual([tableName, wanted.sort()]);
     }
   });
 });

@@ -1,16 +1,30 @@
 import { createPrivateKey } from 'node:crypto';
-import { readdirSync, readFileSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdtempSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
 import { Writable } from 'node:stream';
 import { hashToken, mintToken } from '../src/http/tokens';
 import { createLogger } from '../src/telemetry/logger';
 import { ApiDocument, jsonOf } from './api-document';
-import { type Answer, type Call, type Credentials, credentialsOf, TestClock, TestServer } from './harness';
+import {
+  type Answer,
+  besideDatabase,
+  type Call,
+  type Credentials,
+  credentialsOf,
+  onPostgres,
+  TestClock,
+  TestServer,
+} from './harness';
 
 /** What clients send that is no secret but is theirs: it must not be in the log. */
 const DATA = 'canary-data';
 const TOKEN = /\bdcp[a-z]_[0-9A-Za-z]{49}\b/g;
-const [ADMIN_FILE, KEY_FILE] = ['test.admin-token', 'test.signing-key.pem'];
+
+const KEY_FILE = 'test.signing-key.pem';
+const folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+const beside = besideDatabase(folder);
+const ADMIN_FILE = basename(beside.path('admin-token'));
 
 describe('a secret', () => {
   let log = '';
@@ -31,9 +45,9 @@ describe('a secret', () => {
       },
     }),
   );
-  const file = (name: string) => readFileSync(join(server.folder, name), 'utf8').trim();
+  const file = (name: string) => readFileSync(join(folder, name), 'utf8').trim();
 
-  const start = (env: Record<string, string>, folder?: string) =>
+  const start = (env: Record<string, string>) =>
     TestServer.start(
       { ENROLLMENT_TOKENS: secrets.get('enrollment token') as string, LOG_LEVEL: 'trace', ...env },
       { folder, logger, clock: new TestClock() },
@@ -65,7 +79,10 @@ describe('a secret', () => {
     secrets.set("nobody's agent token", mintToken('dcpa_'));
     secrets.set("nobody's operator token", mintToken('dcpo_'));
   });
-  afterAll(() => server.stop());
+  afterAll(async () => {
+    beside.leave();
+    await server.stop();
+  });
 
   /** Looks for every secret, as it is and as it may have been written. */
   function search(where: string, text: string | Buffer): void {
@@ -92,12 +109,18 @@ describe('a secret', () => {
 
   /** Everything on the disk but the two files that are there to hold a secret. */
   function searchFiles(when: string): void {
-    const names = readdirSync(server.folder, { recursive: true }) as string[];
-    expect(names).toEqual(expect.arrayContaining([ADMIN_FILE, KEY_FILE, 'test.db']));
+    const names = readdirSync(folder, { recursive: true }) as string[];
+    expect(names).toEqual(expect.arrayContaining([ADMIN_FILE, KEY_FILE, ...(onPostgres ? [] : ['test.db'])]));
     for (const name of names) {
       if (name !== ADMIN_FILE && name !== KEY_FILE)
-        search(`${name} ${when}`, readFileSync(join(server.folder, name)));
+        search(`${name} ${when}`, readFileSync(join(folder, name)));
     }
+  }
+
+  /** Every row that is stored. */
+  async function searchRows(when: string): Promise<void> {
+    for (const table of await server.tables())
+      search(`${table} ${when}`, JSON.stringify(await server.rows(`SELECT * FROM ${table}`)));
   }
 
   /** What an operation needs to be let in. */
@@ -180,15 +203,12 @@ describe('a secret', () => {
     expect(log.length).toBeGreaterThan(100_000);
     search('the log', log);
     searchFiles('while it runs');
+    await searchRows('while it runs');
     expect(leaks).toEqual([]);
   });
 
   it('is in no answer, log or file where the server fails, and neither is what clients sent', async () => {
-    const tables = (
-      await server.rows<{ name: string }>(
-        `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'migrations'`,
-      )
-    ).map(({ name }) => name);
+    const tables = (await server.tables()).filter((name) => name !== 'migrations');
     const rename = (from: (name: string) => string, to: (name: string) => string) =>
       server.database.write(async (tx) => {
         for (const name of tables) await tx.run(`ALTER TABLE ${from(name)} RENAME TO ${to(name)}`);
@@ -223,7 +243,9 @@ describe('a secret', () => {
           body: body === undefined ? undefined : given,
         });
         if (answer.status === 500) failed.add(name);
-        expect(JSON.stringify(answer.body)).not.toMatch(/SQL|_gone|no such table|\.ts|\.js|node_modules/);
+        expect(JSON.stringify(answer.body)).not.toMatch(
+          /SQL|_gone|no such table|relation|\.ts|\.js|node_modules/,
+        );
       }
     }
     await rename(
@@ -233,7 +255,7 @@ describe('a secret', () => {
     expect([...failed]).toEqual(
       expect.arrayContaining(['POST /register', 'POST /v1/tasks', 'POST /metrics']),
     );
-    expect(log.includes('no such table')).toBe(true);
+    expect(log.includes(onPostgres ? 'does not exist' : 'no such table')).toBe(true);
     expect(log.includes(DATA)).toBe(false);
     search('the log', log);
     expect(leaks).toEqual([]);
@@ -241,7 +263,7 @@ describe('a secret', () => {
 
   it('is in one file of its own where it has to be kept, which nobody else may read', async () => {
     for (const name of [ADMIN_FILE, KEY_FILE])
-      expect([name, statSync(join(server.folder, name)).mode & 0o777]).toEqual([name, 0o600]);
+      expect([name, statSync(join(folder, name)).mode & 0o777]).toEqual([name, 0o600]);
     const key = file(KEY_FILE);
     secrets.set('signing key', key.split('\n')[1] as string);
     secrets.set('signing key as JWK', createPrivateKey(key).export({ format: 'jwk' }).d as string);
@@ -250,7 +272,7 @@ describe('a secret', () => {
     secrets.set("the setting's admin token", given);
     await server.stop({ keep: true });
     searchFiles('after it stopped');
-    server = await start({ ADMIN_TOKEN: given, REGISTRATION: 'token' }, server.folder);
+    server = await start({ ADMIN_TOKEN: given, REGISTRATION: 'token' });
     const bearer = { authorization: `Bearer ${given}` };
     expect((await send('GET', '/v1/tasks', { headers: bearer })).status).toBe(200);
     expect(
@@ -259,6 +281,7 @@ describe('a secret', () => {
     await send('GET', '/.well-known/jwks.json', {});
     search('the log', log);
     searchFiles('under the setting');
+    await searchRows('under the setting');
     expect(leaks).toEqual([]);
   });
 });

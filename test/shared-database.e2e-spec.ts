@@ -1,11 +1,11 @@
 import { LeasesService } from '../src/leases/leases.service';
 import { JobRunner } from '../src/scheduling/job-runner';
-import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from './harness';
+import { ADMIN_TOKEN, credentialsOf, dnsTask, onPostgres, TestServer } from './harness';
 
 // What replicas on one PostgreSQL database owe each other; SQLite serves one process.
-const onPostgres = process.env.CONTROL_PLANE_TEST_POSTGRES_URL ? describe : describe.skip;
+const onShared = onPostgres ? describe : describe.skip;
 
-onPostgres('replicas on one database', () => {
+onShared('replicas on one database', () => {
   let first: TestServer;
   let second: TestServer;
 

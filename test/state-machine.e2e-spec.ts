@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SchedulerRegistry } from '@nestjs/schedule';
@@ -15,7 +15,7 @@ import type { TaskDetail } from '../src/leases/tasks.dto';
 import { TasksService } from '../src/leases/tasks.service';
 import { Continuity } from '../src/scheduling/continuity';
 import { readSettings } from '../src/settings';
-import { OPERATOR, TestClock } from './harness';
+import { databaseIn, OPERATOR, removeDatabaseIn, TestClock } from './harness';
 import {
   type Answer,
   type LeaseRow,
@@ -220,7 +220,7 @@ describe('tasks and leases', () => {
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), 'control-plane-states-'));
     const settings = {
-      ...readSettings({ CONTROL_PLANE_DATABASE_URL: `sqlite://${join(folder, 'test.db')}` }),
+      ...readSettings({ CONTROL_PLANE_DATABASE_URL: await databaseIn(folder) }),
       leaseDurationMs: TERMS.leaseMs,
       leaseLifetimeMs: TERMS.lifetimeMs,
       retryBackoffMs: TERMS.backoffMs,
@@ -242,21 +242,17 @@ describe('tasks and leases', () => {
 
   afterAll(async () => {
     await plane.stop();
-    await rm(folder, { recursive: true, force: true });
+    await removeDatabaseIn(folder);
   });
 
   /** Empties the queue; agents, and the ids that were given, stay. */
   async function startOver(): Promise<ReferenceModel> {
     await plane.database.write(async (tx) => {
-      for (const table of [
-        'idempotency_keys',
-        'results',
-        'leases',
-        'tasks',
-        'task_counts',
-        'concurrency_windows',
-      ])
+      for (const table of ['idempotency_keys', 'results', 'leases', 'tasks', 'task_counts'])
         await tx.run(`DELETE FROM ${table}`);
+      // The row of everything is there from the start.
+      await tx.run(`DELETE FROM concurrency_windows WHERE scope <> 'global'`);
+      await tx.run('UPDATE concurrency_windows SET ceiling = NULL, ready = 0, leased = 0, waiting = 0');
       await tx.run(`UPDATE agents SET state = 'active'`);
     });
     await service(QueueUpkeep).reap();
@@ -430,8 +426,8 @@ describe('tasks and leases', () => {
       `SELECT id, task_id, agent_id, attempt, state, granted_at, deadline_at, lifetime_ends_at, ended_at
        FROM leases ORDER BY id`,
     );
-    const results = await statements.rows<ResultRow>(
-      `SELECT lease_id, task_id, agent_id, standing, report, outcome, observations ->> '$[0].value' AS serial, received_at
+    const results = await statements.rows<Omit<ResultRow, 'serial'> & { observations: string }>(
+      `SELECT lease_id, task_id, agent_id, standing, report, outcome, observations, received_at
        FROM results ORDER BY lease_id`,
     );
     const fleet = await statements.rows<{ id: number; state: string }>('SELECT id, state FROM agents');
@@ -441,7 +437,10 @@ describe('tasks and leases', () => {
     return {
       tasks: tasks.map((row) => ({ ...row, spec: JSON.parse(row.spec) as object })),
       leases: leases.map((row) => ({ ...row })),
-      results: results.map((row) => ({ ...row })),
+      results: results.map(({ observations, ...row }) => ({
+        ...row,
+        serial: JSON.parse(observations)[0]?.value ?? null,
+      })),
       agents: Object.fromEntries(fleet.map((row) => [row.id, row.state])),
       ceilings: Object.fromEntries(
         windows.map((row) => [windowName(row.kind || null, row.target || null), row.ceiling]),
@@ -557,6 +556,11 @@ async function leasedByWindow(statements: Statements): Promise<Map<string, numbe
   return counts;
 }
 
+/** What a task takes from the counters of a window that counts it. */
+const COUNTED = ['queued', 'leased', 'waiting']
+  .map((state) => `CASE state WHEN '${state}' THEN -1 ELSE 0 END`)
+  .join(', ');
+
 /** What must hold whatever the reference says: each row that this finds is a broken promise. */
 const INVARIANTS = `
   SELECT 'two live leases for a task' AS broken, 'task ' || task_id AS facts
@@ -572,7 +576,7 @@ UNION ALL
   WHERE (t.state = 'leased') <> (l.id IS NOT NULL AND l.state = 'active' AND l.task_id = t.id)
 UNION ALL
   SELECT 'a live lease that is not its task''s', 'lease ' || l.id FROM leases l JOIN tasks t ON t.id = l.task_id
-  WHERE l.state = 'active' AND t.lease_id IS NOT l.id
+  WHERE l.state = 'active' AND (t.lease_id IS NULL OR t.lease_id <> l.id)
 UNION ALL
   SELECT 'a lease that expired early', 'lease ' || id FROM leases WHERE state = 'expired' AND ended_at < deadline_at
 UNION ALL
@@ -593,9 +597,9 @@ UNION ALL
 UNION ALL
   SELECT 'a wrong window', name || ' ' || sum(ready) || ' ' || sum(leased) || ' ' || sum(waiting) FROM (
     SELECT scope || '/' || kind || '/' || target AS name, ready, leased, waiting FROM concurrency_windows
-    UNION ALL SELECT 'target/' || kind || '/' || target, -(state = 'queued'), -(state = 'leased'), -(state = 'waiting') FROM tasks
-    UNION ALL SELECT 'kind/' || kind || '/', -(state = 'queued'), -(state = 'leased'), -(state = 'waiting') FROM tasks
-    UNION ALL SELECT 'global//', -(state = 'queued'), -(state = 'leased'), -(state = 'waiting') FROM tasks
+    UNION ALL SELECT 'target/' || kind || '/' || target, ${COUNTED} FROM tasks
+    UNION ALL SELECT 'kind/' || kind || '/', ${COUNTED} FROM tasks
+    UNION ALL SELECT 'global//', ${COUNTED} FROM tasks
   ) AS w GROUP BY name HAVING sum(ready) <> 0 OR sum(leased) <> 0 OR sum(waiting) <> 0
 UNION ALL
   SELECT 'ready beyond the ceiling', scope || '/' || kind || '/' || target || ' ' || ready || '+' || leased || '>' || ceiling

@@ -9,7 +9,7 @@ import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError } from './database-error';
 import { knownMigrations, migrate } from './migrations';
-import { explained, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
+import { explained, lostRace, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
 import type { Statements, Transaction } from './statements';
 
 /** How often a unit that others got in the way of is run again. */
@@ -106,7 +106,7 @@ export class PostgresDatabase extends Database {
       try {
         return await this.attempt(work);
       } catch (error) {
-        if (!mayRunAgain(error) || reruns === MAX_RERUNS) throw explained(error);
+        if (!(mayRunAgain(error) || lostRace(error)) || reruns === MAX_RERUNS) throw explained(error);
         // Not at once and not both together: they would meet again.
         await sleep(Math.random() * 20 * 2 ** reruns);
       }

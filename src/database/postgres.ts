@@ -65,6 +65,7 @@ export class PostgresStatements implements Statements {
 
 /** Two units got into each other's way; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
 const AGAIN = new Set(['40001', '40P01']);
+const UNIQUE_VIOLATION = '23505';
 
 /** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 57. */
 const AWAY = /^(?:08|53|57|25P03$|25006$|XX000$)/;
@@ -73,6 +74,12 @@ const codeOf = (error: unknown): string => String((error as { code?: unknown } |
 
 /** Whether the same unit of work may succeed when it is run again at once. */
 export const mayRunAgain = (error: unknown): boolean => AGAIN.has(codeOf(error));
+
+/**
+ * Whether a row that a unit looked for and did not find is there now, by another unit: run again, it finds it. A unit that
+ * is at fault itself fails again.
+ */
+export const lostRace = (error: unknown): boolean => codeOf(error) === UNIQUE_VIOLATION;
 
 /** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
 export function explained(error: unknown): unknown {

@@ -4,13 +4,17 @@ import { fail } from '../errors';
 import { toEnvelope } from './error-filter';
 import { API_HEADERS } from './security-headers';
 
-/** Refuses in the envelope what Node's server would refuse in words of its own: no host, an expectation that is not met. */
+/**
+ * Refuses in the envelope what Node's server would refuse in words of its own: no host, an expectation that is not met. And
+ * the character that PostgreSQL can't look for, as it is refused in bodies.
+ */
 export function refuseUnfit(http: FastifyInstance): void {
   http.addHook('onRequest', (request, _reply, done) => {
-    const { httpVersion, headers } = request.raw;
+    const { httpVersion, headers, url } = request.raw;
     // Source: RFC 9112, section 3.2.
     if (httpVersion === '1.1' && headers.host === undefined)
       done(fail('ERR_VALIDATION', { host: 'must be there' }));
+    else if (url?.includes('%00')) done(fail('ERR_VALIDATION', { url: 'must not hold %00' }));
     else done();
   });
   http.server.on('checkExpectation', (_request: IncomingMessage, response: ServerResponse) => {

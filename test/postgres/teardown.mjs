@@ -1,0 +1,2 @@
+/** Ends what setup.mjs began. */
+export default () => globalThis.stopPostgres();
