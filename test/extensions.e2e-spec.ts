@@ -252,6 +252,8 @@ describe('the example extension', () => {
     expect([...page.body.items, ...rest.body.items]).toEqual(all.body.items);
 
     expect(await server.operator('DELETE', '/v1/whois/domains/Soon.example')).toMatchObject({ status: 204 });
+    const { body: audit } = await server.operator('GET', '/v1/audit?action=whois-domain.forget');
+    expect(audit.items).toMatchObject([{ subject: 'whois-domain/soon.example', operator_name: 'bootstrap' }]);
     expect(await server.operator('DELETE', '/v1/whois/domains/soon.example')).toMatchObject({
       status: 404,
       body: { error: 'ERR_NOT_FOUND', details: { domain: 'soon.example' } },
