@@ -274,7 +274,10 @@ function addTasks(task: Command): void {
     );
   verb(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
     .argument('<id>', "the task's id", id)
-    .action((of, options) => perform(options, get(`/v1/tasks/${of}`), fields));
+    .option('--cursor <cursor>', 'where the attempts shown before ended')
+    .action((of, { cursor, ...options }) =>
+      perform(options, get(`/v1/tasks/${of}${query({ cursor })}`), fields),
+    );
   verb(task, 'cancel', 'cancel an unfinished task; a live lease is revoked', 'task cancel 1203')
     .argument('<id>', "the task's id", id)
     .action((of, options) => perform(options, post(`/v1/tasks/${of}/cancel`, undefined, true), fields));
