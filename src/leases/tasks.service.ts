@@ -120,7 +120,7 @@ export class TasksService {
   }
 
   /** @throws ERR_NOT_FOUND there is no such task, or it is no longer kept */
-  get(id: number, query: AttemptsQuery): Promise<TaskDetail> {
+  get(id: number, query: AttemptsQuery = {}): Promise<TaskDetail> {
     return this.database.read((statements) => detailOf(statements, id, olderThan(query)));
   }
 
