@@ -647,6 +647,7 @@ describe('a faulty extension', () => {
     ['./nowhere', /^Extension \.\/nowhere can't be found: Cannot find module/],
     ['nowhere', /^Extension nowhere can't be found: Cannot find module/],
     ['whois-kind', /^Extension whois-kind can't be found \(a path must begin with \.\//],
+    ['./garbled/index.js', /^Extension garbled .* failed while it was loaded: .*package/],
     ['./whois-kind,./copy', /^Extension Whois_Kind has the name of another one, whois-kind\.$/],
     ['./whois-kind,,', /^CONTROL_PLANE_EXTENSIONS must be /],
     ['./whois-kind,./whois-kind', /^CONTROL_PLANE_EXTENSIONS must be .*, each once$/],
@@ -659,6 +660,8 @@ describe('a faulty extension', () => {
     ]);
     const folder = workplace({
       ...Object.fromEntries(files),
+      'garbled/package.json': '{"name": ',
+      'garbled/index.js': extension(target),
       'copy/package.json': '{"name": "Whois_Kind"}',
       'copy/index.js': extension(target),
       // One process for all: each start fails, and leaves nothing behind that would keep the process running.

@@ -75,13 +75,18 @@ export class Database {
     }
   }
 
-  /** Reads a database file beside whoever serves it, without its lock. */
+  /**
+   * Reads a database file beside whoever serves it, without its lock.
+   * @throws DatabaseError it can't be opened
+   */
   static async inspect<T>(
     target: Settings['database'],
     work: (statements: Statements) => Promise<T>,
   ): Promise<T> {
     const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
-    await source.initialize();
+    await source.initialize().catch((error) => {
+      throw unopened(target, error);
+    });
     try {
       return await work(new SqliteStatements(source.createQueryRunner(), sqliteDialect));
     } finally {
