@@ -15,7 +15,7 @@ import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
-import { refuseUnfit } from './http/unfit-requests';
+import { refuseEncoded, refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { type Settings, SettingsError } from './settings';
@@ -111,8 +111,9 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const inFlight = app.get(InFlight);
     inFlight.guard(http, isHealth);
     http.removeAllContentTypeParsers();
-    http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (_request, body, done) => {
+    http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body, done) => {
       try {
+        refuseEncoded(request);
         // Many clients name the type of a body that they do not send; a route that needs one will say so.
         done(null, body.length === 0 ? undefined : parseJsonBody(body as Buffer));
       } catch (error) {

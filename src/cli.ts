@@ -109,4 +109,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) =>
   process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed),
 );
 
+// Nobody hears why it failed: the exit code still tells.
+process.stderr.on('error', () => undefined);
+
 program.parseAsync().catch(giveUp);

@@ -27,4 +27,6 @@ export { IsTimestamp, parseTimestamp } from './http/timestamps';
 export { IdParam, IsId } from './http/validation';
 export type { Observation } from './leases/leases.dto';
 export { type TakenReport, TaskKind, type TaskKindHandler } from './leases/task-kinds';
+export { AuditLog, type Change } from './operators/audit-log';
+export { OperatorsModule } from './operators/operators.module';
 export { JobRunner } from './scheduling/job-runner';

@@ -143,12 +143,21 @@ function describe(file: string): { name: string; folder: string } {
   for (let folder = dirname(file); folder !== dirname(folder); folder = dirname(folder)) {
     const description = join(folder, 'package.json');
     if (!existsSync(description)) continue;
-    const { name } = JSON.parse(readFileSync(description, 'utf8'));
+    const { name } = readDescription(description);
     if (typeof name === 'string' && name !== PROGRAM_NAME) return { name, folder };
     break;
   }
   const [folder, own] = [dirname(file), basename(file).replace(/\.[cm]?js$/, '')];
   return { name: own === 'index' ? basename(folder) : own, folder };
+}
+
+/** @returns what is left of it where it can't be read: Node says that better when it loads the package */
+function readDescription(file: string): { name?: unknown } {
+  try {
+    return Object(JSON.parse(readFileSync(file, 'utf8')));
+  } catch {
+    return {};
+  }
 }
 
 function isModule(value: unknown): value is Type | DynamicModule {

@@ -751,6 +751,12 @@ describe("the admin's token", () => {
     expect(await works(token)).toBe(true);
     await restart('another-token-of-the-admin');
     expect(await works(token)).toBe(false);
+    const withdrawn = await server.rows(
+      `SELECT operator_name, "before" FROM audit_log WHERE action = 'operator-token.withdraw'`,
+    );
+    expect(withdrawn).toEqual([
+      { operator_name: 'control-plane', before: '{"name":"bootstrap","role":"admin"}' },
+    ]);
   });
 
   it('is made anew where the setting is gone and nobody else is an admin', async () => {

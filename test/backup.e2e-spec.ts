@@ -206,6 +206,8 @@ describe('a backup', () => {
     ['the database', 'test.db'],
     ['its log', 'test.db-wal'],
     ['another name of it', 'linked.db'],
+    ['the signing keys', 'test.signing-key.pem'],
+    ["the admin's token", 'test.admin-token'],
   ])('never replaces %s', async (_what, name) => {
     const folder = newFolder();
     const server = await TestServer.start({}, { folder });
@@ -213,7 +215,7 @@ describe('a backup', () => {
     const refused = await backUp(folder, name, '--force');
     expect([refused.code, refused.stderr]).toEqual([
       1,
-      `${name} is the database itself; name another file.\n`,
+      `${name} is one of the database's own files; name another.\n`,
     ]);
     expect((await server.enqueue(dnsTask())).length).toBe(1);
     await server.stop();

@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process';
 import { connect } from 'node:net';
 import { promisify } from 'node:util';
+import { gzipSync } from 'node:zlib';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from './harness';
 
 /** Everything that an agent or operator could store by a bad request. */
@@ -306,6 +307,21 @@ describe('bad input', () => {
         expect(answer).toMatchObject({ status: 415, body: { error: 'ERR_VALIDATION', retryable: false } });
       },
     );
+
+    it.each(['gzip', 'deflate', 'br', 'identity, gzip'])('packed by %s', async (encoding) => {
+      const answer = await server.request('POST', '/heartbeat', {
+        headers: {
+          ...credentialsOf(agent),
+          'content-type': 'application/json',
+          'content-encoding': encoding,
+        },
+        body: gzipSync(`{"agent_id":${agent.agent_id}}`),
+      });
+      expect(answer).toMatchObject({
+        status: 415,
+        body: { error: 'ERR_VALIDATION', details: { 'content-encoding': expect.any(String) } },
+      });
+    });
 
     it('of more than 4 MiB', async () => {
       const answer = await server.request('POST', '/report', {

@@ -187,6 +187,27 @@ describe('the command line with a server', () => {
     expect([refused.code, refused.stderr]).toEqual([1, expect.stringMatching(/ {2}config: /)]);
   });
 
+  it.each([
+    ['a name twice', '{"a": 1, "a": 2}', /ERR_VALIDATION.*\n {2}config\.a: /],
+    ['a number that is too large', '{"a": 1e400}', /ERR_VALIDATION.*\n {2}config\.a: /],
+    ['a part that is not closed', '{"a": 1}, "expires_in": 60', /does not hold JSON/],
+    ['bytes that are no text', Buffer.from('{"a": "\xff"}', 'latin1'), /does not hold JSON/],
+  ])('publishes no file with %s as something else', async (_what, content, said) => {
+    const file = join(server.folder, 'odd.json');
+    writeFileSync(file, content);
+    const { code, stdout, stderr } = await cli(['config', 'publish', file]);
+    expect([code === 0, stdout, stderr]).toEqual([false, '', expect.stringMatching(said)]);
+  });
+
+  it('enqueues no task of a file that says a thing twice', async () => {
+    const twice = '[{"kind": "dns", "spec": {"query": "a.example", "query": "b.example"}}]';
+    const { code, stderr } = await cli(['task', 'add', '--file', '-'], {}, twice);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(/ERR_VALIDATION.*\n {2}tasks\.0\.spec\.query: /),
+    ]);
+  });
+
   it("gives and withdraws operators' tokens, whose role and expiry hold", async () => {
     const made = await json('token', 'create', 'alice', '--role', 'viewer', '--expires-in', '90d');
     expect(Date.parse(made.expires_at) - Date.parse(made.created_at)).toBe(90 * 86_400_000);
@@ -258,6 +279,8 @@ describe('the command line with a server', () => {
     ['a duration that is none', ['token', 'create', 'a', '--role', 'viewer', '--expires-in', 'soon']],
     ['a token without a role', ['token', 'create', 'a']],
     ['a spec without a kind', ['task', 'add', 'query=example.com']],
+    ['a field twice', ['task', 'add', 'dns', 'query=a', 'query=b']],
+    ['a label twice', ['create-agent', '--label', 'a=1', '--label', 'a=2']],
     ['a spec that is none', ['task', 'add', 'dns', 'example.com']],
     ['a file with more beside it', ['task', 'add', 'dns', '--file', '-']],
     ['a file that is not there', ['task', 'add', '--file', 'nowhere.json']],
@@ -456,6 +479,24 @@ describe('the command line without a server', () => {
       ).code,
     ).toBe(3);
     await server.stop({ keep: true });
+  });
+
+  it('says in a line why an audit log can not be verified', async () => {
+    writeFileSync(join(folder, 'text.db'), 'not a database'.repeat(1_000));
+    writeFileSync(join(folder, 'empty.db'), '');
+    for (const [name, said] of [
+      ['text.db', /^\S+text\.db can't be opened: file is not a database \(SQLITE_NOTADB\)\.\n$/],
+      ['empty.db', /^\S+empty\.db lacks migrations: control-plane migrate applies them\.\n$/],
+    ] as const) {
+      const { code, stdout, stderr } = await cli(['audit', 'verify'], { DATABASE_URL: `sqlite://${name}` });
+      expect([code, stdout, stderr]).toEqual([1, '', expect.stringMatching(said)]);
+    }
+  });
+
+  it('ends with its exit code where nobody reads why', async () => {
+    const child = spawn(process.execPath, [join(__dirname, '../dist/cli.js'), 'tsk']);
+    child.stderr.destroy();
+    expect((await once(child, 'close'))[0]).toBe(2);
   });
 
   it('refuses on the database itself what the server would refuse', async () => {

@@ -261,6 +261,8 @@ describe('the example extension', () => {
     expect([...page.body.items, ...rest.body.items]).toEqual(all.body.items);
 
     expect(await server.operator('DELETE', '/v1/whois/domains/Soon.example')).toMatchObject({ status: 204 });
+    const { body: audit } = await server.operator('GET', '/v1/audit?action=whois-domain.forget');
+    expect(audit.items).toMatchObject([{ subject: 'whois-domain/soon.example', operator_name: 'bootstrap' }]);
     expect(await server.operator('DELETE', '/v1/whois/domains/soon.example')).toMatchObject({
       status: 404,
       body: { error: 'ERR_NOT_FOUND', details: { domain: 'soon.example' } },
@@ -658,6 +660,7 @@ describe('a faulty extension', () => {
     ['./nowhere', /^Extension \.\/nowhere can't be found: Cannot find module/],
     ['nowhere', /^Extension nowhere can't be found: Cannot find module/],
     ['whois-kind', /^Extension whois-kind can't be found \(a path must begin with \.\//],
+    ['./garbled/index.js', /^Extension garbled .* failed while it was loaded: .*package/],
     ['./whois-kind,./copy', /^Extension Whois_Kind has the name of another one, whois-kind\.$/],
     ['./whois-kind,,', /^CONTROL_PLANE_EXTENSIONS must be /],
     ['./whois-kind,./whois-kind', /^CONTROL_PLANE_EXTENSIONS must be .*, each once$/],
@@ -670,6 +673,8 @@ describe('a faulty extension', () => {
     ]);
     const folder = await workplace({
       ...Object.fromEntries(files),
+      'garbled/package.json': '{"name": ',
+      'garbled/index.js': extension(target),
       'copy/package.json': '{"name": "Whois_Kind"}',
       'copy/index.js': extension(target),
       // One process for all: each start fails, and leaves nothing behind that would keep the process running.

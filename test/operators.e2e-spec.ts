@@ -272,6 +272,7 @@ describe('the audit log', () => {
          FROM audit_log WHERE id = 2`,
       99,
     ],
+    ['all removed with their end', 'DELETE FROM audit_head', null],
     ['cut off with its end', 'UPDATE audit_head SET last_id = last_id - 1', 5],
   ])('shows an entry that was %s', async (_what, tampering, brokenAt) => {
     for (let i = 0; i < 4; i++) await server.enqueue(dnsTask());

@@ -523,7 +523,7 @@ describe('the tasks of operators', () => {
         updated_at: NEW_YEAR,
         finished_at: null,
       };
-      expect((await get(`/v1/tasks/${id}`)).body).toEqual({ ...plain, leases: [] });
+      expect((await get(`/v1/tasks/${id}`)).body).toEqual({ ...plain, leases: [], next_cursor: null });
       expect((await get('/v1/tasks')).body).toEqual({ items: [plain], next_cursor: null });
 
       const [first] = await claim(agent, { dns: 1 });
@@ -583,7 +583,33 @@ describe('the tasks of operators', () => {
             },
           },
         ],
+        next_cursor: null,
       });
+    });
+
+    it('is shown with its newest attempts where all would be too much, and then with those before', async () => {
+      const agent = await server.register('probe-1');
+      const [id] = await server.enqueue(dnsTask());
+      const tried: number[] = [];
+      for (let i = 0; i < 3; i++) {
+        const [{ lease_id }] = (await claim(agent, { dns: 1 })) as [{ lease_id: number }];
+        tried.push(lease_id);
+        const observations = [{ name: 'log', value: 'x'.repeat(3_500_000) }];
+        await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id, observations }] });
+        await pass(10_000);
+      }
+      const leasesOf = ({ body }: Answer) => body.leases.map((lease: any) => lease.lease_id);
+      const newest = await get(`/v1/tasks/${id}`);
+      expect(leasesOf(newest)).toEqual(tried.slice(1));
+      const before = await get(`/v1/tasks/${id}?cursor=${newest.body.next_cursor}`);
+      expect(leasesOf(before)).toEqual(tried.slice(0, 1));
+      expect(before.body).toMatchObject({ id, attempts: 3, next_cursor: null });
+      expect(leasesOf(await server.operator('POST', `/v1/tasks/${id}/cancel`))).toEqual(tried.slice(1));
+    });
+
+    it.each(['cursor=0', 'limit=1', 'nonsense=1'])('refuses ?%s', async (query) => {
+      const [id] = await server.enqueue(dnsTask());
+      expect((await get(`/v1/tasks/${id}?${query}`)).status).toBe(400);
     });
   });
 });
@@ -776,6 +802,11 @@ describe('what operators may not ask of tasks', () => {
         status: 400,
         body: { error: 'ERR_VALIDATION', details: { [field]: expect.any(String) } },
       });
+    });
+
+    it.each(['__proto__', 'constructor', 'toString'])('refuses ?%s=, as any unknown name', async (name) => {
+      const { status, body } = await get(`/v1/tasks?${name}=1`);
+      expect([status, Object.keys(body.details)]).toEqual([400, [name]]);
     });
   });
 

@@ -26,7 +26,8 @@ export interface Call {
   readonly method: 'GET' | 'POST' | 'DELETE';
   /** With its query, encoded. */
   readonly path: string;
-  readonly body?: object;
+  /** JSON. */
+  readonly body?: string;
   /** Makes a change that would otherwise happen twice safe to send again. */
   readonly idempotencyKey?: string;
   /** Whether a second time has no second effect. */
@@ -199,7 +200,7 @@ async function withoutServer(settings: Settings): Promise<Connection> {
       const answer = await app.inject({
         method,
         url: path,
-        headers: { authorization: `Bearer ${token}`, host: 'localhost' },
+        headers: { authorization: `Bearer ${token}`, host: 'localhost', 'content-type': 'application/json' },
         payload: body,
       });
       return {
@@ -229,7 +230,7 @@ function withServer(url: string, { token, source }: Token, timeout: number): Con
             ...(body === undefined ? {} : { 'content-type': 'application/json' }),
             ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
           },
-          body: body === undefined ? undefined : JSON.stringify(body),
+          body,
         });
         return {
           status: response.status,

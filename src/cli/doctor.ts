@@ -140,7 +140,9 @@ async function* database(
   try {
     yield* await inspectDatabase(target, (statements) => contents(statements, settings));
   } catch (error) {
-    yield ['FAIL', 'database', `${path} can't be read (${(error as Error).message}); restore a backup`];
+    const { message } = error as Error;
+    const reason = error instanceof DatabaseError ? message : `${path} can't be read: ${message}.`;
+    yield ['FAIL', 'database', `${reason} Where it is damaged, restore a backup`];
   }
 }
 

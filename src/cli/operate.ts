@@ -47,6 +47,7 @@ function patience(text: string): number {
 function pair(text: string, before: Record<string, string> = {}): Record<string, string> {
   const cut = text.indexOf('=');
   if (cut < 1) throw new InvalidArgumentError('It must be name=value.');
+  if (Object.hasOwn(before, text.slice(0, cut))) throw new InvalidArgumentError('It is there twice.');
   return { ...before, [text.slice(0, cut)]: text.slice(cut + 1) };
 }
 
@@ -61,15 +62,20 @@ function specValue(text: string): unknown {
   }
 }
 
-function readJson(file: string): unknown {
-  let text: string;
+/**
+ * A file's JSON, as its text too: that is what is sent, so that the server judges what the file says. Read and written
+ * anew, a name that is there twice would go with one value less, and a number that is too large as null.
+ */
+function readJson(file: string): { text: string; value: unknown } {
+  let bytes: Buffer;
   try {
-    text = readFileSync(file === '-' ? 0 : file, 'utf8');
+    bytes = readFileSync(file === '-' ? 0 : file);
   } catch (error) {
     throw new Failure(`${file} can't be read (${(error as NodeJS.ErrnoException).code}).`, EXIT.misused);
   }
   try {
-    return JSON.parse(text);
+    const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    return { text, value: JSON.parse(text) };
   } catch (error) {
     throw new Failure(`${file} does not hold JSON: ${(error as Error).message}.`, EXIT.misused);
   }
@@ -106,7 +112,7 @@ const get = (path: string): Call => ({ method: 'GET', path, repeatable: true });
 const post = (path: string, body: object | undefined, repeatable: boolean): Call => ({
   method: 'POST',
   path,
-  body,
+  body: body && JSON.stringify(body),
   repeatable,
 });
 /** Repeated where the answer was lost, it would say that there is no such thing. */
@@ -246,7 +252,7 @@ function addTasks(task: Command): void {
       };
       const body =
         file === undefined
-          ? { tasks: [{ kind: kindOf(kind), spec: specOf(specFields), ...own }] }
+          ? JSON.stringify({ tasks: [{ kind: kindOf(kind), spec: specOf(specFields), ...own }] })
           : tasksOf(file, kind !== undefined || Object.values(own).some((value) => value !== undefined));
       return perform(
         common,
@@ -274,7 +280,10 @@ function addTasks(task: Command): void {
     );
   verb(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
     .argument('<id>', "the task's id", id)
-    .action((of, options) => perform(options, get(`/v1/tasks/${of}`), fields));
+    .option('--cursor <cursor>', 'where the attempts shown before ended')
+    .action((of, { cursor, ...options }) =>
+      perform(options, get(`/v1/tasks/${of}${query({ cursor })}`), fields),
+    );
   verb(task, 'cancel', 'cancel an unfinished task; a live lease is revoked', 'task cancel 1203')
     .argument('<id>', "the task's id", id)
     .action((of, options) => perform(options, post(`/v1/tasks/${of}/cancel`, undefined, true), fields));
@@ -296,21 +305,23 @@ function kindOf(kind: string | undefined): string {
 }
 
 function specOf(given: readonly string[]): Record<string, unknown> {
-  const spec: Record<string, unknown> = {};
+  const spec = new Map<string, unknown>();
   for (const text of given) {
     const cut = text.indexOf('=');
     if (cut < 1)
       throw new Failure(`${text} is not a field of the spec; it must be name=value.`, EXIT.misused);
-    spec[text.slice(0, cut)] = specValue(text.slice(cut + 1));
+    const name = text.slice(0, cut);
+    if (spec.has(name)) throw new Failure(`The field ${name} of the spec is there twice.`, EXIT.misused);
+    spec.set(name, specValue(text.slice(cut + 1)));
   }
-  return spec;
+  return Object.fromEntries(spec);
 }
 
-function tasksOf(file: string, mixed: boolean): object {
+function tasksOf(file: string, mixed: boolean): string {
   if (mixed) throw new Failure('With --file, everything about the tasks is in the file.', EXIT.misused);
-  const content = readJson(file);
-  if (Array.isArray(content)) return { tasks: content };
-  if (typeof content === 'object' && content !== null && 'tasks' in content) return content;
+  const { text, value } = readJson(file);
+  if (Array.isArray(value)) return `{"tasks":${text}}`;
+  if (typeof value === 'object' && value !== null && 'tasks' in value) return text;
   throw new Failure(`${file} must hold an array of tasks, or an object with "tasks".`, EXIT.misused);
 }
 
@@ -337,7 +348,7 @@ function addConfigs(config: Command): void {
       {
         method: 'POST',
         path: '/v1/configs',
-        body: { config: readJson(file), expires_in },
+        body: `{"config":${readJson(file).text}${expires_in === undefined ? '' : `,"expires_in":${expires_in}`}}`,
         idempotencyKey,
         repeatable: true,
       },
@@ -371,7 +382,7 @@ function addConfigs(config: Command): void {
       {
         method: 'POST',
         path: `/v1/configs/${encodeURIComponent(revision)}/rollback`,
-        body: { expires_in },
+        body: JSON.stringify({ expires_in }),
         idempotencyKey,
         repeatable: true,
       },
@@ -461,8 +472,13 @@ function addTokens(program: Command): void {
 async function verifyFile(target: DatabaseTarget): Promise<object> {
   // Loaded here, for what they need takes longer to load than most commands take.
   const { inspectDatabase } = await import('../database/open-database.js');
+  const { pendingMigrations } = await import('../database/migrations.js');
   const { verifyChain } = await import('../operators/audit-log.js');
-  return inspectDatabase(target, verifyChain);
+  return inspectDatabase(target, async (statements) => {
+    if ((await pendingMigrations(statements.manager.dataSource)).length > 0)
+      throw new Failure('The database lacks migrations: control-plane migrate applies them.', EXIT.failed);
+    return verifyChain(statements);
+  });
 }
 
 function addAudit(audit: Command): void {

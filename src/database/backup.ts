@@ -1,7 +1,7 @@
 import { closeSync, existsSync, fsyncSync, openSync, rmSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import Sqlite from 'better-sqlite3';
-import type { SqliteTarget } from '../settings';
+import { fileBesideDatabase, type SqliteTarget } from '../settings';
 import { DatabaseError } from './database-error';
 import { putInPlace } from './private-file';
 import type { Statements, Transaction } from './statements';
@@ -41,7 +41,8 @@ export async function backUp(
     throw new DatabaseError(
       `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
     );
-  if (isPartOf(target, path)) throw new DatabaseError(`${file} is the database itself; name another file.`);
+  if (isPartOf(target, path))
+    throw new DatabaseError(`${file} is one of the database's own files; name another.`);
   if (existsSync(path) && !options.replace)
     throw new DatabaseError(`${file} is there already; name another file, or replace it with --force.`);
   const unfinished = `${path}.new-${process.pid}`;
@@ -102,8 +103,17 @@ function finish(path: string): void {
   }
 }
 
-function isPartOf({ path }: SqliteTarget, file: string): boolean {
-  if (['', '-wal', '-shm', '-lock'].some((suffix) => file === path + suffix)) return true;
+/** Whether the database or its secrets would be lost by a backup of this name. */
+function isPartOf(target: SqliteTarget, file: string): boolean {
+  const { path } = target;
+  const secrets = ['admin-token', 'signing-key.pem'].map((suffix) => fileBesideDatabase(target, suffix));
+  if (
+    ['', '-wal', '-shm', '-lock']
+      .map((suffix) => path + suffix)
+      .concat(secrets)
+      .includes(file)
+  )
+    return true;
   if (!existsSync(file)) return false;
   const [a, b] = [statSync(path), statSync(file)];
   return a.dev === b.dev && a.ino === b.ino;

@@ -70,10 +70,15 @@ export class SqliteDatabase extends Database {
     }
   }
 
-  /** Reads a database file beside whoever serves it, without its lock. */
+  /**
+   * Reads a database file beside whoever serves it, without its lock.
+   * @throws DatabaseError it can't be opened
+   */
   static async inspect<T>(target: SqliteTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
     const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
-    await source.initialize();
+    await source.initialize().catch((error: unknown) => {
+      throw unopened(target, error);
+    });
     try {
       return await work(new SqliteStatements(source.createQueryRunner(), sqliteDialect));
     } finally {

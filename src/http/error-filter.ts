@@ -93,7 +93,8 @@ export class ErrorFilter implements ExceptionFilter {
   /** Sends the envelope; a failure of ours is logged with its cause, which is never sent. */
   answer(thrown: unknown, request: FastifyRequest, reply: FastifyReply): void {
     const error = toApiError(thrown);
-    if (error.status >= 500) {
+    // What is turned away on purpose stands in the request's own line; under a flood one more for each would be too much.
+    if (error.status >= 500 && (error.code === 'ERR_BACKEND' || error.cause !== undefined)) {
       this.logger.error(
         { request_id: request.id, route: request.routeOptions?.url, err: error.cause ?? error },
         error.message,

@@ -6,6 +6,9 @@ import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
 const DEFAULT_LIMIT = 50;
 const MAX_LIMIT = 500;
 
+/** How large the parts of a page's items may be together that agents can make large. */
+const PAGE_BYTES = 8 * 1024 * 1024;
+
 /** A whole number written in digits as a number; anything else as it came, for the validation to refuse. */
 const toWhole = ({ value }: { value: unknown }) =>
   typeof value === 'string' && /^\d{1,9}$/.test(value) ? Number(value) : value;
@@ -51,7 +54,7 @@ export interface Page<T> {
 }
 
 /** The id that every item of the page must be below: `WHERE id < $1 ORDER BY id DESC LIMIT $2`, `limit + 1` rows. */
-export function olderThan(query: PageQuery): number {
+export function olderThan(query: Pick<PageQuery, 'cursor'>): number {
   return query.cursor === undefined ? Number.MAX_SAFE_INTEGER : Number(query.cursor);
 }
 
@@ -64,4 +67,14 @@ export function pageOf<T>(rows: readonly T[], limit: number, cursorOf: (row: T) 
   const items = rows.slice(0, limit);
   const last = items.at(-1);
   return { items, next_cursor: rows.length > limit && last !== undefined ? String(cursorOf(last)) : null };
+}
+
+/** How many of the rows make a page that is not too large; at least one, at the most `limit`. */
+export function fitting(rows: readonly { bytes: number }[], limit: number): number {
+  let bytes = 0;
+  const cut = rows.findIndex((row, i) => {
+    bytes += row.bytes;
+    return i > 0 && bytes > PAGE_BYTES;
+  });
+  return cut === -1 ? limit : Math.min(cut, limit);
 }

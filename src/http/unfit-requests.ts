@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { fail } from '../errors';
 import { toEnvelope } from './error-filter';
 import { API_HEADERS } from './security-headers';
@@ -26,4 +26,17 @@ export function refuseUnfit(http: FastifyInstance): void {
     });
     response.end(JSON.stringify(toEnvelope(error)));
   });
+}
+
+/**
+ * Refuses a body that is compressed: unpacked it could be of any size.
+ * @throws ERR_VALIDATION as 415, naming the header
+ */
+export function refuseEncoded({ headers }: FastifyRequest): void {
+  if (/^(?:identity)?$/i.test(headers['content-encoding'] ?? '')) return;
+  throw fail(
+    'ERR_VALIDATION',
+    { 'content-encoding': 'must not be there: bodies are taken as they are' },
+    { status: 415, message: 'Compressed bodies are not taken.' },
+  );
 }

@@ -100,7 +100,8 @@ export function checkFields<T extends object>(
   plain: unknown,
   path = '',
 ): { value: T; problems: ErrorDetails } {
-  const problems: ErrorDetails = {};
+  // Without a prototype, so that a problem of any name is one.
+  const problems: ErrorDetails = Object.create(null);
   const value = new target();
   if (typeof plain !== 'object' || plain === null || Array.isArray(plain)) {
     problems[path.replace(/\.$/, '') || 'body'] = 'must be an object';
@@ -191,11 +192,20 @@ export class RequestValidation implements PipeTransform {
       const empty = checkFields(target, {});
       if (Object.keys(empty.problems).length === 0) return empty.value;
     }
-    const typed = metadata.type === 'query' ? { ...plainToInstance(target, plain) } : plain;
-    const { value, problems } = checkFields(target, typed);
+    const { value, problems } = checkFields(
+      target,
+      metadata.type === 'query' ? convertQuery(target, plain) : plain,
+    );
     if (Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
     return value;
   }
+}
+
+/** A query with its values converted. The conversion drops names such as `__proto__`, which are unknown as any other. */
+function convertQuery(target: Class, plain: unknown): object {
+  const typed: Record<string, unknown> = Object.assign(Object.create(null), plainToInstance(target, plain));
+  for (const name of Object.keys(plain as object)) if (!(name in typed)) typed[name] = undefined;
+  return typed;
 }
 
 /** Reads an id written in digits. @returns undefined where it is not a positive integer below 2^53 */

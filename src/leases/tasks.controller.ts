@@ -10,7 +10,15 @@ import {
   ShedFirst,
 } from '../http/decorators';
 import { IdParam } from '../http/validation';
-import { EnqueueRequest, EnqueueResponse, TaskDetail, TaskPage, TaskStats, TasksQuery } from './tasks.dto';
+import {
+  AttemptsQuery,
+  EnqueueRequest,
+  EnqueueResponse,
+  TaskDetail,
+  TaskPage,
+  TaskStats,
+  TasksQuery,
+} from './tasks.dto';
 import { TasksService } from './tasks.service';
 
 /** What operators do with tasks. */
@@ -59,15 +67,15 @@ export class TasksController {
     return this.tasks.stats();
   }
 
-  /** Shows a task with every attempt and its observations. */
+  /** Shows a task with its attempts and their observations. */
   @Get(':id')
   @Operator('viewer')
   @IdInPath()
   @ApiOperation({ summary: 'Show a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND')
-  get(@Param('id', IdParam) id: number): Promise<TaskDetail> {
-    return this.tasks.get(id);
+  get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<TaskDetail> {
+    return this.tasks.get(id, query);
   }
 
   /** Cancels an unfinished task; a live lease on it is revoked. */

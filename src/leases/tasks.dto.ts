@@ -1,4 +1,4 @@
-import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
+import { ApiProperty, ApiPropertyOptional, PickType } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
@@ -226,10 +226,17 @@ export class AttemptView {
 
 /** A task with its history. */
 export class TaskDetail extends TaskView {
-  /** Every attempt, oldest first. */
+  /** Every attempt, oldest first; the newest of them where all would be too much for one answer. */
   @ApiProperty({ type: [AttemptView] })
   leases!: AttemptView[];
+
+  /** What to send as `cursor` for the attempts before these; null where there are none. */
+  @ApiProperty({ type: String, nullable: true, example: null })
+  next_cursor!: string | null;
 }
+
+/** Which attempts of a task to show. */
+export class AttemptsQuery extends PickType(PageQuery, ['cursor']) {}
 
 /** A page of tasks. */
 export class TaskPage extends PageEnd {

@@ -6,7 +6,7 @@ import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
-import { olderThan, type Page, pageOf } from '../http/pagination';
+import { fitting, olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
@@ -17,6 +17,7 @@ import type { Outcome, Standing } from './result.entity';
 import { TASK_STATES, type TaskEntity, type TaskState } from './task.entity';
 import { TaskKinds } from './task-kinds';
 import type {
+  AttemptsQuery,
   AttemptView,
   EnqueuedTask,
   EnqueueResponse,
@@ -28,6 +29,9 @@ import type {
 } from './tasks.dto';
 
 const DEFAULT_MAX_ATTEMPTS = 5;
+
+/** So many attempts are shown at once: a task that is retried again and again has any number of them. */
+const ATTEMPTS_SHOWN = 500;
 
 /** A task that is accepted, as it goes into the table. */
 interface NewTask {
@@ -116,8 +120,8 @@ export class TasksService {
   }
 
   /** @throws ERR_NOT_FOUND there is no such task, or it is no longer kept */
-  get(id: number): Promise<TaskDetail> {
-    return this.database.read((statements) => detailOf(statements, id));
+  get(id: number, query: AttemptsQuery = {}): Promise<TaskDetail> {
+    return this.database.read((statements) => detailOf(statements, id, olderThan(query)));
   }
 
   /**
@@ -487,15 +491,30 @@ interface AttemptRow {
   received_at: number;
 }
 
-async function detailOf(statements: Statements, id: number): Promise<TaskDetail> {
+/** A task with the newest attempts below a lease's id, as many as an answer takes: observations can be large. */
+async function detailOf(
+  statements: Statements,
+  id: number,
+  beforeLease = Number.MAX_SAFE_INTEGER,
+): Promise<TaskDetail> {
   const task = await findTask(statements, id);
+  const found = await statements.rows<{ id: number; bytes: number }>(
+    `SELECT l.id, coalesce(octet_length(r.observations), 0) AS bytes
+     FROM leases l LEFT JOIN results r ON r.lease_id = l.id WHERE l.task_id = $1 AND l.id < $2
+     ORDER BY l.id DESC LIMIT $3`,
+    id,
+    beforeLease,
+    ATTEMPTS_SHOWN + 1,
+  );
+  const page = pageOf(found, fitting(found, ATTEMPTS_SHOWN), (lease) => lease.id);
   const attempts = await statements.rows<AttemptRow>(
     `SELECT l.id, l.agent_id, l.attempt, l.state, l.granted_at, l.deadline_at, l.ended_at,
        r.standing, r.report, r.outcome, r.observations, r.received_at
-     FROM leases l LEFT JOIN results r ON r.lease_id = l.id WHERE l.task_id = $1 ORDER BY l.id`,
-    id,
+     FROM leases l LEFT JOIN results r ON r.lease_id = l.id
+     WHERE l.id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i) ORDER BY l.id`,
+    JSON.stringify(page.items.map((lease) => lease.id)),
   );
-  return { ...viewOf(task), leases: attempts.map(attemptOf) };
+  return { ...viewOf(task), leases: attempts.map(attemptOf), next_cursor: page.next_cursor };
 }
 
 function attemptOf(row: AttemptRow): AttemptView {

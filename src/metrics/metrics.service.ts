@@ -7,7 +7,7 @@ import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
-import { type Page, pageOf } from '../http/pagination';
+import { fitting, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
@@ -26,9 +26,8 @@ const HOUR_MS = 3_600_000;
 const MAX_AGE_MS = 30 * 24 * HOUR_MS;
 const MAX_AHEAD_MS = 300_000;
 
-/** How much text goes into one statement, and how much is in one page: envelopes can be large, and many at once. */
+/** How much text goes into one statement: envelopes can be large, and many at once. */
 const STATEMENT_CHARS = 8 * 1024 * 1024;
-const PAGE_BYTES = 8 * 1024 * 1024;
 
 /** An envelope on its way into the table. */
 type Envelope = Omit<MetricsEntity, 'id' | 'received_at'>;
@@ -197,16 +196,6 @@ function* batchesOf(envelopes: readonly Envelope[]): Generator<Envelope[]> {
     }
   }
   if (batch.length > 0) yield batch;
-}
-
-/** How many of the rows make a page that is not too large; at least one. */
-function fitting(rows: readonly { bytes: number }[], limit: number): number {
-  let bytes = 0;
-  const cut = rows.findIndex((row, i) => {
-    bytes += row.bytes;
-    return i > 0 && bytes > PAGE_BYTES;
-  });
-  return cut === -1 ? limit : Math.min(cut, limit);
 }
 
 function viewOf(row: MetricsEntity): MetricsView {

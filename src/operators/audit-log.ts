@@ -105,6 +105,7 @@ export class AuditLog {
 export async function verifyChain(statements: Statements): Promise<AuditVerification> {
   const head = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
   const end = { last_id: head?.last_id ?? 0, last_hash: head?.last_hash ?? '' };
+  if (!head) return { intact: false, ...end, broken_at: null, problem: 'the end of the log is not recorded' };
   const broken = (id: number, problem: string) => ({ intact: false, ...end, broken_at: id, problem });
   let hash = '';
   let next = 1;

@@ -67,7 +67,7 @@ export class OperatorsService implements OnModuleInit {
 
   private async makeFirstAdmin(): Promise<void> {
     const known = await this.database.write(async (tx) => {
-      await tx.run(`DELETE FROM operator_tokens WHERE origin = 'setting'`);
+      await this.removeBootstrap(tx, 'setting', '');
       return tx.first(
         `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`,
         this.clock.now(),
@@ -244,7 +244,7 @@ export class OperatorsService implements OnModuleInit {
   /** Makes this the only token of its origin: a setting that was changed takes the old one out. */
   private async storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<void> {
     await this.database.write(async (tx) => {
-      await tx.run('DELETE FROM operator_tokens WHERE origin = $1 AND token_hash <> $2', origin, hash);
+      await this.removeBootstrap(tx, origin, hash);
       const known = await tx.first<OperatorTokenEntity>(
         'SELECT * FROM operator_tokens WHERE token_hash = $1',
         hash,
@@ -267,6 +267,21 @@ export class OperatorsService implements OnModuleInit {
         after: { name: BOOTSTRAP, role: 'admin', origin },
       });
     });
+  }
+
+  /** Takes out what an origin gave before, but the token of this hash. */
+  private async removeBootstrap(tx: Transaction, origin: 'setting' | 'file', hash: string): Promise<void> {
+    const gone = await tx.rows<Pick<OperatorTokenEntity, 'id' | 'name' | 'role'>>(
+      'DELETE FROM operator_tokens WHERE origin = $1 AND token_hash <> $2 RETURNING id, name, role',
+      origin,
+      hash,
+    );
+    for (const { id, name, role } of gone)
+      await this.audit.record(tx, PROCESS, {
+        action: 'operator-token.withdraw',
+        subject: `operator-token/${id}`,
+        before: { name, role },
+      });
   }
 }
 

@@ -1,6 +1,11 @@
 import { Controller, Delete, Get, HttpCode, Param, Query } from '@nestjs/common';
 import { ApiNoContentResponse, ApiOkResponse, ApiOperation, ApiParam, ApiTags } from '@nestjs/swagger';
-import { GuardedErrors, Operator } from 'dns-agent-control-plane/extension';
+import {
+  CurrentOperator,
+  GuardedErrors,
+  Operator,
+  type OperatorIdentity,
+} from 'dns-agent-control-plane/extension';
 import { DomainPage, DomainsQuery } from './domains.dto';
 import { DomainsService } from './domains.service';
 
@@ -26,7 +31,7 @@ export class DomainsController {
   @ApiOperation({ summary: 'Forget a domain' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
-  forget(@Param('domain') domain: string): Promise<void> {
-    return this.domains.forget(domain);
+  forget(@CurrentOperator() operator: OperatorIdentity, @Param('domain') domain: string): Promise<void> {
+    return this.domains.forget(operator, domain);
   }
 }

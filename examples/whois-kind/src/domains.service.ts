@@ -1,7 +1,9 @@
 import { Injectable } from '@nestjs/common';
 import {
+  AuditLog,
   Database,
   fail,
+  type OperatorIdentity,
   olderThan,
   type Page,
   pageOf,
@@ -25,7 +27,10 @@ interface DomainRow {
 /** Owns whois_domains: what was last learned of each domain. */
 @Injectable()
 export class DomainsService {
-  constructor(private readonly database: Database) {}
+  constructor(
+    private readonly database: Database,
+    private readonly audit: AuditLog,
+  ) {}
 
   /** Stores what successful checks learned; of a domain that is reported twice, the later lease counts. */
   async record(tx: Transaction, reports: readonly TakenReport<WhoisSpec>[]): Promise<void> {
@@ -69,7 +74,7 @@ export class DomainsService {
     const before = query.expires_before === undefined ? null : (parseTimestamp(query.expires_before) ?? null);
     return this.database.read(async (statements) => {
       const rows = await statements.rows<DomainRow>(
-        `SELECT * FROM whois_domains WHERE lease_id < $1 AND ($2 IS NULL OR expires_at < $2)
+        `SELECT * FROM whois_domains WHERE lease_id < $1 AND (CAST($2 AS bigint) IS NULL OR expires_at < $2)
          ORDER BY lease_id DESC LIMIT $3`,
         olderThan(query),
         before,
@@ -81,10 +86,12 @@ export class DomainsService {
   }
 
   /** Forgets a domain. @throws ERR_NOT_FOUND nothing is known of it */
-  forget(domain: string): Promise<void> {
+  forget(by: OperatorIdentity, domain: string): Promise<void> {
     return this.database.write(async (tx) => {
-      const gone = await tx.run('DELETE FROM whois_domains WHERE domain = $1', domain.toLowerCase());
+      const name = domain.toLowerCase();
+      const gone = await tx.run('DELETE FROM whois_domains WHERE domain = $1', name);
       if (gone === 0) throw fail('ERR_NOT_FOUND', { domain });
+      await this.audit.record(tx, by, { action: 'whois-domain.forget', subject: `whois-domain/${name}` });
     });
   }
 }
