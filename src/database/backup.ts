@@ -128,7 +128,9 @@ export async function passOverIds(tx: Transaction, now: number): Promise<Record<
     tx.dialect.greatest(`${last} + ${MIN_GAP}`, `${(now - IDS_SINCE) * IDS_PER_MS}`);
   if (tx.dialect.name === 'postgres') {
     const after: Record<string, number> = {};
-    for (const { table, column, sequence } of await identities(tx)) {
+    for (const { table, column, sequence, wide } of await identities(tx)) {
+      // Of the migrations' own table; nobody outside knows its ids.
+      if (!wide) continue;
       const last = `coalesce(greatest((SELECT max(${quoted(column)}) FROM ${quoted(table)}), (SELECT last_value FROM ${sequence})), 0)`;
       const row = await tx.first<{ seq: number }>(`SELECT setval($1, ${beyond(last)}) AS seq`, sequence);
       after[table] = row?.seq as number;

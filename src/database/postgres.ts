@@ -73,6 +73,8 @@ export interface IdentityColumn {
   readonly column: string;
   /** As it is written in a statement. */
   readonly sequence: string;
+  /** Whether ids can be passed over in great numbers. */
+  readonly wide: boolean;
 }
 
 /** The tables of the program's schema, in a query on pg_class. */
@@ -82,7 +84,7 @@ export const IS_OUR_TABLE = `relkind IN ('r', 'p')
 /** The columns that sequences give ids for, of every table. */
 export function identities(statements: Statements): Promise<IdentityColumn[]> {
   return statements.rows(
-    `SELECT relname AS "table", attname AS "column", sequence
+    `SELECT relname AS "table", attname AS "column", sequence, atttypid = 'bigint'::regtype AS wide
      FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped,
        pg_get_serial_sequence(quote_ident(relname), attname) AS sequence
      WHERE ${IS_OUR_TABLE} AND sequence IS NOT NULL
