@@ -3,6 +3,7 @@ import './cli/node-version';
 import { Command, CommanderError } from 'commander';
 import { addDoctor } from './cli/doctor';
 import { EXIT, Failure } from './cli/failure';
+import { addMoving } from './cli/move';
 import { addOperatorsCommands } from './cli/operate';
 import { fields, note, print } from './cli/print';
 import { backUp } from './database/backup';
@@ -85,6 +86,7 @@ Examples:
       `Not in it, for they are secrets: keep ${key} too, in another place, and the admin's token where you need it.`,
     );
   });
+addMoving(program);
 addDoctor(program);
 addOperatorsCommands(program);
 

@@ -163,24 +163,24 @@ function readBind(reader: Reader): { host: string; port: number } {
 }
 
 function readDatabase(reader: Reader): DatabaseTarget {
-  const text = reader.text('DATABASE_URL') ?? 'sqlite://control-plane.db';
-  if (text === 'sqlite::memory:') return { type: 'sqlite', path: ':memory:' };
-  if (/^postgres(?:ql)?:\/\//.test(text)) return { type: 'postgres', url: checkPostgresUrl(text) };
-  const path = text.startsWith('sqlite://') ? text.slice('sqlite://'.length) : '';
-  if (path === '' || path.includes('?') || path.includes('\0')) {
-    throw bad(
-      'DATABASE_URL',
-      'must be sqlite://file.db, sqlite:///absolute/file.db, sqlite::memory: or postgres://user:password@host/name',
-    );
-  }
-  return { type: 'sqlite', path: resolve(path) };
+  const target = parseDatabaseUrl(reader.text('DATABASE_URL') ?? 'sqlite://control-plane.db');
+  if (typeof target === 'string') throw bad('DATABASE_URL', target);
+  return target;
 }
 
-function checkPostgresUrl(text: string): string {
-  const url = URL.canParse(text) ? new URL(text) : undefined;
-  if (!url || url.hostname === '' || !/^\/[^/]+$/.test(url.pathname))
-    throw bad('DATABASE_URL', 'must name a host and a database: postgres://user:password@host:5432/name');
-  return text;
+/** Reads the address of a database. @returns what is wrong with it, where something is; nothing of it is repeated */
+export function parseDatabaseUrl(text: string): DatabaseTarget | string {
+  if (text === 'sqlite::memory:') return { type: 'sqlite', path: ':memory:' };
+  if (/^postgres(?:ql)?:\/\//.test(text)) {
+    const url = URL.canParse(text) ? new URL(text) : undefined;
+    return url && url.hostname !== '' && /^\/[^/]+$/.test(url.pathname)
+      ? { type: 'postgres', url: text }
+      : 'must name a host and a database: postgres://user:password@host:5432/name';
+  }
+  const path = text.startsWith('sqlite://') ? text.slice('sqlite://'.length) : '';
+  if (path === '' || path.includes('?') || path.includes('\0'))
+    return 'must be sqlite://file.db, sqlite:///absolute/file.db, sqlite::memory: or postgres://user:password@host/name';
+  return { type: 'sqlite', path: resolve(path) };
 }
 
 function readTrustProxy(reader: Reader): Settings['trustProxy'] {

@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import Sqlite from 'better-sqlite3';
 import { fileBesideDatabase, type SqliteTarget } from '../settings';
 import { DatabaseError } from './database-error';
+import { identities, quoted } from './postgres';
 import { putInPlace } from './private-file';
 import type { Statements, Transaction } from './statements';
 
@@ -127,20 +128,31 @@ export async function isBackup(statements: Statements): Promise<boolean> {
 }
 
 /**
- * Takes the mark of a backup off, and has every table's ids go on beyond all that can have been given since it was
- * made: agents may still hold such leases. The gap grows with time, so that two starts on copies of one backup do not
- * give the same ids either.
+ * Has every table's ids go on beyond all that can have been given since the data was current: agents may still hold such
+ * leases. The gap grows with time, so that two starts on copies of one backup do not give the same ids either. Takes the
+ * mark of a backup off.
  * @returns the ids after which each table goes on
  */
 export async function passOverIds(tx: Transaction, now: number): Promise<Record<string, number>> {
+  const beyond = (last: string) =>
+    tx.dialect.greatest(`${last} + ${MIN_GAP}`, `${(now - IDS_SINCE) * IDS_PER_MS}`);
+  if (tx.dialect.name === 'postgres') {
+    const after: Record<string, number> = {};
+    for (const { table, column, sequence, wide } of await identities(tx)) {
+      // Of the migrations' own table; nobody outside knows its ids.
+      if (!wide) continue;
+      const last = `coalesce(greatest((SELECT max(${quoted(column)}) FROM ${quoted(table)}), (SELECT last_value FROM ${sequence})), 0)`;
+      const row = await tx.first<{ seq: number }>(`SELECT setval($1, ${beyond(last)}) AS seq`, sequence);
+      after[table] = row?.seq as number;
+    }
+    return after;
+  }
   await tx.run(
     `INSERT INTO sqlite_sequence (name, seq) SELECT name, 0 FROM sqlite_schema
      WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%' AND name NOT IN (SELECT name FROM sqlite_sequence)`,
   );
   const rows = await tx.rows<{ name: string; seq: number }>(
-    `UPDATE sqlite_sequence SET seq = ${tx.dialect.greatest('seq + $1', '$2')} RETURNING name, seq`,
-    MIN_GAP,
-    (now - IDS_SINCE) * IDS_PER_MS,
+    `UPDATE sqlite_sequence SET seq = ${beyond('seq')} RETURNING name, seq`,
   );
   await tx.run('PRAGMA application_id = 0');
   return Object.fromEntries(rows.map(({ name, seq }) => [name, seq]));

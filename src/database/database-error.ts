@@ -1,5 +1,8 @@
 /** A database that can't be used as it is; the message says what to do. */
 export class DatabaseError extends Error {}
 
+/** The server of the database does not answer. */
+export class DatabaseUnreachable extends DatabaseError {}
+
 /** Another process has the database. */
 export class DatabaseInUse extends DatabaseError {}

@@ -28,7 +28,7 @@ export interface Dialect {
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
   least(a: string, b: string): string;
-  /** The id that a table has given last, in this column, as a subquery: null where it never gave any. */
+  /** The last id that a table gave in this column, or passed over, as an expression: null where there is none. */
   lastId(table: string, column: string): string;
 }
 
@@ -69,5 +69,8 @@ export const postgresDialect: Dialect = {
   lockTable: (table) => `LOCK TABLE ${table} IN EXCLUSIVE MODE`,
   greatest: (a, b) => `greatest(${a}, ${b})`,
   least: (a, b) => `least(${a}, ${b})`,
-  lastId: (table, column) => `(SELECT max(${column}) FROM ${table})`,
+  // The sequence of an identity column has this name. It does not know of ids that were not its own, and where ids were
+  // passed over no row has them.
+  lastId: (table, column) =>
+    `greatest((SELECT max(${column}) FROM ${table}), (SELECT last_value FROM ${table}_${column}_seq WHERE is_called))`,
 };

@@ -1,13 +1,13 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type pg from 'pg';
+import pg from 'pg';
 import { DataSource } from 'typeorm';
 import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
 import { Announcements, publish } from './announcements';
 import { Database } from './database';
 import { DatabaseClock } from './database-clock';
-import { DatabaseError } from './database-error';
+import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { knownMigrations, migrate } from './migrations';
 import { explained, lostRace, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
 import type { Statements, Transaction } from './statements';
@@ -74,7 +74,7 @@ export class PostgresDatabase extends Database {
     try {
       await source.initialize();
     } catch (error) {
-      throw new DatabaseError(`The PostgreSQL server can't be used: ${(error as Error).message}`);
+      throw unreached(error);
     }
     try {
       const applied = await migrateAlone(source, extensions, migrateOnStart);
@@ -91,7 +91,9 @@ export class PostgresDatabase extends Database {
   /** Reads a database beside whoever serves it. */
   static async inspect<T>(target: PostgresTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
     const source = new DataSource({ ...poolOptions(target, 1), migrations: knownMigrations() });
-    await source.initialize();
+    await source.initialize().catch((error: unknown) => {
+      throw unreached(error);
+    });
     try {
       return await work(new PostgresStatements(poolOf(source), source.manager));
     } finally {
@@ -255,6 +257,14 @@ class UnitOfWork extends PostgresStatements implements Transaction {
     }
     if (failures.length > 0) throw failures[0];
   }
+}
+
+/** What to tell where no connection could be made: the server said why, or there is none. */
+function unreached(error: unknown): DatabaseError {
+  const { message, code } = error as NodeJS.ErrnoException;
+  // Where a name has several addresses, the error of all of them has no message.
+  const text = `The PostgreSQL server can't be used: ${message || code}`;
+  return error instanceof pg.DatabaseError ? new DatabaseError(text) : new DatabaseUnreachable(text);
 }
 
 /** TypeORM's pool; the unit of work takes its connections from there. */

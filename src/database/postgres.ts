@@ -2,6 +2,7 @@ import pg from 'pg';
 import type { DataSourceOptions, EntityManager } from 'typeorm';
 import { ApiError, fail } from '../errors';
 import type { PostgresTarget } from '../settings';
+import { DatabaseError } from './database-error';
 import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
@@ -63,6 +64,43 @@ export class PostgresStatements implements Statements {
   }
 }
 
+/** A name as it is written in a statement. */
+export const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`;
+
+/** A column that a sequence gives ids for. */
+export interface IdentityColumn {
+  readonly table: string;
+  readonly column: string;
+  /** As it is written in a statement. */
+  readonly sequence: string;
+  /** Whether ids can be passed over in great numbers. */
+  readonly wide: boolean;
+}
+
+/** The tables of the program's schema, in a query on pg_class. */
+export const IS_OUR_TABLE = `relkind IN ('r', 'p')
+  AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())`;
+
+/** The columns that sequences give ids for, of every table. */
+export function identities(statements: Statements): Promise<IdentityColumn[]> {
+  return statements.rows(
+    `SELECT relname AS "table", attname AS "column", sequence, atttypid = 'bigint'::regtype AS wide
+     FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped,
+       pg_get_serial_sequence(quote_ident(relname), attname) AS sequence
+     WHERE ${IS_OUR_TABLE} AND sequence IS NOT NULL
+     ORDER BY relname`,
+  );
+}
+
+/** How many connections other processes of this program have to the same database. */
+export async function connectionsOfOthers(statements: Statements): Promise<number> {
+  const row = await statements.first<{ count: number }>(
+    `SELECT count(*) AS count FROM pg_stat_activity
+     WHERE datname = current_database() AND application_name LIKE 'control-plane%' AND pid <> pg_backend_pid()`,
+  );
+  return row?.count ?? 0;
+}
+
 /** Two units got into each other's way; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
 const AGAIN = new Set(['40001', '40P01']);
 const UNIQUE_VIOLATION = '23505';
@@ -83,7 +121,7 @@ export const lostRace = (error: unknown): boolean => codeOf(error) === UNIQUE_VI
 
 /** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
 export function explained(error: unknown): unknown {
-  if (error instanceof ApiError || !(error instanceof Error)) return error;
+  if (error instanceof ApiError || error instanceof DatabaseError || !(error instanceof Error)) return error;
   const isServerError = error instanceof pg.DatabaseError;
   const away = isServerError ? AWAY.test(codeOf(error)) || mayRunAgain(error) : isConnectionError(error);
   if (!away) return error;

@@ -1,22 +1,45 @@
 import type { Clock } from '../clock';
 import { isBackup, passOverIds } from '../database/backup';
 import type { Database } from '../database/database';
+import type { Transaction } from '../database/statements';
 import { AuditLog, PROCESS } from './audit-log';
 
-/**
- * On the first start on a backup, before anything else is written: sees to it that no id is given a second time, and
- * records the restore, in one transaction.
- * @returns whether it was a backup
- */
+/** On the first start on a backup, before anything else is written: settles the restore. @returns whether it was one */
 export async function settleRestore(database: Database, clock: Clock): Promise<boolean> {
   if (!(await database.read(isBackup))) return false;
-  await database.write(async (tx) => {
-    const after = await passOverIds(tx, clock.now());
-    await new AuditLog(database, clock).record(tx, PROCESS, {
-      action: 'database.restore',
-      subject: 'database',
-      after: { ids_go_on_after: after },
-    });
-  });
+  await database.write((tx) => recordRestore(tx, database, clock));
   return true;
+}
+
+/**
+ * After the data was set back to an earlier state: sees to it that no id is given a second time, and records the restore.
+ * @returns the ids after which each table goes on
+ */
+export async function recordRestore(
+  tx: Transaction,
+  database: Database,
+  clock: Clock,
+): Promise<Record<string, number>> {
+  const after = await passOverIds(tx, clock.now());
+  await new AuditLog(database, clock).record(tx, PROCESS, {
+    action: 'database.restore',
+    subject: 'database',
+    after: { ids_go_on_after: after },
+  });
+  return after;
+}
+
+/** Records, in the database that the data was copied to, where it came from. */
+export async function recordTransfer(
+  tx: Transaction,
+  database: Database,
+  clock: Clock,
+  from: string,
+  tables: readonly { table: string; rows: number }[],
+): Promise<void> {
+  await new AuditLog(database, clock).record(tx, PROCESS, {
+    action: 'database.transfer',
+    subject: 'database',
+    after: { from, rows: Object.fromEntries(tables.map(({ table, rows }) => [table, rows])) },
+  });
 }
