@@ -15,7 +15,7 @@ import type { TaskDetail } from '../src/leases/tasks.dto';
 import { TasksService } from '../src/leases/tasks.service';
 import { Continuity } from '../src/scheduling/continuity';
 import { readSettings } from '../src/settings';
-import { databaseIn, OPERATOR, removeDatabaseIn, TestClock } from './harness';
+import { ADMIN_TOKEN, databaseIn, OPERATOR, removeDatabaseIn, TestClock } from './harness';
 import {
   type Answer,
   type LeaseRow,
@@ -220,7 +220,11 @@ describe('tasks and leases', () => {
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), 'control-plane-states-'));
     const settings = {
-      ...readSettings({ CONTROL_PLANE_DATABASE_URL: await databaseIn(folder) }),
+      ...readSettings({
+        CONTROL_PLANE_DATABASE_URL: await databaseIn(folder),
+        CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
+        CONTROL_PLANE_SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
+      }),
       leaseDurationMs: TERMS.leaseMs,
       leaseLifetimeMs: TERMS.lifetimeMs,
       retryBackoffMs: TERMS.backoffMs,
