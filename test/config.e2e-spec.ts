@@ -3,7 +3,15 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, wri
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SettingsError } from '../src/settings';
-import { type Answer, type Credentials, credentialsOf, TestClock, TestServer } from './harness';
+import {
+  type Answer,
+  type Credentials,
+  credentialsOf,
+  onPostgres,
+  removeDatabaseIn,
+  TestClock,
+  TestServer,
+} from './harness';
 
 const HOUR_S = 3_600;
 const DAY_S = 24 * HOUR_S;
@@ -303,7 +311,10 @@ describe('the signing key', () => {
   });
 
   test('beside a database in memory leaves no file', async () => {
-    const inMemory = await TestServer.start({ DATABASE_URL: 'sqlite::memory:' }, { clock });
+    const inMemory = await TestServer.start(
+      { DATABASE_URL: 'sqlite::memory:', SIGNING_KEY_FILE: 'default' },
+      { clock },
+    );
     try {
       await publish({ version: 1 }, undefined, inMemory);
       agent = await inMemory.register('probe');
@@ -362,12 +373,12 @@ describe('the signing key', () => {
       writeFileSync(join(folder, KEY_FILE), pem);
       const error = await failureOf(TestServer.start({}, { folder }));
       expect(error).toBeInstanceOf(SettingsError);
-      expect(error.message).toContain(join(folder, KEY_FILE));
+      expect(error.message).toContain(onPostgres ? 'SIGNING_KEY_FILE' : join(folder, KEY_FILE));
       for (const line of pem.split('\n').filter((text) => text.length > 8 && !text.startsWith('-----')))
         expect(`${error.message} ${error.stack}`).not.toContain(line);
       expect(readFileSync(join(folder, KEY_FILE), 'utf8')).toBe(pem);
     } finally {
-      rmSync(folder, { recursive: true });
+      await removeDatabaseIn(folder);
     }
   });
 
@@ -382,7 +393,7 @@ describe('the signing key', () => {
       expect(error.message).toContain('CONTROL_PLANE_SIGNING_KEY_FILE');
       expect(error.message).not.toContain(missing);
     } finally {
-      rmSync(folder, { recursive: true });
+      await removeDatabaseIn(folder);
     }
   });
 });

@@ -264,7 +264,7 @@ describe('the uses of an enrollment token', () => {
     await start();
     await issue({ max_uses: 1 });
     const change = server.database.write((tx) => tx.run('UPDATE enrollment_tokens SET uses = 2'));
-    await expect(change).rejects.toThrow(/CHECK/);
+    await expect(change).rejects.toThrow(/check constraint/i);
   });
 });
 

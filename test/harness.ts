@@ -246,21 +246,24 @@ export class TestServer {
     return rows.map(({ name }) => name).sort();
   }
 
-  /** Has every such change of a table fail. @returns what lets them be made again, on any server of this database */
-  async forbid(verb: 'INSERT' | 'UPDATE', table: string): Promise<() => Promise<void>> {
-    const [forbid, allow] = onPostgres
-      ? [
-          `CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'forbidden'; END $$;
-           CREATE TRIGGER forbidden BEFORE ${verb} ON ${table} FOR EACH ROW EXECUTE FUNCTION forbid()`,
-          'DROP FUNCTION forbid CASCADE',
-        ]
-      : [
-          `CREATE TRIGGER forbidden BEFORE ${verb} ON ${table} BEGIN SELECT RAISE(ABORT, 'forbidden'); END`,
-          'DROP TRIGGER forbidden',
-        ];
-    const run = (sql: string) => this.database.write(async (tx) => void (await tx.run(sql)));
-    await run(forbid);
-    return () => run(allow);
+  private change(sql: string): Promise<number> {
+    return this.database.write((tx) => tx.run(sql));
+  }
+
+  /** Has every such change of a table fail, until {@link allow}. */
+  async forbid(verb: 'INSERT' | 'UPDATE', table: string): Promise<void> {
+    const trigger = `CREATE TRIGGER forbidden BEFORE ${verb} ON ${table}`;
+    await this.change(
+      onPostgres
+        ? `CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'forbidden'; END $$;
+           ${trigger} FOR EACH ROW EXECUTE FUNCTION forbid()`
+        : `${trigger} BEGIN SELECT RAISE(ABORT, 'forbidden'); END`,
+    );
+  }
+
+  /** Lets be changed again what was forbidden. */
+  async allow(): Promise<void> {
+    await this.change(onPostgres ? 'DROP FUNCTION forbid CASCADE' : 'DROP TRIGGER forbidden');
   }
 
   /**

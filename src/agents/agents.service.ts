@@ -160,16 +160,19 @@ export class AgentsService {
       const agentId = await this.database.write(async (tx) => {
         // A unit can be run again; what its first run took is given back.
         refund();
-        const known =
-          hostname === undefined
-            ? undefined
-            : await tx.first<KnownAgent>(
-                `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted' ${tx.dialect.forUpdate('a')}`,
-                hostname,
-              );
+        let known: KnownAgent | undefined;
+        const enrolledBy = async (): Promise<number | null> => {
+          if (hostname === undefined) return null;
+          known = await tx.first<KnownAgent>(
+            `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted' ${tx.dialect.forUpdate('a')}`,
+            hostname,
+          );
+          return known?.enrollment_token_id ?? null;
+        };
+        const enrolled = await enrolledBy();
         const enrollment =
           typeof shown === 'object'
-            ? await this.enrollment.use(tx, shown.hash, known?.enrollment_token_id ?? null, charge)
+            ? await this.enrollment.use(tx, shown.hash, enrolled, enrolledBy, charge)
             : undefined;
         if (!known) {
           refund = charge.success();
@@ -178,8 +181,8 @@ export class AgentsService {
           return id;
         }
         if (known.state === 'disabled' || known.state === 'revoked') throw outOfService(known.state);
-        const enrolled = shown === 'setting' || enrollment !== undefined;
-        const held = this.tokenHeld(known, proof) ?? (enrolled ? currentToken(known) : undefined);
+        const proven = shown === 'setting' || enrollment !== undefined;
+        const held = this.tokenHeld(known, proof) ?? (proven ? currentToken(known) : undefined);
         if (!held) this.refuseWhileAlive(known);
         refund = charge.success();
         await this.replaceToken(tx, known, token, held);

@@ -62,17 +62,24 @@ export class EnrollmentService {
    * Uses an issued token in the transaction of a registration. A use is an agent that is new to it: who enrolled with
    * it before may show it again, also when it is used up, so that a registration whose answer was lost can be repeated.
    * @param enrolledBy the token that the agent came with last; null where it is new, or never had one
+   * @param lookAgain finds that out once more, where the token is used up: the agent may have come in at the same time
    * @param charge charged to the address where this throws
    * @throws ERR_UNAUTHORIZED unknown, expired, withdrawn or used up, in the same words
    */
-  async use(tx: Transaction, hash: string, enrolledBy: number | null, charge: Charge): Promise<Enrollment> {
+  async use(
+    tx: Transaction,
+    hash: string,
+    enrolledBy: number | null,
+    lookAgain: () => Promise<number | null>,
+    charge: Charge,
+  ): Promise<Enrollment> {
     const row = await tx.first<Pick<EnrollmentTokenEntity, 'id' | 'labels'>>(
       `SELECT id, labels FROM enrollment_tokens WHERE token_hash = $1 AND ${WORKS}`,
       hash,
       this.clock.now(),
     );
     if (!row) throw refused(charge);
-    const counted = row.id !== enrolledBy;
+    let counted = row.id !== enrolledBy;
     // The condition is part of the change: of many at once no more than are left get through.
     const left =
       !counted ||
@@ -82,7 +89,10 @@ export class EnrollmentService {
         row.id,
         this.clock.now(),
       )) === 1;
-    if (!left) throw refused(charge);
+    if (!left) {
+      if ((await lookAgain()) !== row.id) throw refused(charge);
+      counted = false;
+    }
     return { tokenId: row.id, counted, labels: JSON.parse(row.labels) as Labels };
   }
 
