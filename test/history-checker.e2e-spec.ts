@@ -29,22 +29,14 @@ const HISTORY: Entry[] = [
 const T0 = 1_767_225_600_000;
 
 const TABLES: Tables = {
-  tasks: [
-    task(1, 'completed', 1),
-    task(2, 'leased', 2, 4),
-    task(3, 'cancelled', 1),
-    task(4, 'queued', 0),
-  ],
+  tasks: [task(1, 'completed', 1), task(2, 'leased', 2, 4), task(3, 'cancelled', 1), task(4, 'queued', 0)],
   leases: [
     { ...lease(1, 1, 7, 1, 'completed'), granted_at: T0, deadline_at: T0 + 2_085, ended_at: T0 + 1_505 },
     { ...lease(2, 2, 7, 1, 'expired'), granted_at: T0, deadline_at: T0 + 1_000, ended_at: T0 + 1_100 },
     { ...lease(3, 3, 8, 1, 'revoked'), granted_at: T0 + 20, deadline_at: T0 + 1_020, ended_at: T0 + 1_545 },
     { ...lease(4, 2, 8, 2, 'active'), granted_at: T0 + 1_525, deadline_at: T0 + 2_565 },
   ],
-  results: [
-    result(1, 1, 'final'),
-    result(2, 2, 'late'),
-  ],
+  results: [result(1, 1, 'final'), result(2, 2, 'late')],
   metrics: [{ id: 5, agent_id: 7 }],
   windows: [
     { scope: 'global', kind: '', target: '', ceiling: null, ready: 1, leased: 1, waiting: 0 },

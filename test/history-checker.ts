@@ -2,12 +2,12 @@ import { readFileSync } from 'node:fs';
 
 /** What clients do, each with what it sends as its request. */
 export interface Requests {
-  enqueue: { tasks: { spec: { query: string } }[] };
+  enqueue: { tasks: object[] };
   claim: { agent_id: number; capacities: Record<string, number> };
   extend: { agent_id: number; lease_ids: number[]; extend_by_ms: number };
   report: { agent_id: number; completed: Reported[]; cancelled: Reported[] };
   cancel: { task_id: number };
-  metrics: { agent_id: number };
+  metrics: { agent_id: number; timestamp: string; gauges: { name: string; value: number }[] };
 }
 
 export interface Reported {
@@ -78,13 +78,17 @@ export interface Tables {
 /** Reads what the checker needs; all of it must be of one snapshot. */
 export async function readTables(rows: (sql: string) => Promise<any[]>): Promise<Tables> {
   return {
-    tasks: await rows('SELECT id, kind, target, state, attempts, max_attempts, lease_id FROM tasks ORDER BY id'),
+    tasks: await rows(
+      'SELECT id, kind, target, state, attempts, max_attempts, lease_id FROM tasks ORDER BY id',
+    ),
     leases: await rows(
       'SELECT id, task_id, agent_id, attempt, state, granted_at, deadline_at, ended_at FROM leases ORDER BY id',
     ),
     results: await rows('SELECT task_id, lease_id, standing, report, observations FROM results ORDER BY id'),
     metrics: await rows('SELECT id, agent_id FROM agent_metrics ORDER BY id'),
-    windows: await rows('SELECT scope, kind, target, ceiling, ready, leased, waiting FROM concurrency_windows'),
+    windows: await rows(
+      'SELECT scope, kind, target, ceiling, ready, leased, waiting FROM concurrency_windows',
+    ),
     counts: await rows('SELECT kind, state, count FROM task_counts'),
   };
 }
@@ -260,15 +264,20 @@ class Judgement {
   private reportsHold(): void {
     for (const { sent, ended } of this.acknowledged('report')) {
       const reasons = new Map<number, string>(
-        (ended.body.rejected ?? []).map((one: { lease_id: number; reason: string }) => [one.lease_id, one.reason]),
+        (ended.body.rejected ?? []).map((one: { lease_id: number; reason: string }) => [
+          one.lease_id,
+          one.reason,
+        ]),
       );
       const { completed, cancelled } = sent.request;
       this.broken(
         ended.body.acknowledged !== completed.length + cancelled.length - reasons.size,
         `report ${sent.id}: acknowledged ${ended.body.acknowledged} of ${completed.length + cancelled.length}`,
       );
-      for (const report of completed) this.reportHolds(report, 'completed', 'final', reasons.get(report.lease_id));
-      for (const report of cancelled) this.reportHolds(report, 'cancelled', 'attempt', reasons.get(report.lease_id));
+      for (const report of completed)
+        this.reportHolds(report, 'completed', 'final', reasons.get(report.lease_id));
+      for (const report of cancelled)
+        this.reportHolds(report, 'cancelled', 'attempt', reasons.get(report.lease_id));
     }
   }
 
@@ -292,7 +301,10 @@ class Judgement {
       );
     } else {
       // Its holder never changes its mind, and reports what it was granted only.
-      this.broken(rejected !== 'expired' && rejected !== 'revoked', `${name}: its report was rejected as ${rejected}`);
+      this.broken(
+        rejected !== 'expired' && rejected !== 'revoked',
+        `${name}: its report was rejected as ${rejected}`,
+      );
       this.broken(
         lease?.state !== rejected || (result !== undefined && result.standing !== 'late'),
         `${name}: its report was rejected as ${rejected}, the database has ${lease?.state}, ${result?.standing}`,
@@ -319,7 +331,8 @@ class Judgement {
         if (!cancelled.has(this.live.get(lease_id)?.task ?? 0)) this.notBeforeItsDeadline(lease_id, ended.at);
     for (const { ended } of this.acknowledged('extend'))
       for (const lease_id of ended.body.revoked)
-        if ((this.live.get(lease_id)?.endAsked ?? 0) > ended.at) this.notBeforeItsDeadline(lease_id, ended.at);
+        if ((this.live.get(lease_id)?.endAsked ?? 0) > ended.at)
+          this.notBeforeItsDeadline(lease_id, ended.at);
     for (const { id, state, ended_at, deadline_at } of this.tables.leases)
       this.broken(
         state === 'expired' && (ended_at ?? 0) < deadline_at,
@@ -375,7 +388,10 @@ class Judgement {
         held += by;
         most = Math.max(most, held);
       }
-      this.broken(most > ceiling, `window ${nameOf(window)}: ${most} leases were live, its ceiling is ${ceiling}`);
+      this.broken(
+        most > ceiling,
+        `window ${nameOf(window)}: ${most} leases were live, its ceiling is ${ceiling}`,
+      );
     }
   }
 
@@ -393,7 +409,10 @@ class Judgement {
       `${name}: ${task.attempts} attempts of ${task.max_attempts}, ${leases.length} leases`,
     );
     for (const [i, lease] of leases.entries()) {
-      this.broken(lease.attempt !== i + 1, `${name}: lease ${lease.id} is its ${i + 1}., and says ${lease.attempt}.`);
+      this.broken(
+        lease.attempt !== i + 1,
+        `${name}: lease ${lease.id} is its ${i + 1}., and says ${lease.attempt}.`,
+      );
       const before = leases[i - 1];
       this.broken(
         before !== undefined && (before.ended_at === null || before.ended_at > lease.granted_at + CLOCK_MS),
@@ -411,7 +430,8 @@ class Judgement {
 
   private countersAreRight(): void {
     const { tasks, windows, counts } = this.tables;
-    const inState = (among: Tables['tasks'], state: string) => among.filter((task) => task.state === state).length;
+    const inState = (among: Tables['tasks'], state: string) =>
+      among.filter((task) => task.state === state).length;
     for (const window of windows) {
       const among = tasks.filter((task) => isIn(window, task));
       const says = [window.ready, window.leased, window.waiting];

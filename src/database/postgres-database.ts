@@ -9,7 +9,15 @@ import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError } from './database-error';
 import { knownMigrations, migrate } from './migrations';
-import { cameSecond, explained, isConnectionLost, mayRunAgain, PostgresStatements, poolOptions, unknownEffect } from './postgres';
+import {
+  cameSecond,
+  explained,
+  isConnectionLost,
+  mayRunAgain,
+  PostgresStatements,
+  poolOptions,
+  unknownEffect,
+} from './postgres';
 import type { Statements, Transaction } from './statements';
 
 /** How often a unit that others got in the way of is run again. */

@@ -97,7 +97,9 @@ export function isConnectionLost(error: unknown): boolean {
   if (error instanceof pg.DatabaseError) return ENDED.test(codeOf(error));
   if (error instanceof ApiError || !(error instanceof Error)) return false;
   // The socket's; where a host has several addresses, one error for all of them.
-  return 'syscall' in error || (error instanceof AggregateError && 'code' in error) || LOST.test(error.message);
+  return (
+    'syscall' in error || (error instanceof AggregateError && 'code' in error) || LOST.test(error.message)
+  );
 }
 
 /** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
