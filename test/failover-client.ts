@@ -13,7 +13,7 @@ const PATHS: Record<Operation, (request: any) => string> = {
 };
 
 /** How long an answer is waited for, and how soon another replica is asked, in milliseconds. */
-const ANSWER_MS = 15_000;
+const ANSWER_MS = 20_000;
 const PAUSE_MS = 50;
 
 let tries = 0;
