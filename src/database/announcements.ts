@@ -82,8 +82,13 @@ export class Announcements {
     client.on('notification', ({ payload }) => this.hear(payload ?? ''));
     client.on('error', () => this.lost(client));
     client.on('end', () => this.lost(client));
-    await client.connect();
-    await client.query(`LISTEN ${CHANNEL}`);
+    try {
+      await client.connect();
+      await client.query(`LISTEN ${CHANNEL}`);
+    } catch (error) {
+      client.end().catch(() => undefined);
+      throw error;
+    }
     if (this.stopped) return void client.end();
     this.client = client;
     this.probe(client);

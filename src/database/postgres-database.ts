@@ -9,7 +9,15 @@ import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { knownMigrations, migrate } from './migrations';
-import { explained, lostRace, mayRunAgain, PostgresStatements, poolOptions } from './postgres';
+import {
+  cameSecond,
+  explained,
+  isConnectionLost,
+  mayRunAgain,
+  PostgresStatements,
+  poolOptions,
+  unknownEffect,
+} from './postgres';
 import type { Statements, Transaction } from './statements';
 
 /** How often a unit that others got in the way of is run again. */
@@ -108,7 +116,7 @@ export class PostgresDatabase extends Database {
       try {
         return await this.attempt(work);
       } catch (error) {
-        if (!(mayRunAgain(error) || lostRace(error)) || reruns === MAX_RERUNS) throw explained(error);
+        if (!(mayRunAgain(error) || cameSecond(error)) || reruns === MAX_RERUNS) throw explained(error);
         // Not at once and not both together: they would meet again.
         await sleep(Math.random() * 20 * 2 ** reruns);
       }
@@ -174,25 +182,24 @@ export class PostgresDatabase extends Database {
   }
 
   private async attempt<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
-    const client = await this.pool.connect();
+    const client = await take(this.pool);
     const tx = new UnitOfWork(client, this.source.manager, (topic, message) => this.deliver(topic, message));
     let broken: Error | undefined;
+    let value: T;
     try {
       await this.begin(client);
-      const value = await this.inside.run(true, () => work(tx));
+      value = await this.inside.run(true, () => work(tx));
       if (tx.announcements.length > 0) await publish(client, this.announcements.id, tx.announcements);
-      await client.query('COMMIT');
-      tx.takeEffect();
-      return value;
+      await commit(client);
     } catch (error) {
-      // A connection whose transaction can't be ended is of no use to anybody.
-      await client.query('ROLLBACK').catch((failure: Error) => {
-        broken = failure;
-      });
+      // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
+      broken = isConnectionLost(error) ? (error as Error) : await rollBack(client);
       throw error;
     } finally {
-      client.release(broken);
+      giveBack(client, broken);
     }
+    tx.takeEffect();
+    return value;
   }
 
   private async begin(client: pg.PoolClient): Promise<void> {
@@ -272,12 +279,43 @@ function poolOf(source: DataSource): pg.Pool {
   return (source.driver as unknown as { master: pg.Pool }).master;
 }
 
+/** A connection that is lost says so to the statement that runs; as an event that nobody hears it would end the process. */
+const heard = (): void => undefined;
+
+/** Takes a connection out of the pool. */
+async function take(pool: pg.Pool): Promise<pg.PoolClient> {
+  return (await pool.connect()).on('error', heard) as pg.PoolClient;
+}
+
+/** Gives a connection back to its pool, which closes it where it is broken. */
+function giveBack(client: pg.PoolClient, broken?: Error | boolean): void {
+  client.release(broken);
+  client.off('error', heard);
+}
+
+/** @throws ERR_UNAVAILABLE where the connection was lost: nobody knows whether the unit is stored */
+async function commit(client: pg.PoolClient): Promise<void> {
+  const { command } = await client.query('COMMIT').catch((error: unknown) => {
+    throw isConnectionLost(error) ? unknownEffect(error) : error;
+  });
+  // PostgreSQL's answer to a COMMIT after a statement that failed; somebody caught the error and went on.
+  if (command !== 'COMMIT') throw new Error('A statement of the unit of work failed, and the unit went on.');
+}
+
+/** @returns why it could not */
+async function rollBack(client: pg.PoolClient): Promise<Error | undefined> {
+  return client.query('ROLLBACK').then(
+    () => undefined,
+    (failure: Error) => failure,
+  );
+}
+
 async function migrateAlone(
   source: DataSource,
   extensions: readonly Extension[],
   migrateOnStart: boolean,
 ): Promise<string[]> {
-  const client = await poolOf(source).connect();
+  const client = await take(poolOf(source));
   try {
     // Waiting for another process's migrations may take longer than any statement should.
     await client.query('SET statement_timeout = 0');
@@ -286,6 +324,6 @@ async function migrateAlone(
     return await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());
   } finally {
     // The lock goes with the connection.
-    client.release(true);
+    giveBack(client, true);
   }
 }

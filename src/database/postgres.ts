@@ -1,15 +1,15 @@
 import pg from 'pg';
-import type { DataSourceOptions, EntityManager } from 'typeorm';
+import { type DataSourceOptions, type EntityManager, QueryFailedError } from 'typeorm';
 import { ApiError, fail } from '../errors';
 import type { PostgresTarget } from '../settings';
-import { DatabaseError } from './database-error';
 import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
 /** How long a connection may take, a statement may run, and a transaction may stand idle, in milliseconds. */
 const CONNECT_MS = 5_000;
 const STATEMENT_MS = 10_000;
-const IDLE_IN_TRANSACTION_MS = 10_000;
+/** Well below the time of a statement: what a replica that is cut off has locked is free before others give up. */
+const IDLE_IN_TRANSACTION_MS = 5_000;
 /** When a connection that has gone silent is given up: the server ends a statement before. */
 const ANSWER_MS = 12_000;
 
@@ -103,38 +103,56 @@ export async function connectionsOfOthers(statements: Statements): Promise<numbe
 
 /** Two units got into each other's way; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
 const AGAIN = new Set(['40001', '40P01']);
+
+/** Two units added the same unique row. Source: the same, class 23. */
 const UNIQUE_VIOLATION = '23505';
 
 /** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 57. */
 const AWAY = /^(?:08|53|57|25P03$|25006$|XX000$)/;
 
+/** The server ends the connection, or does not let one begin. */
+const ENDED = /^(?:08|57P|25P03$)/;
+
+/** What node-postgres says of a connection that is lost or can't be had; it has no codes for that. */
+const LOST =
+  /^(?:Connection terminated|Query read timeout|timeout e|Client (?:was closed|has encountered a connection error)|Cannot use a pool)/;
+
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');
+
+/** What the driver said, where TypeORM has wrapped it. */
+const ofDriver = (error: unknown): unknown =>
+  error instanceof QueryFailedError ? (error.driverError as unknown) : error;
 
 /** Whether the same unit of work may succeed when it is run again at once. */
 export const mayRunAgain = (error: unknown): boolean => AGAIN.has(codeOf(error));
 
 /**
- * Whether a row that a unit looked for and did not find is there now, by another unit: run again, it finds it. A unit that
- * is at fault itself fails again.
+ * Whether another unit added the same unique row first: run again, this one finds it. A unit that is at fault itself fails
+ * again.
  */
-export const lostRace = (error: unknown): boolean => codeOf(error) === UNIQUE_VIOLATION;
+export const cameSecond = (error: unknown): boolean => codeOf(error) === UNIQUE_VIOLATION;
 
-/** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
-export function explained(error: unknown): unknown {
-  if (error instanceof ApiError || error instanceof DatabaseError || !(error instanceof Error)) return error;
-  const isServerError = error instanceof pg.DatabaseError;
-  const away = isServerError ? AWAY.test(codeOf(error)) || mayRunAgain(error) : isConnectionError(error);
-  if (!away) return error;
-  return fail('ERR_UNAVAILABLE', undefined, {
-    message: 'The database cannot answer now; try again later.',
-    retryAfterMs: 1_000,
-    cause: error,
-  });
-}
-
-/** Of node-postgres and of the socket beneath it; they have no class of their own. */
-function isConnectionError(error: Error): boolean {
+/** Whether the connection is lost, or none could be had: by what the socket, the driver or the server says. */
+export function isConnectionLost(error: unknown): boolean {
+  if (error instanceof pg.DatabaseError) return ENDED.test(codeOf(error));
+  if (error instanceof ApiError || !(error instanceof Error)) return false;
+  // The socket's; where a host has several addresses, one error for all of them.
   return (
-    'errno' in error || /connection|connect|timeout|terminat|socket|ended|not queryable/i.test(error.message)
+    'syscall' in error || (error instanceof AggregateError && 'code' in error) || LOST.test(error.message)
   );
 }
+
+/** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
+export function explained(thrown: unknown): unknown {
+  const error = ofDriver(thrown);
+  const isServerError = error instanceof pg.DatabaseError;
+  const away = isServerError ? AWAY.test(codeOf(error)) || mayRunAgain(error) : isConnectionLost(error);
+  return away ? unavailable('The database cannot answer now; try again later.', error) : thrown;
+}
+
+/** What is told where the connection was lost while the change was stored. */
+export const unknownEffect = (cause: unknown): ApiError =>
+  unavailable('The database went away before it said whether the change is stored; try again.', cause);
+
+const unavailable = (message: string, cause: unknown): ApiError =>
+  fail('ERR_UNAVAILABLE', undefined, { message, retryAfterMs: 1_000, cause });

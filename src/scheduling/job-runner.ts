@@ -13,6 +13,8 @@ export interface JobRecord {
   /** How late the last run began, compared with the interval since the one before it. */
   lastLagMs: number | null;
   lastError: string | null;
+  /** How many runs have failed since the last one that did not. */
+  failedInARow: number;
 }
 
 /** Bounds of what one batch of a purge takes, so that no request waits long behind it. */
@@ -102,10 +104,16 @@ export class JobRunner implements BeforeApplicationShutdown {
     record.runs++;
     try {
       await job();
+      if (record.failedInARow > 0)
+        this.logger.log({ job: name, failed: record.failedInARow }, 'a job that failed is well again');
+      record.failedInARow = 0;
     } catch (error) {
       record.failures++;
-      record.lastError = (error as Error).message;
-      this.logger.error({ job: name, err: error }, 'a job failed; it comes again at its next tick');
+      const { message } = error as Error;
+      // Once for each cause: while a database is away, the job fails at every tick.
+      if (record.failedInARow++ === 0 || record.lastError !== message)
+        this.logger.error({ job: name, err: error }, 'a job failed; it comes again at its next tick');
+      record.lastError = message;
     }
     record.lastDurationMs = performance.now() - startedAt;
   }
@@ -121,6 +129,7 @@ export class JobRunner implements BeforeApplicationShutdown {
         lastDurationMs: null,
         lastLagMs: null,
         lastError: null,
+        failedInARow: 0,
       };
       this.records.set(name, record);
     }

@@ -1,0 +1,88 @@
+import { appendFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ADMIN_TOKEN, type Credentials, credentialsOf } from './harness';
+import type { Ended, Operation, Requests, Sent } from './history-checker';
+
+const PATHS: Record<Operation, (request: any) => string> = {
+  enqueue: () => '/v1/tasks',
+  claim: () => '/claim',
+  extend: () => '/extend',
+  report: () => '/report',
+  cancel: ({ task_id }) => `/v1/tasks/${task_id}/cancel`,
+  metrics: () => '/metrics',
+};
+
+/** How long an answer is waited for, and how soon another replica is asked, in milliseconds. */
+const ANSWER_MS = 20_000;
+const PAUSE_MS = 50;
+
+let tries = 0;
+
+/** A client of several replicas that asks another when one does not answer or is unavailable, and logs every try to a file. */
+export class FailoverClient {
+  private next: number;
+
+  /**
+   * @param urls the replicas; they may change while it runs
+   * @param goOn whether a call that was not answered is to be tried again
+   */
+  constructor(
+    private readonly urls: () => readonly string[],
+    private readonly file: string,
+    private readonly goOn: () => boolean,
+    readonly who: Credentials,
+  ) {
+    this.next = who.agent_id;
+  }
+
+  /** Calls until it is answered with something final. @returns undefined where it was not, or was refused */
+  async call<Op extends Operation>(op: Op, request: Requests[Op], key?: string): Promise<any> {
+    // Now and then elsewhere, so that what one replica began another ends.
+    if (Math.random() < 1 / 8) this.next++;
+    do {
+      const { status, body } = await this.try(op, request, key);
+      if (status !== null && status < 300) return body;
+      if (status !== null && status < 500 && !body.retryable) return undefined;
+      this.next++;
+      await sleep(PAUSE_MS);
+    } while (this.goOn());
+    return undefined;
+  }
+
+  private async try<Op extends Operation>(op: Op, request: Requests[Op], key?: string): Promise<Ended> {
+    const urls = this.urls();
+    const replica = urls[this.next % urls.length] as string;
+    const id = ++tries;
+    this.log({ type: 'sent', id, at: performance.now(), replica, op, key, request });
+    const ended: Ended = { type: 'ended', id, at: 0, status: null, retryAfter: null, body: null };
+    try {
+      const response = await fetch(replica + PATHS[op](request), {
+        method: 'POST',
+        headers: {
+          ...(op === 'enqueue' || op === 'cancel'
+            ? { authorization: `Bearer ${ADMIN_TOKEN}` }
+            : credentialsOf(this.who)),
+          ...(key === undefined ? {} : { 'idempotency-key': key }),
+          ...(op === 'cancel' ? {} : { 'content-type': 'application/json' }),
+        },
+        body: op === 'cancel' ? undefined : JSON.stringify(request),
+        signal: AbortSignal.timeout(ANSWER_MS),
+      });
+      const body: any = await response.json();
+      Object.assign(ended, {
+        status: response.status,
+        retryAfter: response.headers.get('retry-after'),
+        body: op === 'cancel' && response.ok ? { state: body.state } : body,
+      });
+    } catch {
+      // No answer, or half of one: nobody knows.
+    }
+    ended.at = performance.now();
+    this.log(ended);
+    return ended;
+  }
+
+  private log(entry: Sent | Ended): void {
+    appendFileSync(this.file, `${JSON.stringify(entry)}\n`);
+  }
+}
