@@ -166,7 +166,7 @@ export class AgentsService {
             ? await this.enrollment.use(tx, shown.hash, known?.enrollment_token_id ?? null, charge)
             : undefined;
         if (!known) {
-          refund = charge.success();
+          refund = await charge.success(tx);
           const id = await this.insertAgent(tx, hostname ?? null, token);
           await this.enroll(tx, id, enrollment);
           return id;
@@ -175,7 +175,7 @@ export class AgentsService {
         const enrolled = shown === 'setting' || enrollment !== undefined;
         const held = this.tokenHeld(known, proof) ?? (enrolled ? currentToken(known) : undefined);
         if (!held) this.refuseWhileAlive(known);
-        refund = charge.success();
+        refund = await charge.success(tx);
         await this.replaceToken(tx, known, token, held);
         await tx.run(
           'UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1',

@@ -1,3 +1,4 @@
+import { types } from 'node:util';
 import pg from 'pg';
 import type { DataSourceOptions, EntityManager } from 'typeorm';
 import { ApiError, fail } from '../errors';
@@ -76,7 +77,8 @@ export const mayRunAgain = (error: unknown): boolean => AGAIN.has(codeOf(error))
 
 /** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
 export function explained(error: unknown): unknown {
-  if (error instanceof ApiError || !(error instanceof Error)) return error;
+  // The socket's errors are not instances of this realm's Error where a test runs in one of its own.
+  if (error instanceof ApiError || !types.isNativeError(error)) return error;
   const isServerError = error instanceof pg.DatabaseError;
   const away = isServerError ? AWAY.test(codeOf(error)) || mayRunAgain(error) : isConnectionError(error);
   if (!away) return error;
