@@ -10,7 +10,7 @@ const MAY_IMPORT = {
   clock: [],
   extensions: [],
 
-  http: LEAVES,
+  http: [...LEAVES, 'database'],
   database: LEAVES,
   scheduling: [...LEAVES, 'database'],
   telemetry: [...LEAVES, 'http', 'database'],

@@ -1,5 +1,5 @@
 import type { MigrationInterface, QueryRunner } from 'typeorm';
-import { columnTypes } from './column-types';
+import { columnTypes, isShared } from './column-types';
 
 /** The first schema. Instants are milliseconds UTC in `*_at` columns; ids are never reused. */
 export class Initial1764000000000 implements MigrationInterface {
@@ -225,6 +225,19 @@ export class Initial1764000000000 implements MigrationInterface {
         WHERE scope = 'target' AND waiting > 0`,
       `CREATE INDEX concurrency_windows_expiry ON concurrency_windows (expires_at)`,
     ];
+    // A process that has its database for itself keeps its quotas in memory. Rows change often and never their key: what
+    // each page leaves free takes the new version, and the index stays as it is.
+    if (isShared(runner)) {
+      statements.push(`CREATE UNLOGGED TABLE quota_buckets (
+        key text NOT NULL PRIMARY KEY,
+        debt bigint NOT NULL,
+        settled_at bigint NOT NULL,
+        rate bigint NOT NULL,
+        period_ms bigint NOT NULL,
+        burst bigint NOT NULL,
+        admitted bigint NOT NULL
+      ) WITH (fillfactor = 50)`);
+    }
     for (const statement of statements) await runner.query(statement);
   }
 

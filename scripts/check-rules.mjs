@@ -9,6 +9,7 @@ const OWNERS = {
   config: ['agent_configs'],
   concurrency: ['concurrency_windows'],
   operators: ['operator_tokens', 'audit_log'],
+  access: ['quota_buckets'],
 };
 
 const RULES = [

@@ -81,7 +81,21 @@ describe('the settings', () => {
     ['LEASE_DURATION_MS', ['999', '86400001', '60s']],
     ['LEASE_LIFETIME_MS', ['59999']],
     ['RETRY_BACKOFF_MAX_MS', ['999']],
-    ['QUOTA_HEARTBEAT', ['6', '6/1m', '6/1m,', '0/1m,3', '6/0m,3', '6/1m,0', '6/1w,3', '6/1m,3,off', 'OFF']],
+    [
+      'QUOTA_HEARTBEAT',
+      [
+        '6',
+        '6/1m',
+        '6/1m,',
+        '0/1m,3',
+        '6/0m,3',
+        '6/1m,0',
+        '6/1w,3',
+        '6/1m,3,off',
+        'OFF',
+        '1/999999d,999999999',
+      ],
+    ],
     [
       'TRUST_PROXY',
       ['true', '*', 'proxy.example.com', '10.0.0.0/33', '10.0.0.0/', '::1/129', '10.0.0.0/8,,'],

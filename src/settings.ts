@@ -106,7 +106,9 @@ export function parseQuota(text: string): Quota | undefined {
   const limit = Number(match[1]);
   const periodMs = (match[2] === '' ? 1 : Number(match[2])) * (UNITS_MS[match[3][0]] as number);
   const burst = Number(match[4]);
-  return limit > 0 && periodMs > 0 && burst > 0 ? { limit, periodMs, burst } : undefined;
+  // A bucket counts in integers up to this product, see access/token-buckets.ts.
+  const countable = Number.isSafeInteger(burst * periodMs);
+  return limit > 0 && periodMs > 0 && burst > 0 && countable ? { limit, periodMs, burst } : undefined;
 }
 
 /** Reads settings by name, remembering which names it knows. */

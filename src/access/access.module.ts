@@ -1,14 +1,18 @@
 import { Module } from '@nestjs/common';
 import { APP_GUARD, DiscoveryModule } from '@nestjs/core';
-import { ThrottlerModule } from '@nestjs/throttler';
+import { getStorageToken, ThrottlerModule } from '@nestjs/throttler';
 import { AgentsModule } from '../agents/agents.module';
 import { Clock } from '../clock';
+import { Database } from '../database/database';
+import { PostgresDatabase } from '../database/postgres-database';
 import { OperatorsModule } from '../operators/operators.module';
+import { JobRunner } from '../scheduling/job-runner';
 import { AccessGuard } from './access.guard';
 import { DeclaredRoutes } from './declared-routes';
 import { FailedAuth } from './failed-auth';
 import { QuotaGuard } from './quota.guard';
-import { TokenBuckets } from './token-buckets';
+import { SharedBuckets } from './shared-buckets';
+import { QuotaBuckets, TokenBuckets } from './token-buckets';
 
 /** The two global guards, in their order: who calls, and how often. */
 @Module({
@@ -28,6 +32,13 @@ import { TokenBuckets } from './token-buckets';
   providers: [
     { provide: APP_GUARD, useClass: AccessGuard },
     { provide: APP_GUARD, useClass: QuotaGuard },
+    {
+      provide: QuotaBuckets,
+      inject: [Database, Clock, JobRunner, getStorageToken()],
+      // Alone with its database, a process needs none in it.
+      useFactory: (database: Database, clock: Clock, jobs: JobRunner, own: TokenBuckets): QuotaBuckets =>
+        database instanceof PostgresDatabase ? new SharedBuckets(database, clock, jobs) : own,
+    },
     FailedAuth,
     DeclaredRoutes,
   ],

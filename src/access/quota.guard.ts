@@ -8,13 +8,14 @@ import {
   type ThrottlerModuleOptions,
 } from '@nestjs/throttler';
 import type { FastifyReply } from 'fastify';
+import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
 import { clientAddress } from '../http/client-address';
 import { type Charge, type ControlPlaneRequest, QUOTA, type QuotaRule } from '../http/decorators';
 import { type Quota, type QuotaRoute, SETTINGS, type Settings } from '../settings';
 import { callerAddress } from './addresses';
 import { FailedAuth } from './failed-auth';
-import type { TokenBuckets, Verdict } from './token-buckets';
+import { QuotaBuckets, type TokenBuckets, type Verdict } from './token-buckets';
 
 /** A quota in force, and the header that announces it. */
 interface Policy {
@@ -40,12 +41,14 @@ export class QuotaGuard extends ThrottlerGuard {
 
   constructor(
     @InjectThrottlerOptions() options: ThrottlerModuleOptions,
-    @InjectThrottlerStorage() private readonly buckets: TokenBuckets,
+    /** Of addresses: each replica has its own. */
+    @InjectThrottlerStorage() private readonly addresses: TokenBuckets,
+    private readonly buckets: QuotaBuckets,
     reflector: Reflector,
     private readonly failedAuth: FailedAuth,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    super(options, buckets, reflector);
+    super(options, addresses, reflector);
     const { registerPerIp } = settings;
     this.registerPerAddress = registerPerIp ? policyOf('register-per-ip', registerPerIp) : undefined;
   }
@@ -53,14 +56,17 @@ export class QuotaGuard extends ThrottlerGuard {
   /** @throws ERR_RATE_LIMITED with when to come again */
   override canActivate(context: ExecutionContext): Promise<boolean> {
     const rule = this.ruleOf(context.getHandler());
-    if (rule) {
-      const http = context.switchToHttp();
-      const request = http.getRequest<ControlPlaneRequest>();
-      const reply = http.getResponse<FastifyReply>();
-      if (rule.by === 'hostname') this.chargeByOutcome(rule.policy, request, reply);
-      else if (rule.policy) this.take(rule.policy, String(request.agent?.id), reply);
-    }
-    return ADMITTED;
+    if (!rule) return ADMITTED;
+    const http = context.switchToHttp();
+    const request = http.getRequest<ControlPlaneRequest>();
+    const reply = http.getResponse<FastifyReply>();
+    if (rule.by === 'hostname') return this.chargeByOutcome(rule.policy, request, reply);
+    if (!rule.policy) return ADMITTED;
+    const { policy } = rule;
+    const verdict = this.buckets.take(keyOf(policy, String(request.agent?.id)), policy.quota);
+    // Not awaited where it is there: this is the way of every agent's request.
+    if (!(verdict instanceof Promise)) return judge(policy, verdict, reply);
+    return verdict.then((known) => judge(policy, known, reply));
   }
 
   /** @throws ERR_RATE_LIMITED always: the library's own exception is not in the catalogue */
@@ -88,45 +94,49 @@ export class QuotaGuard extends ThrottlerGuard {
   }
 
   /** Every attempt counts against the address; what else is charged depends on what comes of it. */
-  private chargeByOutcome(
+  private async chargeByOutcome(
     policy: Policy | undefined,
     request: ControlPlaneRequest,
     reply: FastifyReply,
-  ): void {
+  ): Promise<true> {
     const address = callerAddress(clientAddress(request));
-    if (this.registerPerAddress) this.take(this.registerPerAddress, address, reply);
+    const ceiling = this.registerPerAddress;
+    if (ceiling) judge(ceiling, this.addresses.take(keyOf(ceiling, address), ceiling.quota), reply);
     const hostname = (request.body as { hostname?: unknown } | null | undefined)?.hostname;
     const caller = typeof hostname === 'string' ? `host:${hostname}` : `address:${address}`;
     request.charge = {
-      success: policy ? this.chargeOf(policy, caller, reply) : () => () => undefined,
+      success: policy ? await this.chargeOf(policy, caller, reply) : () => () => undefined,
       failure: () => this.failedAuth.charge(address),
       beforeLookup: () => this.failedAuth.check(address),
     };
+    return true;
   }
 
   /** The charge of a success. As long as it is not taken the headers tell what is there. */
-  private chargeOf(policy: Policy, caller: string, reply: FastifyReply): Charge['success'] {
-    const key = `${policy.name}:${caller}`;
-    const announceLeft = () => announce(policy, this.buckets.look(key, policy.quota), reply);
-    announceLeft();
-    return () => {
-      this.take(policy, caller, reply);
+  private async chargeOf(policy: Policy, caller: string, reply: FastifyReply): Promise<Charge['success']> {
+    const key = keyOf(policy, caller);
+    const before = await this.buckets.look(key, policy.quota);
+    announce(policy, before, reply);
+    return async (tx: Transaction) => {
+      judge(policy, await this.buckets.take(key, policy.quota, tx), reply);
       return () => {
         this.buckets.giveBack(key, policy.quota);
-        announceLeft();
+        announce(policy, before, reply);
       };
     };
   }
-
-  private take(policy: Policy, caller: string, reply: FastifyReply): void {
-    const verdict = this.buckets.take(`${policy.name}:${caller}`, policy.quota);
-    announce(policy, verdict, reply);
-    if (!verdict.admitted)
-      throw fail('ERR_RATE_LIMITED', { quota: policy.name }, { retryAfterMs: verdict.nextInMs });
-  }
 }
 
-const ADMITTED = Promise.resolve(true);
+const ADMITTED = Promise.resolve(true as const);
+
+const keyOf = (policy: Policy, caller: string): string => `${policy.name}:${caller}`;
+
+/** Tells the caller what the bucket says. @throws ERR_RATE_LIMITED it lets nobody in */
+function judge(policy: Policy, verdict: Verdict, reply: FastifyReply): Promise<true> {
+  announce(policy, verdict, reply);
+  if (verdict.admitted) return ADMITTED;
+  throw fail('ERR_RATE_LIMITED', { quota: policy.name }, { retryAfterMs: verdict.nextInMs });
+}
 
 /**
  * The headers are those of draft-ietf-httpapi-ratelimit-headers-11, sections 3 and 4: `q` requests in a window of `w`

@@ -1,5 +1,6 @@
 import type { ThrottlerStorage } from '@nestjs/throttler';
 import type { Clock } from '../clock';
+import type { Transaction } from '../database/statements';
 import type { Quota } from '../settings';
 
 /** So many buckets are kept. One takes about 150 bytes. */
@@ -16,6 +17,21 @@ export interface Verdict {
   readonly remaining: number;
   /** Milliseconds until there is one more; 0 when the bucket is full. A request that was refused is let in then. */
   readonly nextInMs: number;
+}
+
+/** Where the quotas of agents and hostnames are kept: in this process, or where all replicas take from them. */
+export abstract class QuotaBuckets {
+  /**
+   * Takes one request's worth where there is that much. A refusal takes nothing.
+   * @param within the unit of work that it belongs to; a caller whose unit is undone gives it back
+   */
+  abstract take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict>;
+
+  /** Tells what {@link take} would, and takes nothing. */
+  abstract look(key: string, quota: Quota): Verdict | Promise<Verdict>;
+
+  /** Gives back what one request took in a unit of work that was undone. */
+  abstract giveBack(key: string, quota: Quota): void;
 }
 
 /** What {@link ThrottlerStorage.increment} answers; times are whole seconds. */
@@ -35,7 +51,7 @@ interface Bucket {
  * Token buckets by key, as exact as the clock: `burst` requests at once, `limit` in each period after. They are bounded
  * in number: a bucket that has run full is the same as none, so those go first.
  */
-export class TokenBuckets implements ThrottlerStorage {
+export class TokenBuckets implements ThrottlerStorage, QuotaBuckets {
   private readonly buckets = new Map<string, Bucket>();
 
   /** @param max how many buckets are kept at the most */
@@ -123,7 +139,8 @@ function debtAt(bucket: Bucket, now: number): number {
   return Math.max(0, bucket.debt - Math.max(0, now - bucket.at) * bucket.quota.limit);
 }
 
-function verdictOf(admitted: boolean, debt: number, { limit, periodMs, burst }: Quota): Verdict {
+/** What a bucket says that owes so much, in 1/limit of a millisecond, after the request. */
+export function verdictOf(admitted: boolean, debt: number, { limit, periodMs, burst }: Quota): Verdict {
   const free = burst * periodMs - debt;
   const remaining = Math.floor(free / periodMs);
   const nextInMs = remaining >= burst ? 0 : Math.ceil(((remaining + 1) * periodMs - free) / limit);

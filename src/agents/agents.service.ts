@@ -175,7 +175,7 @@ export class AgentsService {
             ? await this.enrollment.use(tx, shown.hash, enrolled, enrolledBy, charge)
             : undefined;
         if (!known) {
-          refund = charge.success();
+          refund = await charge.success(tx);
           const id = await this.insertAgent(tx, hostname ?? null, token);
           await this.enroll(tx, id, enrollment);
           return id;
@@ -184,7 +184,7 @@ export class AgentsService {
         const proven = shown === 'setting' || enrollment !== undefined;
         const held = this.tokenHeld(known, proof) ?? (proven ? currentToken(known) : undefined);
         if (!held) this.refuseWhileAlive(known);
-        refund = charge.success();
+        refund = await charge.success(tx);
         await this.replaceToken(tx, known, token, held);
         await tx.run(
           'UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1',

@@ -18,7 +18,7 @@ import {
   poolOptions,
   unknownEffect,
 } from './postgres';
-import type { Statements, Transaction } from './statements';
+import type { SqlValue, Statements, Transaction } from './statements';
 
 /** How often a unit that others got in the way of is run again. */
 const MAX_RERUNS = 3;
@@ -129,6 +129,15 @@ export class PostgresDatabase extends Database {
     } catch (error) {
       throw explained(error);
     }
+  }
+
+  /**
+   * Makes a change in one statement and one round trip, outside any unit of work. For what need not outlast a crash of the
+   * server: unlogged tables.
+   * @returns the rows of its `RETURNING`
+   */
+  changeAlone<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
+    return this.read((statements) => statements.rows<Row>(sql, ...values));
   }
 
   get insideWrite(): boolean {

@@ -1,7 +1,9 @@
+import { types } from 'node:util';
 import pg from 'pg';
 import { type DataSourceOptions, type EntityManager, QueryFailedError } from 'typeorm';
 import { ApiError, fail } from '../errors';
 import type { PostgresTarget } from '../settings';
+import { DatabaseError } from './database-error';
 import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
@@ -135,7 +137,9 @@ export const cameSecond = (error: unknown): boolean => codeOf(error) === UNIQUE_
 /** Whether the connection is lost, or none could be had: by what the socket, the driver or the server says. */
 export function isConnectionLost(error: unknown): boolean {
   if (error instanceof pg.DatabaseError) return ENDED.test(codeOf(error));
-  if (error instanceof ApiError || !(error instanceof Error)) return false;
+  // The socket's errors are not instances of this realm's Error where a test runs in one of its own.
+  if (error instanceof ApiError || error instanceof DatabaseError || !types.isNativeError(error))
+    return false;
   // The socket's; where a host has several addresses, one error for all of them.
   return (
     'syscall' in error || (error instanceof AggregateError && 'code' in error) || LOST.test(error.message)

@@ -2,6 +2,7 @@ import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetada
 import { RouteConfig } from '@nestjs/platform-fastify';
 import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
+import type { Transaction } from '../database/statements';
 import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
 
 /** Who calls on an agent's route. */
@@ -25,8 +26,12 @@ export interface OperatorIdentity {
 
 /** How the service charges a quota that is counted by what came of the request. */
 export interface Charge {
-  /** Takes the charge of a success. @returns what gives it back. @throws ERR_RATE_LIMITED */
-  success(): () => void;
+  /**
+   * Takes the charge of a success, in the unit of work that it comes from.
+   * @returns what gives it back, for when the unit is undone
+   * @throws ERR_RATE_LIMITED
+   */
+  success(tx: Transaction): (() => void) | Promise<() => void>;
   /** Charges the caller's address for credentials that are wrong. @throws ERR_RATE_LIMITED */
   failure(): void;
   /** Called before credentials are looked up. @throws ERR_RATE_LIMITED the address has failed too often */
