@@ -79,8 +79,8 @@ export interface IdentityColumn {
   readonly wide: boolean;
 }
 
-/** The tables of the program's schema, in a query on pg_class. */
-export const IS_OUR_TABLE = `relkind IN ('r', 'p')
+/** The tables of the program's schema that are kept for good, in a query on pg_class. */
+export const IS_OUR_TABLE = `relkind IN ('r', 'p') AND relpersistence = 'p'
   AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())`;
 
 /** The columns that sequences give ids for, of every table. */

@@ -22,6 +22,7 @@ const TYPES = ['bigint', 'integer', 'smallint', 'text', 'double precision', 'boo
 const UNTOUCHED: Readonly<Record<string, string>> = {
   audit_head: 'last_id = 0',
   concurrency_windows: "scope = 'global' AND updated_at = 0",
+  service_continuity: 'last_seen_at = 0',
 };
 
 /** What was copied of a table: the same on both sides. */
