@@ -22,7 +22,9 @@ const report = (who: Credentials, completed: any[], cancelled: any[] = []): Prom
   });
 
 async function claim(who: Credentials, capacities: Record<string, number> = { dns: 100 }): Promise<any[]> {
-  return (await server.agent(who, '/claim', { capacities })).body.leases;
+  const { status, body } = await server.agent(who, '/claim', { capacities });
+  expect([status, body]).toEqual([200, { leases: expect.any(Array) }]);
+  return body.leases;
 }
 
 /** Time passes while the service runs. */

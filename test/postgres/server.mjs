@@ -138,8 +138,6 @@ async function administer(url, sql) {
   await client.query(sql).finally(() => client.end());
 }
 
-// A keyboard's interrupt goes to all processes of the terminal; this one ends when the tests have.
-process.on('SIGINT', () => undefined);
 const testsEnded = new Promise((resolve) => process.stdin.on('close', resolve).resume());
 
 async function serve() {

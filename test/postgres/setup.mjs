@@ -7,6 +7,8 @@ import { fileURLToPath } from 'node:url';
 export default async function setup() {
   const server = spawn(process.execPath, [fileURLToPath(import.meta.resolve('./server.mjs'))], {
     stdio: ['pipe', 'pipe', 'inherit'],
+    // What ends the tests, such as a keyboard's interrupt, must not end who cleans up after them.
+    detached: true,
   });
   const exit = once(server, 'exit');
   const ready = once(createInterface(server.stdout), 'line');
