@@ -118,10 +118,7 @@ class PostgresServer {
    * @param signal what PostgreSQL understands
    */
   async stop(signal: 'SIGINT' | 'SIGQUIT'): Promise<void> {
-    const child = this.process as ChildProcess;
-    const ended = once(child, 'exit');
-    child.kill(signal);
-    await ended;
+    await end(this.process as ChildProcess, signal);
   }
 
   url(database: string, port = this.port): string {
@@ -210,6 +207,13 @@ class Wire {
 
 const running = new Set<ChildProcess>();
 
+/** Ends a process, unless it has ended already. */
+async function end(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  child.kill(signal);
+  await once(child, 'exit');
+}
+
 /** A process of the built program. */
 class Replica {
   private constructor(
@@ -288,9 +292,7 @@ class Replica {
   }
 
   async kill(signal: NodeJS.Signals): Promise<void> {
-    if (!this.runs) return;
-    this.child.kill(signal);
-    await once(this.child, 'exit');
+    await end(this.child, signal);
   }
 }
 
@@ -456,13 +458,10 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
   }, PATIENCE_MS);
 
   afterAll(async () => {
-    for (const child of [...running]) {
-      child.kill('SIGKILL');
-      await once(child, 'exit');
-    }
+    await Promise.all([...running].map((child) => end(child, 'SIGKILL')));
     await server?.stop('SIGINT');
     rmSync(folder, { recursive: true, force: true });
-  });
+  }, PATIENCE_MS);
 
   const judge = async (load: Load, database = 'plane') =>
     violationsOf(readHistory(load.file), await server.session(database, readTables));
