@@ -149,7 +149,7 @@ export class PostgresDatabase extends Database {
   }
 
   async exclusively(name: string, work: () => Promise<void>): Promise<boolean> {
-    const client = await this.pool.connect().catch((error: unknown) => {
+    const client = await take(this.pool).catch((error: unknown) => {
       throw explained(error);
     });
     let broken: Error | undefined;
@@ -173,7 +173,7 @@ export class PostgresDatabase extends Database {
     } catch (error) {
       throw explained(error);
     } finally {
-      client.release(broken);
+      giveBack(client, broken);
     }
   }
 
@@ -202,7 +202,8 @@ export class PostgresDatabase extends Database {
       await commit(client);
     } catch (error) {
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
-      broken = isConnectionLost(error) ? (error as Error) : await rollBack(client);
+      const { cause = error } = error as Error;
+      broken = isConnectionLost(cause) ? (cause as Error) : await rollBack(client);
       throw error;
     } finally {
       giveBack(client, broken);
