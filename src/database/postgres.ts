@@ -11,7 +11,7 @@ import type { SqlValue, Statements } from './statements';
 const CONNECT_MS = 5_000;
 const STATEMENT_MS = 10_000;
 /** Well below the time of a statement: what a replica that is cut off has locked is free before others give up. */
-const IDLE_IN_TRANSACTION_MS = 5_000;
+const IDLE_IN_TRANSACTION_MS = 2_000;
 /** When a connection that has gone silent is given up: the server ends a statement before. */
 const ANSWER_MS = 12_000;
 

@@ -40,7 +40,9 @@ export class Continuity implements OnModuleInit {
   runningSince(): number {
     const now = this.clock.now();
     if (this.database.isShared) {
-      if (this.reachable && now - this.lastSeen <= OUTAGE_MS) this.lastSeen = now;
+      // Others may have served meanwhile; until they are asked, nobody is held to a deadline.
+      if (now - this.lastSeen > OUTAGE_MS) return now;
+      if (this.reachable) this.lastSeen = now;
     } else {
       if (now - this.lastSeen > OUTAGE_MS) this.since = now;
       this.lastSeen = now;
@@ -53,7 +55,7 @@ export class Continuity implements OnModuleInit {
    * judged. @throws ERR_UNAVAILABLE the database can't be told; then nothing may be judged either
    */
   async refresh(): Promise<void> {
-    if (!this.database.isShared || performance.now() - this.toldAt < TOLD_MS) return;
+    if (!this.database.isShared || this.clock.now() - this.toldAt < TOLD_MS) return;
     await this.tell(this.lastSeen);
   }
 
@@ -74,7 +76,7 @@ export class Continuity implements OnModuleInit {
     );
     this.since = row?.since ?? now;
     this.lastSeen = now;
-    this.toldAt = performance.now();
+    this.toldAt = now;
     this.reachable = true;
   }
 }
