@@ -8,11 +8,11 @@ BUILT := dist/.built
 SOURCES := $(shell find src migrations examples/whois-kind/src 2>/dev/null) \
   $(wildcard tsconfig*.json examples/whois-kind/*.json) nest-cli.json scripts/build-example.mjs
 
-.PHONY: help start build test ci bench format clean
+.PHONY: help start build test test-postgres ci bench format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile
 
 start: $(BUILT) ## install, build and run the server; the database is migrated at start
 	@exec $(RUN) node dist/main.js
@@ -22,6 +22,9 @@ build: $(BUILT) ## install and build into dist/
 test: $(BUILT) ## all checks, then all tests
 	@exec $(RUN) npm run check
 	@exec $(RUN) npm run jest
+
+test-postgres: $(BUILT) ## the tests on PostgreSQL, which comes with the dependencies; they take longer
+	@exec $(RUN) npm run test:postgres
 
 # The set-up is a make of its own, so that the counts come last also when it fails.
 ci: ## all checks and all tests; ends with the line "N passed, N failed"
