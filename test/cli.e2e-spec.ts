@@ -314,7 +314,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-    expect(top).toHaveLength(11);
+    expect(top).toHaveLength(13);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);

@@ -303,6 +303,6 @@ export function isThere(database: DatabaseTarget): database is SqliteTarget {
 }
 
 /** What a database is called, without the password that its address may hold. */
-function nameOf(database: DatabaseTarget): string {
+export function nameOf(database: DatabaseTarget): string {
   return database.type === 'sqlite' ? database.path : 'the PostgreSQL database';
 }

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type DatabaseTarget, readSettings } from '../settings';
-import { type Call, callApi, isThere } from './api';
+import { type Call, callApi, isThere, nameOf } from './api';
 import { EXIT, Failure } from './failure';
 import { fields, note, print, table } from './print';
 
@@ -476,7 +476,10 @@ async function verifyFile(target: DatabaseTarget): Promise<object> {
   const { verifyChain } = await import('../operators/audit-log.js');
   return inspectDatabase(target, async (statements) => {
     if ((await pendingMigrations(statements.manager.dataSource)).length > 0)
-      throw new Failure('The database lacks migrations: control-plane migrate applies them.', EXIT.failed);
+      throw new Failure(
+        `${nameOf(target)} lacks migrations: control-plane migrate applies them.`,
+        EXIT.failed,
+      );
     return verifyChain(statements);
   });
 }
