@@ -9,6 +9,9 @@ const SLOW = 200;
 const REQUEST_TIMEOUT_MS = 1_000;
 const BODY = 'POST /register HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n';
 
+// Thousands of sockets, and as many megabytes: on a busy machine it takes a while.
+jest.setTimeout(90_000);
+
 describe('slow and silent clients', () => {
   let server: TestServer;
   let agent: Credentials;
