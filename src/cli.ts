@@ -6,10 +6,9 @@ import { EXIT, Failure } from './cli/failure';
 import { addMoving } from './cli/move';
 import { addOperatorsCommands } from './cli/operate';
 import { fields, note, print } from './cli/print';
-import { backUp } from './database/backup';
 import { DatabaseError } from './database/database-error';
 import { ExtensionError } from './extensions';
-import { fileBesideDatabase, readSettings, SettingsError } from './settings';
+import { readSettings, SettingsError, signingKeysFile } from './settings';
 
 // Nobody else may read what is made here: databases, keys, backups.
 process.umask(0o077);
@@ -79,9 +78,10 @@ Examples:
         'A PostgreSQL database is backed up by pg_dump; see docs/control-plane-deploy.md.',
         EXIT.misused,
       );
+    const { backUp } = await import('./database/backup.js');
     const backup = await backUp(target, file, { replace: force, signal: interrupted.signal });
     print(json ? JSON.stringify(backup) : fields(backup));
-    const key = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
+    const key = signingKeysFile(settings);
     note(
       `Not in it, for they are secrets: keep ${key} too, in another place, and the admin's token where you need it.`,
     );

@@ -1,10 +1,10 @@
 import { isDeepStrictEqual } from 'node:util';
 import { Inject, Injectable } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
 import { Clock, toTimestamp } from '../clock';
 import { ConfigService } from '../config/config.service';
 import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
+import { RowCache } from '../database/row-cache';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { AgentIdentity, Charge, OperatorIdentity } from '../http/decorators';
@@ -32,9 +32,6 @@ const OVERLAP_MS = 600_000;
 
 /** So many agents' credentials are kept in memory; the rest is looked up. */
 const CACHED_AGENTS = 100_000;
-
-/** Under what changes of agents are announced; the message is the id. */
-const CHANGED = 'agents';
 
 /** Whom a transition lets through, and where it leads. */
 const TRANSITIONS = {
@@ -90,9 +87,8 @@ export type LeaseCounter = (
 export class AgentsService {
   private readonly outListeners: OutListener[] = [];
   private countLeases: LeaseCounter = () => Promise.resolve(new Map());
-  private readonly cache = new LRUCache<number, Credentials>({ max: CACHED_AGENTS });
-  /** Counts the changes of credentials, so that a row read before one is not cached after it. */
-  private changes = 0;
+  /** By id. */
+  private readonly credentials: RowCache<Credentials>;
   private readonly heartbeats: CoalescedWrite<Heartbeat, boolean>;
 
   constructor(
@@ -105,8 +101,7 @@ export class AgentsService {
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    database.onAnnouncement(CHANGED, (id) => this.forget(Number(id)));
-    database.onGap(() => this.forget());
+    this.credentials = new RowCache(database, 'agents', CACHED_AGENTS);
     this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
 
@@ -128,13 +123,18 @@ export class AgentsService {
    * @throws ERR_FORBIDDEN the agent is disabled or revoked
    */
   async authenticate(agentId: number, token: string, beforeLookup: () => void): Promise<AgentIdentity> {
-    // Where word of other replicas does not arrive, what is remembered may be out of date.
-    let agent = this.database.hearsOthers ? this.cache.get(agentId) : undefined;
+    let agent = this.credentials.get(String(agentId));
     if (!agent) {
       // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
       if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
       beforeLookup();
-      agent = await this.loadCredentials(agentId);
+      agent = await this.credentials.load(String(agentId), (statements) =>
+        statements.first<Credentials>(
+          `SELECT id, state, token_hash, token_expires_at, previous_token_hash, previous_token_expires_at
+           FROM agents WHERE id = $1`,
+          agentId,
+        ),
+      );
     }
     const match = this.matchToken(agent, hashToken(token));
     if (!agent || match === 'none' || agent.state === 'deleted') throw fail('ERR_UNAUTHORIZED');
@@ -430,34 +430,11 @@ export class AgentsService {
       this.clock.now(),
     );
     if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
-    this.announceChange(tx, agentId);
+    this.credentials.announceChange(tx, String(agentId));
   }
 
   private async putOut(tx: Transaction, agentId: number): Promise<void> {
     for (const listener of this.outListeners) await listener(tx, [agentId]);
-  }
-
-  private announceChange(tx: Transaction, agentId: number): void {
-    tx.announce(CHANGED, String(agentId));
-  }
-
-  private forget(agentId?: number): void {
-    this.changes++;
-    if (agentId === undefined) this.cache.clear();
-    else this.cache.delete(agentId);
-  }
-
-  private async loadCredentials(agentId: number): Promise<Credentials | undefined> {
-    const before = this.changes;
-    const agent = await this.database.read((statements) =>
-      statements.first<Credentials>(
-        `SELECT id, state, token_hash, token_expires_at, previous_token_hash, previous_token_expires_at
-         FROM agents WHERE id = $1`,
-        agentId,
-      ),
-    );
-    if (agent && before === this.changes) this.cache.set(agentId, agent);
-    return agent;
   }
 
   /** Compares a token's hash with both that an agent may have; an unknown agent costs the same. */
@@ -481,7 +458,7 @@ export class AgentsService {
         agent.id,
         agent.token_hash,
       );
-      this.announceChange(tx, agent.id);
+      this.credentials.announceChange(tx, String(agent.id));
     });
   }
 
@@ -571,7 +548,7 @@ export class AgentsService {
       now,
     );
     if (!held) await this.putOut(tx, known.id);
-    this.announceChange(tx, known.id);
+    this.credentials.announceChange(tx, String(known.id));
   }
 
   private tokenExpiry(): number | null {
@@ -649,9 +626,6 @@ async function labelsOf(statements: Statements, agentIds: readonly number[]): Pr
   return labels;
 }
 
-/** The same for a change: nobody else changes the agent, or writes for it, until the unit ends. */
-const lockAgent = (tx: Transaction, agentId: number) => findAgent(tx, agentId, tx.dialect.forUpdate('a'));
-
 async function findAgent(statements: Statements, agentId: number, lock = ''): Promise<KnownAgent> {
   const agent = await statements.first<KnownAgent>(
     `${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted' ${lock}`,
@@ -660,3 +634,6 @@ async function findAgent(statements: Statements, agentId: number, lock = ''): Pr
   if (!agent) throw fail('ERR_NOT_FOUND', { agent_id: agentId });
   return agent;
 }
+
+/** {@link findAgent} for a change: nobody else changes the agent, or writes for it, until the unit ends. */
+const lockAgent = (tx: Transaction, agentId: number) => findAgent(tx, agentId, tx.dialect.forUpdate('a'));

@@ -2,8 +2,8 @@ import { existsSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DatabaseInUse } from '../database/database-error';
 import {
+  adminTokenFile,
   type DatabaseTarget,
-  fileBesideDatabase,
   isInMemory,
   type Settings,
   type SqliteTarget,
@@ -269,7 +269,7 @@ interface Token {
  * @returns undefined where there is none
  */
 function findToken(settings: Settings, access: Access, url: string): Token | undefined {
-  const file = fileBesideDatabase(settings.database, 'admin-token');
+  const file = adminTokenFile(settings.database);
   const local = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(new URL(url).hostname);
   let found: Token | undefined;
   if (access.tokenFile !== undefined)

@@ -2,16 +2,16 @@ import { accessSync, constants, existsSync, statfsSync, statSync } from 'node:fs
 import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { Clock } from '../clock';
-import { isBackup } from '../database/backup';
 import { DatabaseError, DatabaseInUse } from '../database/database-error';
 import { lockDatabase } from '../database/sqlite';
 import type { Statements } from '../database/statements';
 import {
-  fileBesideDatabase,
+  adminTokenFile,
   type PostgresTarget,
   readSettings,
   type Settings,
   type SqliteTarget,
+  signingKeysFile,
 } from '../settings';
 import { callApi } from './api';
 import { EXIT, Failure } from './failure';
@@ -98,8 +98,8 @@ function folder(path: string): Finding {
 }
 
 function* files(settings: Settings, path: string): Generator<Finding> {
-  const key = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
-  const secrets = [fileBesideDatabase(settings.database, 'admin-token'), key];
+  const key = signingKeysFile(settings);
+  const secrets = [adminTokenFile(settings.database), key];
   const there = [path, `${path}-wal`, `${path}-shm`, ...secrets].filter((file) => existsSync(file));
   let well = true;
   for (const file of there) {
@@ -160,6 +160,7 @@ async function contents(statements: Statements, { migrateOnStart }: Settings): P
     ]);
   else findings.push(['ok', 'integrity', 'the database is whole']);
   findings.push(await migrations(statements, migrateOnStart));
+  const { isBackup } = await import('../database/backup.js');
   if (await isBackup(statements))
     findings.push([
       'warn',
@@ -184,10 +185,11 @@ async function migrations(statements: Statements, migrateOnStart: boolean): Prom
 
 async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settings): AsyncGenerator<Finding> {
   const { inspectDatabase } = await import('../database/open-database.js');
+  const { NOW } = await import('../database/postgres.js');
   try {
     yield* await inspectDatabase(target, async (statements) => {
       const row = await statements.first<{ now: number; version: string }>(
-        `SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now, current_setting('server_version') AS version`,
+        `SELECT ${NOW} AS now, current_setting('server_version') AS version`,
       );
       const apartMs = Math.abs((row?.now ?? 0) - new Clock().now());
       return [

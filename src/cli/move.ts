@@ -2,7 +2,14 @@ import { existsSync } from 'node:fs';
 import { type Command, Option } from 'commander';
 import { DatabaseInUse, DatabaseUnreachable } from '../database/database-error';
 import { loadExtensions } from '../extensions';
-import { fileBesideDatabase, parseDatabaseUrl, readSettings, type Settings } from '../settings';
+import {
+  adminTokenFile,
+  parseDatabaseUrl,
+  readSettings,
+  type Settings,
+  type SqliteTarget,
+  signingKeysFile,
+} from '../settings';
 import { EXIT, Failure } from './failure';
 import { fields, note, print, table } from './print';
 
@@ -50,7 +57,7 @@ Examples:
         },
       ).catch(mayRetry);
       print(json ? JSON.stringify({ tables }) : table(tables, ['table', 'rows', 'checksum']));
-      note(whatIsLeft({ ...settings, database: source }));
+      note(whatIsLeft(source, settings.signingKeyFile));
     });
   program
     .command('restored')
@@ -105,9 +112,9 @@ function mayRetry(error: unknown): never {
 }
 
 /** What a database does not hold, and its servers need. */
-function whatIsLeft(settings: Settings): string {
-  const key = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
-  const token = fileBesideDatabase(settings.database, 'admin-token');
+function whatIsLeft(source: SqliteTarget, signingKeyFile: string | undefined): string {
+  const key = signingKeysFile({ database: source, signingKeyFile });
+  const token = adminTokenFile(source);
   const lines = [
     'Everything is there. Left to do:',
     `- Give every server the signing keys: copy ${key}, and name the copy in CONTROL_PLANE_SIGNING_KEY_FILE.`,
@@ -117,9 +124,7 @@ function whatIsLeft(settings: Settings): string {
       `- The admin's token in ${token} goes on working; set it as CONTROL_PLANE_ADMIN_TOKEN on every server.`,
     );
   lines.push(
-    `- Never start a server on ${from(settings)} again: it would give ids that the new database gives too.`,
+    `- Never start a server on ${source.path} again: it would give ids that the new database gives too.`,
   );
   return lines.join('\n');
 }
-
-const from = ({ database }: Settings): string => (database.type === 'sqlite' ? database.path : '');

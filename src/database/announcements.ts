@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import pg from 'pg';
 import type { PostgresTarget } from '../settings';
+import type { Announcement, Deliver } from './effects';
 import type { Queryable } from './postgres';
 
 const CHANNEL = 'control_plane';
@@ -20,13 +21,13 @@ const CONNECT_MS = 5_000;
 export async function publish(
   client: Queryable,
   sender: string,
-  announcements: readonly (readonly [topic: string, message: string])[],
+  announcements: readonly Announcement[],
 ): Promise<void> {
   for (let i = 0; i < announcements.length; ) {
-    const batch: (readonly [string, string])[] = [];
+    const batch: Announcement[] = [];
     let bytes = sender.length + 20;
     do {
-      const next = announcements[i] as readonly [string, string];
+      const next = announcements[i] as Announcement;
       bytes += Buffer.byteLength(JSON.stringify(next)) + 1;
       if (batch.length > 0 && bytes > MAX_BYTES) break;
       batch.push(next);
@@ -54,14 +55,9 @@ export class Announcements {
 
   constructor(
     private readonly target: PostgresTarget,
-    private readonly deliver: (topic: string, message: string) => void,
+    private readonly deliver: Deliver,
     private readonly gap: () => void,
   ) {}
-
-  /** Begins to listen. @throws the driver's error where the server can't be reached */
-  async start(): Promise<void> {
-    await this.connect();
-  }
 
   async stop(): Promise<void> {
     this.stopped = true;
@@ -71,7 +67,8 @@ export class Announcements {
     await client?.end().catch(() => undefined);
   }
 
-  private async connect(): Promise<void> {
+  /** Begins to listen. @throws the driver's error where the server can't be reached */
+  async connect(): Promise<void> {
     const client = new pg.Client({
       connectionString: this.target.url,
       application_name: 'control-plane announcements',
@@ -127,8 +124,8 @@ export class Announcements {
   }
 
   private hear(payload: string): void {
-    const [sender, batch] = JSON.parse(payload) as [string, [string, string][]];
+    const [sender, batch] = JSON.parse(payload) as [string, Announcement[]];
     if (sender === this.id) return;
-    for (const [topic, message] of batch) this.deliver(topic, message);
+    for (const announcement of batch) this.deliver(...announcement);
   }
 }

@@ -8,12 +8,14 @@ import { Announcements, publish } from './announcements';
 import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
+import { type Deliver, Effects } from './effects';
 import { knownMigrations, migrate } from './migrations';
 import {
   cameSecond,
   explained,
   isConnectionLost,
   mayRunAgain,
+  NOW,
   PostgresStatements,
   poolOptions,
   unknownEffect,
@@ -32,8 +34,10 @@ const MIGRATION_LOCK = 6_214_503_001;
 /** The first of the two numbers of the locks that jobs take. */
 const JOB_LOCKS = 62_145;
 
+const ASK_TIME = `SELECT ${NOW} AS now`;
+
 /** Begins, and asks for the time, in one round trip. */
-const BEGIN = 'BEGIN; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now';
+const BEGIN = `BEGIN; ${ASK_TIME}`;
 
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
@@ -88,7 +92,7 @@ export class PostgresDatabase extends Database {
       const applied = await migrateAlone(source, extensions, migrateOnStart);
       const database = new PostgresDatabase(source, new DatabaseClock(), target, applied);
       await database.lookAtClock();
-      await database.announcements.start();
+      await database.announcements.connect();
       return database;
     } catch (error) {
       await source.destroy();
@@ -198,7 +202,7 @@ export class PostgresDatabase extends Database {
     try {
       await this.begin(client);
       value = await this.inside.run(true, () => work(tx));
-      if (tx.announcements.length > 0) await publish(client, this.announcements.id, tx.announcements);
+      await publish(client, this.announcements.id, tx.effects.announcements);
       await commit(client);
     } catch (error) {
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
@@ -208,7 +212,7 @@ export class PostgresDatabase extends Database {
     } finally {
       giveBack(client, broken);
     }
-    tx.takeEffect();
+    tx.effects.take();
     return value;
   }
 
@@ -221,58 +225,30 @@ export class PostgresDatabase extends Database {
 
   private async lookAtClock(): Promise<void> {
     const askedAt = performance.now();
-    const { rows } = await this.pool.query<{ now: number }>(BEGIN.slice(BEGIN.indexOf('SELECT')));
+    const { rows } = await this.pool.query<{ now: number }>(ASK_TIME);
     this.clock.observe(rows[0]?.now as number, askedAt);
   }
 }
 
 class UnitOfWork extends PostgresStatements implements Transaction {
-  readonly announcements: [topic: string, message: string][] = [];
-  private readonly effects: (() => void)[] = [];
+  readonly effects: Effects;
 
-  constructor(
-    client: pg.PoolClient,
-    manager: DataSource['manager'],
-    private readonly deliver: (topic: string, message: string) => void,
-  ) {
+  constructor(client: pg.PoolClient, manager: DataSource['manager'], deliver: Deliver) {
     super(client, manager);
+    this.effects = new Effects(deliver);
   }
 
   afterCommit(effect: () => void): void {
-    this.effects.push(effect);
-  }
-
-  async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
-    const [effects, announcements] = [this.effects.length, this.announcements.length];
-    await this.run('SAVEPOINT part');
-    const [outcome] = await Promise.allSettled([part()]);
-    if (outcome.status === 'rejected') {
-      // Two that got into each other's way: the part is not at fault, and the unit is run again as a whole.
-      if (mayRunAgain(outcome.reason)) throw outcome.reason;
-      this.effects.length = effects;
-      this.announcements.length = announcements;
-      await this.run('ROLLBACK TO part');
-    }
-    await this.run('RELEASE part');
-    return outcome;
+    this.effects.add(effect);
   }
 
   announce(topic: string, message: string): void {
-    this.announcements.push([topic, message]);
-    this.effects.push(() => this.deliver(topic, message));
+    this.effects.add([topic, message]);
   }
 
-  /** Does what was to be done after the commit: all of it, whatever some of it throws. */
-  takeEffect(): void {
-    const failures: unknown[] = [];
-    for (const effect of this.effects) {
-      try {
-        effect();
-      } catch (error) {
-        failures.push(error);
-      }
-    }
-    if (failures.length > 0) throw failures[0];
+  /** Where two got into each other's way the part is not at fault: the unit is run again as a whole. */
+  attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
+    return this.effects.attempt(this, part, mayRunAgain);
   }
 }
 

@@ -41,6 +41,9 @@ export function poolOptions(target: PostgresTarget, poolSize: number): DataSourc
   };
 }
 
+/** The database's present instant, in milliseconds since the Unix epoch. */
+export const NOW = '(extract(epoch FROM clock_timestamp()) * 1000)::bigint';
+
 /** What statements can be sent to: the pool, or one connection of it. */
 export type Queryable = Pick<pg.ClientBase, 'query'>;
 

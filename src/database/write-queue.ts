@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { QueryRunner } from 'typeorm';
 import { fail } from '../errors';
 import type { Dialect } from './dialect';
+import { type Deliver, Effects } from './effects';
 import { SqliteStatements, type Transaction } from './statements';
 
 /** How many units one commit takes at the most, and for how long it goes on taking them. */
@@ -20,38 +21,24 @@ interface Unit {
   reject: (error: unknown) => void;
 }
 
-/** Tells who listens what a unit announced. */
-export type Deliver = (topic: string, message: string) => void;
-
 class UnitOfWork extends SqliteStatements implements Transaction {
-  readonly effects: (() => void)[] = [];
+  readonly effects: Effects;
 
-  constructor(
-    runner: QueryRunner,
-    dialect: Dialect,
-    private readonly deliver: Deliver,
-  ) {
+  constructor(runner: QueryRunner, dialect: Dialect, deliver: Deliver) {
     super(runner, dialect);
-  }
-
-  announce(topic: string, message: string): void {
-    this.effects.push(() => this.deliver(topic, message));
+    this.effects = new Effects(deliver);
   }
 
   afterCommit(effect: () => void): void {
-    this.effects.push(effect);
+    this.effects.add(effect);
   }
 
-  async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
-    const effects = this.effects.length;
-    await this.runner.query('SAVEPOINT part');
-    const [outcome] = await Promise.allSettled([part()]);
-    if (outcome.status === 'rejected') {
-      this.effects.length = effects;
-      await this.runner.query('ROLLBACK TO part');
-    }
-    await this.runner.query('RELEASE part');
-    return outcome;
+  announce(topic: string, message: string): void {
+    this.effects.add([topic, message]);
+  }
+
+  attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
+    return this.effects.attempt(this, part);
   }
 }
 
@@ -163,15 +150,11 @@ export class WriteQueue {
 }
 
 /** Does a stored unit's effects and answers its caller. An effect that throws keeps nobody else from being answered. */
-function answerStored(unit: Unit, value: unknown, effects: readonly (() => void)[]): void {
-  const failures: unknown[] = [];
-  for (const effect of effects) {
-    try {
-      effect();
-    } catch (error) {
-      failures.push(error);
-    }
+function answerStored(unit: Unit, value: unknown, effects: Effects): void {
+  try {
+    effects.take();
+    unit.resolve(value);
+  } catch (error) {
+    unit.reject(error);
   }
-  if (failures.length > 0) unit.reject(failures[0]);
-  else unit.resolve(value);
 }

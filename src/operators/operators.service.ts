@@ -1,15 +1,15 @@
 import { Inject, Injectable, Logger, type OnModuleInit } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
 import { Clock, toTimestamp } from '../clock';
 import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import { writePrivately } from '../database/private-file';
+import { RowCache } from '../database/row-cache';
 import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
-import { fileBesideDatabase, SETTINGS, type Settings } from '../settings';
+import { adminTokenFile, SETTINGS, type Settings } from '../settings';
 import { AuditLog, PROCESS } from './audit-log';
 import type { OperatorTokenEntity } from './operator-token.entity';
 import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenView } from './operators.dto';
@@ -17,9 +17,6 @@ import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenVie
 /** The name of the first admin's token, which comes from the setting or is made at first start. */
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
-
-/** Under what it is announced that a token was withdrawn. */
-const WITHDRAWN = 'operator-tokens';
 
 /** A token's last use is recorded when the one on record is older than this, in milliseconds. */
 const USE_RECORDED_MS = 60_000;
@@ -36,10 +33,8 @@ const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
 @Injectable()
 export class OperatorsService implements OnModuleInit {
   private readonly logger = new Logger('Operators');
-  /** By hash. Emptied whenever a token is withdrawn. */
-  private readonly cache = new LRUCache<string, Known>({ max: CACHED_TOKENS });
-  /** Counts the withdrawals, so that a row read before one is not cached after it. */
-  private withdrawals = 0;
+  /** By hash. */
+  private readonly tokens: RowCache<Known>;
   private readonly uses: CoalescedWrite<number, undefined>;
   /** The hash of the command line's token; empty where it asked for none. */
   private commandLineHash = '';
@@ -52,8 +47,7 @@ export class OperatorsService implements OnModuleInit {
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    database.onAnnouncement(WITHDRAWN, () => this.forget());
-    database.onGap(() => this.forget());
+    this.tokens = new RowCache(database, 'operator-tokens', CACHED_TOKENS);
     this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
     this.settingHash = settings.adminToken === undefined ? '' : hashToken(settings.adminToken);
   }
@@ -75,7 +69,7 @@ export class OperatorsService implements OnModuleInit {
     });
     if (known) return;
     const token = mintToken('dcpo_');
-    const path = fileBesideDatabase(this.settings.database, 'admin-token');
+    const path = adminTokenFile(this.settings.database);
     // The file first: a token in the database that nobody knows would never be replaced.
     writePrivately(path, `${token}\n`);
     await this.storeBootstrap(hashToken(token), 'file');
@@ -95,10 +89,17 @@ export class OperatorsService implements OnModuleInit {
     // A typo shows by its checksum. The setting's token can be any string, also one that looks like ours.
     if (token.startsWith('dcpo_') && !isWellFormed('dcpo_', token) && !sameHash(this.settingHash, hash))
       throw fail('ERR_UNAUTHORIZED');
-    let known = this.database.hearsOthers ? this.cache.get(hash) : undefined;
+    let known = this.tokens.get(hash);
     if (!known) {
       beforeLookup();
-      known = await this.lookUp(hash);
+      known = await this.tokens.load(hash, (statements) =>
+        statements.first<Known>(
+          `SELECT id, name, role, expires_at, last_used_at FROM operator_tokens
+           WHERE token_hash = $1 AND revoked_at IS NULL`,
+          hash,
+        ),
+      );
+      if (!known) throw fail('ERR_UNAUTHORIZED');
     }
     const now = this.clock.now();
     if (known.expires_at !== null && known.expires_at <= now)
@@ -149,8 +150,7 @@ export class OperatorsService implements OnModuleInit {
         olderThan(query),
         query.limit + 1,
       );
-      const page = pageOf(rows, query.limit, (row) => row.id);
-      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+      return pageOf(rows, query.limit, (row) => row.id, viewOf);
     });
   }
 
@@ -181,27 +181,8 @@ export class OperatorsService implements OnModuleInit {
         subject: `operator-token/${id}`,
         before: { name: token.name, role: token.role },
       });
-      tx.announce(WITHDRAWN, String(id));
+      this.tokens.announceChange(tx, token.token_hash);
     });
-  }
-
-  private forget(): void {
-    this.withdrawals++;
-    this.cache.clear();
-  }
-
-  private async lookUp(hash: string): Promise<Known> {
-    const before = this.withdrawals;
-    const known = await this.database.read((statements) =>
-      statements.first<Known>(
-        `SELECT id, name, role, expires_at, last_used_at FROM operator_tokens
-         WHERE token_hash = $1 AND revoked_at IS NULL`,
-        hash,
-      ),
-    );
-    if (!known) throw fail('ERR_UNAUTHORIZED');
-    if (before === this.withdrawals) this.cache.set(hash, known);
-    return known;
   }
 
   /** Nobody waits for it, and a use that could not be written shows at the next one. */
