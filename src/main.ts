@@ -2,7 +2,7 @@ import { createApp } from './app';
 import { DatabaseError } from './database/database-error';
 import { openDatabase } from './database/open-database';
 import { ExtensionError, loadExtensions } from './extensions';
-import { fileBesideDatabase, readSettings, type Settings, SettingsError } from './settings';
+import { adminTokenFile, readSettings, type Settings, SettingsError } from './settings';
 
 /** The address can't be listened on. */
 class ListenError extends Error {
@@ -88,7 +88,7 @@ export async function serve(settings: Settings): Promise<void> {
 /** For the person who started it; on standard error, so that the log stays one of JSON lines. */
 function whatNext(settings: Settings, listening: string): string {
   const url = listening.replace(/\/\/(0\.0\.0\.0|\[::\])/, '//127.0.0.1');
-  const tokenFile = fileBesideDatabase(settings.database, 'admin-token');
+  const tokenFile = adminTokenFile(settings.database);
   return [
     '',
     `The control plane answers at ${url}`,

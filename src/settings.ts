@@ -331,12 +331,20 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
 }
 
 /** A file beside the database, such as the admin token's: `control-plane.db` gives `control-plane.<suffix>`. */
-export function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
+function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
   if (database.type === 'postgres') return resolve(`control-plane.${suffix}`);
   return database.path === ':memory:'
     ? resolve(`control-plane.memory.${suffix}`)
     : `${database.path.replace(/\.(db|sqlite3?)$/, '')}.${suffix}`;
 }
+
+/** Where the admin's token is left, when the program makes it. */
+export const adminTokenFile = (database: DatabaseTarget): string =>
+  fileBesideDatabase(database, 'admin-token');
+
+/** Where the keys are that sign configuration. */
+export const signingKeysFile = (settings: Pick<Settings, 'database' | 'signingKeyFile'>): string =>
+  settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
 
 /** Whether the database ends with the process. */
 export function isInMemory(database: DatabaseTarget): boolean {

@@ -1,8 +1,7 @@
 import { execFile } from 'node:child_process';
-import { connect } from 'node:net';
 import { promisify } from 'node:util';
 import { gzipSync } from 'node:zlib';
-import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from './harness';
+import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, exchange, TestServer } from './harness';
 
 /** Everything that an agent or operator could store by a bad request. */
 const COUNTS = `SELECT (SELECT count(*) FROM tasks) AS tasks, (SELECT count(*) FROM leases) AS leases,
@@ -417,15 +416,7 @@ describe('bad input', () => {
     ['headers without end', `GET /healthz HTTP/1.1\r\nHost: a\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`, 431],
     ['a length that lies', 'POST /register HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n', 400],
   ])('answers %s in the envelope too', async (_what, text, status) => {
-    const { hostname, port } = new URL(server.url);
-    const answer = await new Promise<string>((resolve, reject) => {
-      const socket = connect(Number(port), hostname, () => socket.write(text));
-      let received = '';
-      socket.on('data', (chunk) => {
-        received += chunk;
-      });
-      socket.on('end', () => resolve(received)).on('error', reject);
-    });
+    const answer = await exchange(server.url, text);
     expect(answer).toMatch(new RegExp(`^HTTP/1\\.1 ${status} `));
     const body = answer.slice(answer.indexOf('{'), answer.lastIndexOf('}') + 1);
     expect(JSON.parse(body)).toMatchObject({ error: 'ERR_VALIDATION', retryable: false });

@@ -1,5 +1,4 @@
-import { connect } from 'node:net';
-import { credentialsOf, TestServer } from './harness';
+import { credentialsOf, exchange, TestServer } from './harness';
 
 const API = {
   'content-security-policy': "default-src 'none';frame-ancestors 'none'",
@@ -74,15 +73,7 @@ describe('the headers of an answer', () => {
     ['an expectation that nobody meets', 'GET /healthz HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\n\r\n', 417],
     ['headers without end', `GET /healthz HTTP/1.1\r\nHost: a\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`, 431],
   ])('are the same where the request is %s', async (_what, text, status) => {
-    const { hostname, port } = new URL(server.url);
-    const answer = await new Promise<string>((resolve, reject) => {
-      const socket = connect(Number(port), hostname, () => socket.write(text));
-      let received = '';
-      socket.on('data', (chunk) => {
-        received += chunk;
-      });
-      socket.on('end', () => resolve(received)).on('error', reject);
-    });
+    const answer = await exchange(server.url, text);
     const [line, ...rest] = answer.slice(0, answer.indexOf('\r\n\r\n')).split('\r\n');
     expect(line).toContain(` ${status} `);
     const headers = Object.fromEntries(

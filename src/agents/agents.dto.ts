@@ -1,19 +1,11 @@
-import { applyDecorators } from '@nestjs/common';
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
-import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength, MinLength } from 'class-validator';
+import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
+import { IsLine, OptionalIdInQuery } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
-import { IsId, parseId } from '../http/validation';
+import { IsId } from '../http/validation';
 import { CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
 import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
-
-const IsHostname = (): PropertyDecorator =>
-  applyDecorators(
-    IsString(),
-    MinLength(1),
-    MaxLength(255),
-    Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' }),
-  );
 
 /** Who wants to become an agent. */
 export class RegisterRequest {
@@ -27,7 +19,7 @@ export class RegisterRequest {
     example: 'probe-fra-1',
   })
   @IsOptional()
-  @IsHostname()
+  @IsLine(255)
   hostname?: string | null;
 
   /** In place of the header `X-Enrollment-Token`. */
@@ -152,9 +144,7 @@ export class AgentsQuery extends PageQuery {
     minimum: 1,
     example: 1,
   })
-  @Transform(({ value }) => (typeof value === 'string' ? (parseId(value) ?? value) : value))
-  @IsOptional()
-  @IsId()
+  @OptionalIdInQuery()
   enrollment_token_id?: number;
 }
 
@@ -170,7 +160,7 @@ export class CreateAgentRequest {
     example: 'probe-ams-1',
   })
   @IsOptional()
-  @IsHostname()
+  @IsLine(255)
   hostname?: string | null;
 
   @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })

@@ -1,20 +1,17 @@
 import { ApiProperty } from '@nestjs/swagger';
-import { IsInt, IsOptional, IsString, Matches, Max, MaxLength, Min, MinLength } from 'class-validator';
+import { IsOptional } from 'class-validator';
+import { IsLine, OptionalInteger } from '../http/fields';
 import { PageEnd } from '../http/pagination';
+import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
 import { IsLabels, LABELS_SCHEMA, type Labels } from './labels';
 
-/** A token may be good for ten years at the most. */
-const MAX_LIFETIME_S = 3_650 * 86_400;
 const MAX_USES = 1_000_000_000;
 
 /** Which agents a token is for. */
 export class CreateEnrollmentTokenRequest {
   /** What it is for, for lists and the audit log. */
   @ApiProperty({ minLength: 1, maxLength: 100, example: 'probes in Frankfurt' })
-  @IsString()
-  @MinLength(1)
-  @MaxLength(100)
-  @Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' })
+  @IsLine(100)
   name!: string;
 
   /** Given to every agent that it enrolls. */
@@ -24,33 +21,11 @@ export class CreateEnrollmentTokenRequest {
   labels?: Labels | null;
 
   /** How many agents it can enroll; any number where it is left out. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: 'integer',
-    minimum: 1,
-    maximum: MAX_USES,
-    example: 100,
-  })
-  @IsOptional()
-  @IsInt()
-  @Min(1)
-  @Max(MAX_USES)
+  @OptionalInteger({ minimum: 1, maximum: MAX_USES, example: 100 })
   max_uses?: number | null;
 
   /** For how many seconds it is good; for ever where it is left out. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: 'integer',
-    minimum: 1,
-    maximum: MAX_LIFETIME_S,
-    example: 86_400,
-  })
-  @IsOptional()
-  @IsInt()
-  @Min(1)
-  @Max(MAX_LIFETIME_S)
+  @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 86_400 })
   expires_in?: number | null;
 }
 

@@ -132,8 +132,7 @@ export class EnrollmentService {
         olderThan(query),
         query.limit + 1,
       );
-      const page = pageOf(rows, query.limit, (row) => row.id);
-      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+      return pageOf(rows, query.limit, (row) => row.id, viewOf);
     });
   }
 

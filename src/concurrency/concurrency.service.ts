@@ -282,8 +282,7 @@ export class ConcurrencyService {
       if (query.scope) builder.andWhere('w.scope = :scope', { scope: query.scope });
       if (query.kind) builder.andWhere('w.kind = :kind', { kind: query.kind });
       if (query.target) builder.andWhere('w.target = :target', { target: query.target });
-      const page = pageOf(await builder.getMany(), limit, (row) => row.id);
-      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+      return pageOf(await builder.getMany(), limit, (row) => row.id, viewOf);
     });
   }
 

@@ -1,5 +1,6 @@
 import { ApiProperty } from '@nestjs/swagger';
-import { IsInt, IsObject, IsOptional, Max, Min } from 'class-validator';
+import { IsObject } from 'class-validator';
+import { OptionalInteger } from '../http/fields';
 import { PageEnd } from '../http/pagination';
 
 /** How long a bundle may be good for, in seconds, and is where the publisher does not say. */
@@ -68,19 +69,12 @@ export class VerifyingKeys {
 /** How long a bundle that is published is good for. */
 export class RollbackRequest {
   /** For how many seconds agents may use it: a minute to five years, 30 days where nothing is said. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: 'integer',
+  @OptionalInteger({
     minimum: MIN_LIFETIME_S,
     maximum: MAX_LIFETIME_S,
     default: DEFAULT_LIFETIME_S,
     example: DEFAULT_LIFETIME_S,
   })
-  @IsOptional()
-  @IsInt()
-  @Min(MIN_LIFETIME_S)
-  @Max(MAX_LIFETIME_S)
   expires_in?: number | null;
 }
 

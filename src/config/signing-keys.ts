@@ -3,7 +3,7 @@ import { closeSync, fsyncSync, openSync, readFileSync, writeFileSync } from 'nod
 import { dirname } from 'node:path';
 import { Logger } from '@nestjs/common';
 import { CompactSign, calculateJwkThumbprint, exportJWK, type JWK } from 'jose';
-import { fileBesideDatabase, isInMemory, type Settings, SettingsError } from '../settings';
+import { isInMemory, type Settings, SettingsError, signingKeysFile } from '../settings';
 
 const ALGORITHM = 'EdDSA';
 
@@ -33,7 +33,7 @@ export class SigningKeys {
   static async load(settings: Pick<Settings, 'database' | 'signingKeyFile'>): Promise<SigningKeys> {
     if (settings.signingKeyFile === undefined && isInMemory(settings.database))
       return SigningKeys.of([generateKeyPairSync('ed25519').privateKey]);
-    const file = settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
+    const file = signingKeysFile(settings);
     // A path that was set from outside is not repeated; one that was derived would otherwise have to be guessed.
     const name =
       settings.signingKeyFile === undefined

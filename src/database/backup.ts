@@ -1,7 +1,7 @@
 import { closeSync, existsSync, fsyncSync, openSync, rmSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import Sqlite from 'better-sqlite3';
-import { fileBesideDatabase, type SqliteTarget } from '../settings';
+import { adminTokenFile, type SqliteTarget, signingKeysFile } from '../settings';
 import { DatabaseError } from './database-error';
 import { identities, quoted } from './postgres';
 import { putInPlace } from './private-file';
@@ -107,7 +107,7 @@ function finish(path: string): void {
 /** Whether the database or its secrets would be lost by a backup of this name. */
 function isPartOf(target: SqliteTarget, file: string): boolean {
   const { path } = target;
-  const secrets = ['admin-token', 'signing-key.pem'].map((suffix) => fileBesideDatabase(target, suffix));
+  const secrets = [adminTokenFile(target), signingKeysFile({ database: target, signingKeyFile: undefined })];
   if (
     ['', '-wal', '-shm', '-lock']
       .map((suffix) => path + suffix)

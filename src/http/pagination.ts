@@ -62,11 +62,31 @@ export function olderThan(query: Pick<PageQuery, 'cursor'>): number {
  * Makes a page of rows that were selected newest first.
  * @param rows one more than `limit` where there is a next page
  * @param cursorOf what the next page must be below, given this page's last row: its id, where that is the order
+ * @param viewOf what is shown of a row; the row itself, where it is left out
  */
-export function pageOf<T>(rows: readonly T[], limit: number, cursorOf: (row: T) => number | string): Page<T> {
-  const items = rows.slice(0, limit);
-  const last = items.at(-1);
-  return { items, next_cursor: rows.length > limit && last !== undefined ? String(cursorOf(last)) : null };
+export function pageOf<Row>(
+  rows: readonly Row[],
+  limit: number,
+  cursorOf: (row: Row) => number | string,
+): Page<Row>;
+export function pageOf<Row, View>(
+  rows: readonly Row[],
+  limit: number,
+  cursorOf: (row: Row) => number | string,
+  viewOf: (row: Row) => View,
+): Page<View>;
+export function pageOf<Row>(
+  rows: readonly Row[],
+  limit: number,
+  cursorOf: (row: Row) => number | string,
+  viewOf: (row: Row) => unknown = (row) => row,
+): Page<unknown> {
+  const shown = rows.slice(0, limit);
+  const last = shown.at(-1);
+  return {
+    items: shown.map(viewOf),
+    next_cursor: rows.length > limit && last !== undefined ? String(cursorOf(last)) : null,
+  };
 }
 
 /** How many of the rows make a page that is not too large; at least one, at the most `limit`. */

@@ -101,8 +101,7 @@ export class TasksService {
   /** Lists tasks, newest first. */
   list(query: TasksQuery): Promise<Page<TaskView>> {
     return this.database.read(async (statements) => {
-      const page = pageOf(await this.selectPage(statements, query), query.limit, (row) => row.id);
-      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+      return pageOf(await this.selectPage(statements, query), query.limit, (row) => row.id, viewOf);
     });
   }
 

@@ -90,8 +90,7 @@ export class AuditLog {
         instant(query.until),
         query.limit + 1,
       );
-      const page = pageOf(rows, query.limit, (row) => row.id);
-      return { items: page.items.map(viewOf), next_cursor: page.next_cursor };
+      return pageOf(rows, query.limit, (row) => row.id, viewOf);
     });
   }
 

@@ -1,22 +1,16 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
-import { Transform } from 'class-transformer';
-import { IsIn, IsInt, IsOptional, IsString, Matches, Max, MaxLength, Min, MinLength } from 'class-validator';
+import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
 import { ROLES, type Role } from '../http/decorators';
+import { IsLine, OptionalIdInQuery, OptionalInteger } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
-import { IsId, parseId } from '../http/validation';
-
-/** A token may be good for ten years at the most. */
-const MAX_LIFETIME_S = 3_650 * 86_400;
+import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
 
 /** Whom to give a token, and what it may do. */
 export class CreateOperatorTokenRequest {
   /** Whose it is, for lists, logs and the audit log. */
   @ApiProperty({ minLength: 1, maxLength: 100, example: 'alice' })
-  @IsString()
-  @MinLength(1)
-  @MaxLength(100)
-  @Matches(/^\P{Cc}*$/u, { message: 'must not hold control characters' })
+  @IsLine(100)
   name!: string;
 
   /** Each role includes the ones before it. */
@@ -25,18 +19,7 @@ export class CreateOperatorTokenRequest {
   role!: Role;
 
   /** For how many seconds it is good; for ever where it is left out. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: 'integer',
-    minimum: 1,
-    maximum: MAX_LIFETIME_S,
-    example: 7_776_000,
-  })
-  @IsOptional()
-  @IsInt()
-  @Min(1)
-  @Max(MAX_LIFETIME_S)
+  @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 7_776_000 })
   expires_in?: number | null;
 }
 
@@ -104,9 +87,7 @@ export class AuditQuery extends PageQuery {
     minimum: 1,
     example: 2,
   })
-  @Transform(({ value }) => (typeof value === 'string' ? (parseId(value) ?? value) : value))
-  @IsOptional()
-  @IsId()
+  @OptionalIdInQuery()
   operator_token_id?: number;
 
   @ApiPropertyOptional({ description: 'Not before this instant.', example: '2026-01-01T00:00:00Z' })

@@ -80,8 +80,7 @@ export class DomainsService {
         before,
         query.limit + 1,
       );
-      const page = pageOf(rows, query.limit, (row) => row.lease_id);
-      return { ...page, items: page.items.map(viewOf) };
+      return pageOf(rows, query.limit, (row) => row.lease_id, viewOf);
     });
   }
 
