@@ -50,6 +50,14 @@ onShared('replicas on one database', () => {
     expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
   });
 
+  it('refuse an admin’s token that another started without', async () => {
+    const read = () => first.operator('GET', '/v1/tasks');
+    expect((await read()).status).toBe(200);
+    await second.stop({ keep: true });
+    second = await TestServer.start({ ADMIN_TOKEN: 'another-token-of-the-admin' }, { folder: first.folder });
+    expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+  });
+
   it('wake a claim that waits at another', async () => {
     const agent = await first.register();
     const claim = second.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });

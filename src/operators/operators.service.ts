@@ -176,13 +176,22 @@ export class OperatorsService implements OnModuleInit {
       await this.requireAnotherAdmin(tx, id);
       const now = this.clock.now();
       await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, now);
-      await this.audit.record(tx, by, {
-        action: 'operator-token.withdraw',
-        subject: `operator-token/${id}`,
-        before: { name: token.name, role: token.role },
-      });
-      this.tokens.announceChange(tx, token.token_hash);
+      await this.recordWithdrawal(tx, by, token);
     });
+  }
+
+  /** Writes down that a token is out, and has every replica forget it. */
+  private async recordWithdrawal(
+    tx: Transaction,
+    by: OperatorIdentity,
+    { id, name, role, token_hash: hash }: OperatorTokenEntity,
+  ): Promise<void> {
+    await this.audit.record(tx, by, {
+      action: 'operator-token.withdraw',
+      subject: `operator-token/${id}`,
+      before: { name, role },
+    });
+    this.tokens.announceChange(tx, hash);
   }
 
   /** Nobody waits for it, and a use that could not be written shows at the next one. */
@@ -252,17 +261,12 @@ export class OperatorsService implements OnModuleInit {
 
   /** Takes out what an origin gave before, but the token of this hash. */
   private async removeBootstrap(tx: Transaction, origin: 'setting' | 'file', hash: string): Promise<void> {
-    const gone = await tx.rows<Pick<OperatorTokenEntity, 'id' | 'name' | 'role'>>(
-      'DELETE FROM operator_tokens WHERE origin = $1 AND token_hash <> $2 RETURNING id, name, role',
+    const gone = await tx.rows<OperatorTokenEntity>(
+      'DELETE FROM operator_tokens WHERE origin = $1 AND token_hash <> $2 RETURNING *',
       origin,
       hash,
     );
-    for (const { id, name, role } of gone)
-      await this.audit.record(tx, PROCESS, {
-        action: 'operator-token.withdraw',
-        subject: `operator-token/${id}`,
-        before: { name, role },
-      });
+    for (const token of gone) await this.recordWithdrawal(tx, PROCESS, token);
   }
 }
 
