@@ -47,8 +47,8 @@ const postgres = {
   testPathIgnorePatterns: files(SQLITE_ONLY),
   // Read by test/harness.ts. The server is an embedded one, or that of CONTROL_PLANE_TEST_POSTGRES_URL.
   globals: { testDatabase: 'postgres' },
-  globalSetup: '<rootDir>/test/postgres/setup.mjs',
-  globalTeardown: '<rootDir>/test/postgres/teardown.mjs',
+  globalSetup: '<rootDir>/test/postgres-setup.mjs',
+  globalTeardown: '<rootDir>/test/postgres-teardown.mjs',
 };
 
 /** @type {import('jest').Config} */

@@ -1,10 +1,25 @@
-// Measures the built server and prints one table: npm run bench [-- --quick] [phase ...]. Every figure stands beside a baseline of
-// the same run, for the machine's own speed changes from one minute to the next. What is measured: docs/benchmarks.md.
+// Measures the built server and prints one table: npm run bench [-- --quick] [--database postgres] [phase ...]. Every figure
+// stands beside a baseline of the same run, for the machine's own speed changes from one minute to the next. What is
+// measured: docs/benchmarks.md.
 import { cpus } from 'node:os';
+import { parseArgs } from 'node:util';
 import autocannon from 'autocannon';
-import { ADMIN_TOKEN, startBare, startServer } from './processes.mjs';
+import {
+  ADMIN_TOKEN,
+  startBare,
+  startReplicas,
+  startServer,
+  stopDatabase,
+  usePostgres,
+} from './processes.mjs';
 
-const QUICK = process.argv.includes('--quick');
+const { values: OPTIONS, positionals: ASKED } = parseArgs({
+  options: { quick: { type: 'boolean' }, database: { type: 'string', default: 'sqlite' } },
+  allowPositionals: true,
+});
+const QUICK = OPTIONS.quick;
+const POSTGRES = OPTIONS.database === 'postgres';
+if (!POSTGRES && OPTIONS.database !== 'sqlite') throw new Error('--database: sqlite or postgres');
 const CONNECTIONS = 64;
 const SIZES = QUICK
   ? { rounds: 2, seconds: 2, agents: 1_000, worked: 20_000, deep: 100_000, claims: 150, fleet: 2_000 }
@@ -13,7 +28,8 @@ const SHALLOW = 1_000;
 const ENQUEUED_AT_ONCE = 10_000;
 const CLAIMED_AT_ONCE = 256;
 const WORKERS = 4;
-const TIME_LIMIT_MS = 5 * 60_000;
+const REPLICAS = 3;
+const TIME_LIMIT_MS = 10 * 60_000;
 
 const median = (values) => percentile(values, 50);
 
@@ -124,10 +140,11 @@ async function heartbeats() {
   });
 }
 
-/** Claims and reports until so many tasks are done. */
-async function work(server, agents, count) {
+/** Claims and reports until so many tasks are done, each agent at one of the servers. */
+async function work(servers, agents, count) {
   let done = 0;
-  await each(agents, agents.length, async ({ id, headers }) => {
+  await each(agents.entries(), agents.length, async ([i, { id, headers }]) => {
+    const server = servers[i % servers.length];
     while (done < count) {
       const claim = { agent_id: id, capacities: { dns: CLAIMED_AT_ONCE } };
       const { leases } = await server.post('/claim', claim, headers);
@@ -160,7 +177,7 @@ async function claimsAndReports() {
     for (const [name, target] of Object.entries({ bare, server })) {
       let done = 0;
       const seconds = await secondsOf(async () => {
-        done = await work(target, agents, share);
+        done = await work([target], agents, share);
       });
       // The first round is for warming up.
       if (i > 0) rates[name].push(done / seconds);
@@ -173,9 +190,35 @@ async function claimsAndReports() {
       median(rates.server),
       'bare Fastify',
       median(rates.bare),
-      '',
+      POSTGRES ? '20,000/s' : '',
     ),
   ];
+}
+
+/** The same through one replica and through several, in turns, each on a database of their own. */
+async function replicas() {
+  if (!POSTGRES) return [];
+  const share = SIZES.worked / (SIZES.rounds + 1);
+  const groups = [];
+  for (const count of [1, REPLICAS]) {
+    const servers = await startReplicas(`replicas_${count}`, count);
+    const agents = await register(servers[0], REPLICAS * 2);
+    await enqueue(servers[0], SIZES.worked + SIZES.rounds * agents.length * CLAIMED_AT_ONCE);
+    groups.push({ servers, agents, rates: [] });
+  }
+  for (let i = 0; i <= SIZES.rounds; i++) {
+    for (const { servers, agents, rates } of groups) {
+      let done = 0;
+      const seconds = await secondsOf(async () => {
+        done = await work(servers, agents, share);
+      });
+      // The first round is for warming up.
+      if (i > 0) rates.push(done / seconds);
+    }
+  }
+  await Promise.all(groups.flatMap(({ servers }) => servers.map((server) => server.stop())));
+  const [one, several] = groups.map(({ rates }) => median(rates));
+  return [row(`tasks/s claimed and reported, ${REPLICAS} replicas`, several, '1 replica', one, '')];
 }
 
 async function claimsByDepth() {
@@ -239,14 +282,14 @@ function row(name, ours, baseline, theirs, aim) {
   return [name, figure(ours), baseline, figure(theirs), (ours / theirs).toFixed(2), aim];
 }
 
-const PHASES = [heartbeats, claimsAndReports, claimsByDepth, memory];
-const ASKED = process.argv.slice(2).filter((arg) => !arg.startsWith('--'));
+const PHASES = [heartbeats, claimsAndReports, replicas, claimsByDepth, memory];
 
 const overdue = setTimeout(() => {
   console.error(`The bench did not end within ${TIME_LIMIT_MS / 60_000} minutes.`);
   process.exit(1);
 }, TIME_LIMIT_MS);
 try {
+  if (POSTGRES) await usePostgres();
   const rows = [];
   for (const phase of PHASES.filter(({ name }) => ASKED.length === 0 || ASKED.includes(name))) {
     console.error(`${phase.name} ...`);
@@ -257,7 +300,9 @@ try {
     ['---', '--:', '---', '--:', '--:', '---'],
     ...rows,
   ];
-  console.log(`${cpus().length} × ${cpus()[0]?.model.trim()}, Node ${process.versions.node}\n`);
+  console.log(
+    `${cpus().length} × ${cpus()[0]?.model.trim()}, Node ${process.versions.node}, ${OPTIONS.database}\n`,
+  );
   for (const cells of lines) console.log(`| ${cells.join(' | ')} |`);
   process.exitCode = 0;
 } catch (error) {
@@ -265,5 +310,6 @@ try {
   process.exitCode = 1;
 } finally {
   clearTimeout(overdue);
+  await stopDatabase();
 }
 process.exit();

@@ -6,6 +6,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { createDatabase, startPostgres } from '../scripts/postgres.mjs';
 
 const HOST = '127.0.0.1';
 const START_MS = 20_000;
@@ -24,14 +25,44 @@ process.on('exit', () => {
 });
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
 
+/** Has the servers that are started from now on keep their data in PostgreSQL; it ends with {@link stopDatabase}. */
+export async function usePostgres() {
+  postgres = await startPostgres('bench');
+}
+
+let postgres;
+
+export async function stopDatabase() {
+  await postgres?.stop();
+}
+
+/** Makes an empty database. @returns its address */
+async function newDatabase(name) {
+  return postgres
+    ? createDatabase(postgres.url, postgres.prefix + name)
+    : `sqlite://${join(folder, `${name}.db`)}`;
+}
+
 /** Starts the built server on an empty database. Its quotas are enforced and so high that none is met. */
-export function startServer(name) {
+export async function startServer(name) {
+  const [server] = await startReplicas(name, 1);
+  return server;
+}
+
+/** Starts servers on one empty database. */
+export async function startReplicas(name, count) {
+  const database = await newDatabase(name);
+  return Promise.all(Array.from({ length: count }, () => startOn(database)));
+}
+
+function startOn(database) {
   return start(
     '../dist/main.js',
     () => [],
     (port) => ({
       CONTROL_PLANE_BIND: `${HOST}:${port}`,
-      CONTROL_PLANE_DATABASE_URL: `sqlite://${join(folder, `${name}.db`)}`,
+      CONTROL_PLANE_DATABASE_URL: database,
+      CONTROL_PLANE_SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
       CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
       CONTROL_PLANE_LOG_LEVEL: 'info',
       CONTROL_PLANE_QUOTA_REGISTER: 'off',

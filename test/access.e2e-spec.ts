@@ -276,7 +276,7 @@ describe('POST /register in open mode', () => {
     await start();
     const agent = await server.register('a');
     const other = await server.register('b');
-    server.pass(clock, 10_500);
+    await server.pass(clock, 10_500);
     for (const headers of [
       {},
       credentialsOf(other),
@@ -295,9 +295,9 @@ describe('POST /register in open mode', () => {
   it('hands the hostname over once the agent has missed its heartbeat, and the old token is void', async () => {
     await start();
     const agent = await server.register('a');
-    server.pass(clock, 44_999);
+    await server.pass(clock, 44_999);
     expect((await register({ hostname: 'a' })).headers.get('retry-after')).toBe('1');
-    server.pass(clock, 1);
+    await server.pass(clock, 1);
     const { status, body } = await register({ hostname: 'a' });
     expect([status, body.agent_id]).toEqual([200, agent.agent_id]);
     expect((await heartbeat(agent)).body).toEqual(UNAUTHORIZED);
@@ -396,7 +396,7 @@ describe("a registration's quota", () => {
   it('is not used up by others who fail, so nobody can lock a host out', async () => {
     await start({ QUOTA_REGISTER: 'default' });
     const agent = await server.register('a');
-    server.pass(clock, 600_000);
+    await server.pass(clock, 600_000);
     await heartbeat(agent);
     for (let i = 0; i < 5; i++) {
       const answer = await register({ hostname: 'a' });

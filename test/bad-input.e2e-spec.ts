@@ -7,7 +7,7 @@ import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, exchange, TestSe
 const COUNTS = `SELECT (SELECT count(*) FROM tasks) AS tasks, (SELECT count(*) FROM leases) AS leases,
   (SELECT count(*) FROM results) AS results, (SELECT count(*) FROM agents) AS agents,
   (SELECT count(*) FROM agent_metrics) AS metrics, (SELECT count(*) FROM idempotency_keys) AS keys,
-  (SELECT group_concat(state) FROM tasks) AS states`;
+  (SELECT string_agg(state, ' ' ORDER BY id) FROM tasks) AS states`;
 
 describe('bad input', () => {
   let server: TestServer;

@@ -235,23 +235,44 @@ describe('the signing key', () => {
     expect(readFileSync(file, 'utf8')).toBe(pem);
   });
 
-  test('that was replaced signs the bundle in force anew, under the next seq and with the same end', async () => {
-    await publish({ version: 1 }, DAY_S);
-    const before = (await fetchConfig()).body;
-    rmSync(join(server.folder, KEY_FILE));
-    clock.advance(HOUR_MS);
-    await restart();
-    const after = (await fetchConfig()).body;
-    expect(after).toMatchObject({
-      seq: before.seq + 1,
-      expires_at: before.expires_at,
-      config: before.config,
-    });
-    expect(await isGenuine(after)).toBe(true);
-    expect((await server.operator('GET', '/v1/audit?action=config.sign-anew')).body.items).toMatchObject([
-      { subject: `config/${after.revision}`, operator_token_id: null, after: { from: before.revision } },
-    ]);
-  });
+  (onPostgres ? test : test.skip)(
+    'that was replaced keeps a replica from starting, for others have it',
+    async () => {
+      await publish({ version: 1 });
+      const { folder } = server;
+      const file = join(folder, KEY_FILE);
+      const pem = readFileSync(file, 'utf8');
+      await server.stop({ keep: true });
+      rmSync(file);
+      const error = await failureOf(TestServer.start({}, { clock, folder }));
+      expect(error).toBeInstanceOf(SettingsError);
+      expect(error.message).toContain('CONTROL_PLANE_SIGNING_KEY_FILE lacks the key');
+      writeFileSync(file, pem);
+      server = await TestServer.start({}, { clock, folder });
+      expect((await server.operator('GET', '/v1/audit?action=config.sign-anew')).body.items).toEqual([]);
+    },
+  );
+
+  (onPostgres ? test.skip : test)(
+    'that was replaced signs the bundle in force anew, under the next seq and with the same end',
+    async () => {
+      await publish({ version: 1 }, DAY_S);
+      const before = (await fetchConfig()).body;
+      rmSync(join(server.folder, KEY_FILE));
+      clock.advance(HOUR_MS);
+      await restart();
+      const after = (await fetchConfig()).body;
+      expect(after).toMatchObject({
+        seq: before.seq + 1,
+        expires_at: before.expires_at,
+        config: before.config,
+      });
+      expect(await isGenuine(after)).toBe(true);
+      expect((await server.operator('GET', '/v1/audit?action=config.sign-anew')).body.items).toMatchObject([
+        { subject: `config/${after.revision}`, operator_token_id: null, after: { from: before.revision } },
+      ]);
+    },
+  );
 
   const pemOf = () =>
     generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;

@@ -297,7 +297,7 @@ describe('a hand-over by an enrollment token', () => {
       enrollment_token_id: second.id,
     });
     // Without a token, what was recorded stays.
-    server.pass(clock, 45_000);
+    await server.pass(clock, 45_000);
     expect((await register('a')).status).toBe(200);
     expect(await agent(id)).toMatchObject({
       labels: { region: 'ams', note: 'moved', site: 'x' },

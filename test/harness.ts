@@ -1,14 +1,14 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
-import pg from 'pg';
+import { join } from 'node:path';
 import type { Logger } from 'pino';
 import { type ControlPlane, createApp } from '../src/app';
 import { Clock } from '../src/clock';
 import type { OperatorIdentity } from '../src/http/decorators';
 import { Continuity } from '../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../src/settings';
+import { PostgresDatabases } from './postgres-databases';
 
 /** The operator's token that every test's server knows. */
 export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
@@ -54,31 +54,12 @@ export interface Credentials {
 /** Whether the tests run on PostgreSQL; jest's project says so. */
 export const onPostgres = (globalThis as { testDatabase?: string }).testDatabase === 'postgres';
 
-const { CONTROL_PLANE_TEST_POSTGRES_URL: POSTGRES, CONTROL_PLANE_TEST_POSTGRES_TEMPLATE: TEMPLATE } =
-  process.env;
-
-const databaseNameOf = (folder: string) =>
-  basename(folder)
-    .toLowerCase()
-    .replaceAll(/[^a-z0-9]/g, '_');
-
-/** Sends one statement to the server's own database. */
-async function administer(sql: string): Promise<void> {
-  const client = new pg.Client(POSTGRES);
-  await client.connect();
-  await client.query(sql).finally(() => client.end());
-}
+const databases = new PostgresDatabases();
+if (onPostgres) afterAll(() => databases.end());
 
 /** The database that belongs to a folder; on PostgreSQL it is made, migrated, where it is not there yet. */
 export async function databaseIn(folder: string): Promise<string> {
-  if (!onPostgres) return `sqlite://${join(folder, 'test.db')}`;
-  const name = databaseNameOf(folder);
-  await administer(`CREATE DATABASE "${name}" TEMPLATE "${TEMPLATE}" STRATEGY file_copy`).catch((error) => {
-    if (error.code !== '42P04') throw error; // It is there.
-  });
-  const url = new URL(POSTGRES as string);
-  url.pathname = `/${name}`;
-  return url.href;
+  return onPostgres ? databases.take(folder) : `sqlite://${join(folder, 'test.db')}`;
 }
 
 /**
@@ -96,7 +77,7 @@ export function besideDatabase(folder: string): { path: (suffix: string) => stri
 
 /** Takes away a folder and the database that belongs to it. */
 export async function removeDatabaseIn(folder: string): Promise<void> {
-  if (onPostgres) await administer(`DROP DATABASE IF EXISTS "${databaseNameOf(folder)}" WITH (FORCE)`);
+  await databases.giveBack(folder);
   rmSync(folder, { recursive: true, force: true });
 }
 
@@ -180,12 +161,11 @@ export class TestServer {
    * Lets time pass on the test's clock while the service runs: deadlines are missed, but nothing looks like an outage,
    * as it does when the clock jumps by more than 5 s.
    */
-  pass(clock: TestClock, ms: number): void {
-    const continuity = this.app.get(Continuity);
-    continuity.runningSince();
+  async pass(clock: TestClock, ms: number): Promise<void> {
+    await serviceRuns(this.app);
     for (let left = ms; left > 0; left -= 1_000) {
       clock.advance(Math.min(left, 1_000));
-      continuity.runningSince();
+      await serviceRuns(this.app);
     }
   }
 
@@ -295,6 +275,13 @@ export class TestServer {
     await this.plane.stop();
     if (!keep) await removeDatabaseIn(this.folder);
   }
+}
+
+/** Has a server notice that the service runs at this instant, as it does by itself all the time. */
+export async function serviceRuns(app: ControlPlane['app']): Promise<void> {
+  const continuity = app.get(Continuity);
+  await continuity.refresh();
+  continuity.runningSince();
 }
 
 /** Sends text as it is on a connection of its own. @returns all that is answered */

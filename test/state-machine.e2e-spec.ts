@@ -13,9 +13,16 @@ import { LeasesService } from '../src/leases/leases.service';
 import { QueueUpkeep } from '../src/leases/queue-upkeep';
 import type { TaskDetail } from '../src/leases/tasks.dto';
 import { TasksService } from '../src/leases/tasks.service';
-import { Continuity } from '../src/scheduling/continuity';
 import { readSettings } from '../src/settings';
-import { ADMIN_TOKEN, databaseIn, OPERATOR, onPostgres, removeDatabaseIn, TestClock } from './harness';
+import {
+  ADMIN_TOKEN,
+  databaseIn,
+  OPERATOR,
+  onPostgres,
+  removeDatabaseIn,
+  serviceRuns,
+  TestClock,
+} from './harness';
 import {
   type Answer,
   type LeaseRow,
@@ -465,7 +472,7 @@ describe('tasks and leases', () => {
           clock.advance(ms);
           model.advance(ms);
           if (plan.step === 'gap') continue;
-          service(Continuity).runningSince();
+          await serviceRuns(plane.app);
           model.seen();
         }
         continue;

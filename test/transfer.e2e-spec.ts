@@ -9,7 +9,7 @@ import { type Credentials, credentialsOf, dnsTask, TestServer } from './harness'
 // Each command is a process, and each server migrates a database.
 jest.setTimeout(180_000);
 
-const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
+const { CONTROL_PLANE_TEST_POSTGRES_URL: POSTGRES, CONTROL_PLANE_TEST_POSTGRES_PREFIX: PREFIX } = process.env;
 const WHOIS = join(__dirname, '../examples/whois-kind');
 
 const folders: string[] = [];
@@ -33,7 +33,7 @@ async function ask<Row = any>(url: string, sql: string): Promise<Row[]> {
 
 /** The address of a new, empty database. */
 async function newDatabase(): Promise<string> {
-  const name = `transfer_${process.pid}_${databases.length}`;
+  const name = `${PREFIX}transfer_${process.pid}_${databases.length}`;
   databases.push(name);
   await ask(POSTGRES as string, `CREATE DATABASE ${name}`);
   const url = new URL(POSTGRES as string);
@@ -53,7 +53,12 @@ const transfer = (folder: string, to: string, ...args: string[]): Promise<Ended>
 
 const start = (folder: string, database: string, env: Record<string, string> = {}): Promise<TestServer> =>
   TestServer.start(
-    { DATABASE_URL: database, HEARTBEAT_TIMEOUT_MS: '3600000', LEASE_DURATION_MS: '3600000', ...env },
+    {
+      DATABASE_URL: database,
+      // Nothing moves by itself while a test compares.
+      ...{ HEARTBEAT_TIMEOUT_MS: '3600000', LEASE_DURATION_MS: '3600000', RETRY_BACKOFF_MS: '3600000' },
+      ...env,
+    },
     { folder },
   );
 const startOnFile = (folder: string) => start(folder, `sqlite://${fileIn(folder)}`);
@@ -79,7 +84,7 @@ async function rowsIn(url: string): Promise<Record<string, number>> {
   }
   return counts;
 }
-const NO_ROWS = { audit_head: 1, concurrency_windows: 1 };
+const NO_ROWS = { audit_head: 1, concurrency_windows: 1, service_continuity: 1 };
 
 /** A stopped instance with something of everything. */
 interface Instance {
@@ -436,7 +441,9 @@ async function makeInstance(): Promise<Instance> {
       const settled = await restored(target, '--json');
       expect([settled.code, settled.stderr]).toEqual([0, '']);
       const after = JSON.parse(settled.stdout).ids_go_on_after;
-      const server = await start(instance.folder, target);
+      // At once: only one of them publishes the configuration anew.
+      const [server, other] = await Promise.all([0, 1].map(() => start(instance.folder, target)));
+      if (!server || !other) throw new Error('two servers were to start');
       const busy = await restored(target);
       expect([busy.code, busy.stderr]).toEqual([3, expect.stringContaining('stop them all first')]);
       expect(after.tasks).toBeGreaterThan(2 ** 32);
@@ -446,6 +453,10 @@ async function makeInstance(): Promise<Instance> {
       expect(leases[0].lease_id).toBe(after.leases + 1);
       const bundle = (await server.request('GET', '/config', { headers: credentialsOf(one) })).body;
       expect([bundle.seq, bundle.config.n]).toEqual([after.agent_configs + 1, 2]);
+      expect((await other.request('GET', '/config', { headers: credentialsOf(one) })).body).toEqual(bundle);
+      const signed = (await other.operator('GET', '/v1/audit?action=config.sign-anew')).body.items;
+      expect(signed).toHaveLength(1);
+      await other.stop({ keep: true });
       const { items } = (await server.operator('GET', '/v1/audit?action=database.restore')).body;
       expect(items).toMatchObject([{ subject: 'database', after: { ids_go_on_after: after } }]);
       expect((await server.operator('GET', '/v1/audit/verification')).body.intact).toBe(true);
@@ -459,6 +470,23 @@ async function makeInstance(): Promise<Instance> {
       await again.stop({ keep: true });
       const further = JSON.parse((await restored(target, '--json')).stdout).ids_go_on_after;
       expect(further.tasks).toBeGreaterThan(after.tasks + 2 ** 31);
+    });
+
+    it('has the configuration signed anew where the key is lost', async () => {
+      const target = await newDatabase();
+      expect((await transfer(instance.folder, target)).code).toBe(0);
+      const env = { SIGNING_KEY_FILE: join(newFolder(), 'another.pem') };
+      await expect(start(instance.folder, target, env)).rejects.toThrow(
+        /lacks the key .*control-plane restored/,
+      );
+      expect((await restored(target)).code).toBe(0);
+      const server = await start(instance.folder, target, env);
+      const headers = credentialsOf(instance.agents[0] as Credentials);
+      const bundle = (await server.request('GET', '/config', { headers })).body;
+      const { keys } = (await server.request('GET', '/.well-known/jwks.json')).body;
+      const { kid } = JSON.parse(Buffer.from(bundle.signature.split('.')[0], 'base64url').toString());
+      expect([keys.map((key: any) => key.kid), bundle.config.n]).toEqual([[kid], 2]);
+      await server.stop({ keep: true });
     });
   });
 });

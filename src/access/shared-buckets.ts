@@ -66,7 +66,11 @@ const TAKE = `
 @Injectable()
 export class SharedBuckets implements QuotaBuckets {
   /** Buckets that let nobody in, from when until when: nothing but time fills them. */
-  private readonly empty = new LRUCache<string, { since: number; until: number }>({ max: MAX_EMPTY });
+  private readonly empty = new LRUCache<string, { since: number; until: number }>({
+    // By size: a cache with `max` takes the memory for all of them at once.
+    maxSize: MAX_EMPTY,
+    sizeCalculation: () => 1,
+  });
   private readonly asks: OneAtATime<Ask, Verdict>;
 
   constructor(

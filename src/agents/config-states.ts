@@ -17,7 +17,11 @@ export type ConfigReport = Pick<ConfigStateEntity, 'revision' | 'status' | 'mess
 /** Owns agent_config_states: which configuration each agent said last that it uses, or could not. */
 @Injectable()
 export class ConfigStates {
-  private readonly stored = new LRUCache<number, string>({ max: REMEMBERED_AGENTS });
+  private readonly stored = new LRUCache<number, string>({
+    // By size: a cache with `max` takes the memory for all of them at once.
+    maxSize: REMEMBERED_AGENTS,
+    sizeCalculation: () => 1,
+  });
 
   constructor(
     private readonly clock: Clock,

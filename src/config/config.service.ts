@@ -88,12 +88,15 @@ export class ConfigService implements OnModuleInit {
     const row = await this.loadNewest();
     if (!row) return;
     const leftMs = row.expires_at - this.clock.now();
-    const restored = row.seq < (await this.newestSeq());
+    const newestSeq = await this.newestSeq();
+    const restored = row.seq < newestSeq;
     if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
-    if (this.database.isShared) {
+    // Replicas with different keys would sign anew in turns. After a restore all were stopped, and the first one decides.
+    if (this.database.isShared && !restored) {
       throw new SettingsError(
         `CONTROL_PLANE_SIGNING_KEY_FILE lacks the key ${row.kid} of the configuration in force. All replicas need the ` +
-          'same keys; to take one away, publish with another first.',
+          'same keys; to take one away, publish with another first. Where it is lost, stop all replicas and run ' +
+          '"control-plane restored".',
       );
     }
     // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
@@ -103,7 +106,10 @@ export class ConfigService implements OnModuleInit {
       config: row.config,
       lifetimeMs: leftMs,
       from: row.revision,
+      // Of replicas that start at once one publishes.
+      call: this.idempotency.call('configs:sign-anew', String(newestSeq), row.revision),
     });
+    await this.loadNewest();
     this.logger.warn(
       { kid: this.keys.kid, revision },
       restored

@@ -20,7 +20,8 @@ export class RowCache<Row extends object> {
     private readonly topic: string,
     max: number,
   ) {
-    this.rows = new LRUCache({ max });
+    // By size: a cache with `max` takes the memory for all its rows at once.
+    this.rows = new LRUCache({ maxSize: max, sizeCalculation: () => 1 });
     database.onAnnouncement(topic, (key) => {
       this.changes++;
       this.rows.delete(key);

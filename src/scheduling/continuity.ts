@@ -18,6 +18,7 @@ export class Continuity implements OnModuleInit {
   private since: number;
   private lastSeen: number;
   private toldAt = Number.NEGATIVE_INFINITY;
+  private telling: Promise<void> | undefined;
   /** Whether the database could be told: while it can't be, nobody is served. */
   private reachable = true;
 
@@ -56,7 +57,11 @@ export class Continuity implements OnModuleInit {
    */
   async refresh(): Promise<void> {
     if (!this.database.isShared || this.clock.now() - this.toldAt < TOLD_MS) return;
-    await this.tell(this.lastSeen);
+    // Two at once could end in the other order, and set the clock of this replica back.
+    this.telling ??= this.tell(this.lastSeen).finally(() => {
+      this.telling = undefined;
+    });
+    await this.telling;
   }
 
   /** @param lastSeen until when this replica knows the service to have run */

