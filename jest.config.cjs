@@ -40,7 +40,7 @@ const POSTGRES_ONLY = ['replicas', 'shared-database', 'shared-quotas', 'transfer
 
 const files = (names) => names.map((name) => `/test/${name}\\.e2e-spec\\.ts$`);
 
-/** The same tests on PostgreSQL: npm run test:postgres. They take longer than all others, so they run apart. */
+/** The same tests on PostgreSQL. */
 const postgres = {
   ...e2e,
   displayName: 'e2e-postgres',
@@ -64,6 +64,6 @@ module.exports = {
       transform,
     },
     { ...e2e, displayName: 'e2e', testPathIgnorePatterns: files(POSTGRES_ONLY) },
-    ...(process.env.CONTROL_PLANE_TEST_POSTGRES ? [postgres] : []),
+    postgres,
   ],
 };

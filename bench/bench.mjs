@@ -143,7 +143,7 @@ async function heartbeats() {
 /** Claims and reports until so many tasks are done, each agent at one of the servers. */
 async function work(servers, agents, count) {
   let done = 0;
-  await each(agents.entries(), agents.length, async ([i, { id, headers }]) => {
+  await each([...agents.entries()], agents.length, async ([i, { id, headers }]) => {
     const server = servers[i % servers.length];
     while (done < count) {
       const claim = { agent_id: id, capacities: { dns: CLAIMED_AT_ONCE } };

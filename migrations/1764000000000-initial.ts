@@ -225,9 +225,15 @@ export class Initial1764000000000 implements MigrationInterface {
         WHERE scope = 'target' AND waiting > 0`,
       `CREATE INDEX concurrency_windows_expiry ON concurrency_windows (expires_at)`,
     ];
-    // A process that has its database for itself keeps its quotas in memory. Rows change often and never their key: what
-    // each page leaves free takes the new version, and the index stays as it is.
     if (isShared(runner)) {
+      // Rows change often and never what is indexed: what each page leaves free takes the new version, and the indexes
+      // stay as they are.
+      for (const table of ['agent_heartbeats', 'concurrency_windows', 'task_counts'])
+        statements.push(`ALTER TABLE ${table} SET (fillfactor = 50)`);
+      // The front of a queue is where the dead rows are, and each claim walks past them.
+      for (const table of ['tasks', 'leases'])
+        statements.push(`ALTER TABLE ${table} SET (autovacuum_vacuum_scale_factor = 0.02)`);
+      // A process that has its database for itself keeps its quotas in memory.
       statements.push(`CREATE UNLOGGED TABLE quota_buckets (
         key text NOT NULL PRIMARY KEY,
         debt bigint NOT NULL,

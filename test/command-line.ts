@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
-import { ADMIN_TOKEN } from './harness';
+import { ADMIN_TOKEN, CHILD_ENV } from './harness';
 
 /** How a command ended. */
 export interface Ended {
@@ -21,7 +21,7 @@ export function run(
   const child = spawn(process.execPath, [join(__dirname, '../dist/cli.js'), ...args], {
     cwd: options.cwd,
     env: {
-      PATH: process.env.PATH,
+      ...CHILD_ENV,
       ...Object.fromEntries(
         Object.entries(options.env ?? {}).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
       ),

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import Sqlite from 'better-sqlite3';
-import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask } from './harness';
+import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from './harness';
 
 const ROOT = join(__dirname, '..');
 const ROUNDS = 5;
@@ -27,7 +27,7 @@ class ServerProcess {
     const child = spawn(process.execPath, [join(ROOT, 'dist/main.js'), ...args], {
       cwd: folder,
       env: {
-        PATH: process.env.PATH,
+        ...CHILD_ENV,
         CONTROL_PLANE_BIND: '127.0.0.1:0',
         CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
         ...Object.fromEntries(

@@ -11,6 +11,7 @@ import { readSettings } from '../src/settings';
 import {
   ADMIN_TOKEN,
   type Answer,
+  CHILD_ENV,
   type Credentials,
   credentialsOf,
   databaseIn,
@@ -47,7 +48,7 @@ function run(folder: string, file: string, args: string[], env: Record<string, s
   const child = spawn(process.execPath, [resolve(ROOT, file), ...args], {
     cwd: folder,
     env: {
-      PATH: process.env.PATH,
+      ...CHILD_ENV,
       CONTROL_PLANE_BIND: '127.0.0.1:0',
       CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
       CONTROL_PLANE_DATABASE_URL: databases.get(folder),

@@ -1,11 +1,11 @@
 import { Agent, request } from 'node:http';
 import { ERRORS, type ErrorCode } from '../src/errors';
 import { ApiDocument, jsonOf } from './api-document';
-import { ADMIN_TOKEN, type Answer, dnsTask, TestServer } from './harness';
+import { ADMIN_TOKEN, type Answer, dnsTask, onPostgres, TestServer } from './harness';
 import { Chance, type HostileRequest, HostileRequests, THROWAWAY_IDS } from './hostile-requests';
 
 /** `FUZZ_REQUESTS=200000 FUZZ_SEED=1` for more of them, and for the same again. */
-const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? 20_000);
+const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? (onPostgres ? 5_000 : 10_000));
 const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
 const CONNECTIONS = 32;
 /** Refused before there is a route, or by what arrived of the request. */

@@ -13,6 +13,12 @@ import { PostgresDatabases } from './postgres-databases';
 /** The operator's token that every test's server knows. */
 export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
 
+/** The environment of a process that a test starts: no settings, and what was compiled once is not compiled again. */
+export const CHILD_ENV = {
+  PATH: process.env.PATH,
+  NODE_COMPILE_CACHE: join(__dirname, '../.cache/compile'),
+};
+
 /** Who operates in a test that calls the services without HTTP. */
 export const OPERATOR: OperatorIdentity = { tokenId: 1, name: 'test', role: 'admin', address: '127.0.0.1' };
 
@@ -109,7 +115,7 @@ export class TestServer {
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
       // On SQLite it is beside the database by itself.
-      ...(onPostgres ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem') } : {}),
+      ...(onPostgres ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem'), POOL_SIZE: '4' } : {}),
       // A machine that is busy with other tests must not look like a server that is overloaded.
       MAX_EVENT_LOOP_DELAY_MS: '60000',
       ...env,

@@ -346,10 +346,10 @@ test('retention deletes what was received too long ago, whenever it was measured
   await server.database.write((tx) =>
     tx.run(
       `INSERT INTO agent_metrics (agent_id, envelope_hash, measured_at, received_at, counters, gauges)
-       SELECT $1, 'old ' || id, $2, $2, '[]', '[]' FROM ${tx.dialect.ids('$3')} AS ids`,
+       SELECT $1, 'old ' || id, $2, $2, '[]', '[]' FROM ${tx.dialect.rowset('$3', { id: 'integer' })} AS r`,
       agent.agent_id,
       NOW,
-      JSON.stringify(Array.from({ length: 1_200 }, (_, i) => i)),
+      JSON.stringify(Array.from({ length: 1_200 }, (_, id) => ({ id }))),
     ),
   );
   clock.advance(1);

@@ -19,6 +19,10 @@ const SHAPE = `SELECT md5(string_agg(thing, ' ' ORDER BY thing)) AS shape FROM (
 const OTHERS = `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
   WHERE datname = current_database() AND pid <> pg_backend_pid()`;
 
+/** Tables that hold, or held, much: to delete their rows would leave as much to walk past. */
+const LARGE = `SELECT string_agg(quote_ident(relname), ', ') AS large FROM pg_class
+  WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND pg_relation_size(oid) > 200000`;
+
 /** A database with a connection to it. */
 interface Database {
   readonly name: string;
@@ -100,6 +104,8 @@ export class PostgresDatabases {
     try {
       await database.client.query(OTHERS);
       if ((await shapeOf(database)) !== this.template?.shape) return false;
+      const { rows } = await database.client.query<{ large: string | null }>(LARGE);
+      if (rows[0]?.large) await database.client.query(`TRUNCATE ${rows[0].large} CASCADE`);
       await database.client.query(this.template.wipe);
       return true;
     } catch {
@@ -117,7 +123,9 @@ async function wipeOf({ client }: Database): Promise<string> {
   const { rows: tables } = await client.query<{ name: string }>(
     `SELECT quote_ident(tablename) AS name FROM pg_tables WHERE schemaname = 'public'`,
   );
-  const statements = [`TRUNCATE ${tables.map(({ name }) => name).join(', ')} RESTART IDENTITY`];
+  // Deleting what little a test leaves is ten times as quick as TRUNCATE. All goes, so no foreign key is asked.
+  const statements = ['BEGIN', 'SET LOCAL session_replication_role = replica'];
+  for (const { name } of tables) statements.push(`DELETE FROM ${name}`);
   for (const { name } of tables) {
     const { rows } = await client.query<{ all: string | null }>(
       `SELECT quote_literal(json_agg(t)::text) AS all FROM ${name} AS t`,
@@ -128,10 +136,12 @@ async function wipeOf({ client }: Database): Promise<string> {
         `INSERT INTO ${name} OVERRIDING SYSTEM VALUE SELECT * FROM json_populate_recordset(NULL::${name}, ${all})`,
       );
   }
-  const { rows: sequences } = await client.query<{ name: string; last: string }>(
-    `SELECT quote_literal(quote_ident(sequencename)) AS name, last_value AS last FROM pg_sequences
-     WHERE schemaname = 'public' AND last_value IS NOT NULL`,
+  const { rows: sequences } = await client.query<{ name: string; last: string; called: boolean }>(
+    `SELECT quote_literal(quote_ident(sequencename)) AS name, coalesce(last_value, start_value) AS last,
+       last_value IS NOT NULL AS called
+     FROM pg_sequences WHERE schemaname = 'public'`,
   );
-  for (const { name, last } of sequences) statements.push(`SELECT setval(${name}, ${last})`);
-  return statements.join(';\n');
+  for (const { name, last, called } of sequences)
+    statements.push(`SELECT setval(${name}, ${last}, ${called})`);
+  return [...statements, 'COMMIT'].join(';\n');
 }

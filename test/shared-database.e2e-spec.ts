@@ -1,3 +1,6 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
 import { LeasesService } from '../src/leases/leases.service';
 import { JobRunner } from '../src/scheduling/job-runner';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, onPostgres, TestServer } from './harness';
@@ -94,6 +97,35 @@ onShared('replicas on one database', () => {
     expect([most, runs]).toEqual([1, 1]);
     await jobs[1]?.run('test', 1_000, job);
     expect([most, runs]).toEqual([1, 2]);
+  });
+
+  it('take over the job of one that was killed in the middle of it', async () => {
+    const [{ name }] = await first.rows('SELECT current_database() AS name');
+    const url = new URL(process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string);
+    url.pathname = `/${name}`;
+    const holder = spawn(
+      process.execPath,
+      [
+        '--eval',
+        `const { readSettings } = require('./dist/settings');
+         const { openDatabase } = require('./dist/database/open-database');
+         openDatabase(readSettings(process.env)).then((database) =>
+           database.exclusively('test', () => new Promise(() => console.log('it runs'))));`,
+      ],
+      { cwd: join(__dirname, '..'), env: { CONTROL_PLANE_DATABASE_URL: url.href } },
+    );
+    try {
+      expect(String((await once(holder.stdout, 'data'))[0])).toBe('it runs\n');
+      let runs = 0;
+      const tick = () => first.app.get(JobRunner).run('test', 1_000, async () => void runs++);
+      await tick();
+      expect(runs).toBe(0);
+      holder.kill('SIGKILL');
+      // As soon as the server of the database notices: well within the tries that `until` has, 5 s.
+      expect(await until(tick, () => runs > 0).then(() => runs)).toBe(1);
+    } finally {
+      holder.kill('SIGKILL');
+    }
   });
 
   it('end an overdue lease once, and give its task out once', async () => {

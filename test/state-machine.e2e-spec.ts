@@ -471,7 +471,8 @@ describe('tasks and leases', () => {
           const ms = plan.step === 'gap' ? plan.ms : Math.min(left, 1_000);
           clock.advance(ms);
           model.advance(ms);
-          if (plan.step === 'gap') continue;
+          // On PostgreSQL only the reaper notices the end of a gap, as it does four times a second; here it is quick.
+          if (plan.step === 'gap' && !onPostgres) continue;
           await serviceRuns(plane.app);
           model.seen();
         }

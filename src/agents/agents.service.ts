@@ -241,7 +241,7 @@ export class AgentsService {
   async inService(tx: Transaction, agentIds: readonly number[]): Promise<Set<number>> {
     const rows = await tx.rows<{ id: number }>(
       `SELECT id FROM agents
-       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND state IN ('active', 'draining')
+       WHERE ${tx.dialect.isAmong('id', '$1')} AND state IN ('active', 'draining')
        ORDER BY id ${tx.dialect.forShare()}`,
       JSON.stringify(agentIds),
     );
@@ -409,8 +409,8 @@ export class AgentsService {
   private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<boolean[]> {
     const alive = await tx.rows<{ id: number }>(
       `UPDATE agent_heartbeats SET last_heartbeat_at = $2
-       WHERE agent_id IN (
-         SELECT a.id FROM ${tx.dialect.ids('$1')} AS i JOIN agents a ON a.id = i.id WHERE a.state IN ('active', 'draining'))
+       WHERE ${tx.dialect.isAmong('agent_id', '$1')}
+         AND EXISTS (SELECT 1 FROM agents a WHERE a.id = agent_heartbeats.agent_id AND a.state IN ('active', 'draining'))
        RETURNING agent_id AS id`,
       JSON.stringify(beats.map((beat) => beat.agentId)),
       this.clock.now(),
@@ -618,7 +618,7 @@ function unchangeable(state: string) {
 async function labelsOf(statements: Statements, agentIds: readonly number[]): Promise<Map<number, Labels>> {
   const rows = await statements.rows<LabelEntity>(
     `SELECT agent_id, name, value FROM agent_labels
-     WHERE agent_id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i) ORDER BY agent_id, name`,
+     WHERE ${statements.dialect.isAmong('agent_id', '$1')} ORDER BY agent_id, name`,
     JSON.stringify(agentIds),
   );
   const labels = new Map<number, Labels>();

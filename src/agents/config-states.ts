@@ -61,7 +61,7 @@ export class ConfigStates {
   /** What the agents said last; those that said nothing yet are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, ConfigStateView>> {
     const rows = await statements.rows<ConfigStateEntity>(
-      `SELECT * FROM agent_config_states WHERE agent_id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i)`,
+      `SELECT * FROM agent_config_states WHERE ${statements.dialect.isAmong('agent_id', '$1')}`,
       JSON.stringify(agentIds),
     );
     return new Map(

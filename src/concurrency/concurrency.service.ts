@@ -12,6 +12,7 @@ import type { LimitInput, WindowsQuery, WindowView } from './concurrency.dto';
 import { WindowEntity, type WindowScope } from './window.entity';
 
 const HOUR_MS = 3_600_000;
+const MINUTE_MS = 60_000;
 
 /** A change of the counters of one target; its kind's and the global window follow. */
 export interface WindowMove {
@@ -89,7 +90,7 @@ export class ConcurrencyService {
     await tx.rows(`SELECT id FROM concurrency_windows WHERE scope = 'global' ${tx.dialect.forUpdate()}`);
   }
 
-  /** Adds to the counters. Set-based: two statements, however many targets. */
+  /** Adds to the counters. Set-based: one statement, however many targets; one more where there are new ones. */
   async move(tx: Transaction, moves: readonly WindowMove[]): Promise<void> {
     const sums = new Map<string, WindowMove & { scope: WindowScope }>();
     for (const move of moves) {
@@ -117,34 +118,28 @@ export class ConcurrencyService {
     );
     if (changed.length === 0) return;
     const now = this.clock.now();
-    const rows = JSON.stringify(changed);
-    await tx.run(
-      `INSERT INTO concurrency_windows (scope, kind, target, ceiling, ready, leased, waiting, updated_at, expires_at)
-       SELECT scope, kind, target, NULL, 0, 0, 0, $2, $3
-       FROM ${tx.dialect.rowset('$1', { scope: 'text', kind: 'text', target: 'text' })} AS r
-       WHERE true
-       ON CONFLICT (kind, target, scope) DO NOTHING`,
-      rows,
-      now,
-      now + this.settings.windowRetentionMs,
-    );
-    await tx.run(
+    const values = [JSON.stringify(changed), now, this.expiryOf(now)] as const;
+    const rowset = tx.dialect.rowset('$1', {
+      ...{ scope: 'text', kind: 'text', target: 'text' },
+      ...{ ready: 'integer', leased: 'integer', waiting: 'integer' },
+    });
+    const moved = await tx.run(
       `UPDATE concurrency_windows
        SET ready = concurrency_windows.ready + r.ready, leased = concurrency_windows.leased + r.leased,
            waiting = concurrency_windows.waiting + r.waiting, updated_at = $2, expires_at = $3
-       FROM ${tx.dialect.rowset('$1', {
-         scope: 'text',
-         kind: 'text',
-         target: 'text',
-         ready: 'integer',
-         leased: 'integer',
-         waiting: 'integer',
-       })} AS r
+       FROM ${rowset} AS r
        WHERE concurrency_windows.kind = r.kind AND concurrency_windows.target = r.target
          AND concurrency_windows.scope = r.scope`,
-      rows,
-      now,
-      now + this.settings.windowRetentionMs,
+      ...values,
+    );
+    if (moved === changed.length) return;
+    // The others are there now; nothing could have gone from one that was not.
+    await tx.run(
+      `INSERT INTO concurrency_windows (scope, kind, target, ready, leased, waiting, updated_at, expires_at)
+       SELECT scope, kind, target, ready, leased, waiting, $2, $3 FROM ${rowset} AS r
+       WHERE NOT EXISTS (SELECT 1 FROM concurrency_windows w
+         WHERE w.kind = r.kind AND w.target = r.target AND w.scope = r.scope)`,
+      ...values,
     );
   }
 
@@ -246,7 +241,7 @@ export class ConcurrencyService {
          DO UPDATE SET ceiling = excluded.ceiling, updated_at = excluded.updated_at, expires_at = excluded.expires_at`,
         JSON.stringify(windows),
         now,
-        now + this.settings.windowRetentionMs,
+        this.expiryOf(now),
       );
       for (const { after } of this.ceilingListeners) await after(tx);
       await this.audit.record(tx, by, {
@@ -307,6 +302,14 @@ export class ConcurrencyService {
   @Cron(CronExpression.EVERY_HOUR)
   protected purgeHourly(): Promise<void> {
     return this.jobs.run('window-retention', HOUR_MS, async () => void (await this.purge()));
+  }
+
+  /**
+   * When a window expires that changes now: rounded up, for a column that is indexed makes every change of the row dearer
+   * where it changes too.
+   */
+  private expiryOf(now: number): number {
+    return Math.ceil((now + this.settings.windowRetentionMs) / MINUTE_MS) * MINUTE_MS;
   }
 
   /** What room the windows with a ceiling have, of all that the places count in. */

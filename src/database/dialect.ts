@@ -7,8 +7,8 @@ export type ColumnType = 'integer' | 'text';
  */
 export interface Dialect {
   readonly name: 'sqlite' | 'postgres';
-  /** A table expression over a parameter that holds a JSON array of numbers; its only column is `id`. */
-  ids(parameter: string): string;
+  /** The condition that a column is one of a parameter's numbers, which holds a JSON array of them. */
+  isAmong(column: string, parameter: string): string;
   /** A table expression over a parameter that holds a JSON array of objects, with the columns named. */
   rowset(parameter: string, columns: Readonly<Record<string, ColumnType>>): string;
   /** Whether others write at the same time, so that what a unit decides by must be locked. */
@@ -34,7 +34,7 @@ export interface Dialect {
 
 export const sqliteDialect: Dialect = {
   name: 'sqlite',
-  ids: (parameter) => `(SELECT value AS id FROM json_each(${parameter}))`,
+  isAmong: (column, parameter) => `${column} IN (SELECT value FROM json_each(${parameter}))`,
   rowset: (parameter, columns) =>
     `(SELECT ${Object.keys(columns)
       .map((column) => `value ->> '${column}' AS ${column}`)
@@ -56,10 +56,13 @@ const of = (tables: readonly string[]): string => (tables.length === 0 ? '' : ` 
 
 export const postgresDialect: Dialect = {
   name: 'postgres',
-  ids: (parameter) =>
-    `(SELECT value::bigint AS id FROM json_array_elements_text(${parameter}::json) AS value)`,
+  // An array is looked up in the column's index; a subquery may be joined by reading the whole table.
+  isAmong: (column, parameter) =>
+    `${column} = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text(${parameter}::json) AS value))`,
   rowset: (parameter, columns) =>
-    `(SELECT * FROM json_to_recordset(${parameter}::json) AS row(${Object.entries(columns)
+    `(SELECT ${Object.keys(columns).join(', ')} FROM json_to_recordset(${parameter}::json) AS row(${Object.entries(
+      columns,
+    )
       .map(([column, type]) => `${column} ${POSTGRES_TYPES[type]}`)
       .join(', ')}))`,
   concurrent: true,

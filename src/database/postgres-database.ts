@@ -302,14 +302,19 @@ async function migrateAlone(
   migrateOnStart: boolean,
 ): Promise<string[]> {
   const client = await take(poolOf(source));
+  let broken = true;
   try {
     // Waiting for another process's migrations may take longer than any statement should.
     await client.query('SET statement_timeout = 0');
     await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
     const runner = source.createQueryRunner();
-    return await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());
+    const applied = await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());
+    await client.query('SELECT pg_advisory_unlock($1)', [MIGRATION_LOCK]);
+    await client.query('RESET statement_timeout');
+    broken = false;
+    return applied;
   } finally {
-    // The lock goes with the connection.
-    giveBack(client, true);
+    // Where it could not be given back, the lock goes with the connection.
+    giveBack(client, broken);
   }
 }

@@ -15,6 +15,15 @@ const IDLE_IN_TRANSACTION_MS = 2_000;
 /** When a connection that has gone silent is given up: the server ends a statement before. */
 const ANSWER_MS = 12_000;
 
+/**
+ * Every statement on a hot path has an index made for its order. The planner goes by statistics, which are always behind a
+ * queue: now and then it would rather sort all that is queued to take the first 256.
+ */
+const PLANNER = ['bitmapscan', 'mergejoin', 'sort']
+  .map((name) => `-c enable_${name}=off`)
+  .concat('-c jit=off')
+  .join(' ');
+
 /** Ids and instants stay below 2^53, and so do sums of counters: they are numbers here. */
 const NUMBERS = new Set<number>([pg.types.builtins.INT8, pg.types.builtins.NUMERIC]);
 
@@ -33,6 +42,7 @@ export function poolOptions(target: PostgresTarget, poolSize: number): DataSourc
       idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
       query_timeout: ANSWER_MS,
       keepAlive: true,
+      options: PLANNER,
       types: {
         getTypeParser: (oid: number, format: 'text' | 'binary') =>
           NUMBERS.has(oid) ? Number : pg.types.getTypeParser(oid, format as 'text'),
@@ -57,7 +67,7 @@ export class PostgresStatements implements Statements {
   ) {}
 
   async rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
-    return (await this.client.query(sql, values)).rows as Row[];
+    return (await this.client.query(prepared(sql, values))).rows as Row[];
   }
 
   async first<Row>(sql: string, ...values: SqlValue[]): Promise<Row | undefined> {
@@ -65,8 +75,26 @@ export class PostgresStatements implements Statements {
   }
 
   async run(sql: string, ...values: SqlValue[]): Promise<number> {
-    return (await this.client.query(sql, values)).rowCount ?? 0;
+    return (await this.client.query(prepared(sql, values))).rowCount ?? 0;
   }
+}
+
+/** So many statements are prepared; the program has fewer, extensions may have any number. */
+const MAX_PREPARED = 500;
+const preparedNames = new Map<string, string>();
+
+/**
+ * A statement as a connection is to run it: prepared at its first use there, so that it is parsed and planned once. Not
+ * where it asks for all columns: its result would be another after the migration of a rolling upgrade, and it would fail.
+ */
+function prepared(text: string, values: SqlValue[]): pg.QueryConfig {
+  if (values.length === 0 || /\*(?!\))/.test(text)) return { text, values };
+  let name = preparedNames.get(text);
+  if (name === undefined && preparedNames.size < MAX_PREPARED) {
+    name = `control_plane_${preparedNames.size}`;
+    preparedNames.set(text, name);
+  }
+  return { name, text, values };
 }
 
 /** A name as it is written in a statement. */

@@ -115,7 +115,7 @@ export class LeasesService {
       const rows = await tx.rows<{ id: number; deadline_at: number }>(
         `UPDATE leases
          SET deadline_at = ${tx.dialect.greatest('deadline_at', tx.dialect.least('$3', 'lifetime_ends_at'))}
-         WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND agent_id = $2 AND state = 'active'
+         WHERE ${tx.dialect.isAmong('id', '$1')} AND agent_id = $2 AND state = 'active'
          RETURNING id, deadline_at`,
         JSON.stringify(request.lease_ids),
         agentId,
@@ -352,7 +352,7 @@ export class LeasesService {
     const perKind = wanted.map(([kind, capacity]) => {
       values.push(kind, Math.min(capacity, MAX_CLAIM));
       // A derived table each: a LIMIT must not reach across the union.
-      return `SELECT * FROM (SELECT id, kind, target, spec, priority FROM tasks
+      return `SELECT id, kind, target, spec, priority FROM (SELECT id, kind, target, spec, priority FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
@@ -372,7 +372,7 @@ export class LeasesService {
     const ids = JSON.stringify(tasks.map((task) => task.id));
     const rows = await tx.rows<{ id: number; task_id: number }>(
       `INSERT INTO leases (task_id, agent_id, attempt, state, granted_at, deadline_at, lifetime_ends_at)
-       SELECT id, $2, attempts + 1, 'active', $3, $4, $5 FROM tasks WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)
+       SELECT id, $2, attempts + 1, 'active', $3, $4, $5 FROM tasks WHERE ${tx.dialect.isAmong('id', '$1')}
        RETURNING id, task_id`,
       ids,
       agentId,
@@ -383,7 +383,7 @@ export class LeasesService {
     await tx.run(
       `UPDATE tasks SET state = 'leased', attempts = attempts + 1, updated_at = $2,
          lease_id = (SELECT l.id FROM leases l WHERE l.task_id = tasks.id AND l.state = 'active')
-       WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+       WHERE ${tx.dialect.isAmong('id', '$1')}`,
       ids,
       now,
     );
@@ -416,7 +416,7 @@ export class LeasesService {
       deadline_at: number;
     }>(
       `SELECT l.id, l.task_id, t.kind, t.spec, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
-       WHERE l.id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND l.agent_id = $2 AND l.state = 'active'`,
+       WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2 AND l.state = 'active'`,
       JSON.stringify(leaseIds),
       agentId,
     );
@@ -440,7 +440,7 @@ export class LeasesService {
     if (tx.dialect.concurrent) {
       // Before they are read: of a row that had to be waited for, what was joined to it would be that of before.
       await tx.rows(
-        `SELECT id FROM leases WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND agent_id = $2
+        `SELECT id FROM leases WHERE ${tx.dialect.isAmong('id', '$1')} AND agent_id = $2
          ORDER BY id ${tx.dialect.forUpdate()}`,
         JSON.stringify(leaseIds),
         agentId,
@@ -451,7 +451,7 @@ export class LeasesService {
       `SELECT l.id, l.state, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
          r.report AS reported, r.outcome
        FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
-       WHERE l.id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i) AND l.agent_id = $2
+       WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2
        ORDER BY l.id ${tx.dialect.forUpdate('t')}`,
       JSON.stringify(leaseIds),
       agentId,
@@ -464,14 +464,15 @@ export class LeasesService {
     leases: readonly { id: number; state: LeaseState }[],
     now: number,
   ): Promise<void> {
-    if (leases.length === 0) return;
-    const touched = await tx.run(
-      `UPDATE leases SET state = r.state, ended_at = $2
-       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r
-       WHERE leases.id = r.id AND leases.state = 'active'`,
-      JSON.stringify(leases),
-      now,
-    );
+    let touched = 0;
+    for (const [state, ended] of Map.groupBy(leases, (lease) => lease.state)) {
+      touched += await tx.run(
+        `UPDATE leases SET state = $2, ended_at = $3 WHERE ${tx.dialect.isAmong('id', '$1')} AND state = 'active'`,
+        JSON.stringify(ended.map(({ id }) => id)),
+        state,
+        now,
+      );
+    }
     if (touched !== leases.length)
       throw new Error(`${leases.length} leases were to end, ${touched} were active`);
   }
@@ -504,7 +505,7 @@ export class LeasesService {
   private async tellKinds(tx: Transaction, taken: readonly Omit<TakenReport, 'spec'>[]): Promise<void> {
     if (taken.length === 0) return;
     const rows = await tx.rows<{ id: number; kind: string; spec: string }>(
-      `SELECT id, kind, spec FROM tasks WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      `SELECT id, kind, spec FROM tasks WHERE ${tx.dialect.isAmong('id', '$1')}`,
       JSON.stringify(taken.map(({ task_id }) => task_id)),
     );
     const tasks = new Map(rows.map((row) => [row.id, row]));
@@ -555,7 +556,7 @@ export class LeasesService {
   private async revokeHeldBy(tx: Transaction, agentIds: readonly number[]): Promise<void> {
     const now = this.clock.now();
     const leases = await tx.rows<HeldLease>(
-      `${SELECT_HELD} WHERE l.state = 'active' AND l.agent_id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)
+      `${SELECT_HELD} WHERE l.state = 'active' AND ${tx.dialect.isAmong('l.agent_id', '$1')}
        ORDER BY l.id ${tx.dialect.forUpdate('l', 't')}`,
       JSON.stringify(agentIds),
     );
@@ -587,7 +588,7 @@ export class LeasesService {
   ): Promise<Map<number, number>> {
     const rows = await statements.rows<{ agent_id: number; count: number }>(
       `SELECT agent_id, count(*) AS count FROM leases
-       WHERE state = 'active' AND agent_id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i) GROUP BY agent_id`,
+       WHERE state = 'active' AND ${statements.dialect.isAmong('agent_id', '$1')} GROUP BY agent_id`,
       JSON.stringify(agentIds),
     );
     return new Map(rows.map((row) => [row.agent_id, row.count]));

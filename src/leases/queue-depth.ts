@@ -174,7 +174,7 @@ export class QueueDepth {
     // A derived table for each: a LIMIT must not reach across the union.
     const perKind = kinds.map(
       (_, i) =>
-        `SELECT * FROM (SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $${i + 2}
+        `SELECT id, kind, target, priority FROM (SELECT id, kind, target, priority FROM tasks WHERE state = 'waiting' AND kind = $${i + 2}
          ORDER BY priority DESC, id LIMIT $1 ${tx.dialect.skipLocked()}) AS k${i}`,
     );
     return tx.rows<WaitingTask>(
@@ -249,7 +249,7 @@ export class QueueDepth {
     to: 'queued' | 'waiting',
   ): Promise<void> {
     await tx.run(
-      `UPDATE tasks SET state = $2 WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      `UPDATE tasks SET state = $2 WHERE ${tx.dialect.isAmong('id', '$1')}`,
       JSON.stringify(tasks.map((task) => task.id)),
       to,
     );

@@ -272,7 +272,7 @@ export class TasksService {
       );
       await tx.run(
         `UPDATE tasks SET state = 'dead', reason = 'not_after', updated_at = $2, finished_at = $2
-         WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+         WHERE ${tx.dialect.isAmong('id', '$1')}`,
         JSON.stringify(tasks.map((task) => task.id)),
         now,
       );
@@ -510,7 +510,7 @@ async function detailOf(
     `SELECT l.id, l.agent_id, l.attempt, l.state, l.granted_at, l.deadline_at, l.ended_at,
        r.standing, r.report, r.outcome, r.observations, r.received_at
      FROM leases l LEFT JOIN results r ON r.lease_id = l.id
-     WHERE l.id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i) ORDER BY l.id`,
+     WHERE ${statements.dialect.isAmong('l.id', '$1')} ORDER BY l.id`,
     JSON.stringify(page.items.map((lease) => lease.id)),
   );
   return { ...viewOf(task), leases: attempts.map(attemptOf), next_cursor: page.next_cursor };

@@ -92,7 +92,7 @@ export class MetricsService {
       );
       const page = pageOf(found, fitting(found, query.limit), (row) => `${row.measured_at}-${row.id}`);
       const rows = await statements.rows<MetricsEntity>(
-        `SELECT * FROM agent_metrics WHERE id IN (SELECT id FROM ${statements.dialect.ids('$1')} AS i)
+        `SELECT * FROM agent_metrics WHERE ${statements.dialect.isAmong('id', '$1')}
          ORDER BY measured_at DESC, id DESC`,
         JSON.stringify(page.items.map((row) => row.id)),
       );

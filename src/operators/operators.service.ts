@@ -206,7 +206,7 @@ export class OperatorsService implements OnModuleInit {
 
   private async storeUses(tx: Transaction, ids: number[]): Promise<undefined[]> {
     await tx.run(
-      `UPDATE operator_tokens SET last_used_at = $2 WHERE id IN (SELECT id FROM ${tx.dialect.ids('$1')} AS i)`,
+      `UPDATE operator_tokens SET last_used_at = $2 WHERE ${tx.dialect.isAmong('id', '$1')}`,
       JSON.stringify(ids),
       this.clock.now(),
     );
