@@ -154,7 +154,7 @@ export class Initial1764000000000 implements MigrationInterface {
       `CREATE UNIQUE INDEX leases_active_task ON leases (task_id) WHERE state = 'active'`,
       `CREATE INDEX leases_active_deadline ON leases (deadline_at) WHERE state = 'active'`,
       `CREATE INDEX leases_active_agent ON leases (agent_id) WHERE state = 'active'`,
-      `CREATE INDEX leases_by_task ON leases (task_id)`,
+      `CREATE INDEX leases_by_task ON leases (task_id, id)`,
 
       `CREATE TABLE results (
         id ${identity},
@@ -221,6 +221,7 @@ export class Initial1764000000000 implements MigrationInterface {
         VALUES ('global', '', '', 0, 0, 0, 0, 0)`,
       `CREATE UNIQUE INDEX concurrency_windows_key ON concurrency_windows (kind, target, scope)`,
       `CREATE INDEX concurrency_windows_ceiling ON concurrency_windows (scope, kind, target) WHERE ceiling IS NOT NULL`,
+      `CREATE INDEX concurrency_windows_kinds ON concurrency_windows (kind) WHERE scope = 'kind'`,
       `CREATE INDEX concurrency_windows_waiting ON concurrency_windows (kind, target)
         WHERE scope = 'target' AND waiting > 0`,
       `CREATE INDEX concurrency_windows_expiry ON concurrency_windows (expires_at)`,

@@ -1,6 +1,4 @@
-import { createApp } from './app';
 import { DatabaseError } from './database/database-error';
-import { openDatabase } from './database/open-database';
 import { ExtensionError, loadExtensions } from './extensions';
 import { adminTokenFile, readSettings, type Settings, SettingsError } from './settings';
 
@@ -39,6 +37,7 @@ async function main(args: readonly string[]): Promise<void> {
 
 /** Applies the migrations and ends. */
 export async function migrateOnly(settings: Settings): Promise<void> {
+  const { openDatabase } = await import('./database/open-database.js');
   const database = await openDatabase(
     { ...settings, migrateOnStart: true },
     [],
@@ -52,6 +51,8 @@ export async function migrateOnly(settings: Settings): Promise<void> {
 
 /** Serves until SIGTERM or SIGINT, then stops in order, within the time that the settings give. */
 export async function serve(settings: Settings): Promise<void> {
+  // Loaded now: it takes a second, and wrong settings are said before.
+  const { createApp } = await import('./app.js');
   const { app, logger, stop } = await createApp(settings);
   let stopping = false;
   const onSignal = (signal: NodeJS.Signals): void => {

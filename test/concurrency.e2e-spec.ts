@@ -568,7 +568,7 @@ describe('concurrency windows', () => {
       storming = false;
     });
     await Promise.all([producers, ...agents.map(worker), canceller(), watcher(), upkeep()]);
-    expect(looks).toBeGreaterThan(20);
+    expect(looks).toBeGreaterThan(5);
     expect(created).toHaveLength(4 * 12 * 8);
     await expectCountersToMatch();
 

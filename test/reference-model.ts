@@ -4,6 +4,7 @@ import type { AgentTransition } from '../src/agents/agents.service';
 import type { LeaseState } from '../src/leases/lease.entity';
 import type { Outcome, Standing } from '../src/leases/result.entity';
 import type { TaskReason, TaskState } from '../src/leases/task.entity';
+import { onPostgres } from './harness';
 
 /**
  * Whether two values are the same as JSON. Read anew, for rows of the driver may be made in the realm of the test file that
@@ -125,6 +126,10 @@ interface World {
   keys: Map<string, { request: string; leases: number[] }>;
   lastTask: number;
   lastLease: number;
+  /** The same before the operations that are being explained. */
+  lastLeaseBefore: number;
+  /** Whether a claim may leave out tasks: those that others have locked at the moment, whom it does not wait for. */
+  passesOver: boolean;
   /** Since when the service has run without an outage, when it was last seen to run, and the outage that was made up for. */
   since: number;
   lastSeen: number;
@@ -174,6 +179,8 @@ export class ReferenceModel {
       keys: new Map(),
       lastTask: 0,
       lastLease: 0,
+      lastLeaseBefore: 0,
+      passesOver: false,
       since: now,
       lastSeen: now,
       gracedSince: now,
@@ -211,6 +218,8 @@ export class ReferenceModel {
    */
   explain(operations: readonly Operation[], answers: readonly Answer[], after: Snapshot): void {
     let reason: string | undefined;
+    this.world.lastLeaseBefore = this.world.lastLease;
+    this.world.passesOver = onPostgres && operations.length > 1;
     const done = operations.map(() => 0);
     const search = (model: ReferenceModel): ReferenceModel | undefined => {
       const open = operations.map((_, i) => i).filter((i) => (done[i] as number) < partsOf(operations[i]));
@@ -387,17 +396,22 @@ export class ReferenceModel {
       return { is: live.map((lease) => this.grantOf(lease)) };
     }
     if (this.world.agents.get(agent) === 'draining') return { is: [] };
+    const given = new Set(
+      'is' in answer ? (answer.is as { task_id: number }[]).map((one) => one.task_id) : [],
+    );
     const best = wanted
       .flatMap(([kind, capacity]) =>
         this.tasks
           .filter((task) => task.state === 'queued' && task.kind === kind)
           .filter((task) => task.not_after === null || task.not_after > now)
+          .filter((task) => !this.world.passesOver || given.has(task.id))
           .sort(bestFirst)
           .slice(0, capacity),
       )
       .sort(bestFirst);
     const got = idsOf(answer, 'claim');
-    const newest = this.world.lastLease;
+    // A sequence gives ids at once, and who has the first need not be who is first to have it stored.
+    const newest = onPostgres ? this.world.lastLeaseBefore : this.world.lastLease;
     const granted = best.map((task, i) => {
       const id = got[i] as number;
       if (!(id > newest) || leases.has(id)) throw new Mismatch(`lease ${id} is not newer than ${newest}`);

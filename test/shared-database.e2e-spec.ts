@@ -141,6 +141,54 @@ onShared('replicas on one database', () => {
     expect(body.depths).toEqual([expect.objectContaining({ state: 'dead', count: 50 })]);
   });
 
+  it('let in a task that was passed over because somebody had locked it', async () => {
+    const limits = [{ kind: 'dns', target: 'ns.example', ceiling: 1 }];
+    await first.operator('PUT', '/v1/concurrency/limits', { limits });
+    const [one, other] = await first.enqueue(
+      dnsTask({}, { server: 'ns.example' }),
+      dnsTask({}, { server: 'ns.example' }),
+    );
+    const stateOf = async () => (await first.operator('GET', `/v1/tasks/${other}`)).body.state;
+    const agent = await first.register();
+    const { leases } = (await first.agent(agent, '/claim', { capacities: { dns: 5 } })).body;
+    expect([leases.map(({ task_id }: { task_id: number }) => task_id), await stateOf()]).toEqual([
+      [one],
+      'waiting',
+    ]);
+    const undone = second.database.write(async (tx) => {
+      await tx.rows('SELECT id FROM tasks WHERE id = $1 FOR UPDATE', other as number);
+      const completed = [{ lease_id: leases[0].lease_id }];
+      await first.agent(agent, '/report', { completed, cancelled: [] });
+      throw new Error('undone');
+    });
+    await expect(undone).rejects.toThrow('undone');
+    expect(await until(stateOf, (state) => state === 'queued')).toBe('queued');
+  });
+
+  it('lock the table of tasks before the counters, when they take tasks in as when they set ceilings', async () => {
+    const gate = Promise.withResolvers<void>();
+    const holding = Promise.withResolvers<void>();
+    const holder = second.database.write(async (tx) => {
+      await tx.rows(`SELECT id FROM concurrency_windows WHERE scope = 'global' FOR UPDATE`);
+      holding.resolve();
+      await gate.promise;
+    });
+    await holding.promise;
+    const enqueued = first.enqueue(dnsTask());
+    const waitsWithTheTable = () =>
+      first.rows(
+        `SELECT pid FROM pg_locks l WHERE relation = 'tasks'::regclass AND mode = 'RowExclusiveLock' AND granted
+         AND EXISTS (SELECT 1 FROM pg_locks w WHERE w.pid = l.pid AND NOT w.granted)`,
+      );
+    try {
+      expect(await until(waitsWithTheTable, (rows) => rows.length > 0)).toHaveLength(1);
+    } finally {
+      gate.resolve();
+    }
+    await holder;
+    expect(await enqueued).toHaveLength(1);
+  });
+
   it('give each task to one of many claims, and never more than a ceiling allows', async () => {
     await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 30 }] });
     await first.enqueue(

@@ -407,12 +407,14 @@ export class AgentsService {
   }
 
   private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<boolean[]> {
+    const all = beats.map((beat) => beat.agentId);
     const alive = await tx.rows<{ id: number }>(
       `UPDATE agent_heartbeats SET last_heartbeat_at = $2
        WHERE ${tx.dialect.isAmong('agent_id', '$1')}
          AND EXISTS (SELECT 1 FROM agents a WHERE a.id = agent_heartbeats.agent_id AND a.state IN ('active', 'draining'))
        RETURNING agent_id AS id`,
-      JSON.stringify(beats.map((beat) => beat.agentId)),
+      // Locked where somebody may put one out of service meanwhile.
+      JSON.stringify(tx.dialect.concurrent ? [...(await this.inService(tx, all))] : all),
       this.clock.now(),
     );
     const stored = new Set(alive.map((row) => row.id));

@@ -2,7 +2,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression } from '@nestjs/schedule';
 import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
-import type { Transaction } from '../database/statements';
+import type { Statements, Transaction } from '../database/statements';
 import type { OperatorIdentity } from '../http/decorators';
 import { type Page, type PageQuery, pageOf } from '../http/pagination';
 import { AuditLog } from '../operators/audit-log';
@@ -87,7 +87,9 @@ export class ConcurrencyService {
    */
   async lock(tx: Transaction): Promise<void> {
     if (!tx.dialect.concurrent) return;
-    await tx.rows(`SELECT id FROM concurrency_windows WHERE scope = 'global' ${tx.dialect.forUpdate()}`);
+    await tx.rows(
+      `SELECT id FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global' ${tx.dialect.forUpdate()}`,
+    );
   }
 
   /** Adds to the counters. Set-based: one statement, however many targets; one more where there are new ones. */
@@ -197,6 +199,22 @@ export class ConcurrencyService {
        FROM ${tx.dialect.rowset('$1', { kind: 'text' })} AS r JOIN concurrency_windows w ON w.kind = r.kind
        WHERE ${OPEN_TARGET}`,
       JSON.stringify(kinds.map((kind) => ({ kind }))),
+    );
+  }
+
+  /**
+   * Targets that have tasks waiting though all their windows have room. There is none in the long run: where others write
+   * at the same time, an admission passes over a task that somebody has locked, who may then leave it as it is.
+   */
+  passedOver(statements: Statements, limit: number): Promise<Place[]> {
+    return statements.rows<Place>(
+      `SELECT w.kind, w.target FROM concurrency_windows w
+       WHERE ${OPEN_TARGET} AND NOT EXISTS (
+         SELECT 1 FROM concurrency_windows full_one
+         WHERE full_one.kind IN ('', w.kind) AND full_one.target = '' AND full_one.scope IN ('global', 'kind')
+           AND full_one.ceiling <= full_one.ready + full_one.leased)
+       LIMIT $1`,
+      limit,
     );
   }
 

@@ -88,7 +88,7 @@ export class ConfigService implements OnModuleInit {
     const row = await this.loadNewest();
     if (!row) return;
     const leftMs = row.expires_at - this.clock.now();
-    const newestSeq = await this.newestSeq();
+    const newestSeq = row.last_seq;
     const restored = row.seq < newestSeq;
     if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
     // Replicas with different keys would sign anew in turns. After a restore all were stopped, and the first one decides.
@@ -299,9 +299,13 @@ export class ConfigService implements OnModuleInit {
     });
   }
 
-  private async loadNewest(): Promise<ConfigEntity | undefined> {
+  /** Reads the newest bundle; in the same statement, the last seq that was given, or passed over by a restore. */
+  private async loadNewest(): Promise<(ConfigEntity & { last_seq: number }) | undefined> {
     const row = await this.database.read((statements) =>
-      statements.first<ConfigEntity>('SELECT * FROM agent_configs ORDER BY seq DESC LIMIT 1'),
+      statements.first<ConfigEntity & { last_seq: number }>(
+        `SELECT c.*, ${statements.dialect.lastId('agent_configs', 'seq')} AS last_seq
+         FROM agent_configs c ORDER BY seq DESC LIMIT 1`,
+      ),
     );
     if (row && row.seq > (this.newest?.seq ?? 0)) this.keep(row);
     return row;

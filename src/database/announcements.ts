@@ -124,8 +124,15 @@ export class Announcements {
   }
 
   private hear(payload: string): void {
-    const [sender, batch] = JSON.parse(payload) as [string, Announcement[]];
-    if (sender === this.id) return;
-    for (const announcement of batch) this.deliver(...announcement);
+    let sender: string;
+    let batch: Announcement[];
+    try {
+      [sender, batch] = JSON.parse(payload) as [string, Announcement[]];
+      if (sender === this.id) return;
+      for (const announcement of batch) this.deliver(...announcement);
+    } catch {
+      // Somebody else's, or of a version that says it otherwise: whatever it was is looked up.
+      this.gap();
+    }
   }
 }

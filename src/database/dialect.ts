@@ -22,8 +22,11 @@ export interface Dialect {
   forShare(...tables: string[]): string;
   /** The same as forUpdate, leaving out rows that others have locked. */
   skipLocked(...tables: string[]): string;
-  /** Keeps all others from changing a table, or locking its rows, until the unit ends. */
-  lockTable(table: string): string | undefined;
+  /**
+   * Keeps all others from changing a table, or locking its rows, until the unit ends; `shared` keeps out only who wants
+   * that, as changing a row of it does.
+   */
+  lockTable(table: string, mode?: 'shared'): string | undefined;
   /** The greater of two expressions that are not null. */
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
@@ -69,7 +72,7 @@ export const postgresDialect: Dialect = {
   forUpdate: (...tables) => `FOR UPDATE${of(tables)}`,
   forShare: (...tables) => `FOR SHARE${of(tables)}`,
   skipLocked: (...tables) => `FOR UPDATE${of(tables)} SKIP LOCKED`,
-  lockTable: (table) => `LOCK TABLE ${table} IN EXCLUSIVE MODE`,
+  lockTable: (table, mode) => `LOCK TABLE ${table} IN ${mode === 'shared' ? 'ROW ' : ''}EXCLUSIVE MODE`,
   greatest: (a, b) => `greatest(${a}, ${b})`,
   least: (a, b) => `least(${a}, ${b})`,
   // The sequence of an identity column has this name. It does not know of ids that were not its own, and where ids were

@@ -40,6 +40,22 @@ export async function pendingMigrations(source: DataSource): Promise<string[]> {
 }
 
 /**
+ * The names of all migrations that the database lacks, the program's own and the extensions'.
+ * @param runner on the connection that the extensions' tables are looked for
+ * @throws DatabaseError as {@link migrate} does
+ */
+export async function lackingMigrations(
+  source: DataSource,
+  runner: QueryRunner,
+  extensions: readonly Extension[],
+): Promise<string[]> {
+  const names = await pendingMigrations(source);
+  for (const extension of extensions)
+    names.push(...(await new ExtensionMigrations(extension, runner).pending()));
+  return names;
+}
+
+/**
  * Applies what is pending, the program's own first and each migration in a transaction of its own.
  * @param runner on the connection that the extensions' migrations are to use
  * @returns the names applied
@@ -52,18 +68,15 @@ export async function migrate(
   extensions: readonly Extension[],
   allowed: boolean,
 ): Promise<string[]> {
-  const own = await pendingMigrations(source);
-  const theirs = extensions.map((extension) => new ExtensionMigrations(extension, runner));
-  const pending = [...own];
-  for (const migrations of theirs) pending.push(...(await migrations.pending()));
+  const pending = await lackingMigrations(source, runner, extensions);
   if (pending.length > 0 && !allowed) {
     throw new DatabaseError(
       `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
         'run "node dist/main.js --migrate-only" first.',
     );
   }
-  if (own.length > 0) await source.runMigrations({ transaction: 'each' });
-  for (const migrations of theirs) await migrations.apply();
+  if (pending.length > 0) await source.runMigrations({ transaction: 'each' });
+  for (const extension of extensions) await new ExtensionMigrations(extension, runner).apply();
   return pending;
 }
 

@@ -9,14 +9,16 @@ import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { type Deliver, Effects } from './effects';
-import { knownMigrations, migrate } from './migrations';
+import { knownMigrations, lackingMigrations, migrate } from './migrations';
 import {
   cameSecond,
   explained,
   isConnectionLost,
+  isSpoilt,
   mayRunAgain,
   NOW,
   PostgresStatements,
+  planByIndexes,
   poolOptions,
   unknownEffect,
 } from './postgres';
@@ -48,6 +50,7 @@ export class PostgresDatabase extends Database {
   private readonly announcements: Announcements;
   private readonly timer: NodeJS.Timeout;
   private closed: Promise<void> | undefined;
+  private lastExclusive: Promise<unknown> = Promise.resolve();
 
   private constructor(
     readonly source: DataSource,
@@ -69,17 +72,22 @@ export class PostgresDatabase extends Database {
   /**
    * Connects and (unless the settings say no) migrates; of several processes that start at once one migrates, and the
    * others wait for it.
+   * @param settings.limited whether statements that take long are ended
    * @throws DatabaseError it can't be reached, was written by a newer version, or is not migrated and told not to
    */
   static async open(
     target: PostgresTarget,
-    { migrateOnStart, poolSize }: Pick<Settings, 'migrateOnStart' | 'poolSize'>,
+    {
+      migrateOnStart,
+      poolSize,
+      limited = true,
+    }: Pick<Settings, 'migrateOnStart' | 'poolSize'> & { limited?: boolean },
     entities: DataSource['options']['entities'],
     extensions: readonly Extension[],
   ): Promise<PostgresDatabase> {
     const source = new DataSource({
       // A job holds one for its lock while it writes on another.
-      ...poolOptions(target, Math.max(2, poolSize)),
+      ...poolOptions(target, Math.max(2, poolSize), limited),
       migrations: knownMigrations(),
       entities,
     });
@@ -89,7 +97,10 @@ export class PostgresDatabase extends Database {
       throw unreached(error);
     }
     try {
-      const applied = await migrateAlone(source, extensions, migrateOnStart);
+      await planByIndexes(poolOf(source));
+      const runner = source.createQueryRunner();
+      const lacking = await lackingMigrations(source, runner, extensions).finally(() => runner.release());
+      const applied = lacking.length > 0 ? await migrateAlone(target, extensions, migrateOnStart) : [];
       const database = new PostgresDatabase(source, new DatabaseClock(), target, applied);
       await database.lookAtClock();
       await database.announcements.connect();
@@ -128,10 +139,13 @@ export class PostgresDatabase extends Database {
   }
 
   async read<T>(work: (statements: Statements) => Promise<T>): Promise<T> {
-    try {
-      return await work(this.reader);
-    } catch (error) {
-      throw explained(error);
+    for (let reruns = 0; ; reruns++) {
+      try {
+        return await work(this.reader);
+      } catch (error) {
+        // The pool has closed the connection on which it failed.
+        if (!mayRunAgain(error) || reruns === MAX_RERUNS) throw explained(error);
+      }
     }
   }
 
@@ -152,7 +166,14 @@ export class PostgresDatabase extends Database {
     return this.announcements.connected;
   }
 
-  async exclusively(name: string, work: () => Promise<void>): Promise<boolean> {
+  exclusively(name: string, work: () => Promise<void>): Promise<boolean> {
+    // One after the other: each holds a connection while it needs another, and several would take them all.
+    const turn = this.lastExclusive.then(() => this.runExclusively(name, work));
+    this.lastExclusive = turn.catch(() => undefined);
+    return turn;
+  }
+
+  private async runExclusively(name: string, work: () => Promise<void>): Promise<boolean> {
     const client = await take(this.pool).catch((error: unknown) => {
       throw explained(error);
     });
@@ -207,7 +228,7 @@ export class PostgresDatabase extends Database {
     } catch (error) {
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
       const { cause = error } = error as Error;
-      broken = isConnectionLost(cause) ? (cause as Error) : await rollBack(client);
+      broken = isSpoilt(cause) ? (cause as Error) : await rollBack(client);
       throw error;
     } finally {
       giveBack(client, broken);
@@ -296,25 +317,20 @@ async function rollBack(client: pg.PoolClient): Promise<Error | undefined> {
   );
 }
 
+/** Migrates, on connections without limits: it may take long, and so may the wait for another process that does. */
 async function migrateAlone(
-  source: DataSource,
+  target: PostgresTarget,
   extensions: readonly Extension[],
   migrateOnStart: boolean,
 ): Promise<string[]> {
-  const client = await take(poolOf(source));
-  let broken = true;
+  const source = new DataSource({ ...poolOptions(target, 2, false), migrations: knownMigrations() });
+  await source.initialize();
   try {
-    // Waiting for another process's migrations may take longer than any statement should.
-    await client.query('SET statement_timeout = 0');
-    await client.query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
+    // The lock goes with the connection.
+    await poolOf(source).query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
     const runner = source.createQueryRunner();
-    const applied = await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());
-    await client.query('SELECT pg_advisory_unlock($1)', [MIGRATION_LOCK]);
-    await client.query('RESET statement_timeout');
-    broken = false;
-    return applied;
+    return await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());
   } finally {
-    // Where it could not be given back, the lock goes with the connection.
-    giveBack(client, broken);
+    await source.destroy();
   }
 }

@@ -16,19 +16,37 @@ const IDLE_IN_TRANSACTION_MS = 2_000;
 const ANSWER_MS = 12_000;
 
 /**
- * Every statement on a hot path has an index made for its order. The planner goes by statistics, which are always behind a
- * queue: now and then it would rather sort all that is queued to take the first 256.
+ * Every statement that many rows depend on has an index made for it. The planner goes by statistics, which are always
+ * behind a queue, and keeps the plan of a prepared statement as the table grows: what reads a whole table, or gathers and
+ * sorts all that is queued to take the first 256, may look cheap to it.
  */
-const PLANNER = ['bitmapscan', 'mergejoin', 'sort']
-  .map((name) => `-c enable_${name}=off`)
-  .concat('-c jit=off')
-  .join(' ');
+const PLANNER = ['enable_bitmapscan', 'enable_mergejoin', 'enable_seqscan', 'jit']
+  .map((name) => `SET ${name} = off`)
+  .join('; ');
+
+/** Has every connection of a pool plan by the indexes. By statements: poolers refuse parameters of the connection. */
+export async function planByIndexes(pool: pg.Pool): Promise<void> {
+  // Comes before whatever the connection is made for; where it fails the connection is lost, and that will say so.
+  pool.on('connect', (client) => void client.query(PLANNER).catch(() => undefined));
+  // Those that are there already.
+  await pool.query(PLANNER);
+}
 
 /** Ids and instants stay below 2^53, and so do sums of counters: they are numbers here. */
 const NUMBERS = new Set<number>([pg.types.builtins.INT8, pg.types.builtins.NUMERIC]);
 
-/** Options of the pool that reads and writes. */
-export function poolOptions(target: PostgresTarget, poolSize: number): DataSourceOptions {
+/** How long a statement, an answer, and a transaction without one may take. */
+const LIMITS = {
+  statement_timeout: STATEMENT_MS,
+  idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
+  query_timeout: ANSWER_MS,
+};
+
+/**
+ * Options of a pool.
+ * @param limited whether statements are ended that take long: requests wait for them. Not where a whole table is worked on
+ */
+export function poolOptions(target: PostgresTarget, poolSize: number, limited = true): DataSourceOptions {
   return {
     type: 'postgres',
     // Given to the driver as it is: TypeORM would lose what it says of TLS.
@@ -38,11 +56,8 @@ export function poolOptions(target: PostgresTarget, poolSize: number): DataSourc
     extra: {
       application_name: 'control-plane',
       connectionTimeoutMillis: CONNECT_MS,
-      statement_timeout: STATEMENT_MS,
-      idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
-      query_timeout: ANSWER_MS,
+      ...(limited ? LIMITS : {}),
       keepAlive: true,
-      options: PLANNER,
       types: {
         getTypeParser: (oid: number, format: 'text' | 'binary') =>
           NUMBERS.has(oid) ? Number : pg.types.getTypeParser(oid, format as 'text'),
@@ -82,13 +97,14 @@ export class PostgresStatements implements Statements {
 /** So many statements are prepared; the program has fewer, extensions may have any number. */
 const MAX_PREPARED = 500;
 const preparedNames = new Map<string, string>();
+const ALL_COLUMNS = /(?:\bSELECT|\bDISTINCT|\bRETURNING|,|\.)\s*\*/i;
 
 /**
  * A statement as a connection is to run it: prepared at its first use there, so that it is parsed and planned once. Not
  * where it asks for all columns: its result would be another after the migration of a rolling upgrade, and it would fail.
  */
 function prepared(text: string, values: SqlValue[]): pg.QueryConfig {
-  if (values.length === 0 || /\*(?!\))/.test(text)) return { text, values };
+  if (values.length === 0 || ALL_COLUMNS.test(text)) return { text, values };
   let name = preparedNames.get(text);
   if (name === undefined && preparedNames.size < MAX_PREPARED) {
     name = `control_plane_${preparedNames.size}`;
@@ -137,11 +153,16 @@ export async function connectionsOfOthers(statements: Statements): Promise<numbe
 /** Two units got into each other's way; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
 const AGAIN = new Set(['40001', '40P01']);
 
+/** A statement that a connection has prepared is gone there, or its result would be another now. Source: the same. */
+const isStale = (error: unknown): boolean =>
+  codeOf(error) === '26000' ||
+  (codeOf(error) === '0A000' && (error as Error).message.startsWith('cached plan'));
+
 /** Two units added the same unique row. Source: the same, class 23. */
 const UNIQUE_VIOLATION = '23505';
 
-/** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 57. */
-const AWAY = /^(?:08|53|57|25P03$|25006$|XX000$)/;
+/** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 57, 58. */
+const AWAY = /^(?:08|53|57|58|25P03$|25006$|XX000$)/;
 
 /** The server ends the connection, or does not let one begin. */
 const ENDED = /^(?:08|57P|25P03$)/;
@@ -157,7 +178,10 @@ const ofDriver = (error: unknown): unknown =>
   error instanceof QueryFailedError ? (error.driverError as unknown) : error;
 
 /** Whether the same unit of work may succeed when it is run again at once. */
-export const mayRunAgain = (error: unknown): boolean => AGAIN.has(codeOf(error));
+export const mayRunAgain = (error: unknown): boolean => AGAIN.has(codeOf(error)) || isStale(error);
+
+/** Whether a connection is of no use any more after an error: it is lost, or would fail with it again. */
+export const isSpoilt = (error: unknown): boolean => isConnectionLost(error) || isStale(error);
 
 /**
  * Whether another unit added the same unique row first: run again, this one finds it. A unit that is at fault itself fails

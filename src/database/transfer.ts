@@ -70,10 +70,14 @@ export async function transfer(
     // Before the migrations: a database that something else uses is left as it is.
     const expected = tablesOf(source);
     const before = await PostgresDatabase.inspect(to, (statements) => refuseUsed(statements, expected));
-    database = await PostgresDatabase.open(to, { migrateOnStart: true, poolSize: 2 }, [], extensions);
+    database = await PostgresDatabase.open(
+      to,
+      { migrateOnStart: true, poolSize: 2, limited: false },
+      [],
+      extensions,
+    );
     const [opened, target] = [source, database];
     return await target.write(async (tx) => {
-      await tx.run('SET LOCAL statement_timeout = 0');
       const tables = await matchTables(opened, tx, extensions);
       await tx.run(
         `LOCK TABLE ${tables.map(({ name }) => quoted(name)).join(', ')} IN ACCESS EXCLUSIVE MODE`,

@@ -244,7 +244,7 @@ export class LeasesService {
   /** Whether a lease's deadline has passed. */
   async anyOverdue(statements: Statements): Promise<boolean> {
     const row = await statements.first(
-      `SELECT id FROM leases WHERE state = 'active' AND deadline_at <= $1 LIMIT 1`,
+      `SELECT id FROM leases WHERE state = 'active' AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1`,
       this.clock.now(),
     );
     return row !== undefined;
@@ -330,6 +330,13 @@ export class LeasesService {
       if (!mayHaveMore) return 'draining';
       const tasks = await this.takeBest(tx, wanted, now);
       if (tasks.length === 0) return [];
+      // Of each kind as many were locked as all of them together may be; what was not taken is free again with the commit.
+      if (tx.dialect.concurrent && wanted.length > 1 && tasks.length === MAX_CLAIM)
+        this.depth.announceReady(
+          tx,
+          wanted.map(([kind]) => kind),
+          MAX_CLAIM,
+        );
       const leases = await this.lease(tx, agentId, tasks, now);
       if (call) {
         await this.idempotency.store(
@@ -438,7 +445,8 @@ export class LeasesService {
   ): Promise<Map<number, ReportedLease>> {
     if (leaseIds.length === 0) return new Map();
     if (tx.dialect.concurrent) {
-      // Before they are read: of a row that had to be waited for, what was joined to it would be that of before.
+      // Before they are read: of a row that had to be waited for, what was joined to it would be that of before. Their
+      // tasks need no lock: nobody changes one that is leased without the lease, and one that is not stays as it is here.
       await tx.rows(
         `SELECT id FROM leases WHERE ${tx.dialect.isAmong('id', '$1')} AND agent_id = $2
          ORDER BY id ${tx.dialect.forUpdate()}`,
@@ -452,7 +460,7 @@ export class LeasesService {
          r.report AS reported, r.outcome
        FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2
-       ORDER BY l.id ${tx.dialect.forUpdate('t')}`,
+       ORDER BY l.id`,
       JSON.stringify(leaseIds),
       agentId,
     );
@@ -527,11 +535,12 @@ export class LeasesService {
       `UPDATE tasks SET state = r.state, attempts = r.attempts, run_at = coalesce(r.run_at, tasks.run_at), reason = r.reason, lease_id = NULL,
          updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN CAST($2 AS bigint) END
        FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text', attempts: 'integer', run_at: 'integer', reason: 'text' })} AS r
-       WHERE tasks.id = r.id`,
+       WHERE ${tx.dialect.isAmong('tasks.id', '$3')} AND tasks.id = r.id`,
       JSON.stringify(
         ends.map(({ id, to, attempts, run_at, reason }) => ({ id, state: to, attempts, run_at, reason })),
       ),
       now,
+      JSON.stringify(ends.map(({ id }) => id)),
     );
     await this.depth.shift(
       tx,

@@ -44,7 +44,7 @@ export class QueueDepth {
   constructor(
     private readonly concurrency: ConcurrencyService,
     private readonly waiters: ClaimWaiters,
-    database: Database,
+    private readonly database: Database,
   ) {
     database.onAnnouncement(READY, (message) => {
       const [kind, count] = JSON.parse(message) as [string, number];
@@ -81,6 +81,21 @@ export class QueueDepth {
   async readyStates(tx: Transaction, places: readonly Place[]): Promise<('queued' | 'waiting')[]> {
     await this.concurrency.lock(tx);
     return (await this.concurrency.admit(tx, places)).map((admitted) => (admitted ? 'queued' : 'waiting'));
+  }
+
+  /** Has claims that wait look again: tasks were locked by one that did not take them. */
+  announceReady(tx: Transaction, kinds: readonly string[], count: number): void {
+    for (const kind of kinds) tx.announce(READY, JSON.stringify([kind, count]));
+  }
+
+  /** Makes ready what waits though there is room; see {@link ConcurrencyService.passedOver}. */
+  async admitPassedOver(): Promise<void> {
+    const any = await this.database.read((statements) => this.concurrency.passedOver(statements, 1));
+    if (any.length === 0) return;
+    await this.database.write(async (tx) => {
+      await this.concurrency.lock(tx);
+      await this.admitWaiting(tx, await this.concurrency.passedOver(tx, BATCH));
+    });
   }
 
   /** The depth of every kind and state that has tasks. */
@@ -138,7 +153,7 @@ export class QueueDepth {
       JSON.stringify([...counts.values()]),
     );
     await this.concurrency.move(tx, [...windows.values()]);
-    for (const [kind, count] of woken) tx.announce(READY, JSON.stringify([kind, count]));
+    for (const [kind, count] of woken) this.announceReady(tx, [kind], count);
   }
 
   /** Makes tasks ready that waited for a slot, best first, until no more fit. */

@@ -7,11 +7,14 @@ import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
 import { LeasesService } from './leases.service';
+import { QueueDepth } from './queue-depth';
 import { TasksService } from './tasks.service';
 
 /** How often time is looked at: what was promised within a second has several tries. */
 const TICK_MS = 250;
 const HOUR_MS = 3_600_000;
+/** How often it is looked for tasks that an admission passed over, in milliseconds. */
+const PASSED_OVER_MS = 2_000;
 /** How many rows one transaction of a tick takes, so that no request waits long behind it. */
 const BATCH = 500;
 
@@ -20,6 +23,7 @@ const BATCH = 500;
 export class QueueUpkeep {
   /** The start of the run without an outage for which live leases have had their grace. */
   private gracedSince: number | undefined;
+  private lookedAt = 0;
 
   constructor(
     private readonly database: Database,
@@ -28,6 +32,7 @@ export class QueueUpkeep {
     private readonly jobs: JobRunner,
     private readonly leases: LeasesService,
     private readonly tasks: TasksService,
+    private readonly depth: QueueDepth,
     private readonly idempotency: Idempotency,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {}
@@ -62,6 +67,10 @@ export class QueueUpkeep {
     if (due.tasks) {
       while ((await this.tasks.endOverdue(BATCH)) === BATCH);
       while ((await this.tasks.makeReady(BATCH)) === BATCH);
+    }
+    if (this.database.isShared && this.clock.now() - this.lookedAt >= PASSED_OVER_MS) {
+      this.lookedAt = this.clock.now();
+      await this.depth.admitPassedOver();
     }
   }
 

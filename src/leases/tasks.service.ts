@@ -214,9 +214,9 @@ export class TasksService {
   /** Whether a scheduled task's instant has come, or an unfinished one's time is up. */
   async anyDue(statements: Statements): Promise<boolean> {
     const row = await statements.first(
-      `SELECT id FROM (SELECT id FROM tasks WHERE state = 'scheduled' AND run_at <= $1 LIMIT 1) AS due
+      `SELECT id FROM (SELECT id FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at LIMIT 1) AS due
        UNION ALL
-       SELECT id FROM (SELECT id FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 LIMIT 1) AS overdue`,
+       SELECT id FROM (SELECT id FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after LIMIT 1) AS overdue`,
       this.clock.now(),
     );
     return row !== undefined;
@@ -239,9 +239,10 @@ export class TasksService {
       const states = await this.depth.readyStates(tx, tasks);
       await tx.run(
         `UPDATE tasks SET state = r.state, updated_at = $2
-         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE tasks.id = r.id`,
+         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE ${tx.dialect.isAmong('tasks.id', '$3')} AND tasks.id = r.id`,
         JSON.stringify(tasks.map(({ id }, i) => ({ id, state: states[i] }))),
         now,
+        JSON.stringify(tasks.map(({ id }) => id)),
       );
       await this.depth.shift(
         tx,
@@ -363,6 +364,9 @@ export class TasksService {
       }
     });
     const ready = rows.filter((row) => row.run_at === null || row.run_at <= now);
+    // Whoever sets ceilings locks the table before the counters; so does everybody who comes to write to it.
+    const lock = tx.dialect.lockTable('tasks', 'shared');
+    if (lock) await tx.run(lock);
     const states = await this.depth.readyStates(tx, ready);
     ready.forEach((row, i) => {
       row.state = states[i] as TaskState;
