@@ -53,7 +53,8 @@ const postgres = {
 
 /** @type {import('jest').Config} */
 module.exports = {
-  maxWorkers: 2,
+  // One more than the cores of a small machine: some of the tests only wait.
+  maxWorkers: 3,
   testTimeout: 30_000,
   projects: [
     {

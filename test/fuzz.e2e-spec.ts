@@ -5,7 +5,7 @@ import { ADMIN_TOKEN, type Answer, dnsTask, onPostgres, TestServer } from './har
 import { Chance, type HostileRequest, HostileRequests, THROWAWAY_IDS } from './hostile-requests';
 
 /** `FUZZ_REQUESTS=200000 FUZZ_SEED=1` for more of them, and for the same again. */
-const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? (onPostgres ? 5_000 : 10_000));
+const REQUESTS = Number(process.env.FUZZ_REQUESTS ?? (onPostgres ? 3_000 : 6_000));
 const SEED = Number(process.env.FUZZ_SEED ?? Date.now() % 2 ** 31);
 const CONNECTIONS = 32;
 /** Refused before there is a route, or by what arrived of the request. */

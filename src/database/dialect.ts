@@ -9,6 +9,8 @@ export interface Dialect {
   readonly name: 'sqlite' | 'postgres';
   /** The condition that a column is one of a parameter's numbers, which holds a JSON array of them. */
   isAmong(column: string, parameter: string): string;
+  /** The same, for a table that is joined with a rowset of these numbers: as far as it keeps the join from reading all. */
+  isBoundTo(column: string, parameter: string): string;
   /** A table expression over a parameter that holds a JSON array of objects, with the columns named. */
   rowset(parameter: string, columns: Readonly<Record<string, ColumnType>>): string;
   /** Whether others write at the same time, so that what a unit decides by must be locked. */
@@ -38,6 +40,8 @@ export interface Dialect {
 export const sqliteDialect: Dialect = {
   name: 'sqlite',
   isAmong: (column, parameter) => `${column} IN (SELECT value FROM json_each(${parameter}))`,
+  // The rows of the set are looked up one by one anyway; by another condition, the set would be read for each row.
+  isBoundTo: (_column, parameter) => `${parameter} IS NOT NULL`,
   rowset: (parameter, columns) =>
     `(SELECT ${Object.keys(columns)
       .map((column) => `value ->> '${column}' AS ${column}`)
@@ -57,11 +61,14 @@ const POSTGRES_TYPES: Readonly<Record<ColumnType, string>> = { integer: 'bigint'
 
 const of = (tables: readonly string[]): string => (tables.length === 0 ? '' : ` OF ${tables.join(', ')}`);
 
+/** An array is looked up in the column's index; a subquery may be joined by reading the whole table. */
+const amongArray = (column: string, parameter: string): string =>
+  `${column} = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text(${parameter}::json) AS value))`;
+
 export const postgresDialect: Dialect = {
   name: 'postgres',
-  // An array is looked up in the column's index; a subquery may be joined by reading the whole table.
-  isAmong: (column, parameter) =>
-    `${column} = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text(${parameter}::json) AS value))`,
+  isAmong: amongArray,
+  isBoundTo: amongArray,
   rowset: (parameter, columns) =>
     `(SELECT ${Object.keys(columns).join(', ')} FROM json_to_recordset(${parameter}::json) AS row(${Object.entries(
       columns,

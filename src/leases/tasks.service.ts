@@ -239,7 +239,7 @@ export class TasksService {
       const states = await this.depth.readyStates(tx, tasks);
       await tx.run(
         `UPDATE tasks SET state = r.state, updated_at = $2
-         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE ${tx.dialect.isAmong('tasks.id', '$3')} AND tasks.id = r.id`,
+         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
         JSON.stringify(tasks.map(({ id }, i) => ({ id, state: states[i] }))),
         now,
         JSON.stringify(tasks.map(({ id }) => id)),
