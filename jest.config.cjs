@@ -53,8 +53,7 @@ const postgres = {
 
 /** @type {import('jest').Config} */
 module.exports = {
-  // One more than the cores of a small machine: some of the tests only wait.
-  maxWorkers: 3,
+  maxWorkers: 2,
   testTimeout: 30_000,
   projects: [
     {

@@ -141,6 +141,36 @@ onShared('replicas on one database', () => {
     expect(body.depths).toEqual([expect.objectContaining({ state: 'dead', count: 50 })]);
   });
 
+  it('do all their jobs, however few connections they have: each job holds one while it writes', async () => {
+    const small = await TestServer.start({ POOL_SIZE: '1' }, { folder: first.folder });
+    try {
+      const done: string[] = [];
+      const job = (name: string) => () =>
+        small.database.write(async (tx) => {
+          await tx.rows('SELECT 1 AS one');
+          done.push(name);
+        });
+      const names = ['a', 'b', 'c', 'd'];
+      const runner = small.app.get(JobRunner);
+      await Promise.all(names.map((name) => runner.run(name, 1_000, job(name))));
+      expect(done.sort()).toEqual(names);
+    } finally {
+      await small.stop({ keep: true });
+    }
+  });
+
+  it.each(['hello', '[]', '{"a":1}', '["somebody",7]'])(
+    'take no harm from what others announce on their channel: %s',
+    async (message) => {
+      await first.rows('SELECT pg_notify($1, $2)', 'control_plane', message);
+      // It is read before this, which is announced after it.
+      const agent = await first.register();
+      const claim = second.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 20_000 });
+      await first.enqueue(dnsTask());
+      expect((await claim).body.leases).toHaveLength(1);
+    },
+  );
+
   it('let in a task that was passed over because somebody had locked it', async () => {
     const limits = [{ kind: 'dns', target: 'ns.example', ceiling: 1 }];
     await first.operator('PUT', '/v1/concurrency/limits', { limits });
