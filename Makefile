@@ -8,7 +8,7 @@ BUILT := dist/.built
 SOURCES := $(shell find src migrations examples/whois-kind/src 2>/dev/null) \
   $(wildcard tsconfig*.json examples/whois-kind/*.json) nest-cli.json scripts/build-example.mjs
 
-.PHONY: help start build test test-postgres ci bench format clean
+.PHONY: help start build test test-all ci bench format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -19,12 +19,13 @@ start: $(BUILT) ## install, build and run the server; the database is migrated a
 
 build: $(BUILT) ## install and build into dist/
 
-test: $(BUILT) ## all checks, then all tests
+test: $(BUILT) ## all checks, then the fast tests: at most 4 minutes on 2 cores
+	@exec $(RUN) npm run check
+	@exec $(RUN) npm run test:fast
+
+test-all: $(BUILT) ## all checks, then all tests: replicas, crashes and long properties too
 	@exec $(RUN) npm run check
 	@exec $(RUN) npm run jest
-
-test-postgres: $(BUILT) ## the tests on PostgreSQL, which comes with the dependencies; they take longer
-	@exec $(RUN) npm run test:postgres
 
 # The set-up is a make of its own, so that the counts come last also when it fails.
 ci: ## all checks and all tests; ends with the line "N passed, N failed"

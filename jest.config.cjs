@@ -7,49 +7,30 @@ if (major < 24 || (major === 24 && minor < 9)) {
 // Types are checked by "npm run types"; tsconfig's isolatedModules makes ts-jest transpile only.
 const transform = { '^.+\\.ts$': ['ts-jest', { tsconfig: '<rootDir>/tsconfig.json' }] };
 
-/** What an end-to-end project is, on whichever database. */
-const e2e = {
+/** A project of whole-application tests. Typed against src and run against the build: only there is the swagger metadata complete. */
+const folder = (name) => ({
   testEnvironment: 'node',
-  roots: ['<rootDir>/test'],
+  roots: [`<rootDir>/test/${name}`],
   testMatch: ['**/*.e2e-spec.ts'],
   transform,
-  // Tests are typed against src and run against the build: only there is the swagger metadata complete.
   moduleNameMapper: { '^(?:\\.\\./)+src/(.*)$': '<rootDir>/dist/$1' },
-};
+});
 
-/** What need not run on PostgreSQL too; everything else does. */
-const SQLITE_ONLY = [
-  // About the SQLite file: who writes it, what a killed process leaves of it, copies of it.
-  'write-door',
-  'crash',
-  'backup',
-  // About a client of the HTTP interface, which without a server opens a SQLite file itself.
-  'cli',
-  // About what stands before any statement: connections, headers, the log.
-  'logs',
-  'proxies',
-  'slow-clients',
-  'security-headers',
-  // About files and functions alone.
-  'deploy',
-  'history-checker',
-];
+/** The same on PostgreSQL: an embedded one, or the server of CONTROL_PLANE_TEST_POSTGRES_URL. */
+const onPostgres = (project) => ({
+  ...project,
+  // Read by test/helpers/harness.ts.
+  globals: { testDatabase: 'postgres' },
+  globalSetup: '<rootDir>/test/helpers/postgres-setup.mjs',
+  globalTeardown: '<rootDir>/test/helpers/postgres-teardown.mjs',
+});
 
-/** About several processes on one database, and about getting there. */
+/** In test/slow: about the SQLite file, what a killed process leaves of it, copies of it; or about functions alone. */
+const SQLITE_ONLY = ['crash', 'backup', 'history-checker'];
+/** In test/slow: about several processes on one database, and about getting there. */
 const POSTGRES_ONLY = ['replicas', 'shared-database', 'shared-quotas', 'transfer'];
 
-const files = (names) => names.map((name) => `/test/${name}\\.e2e-spec\\.ts$`);
-
-/** The same tests on PostgreSQL. */
-const postgres = {
-  ...e2e,
-  displayName: 'e2e-postgres',
-  testPathIgnorePatterns: files(SQLITE_ONLY),
-  // Read by test/harness.ts. The server is an embedded one, or that of CONTROL_PLANE_TEST_POSTGRES_URL.
-  globals: { testDatabase: 'postgres' },
-  globalSetup: '<rootDir>/test/postgres-setup.mjs',
-  globalTeardown: '<rootDir>/test/postgres-teardown.mjs',
-};
+const files = (names) => names.map((name) => `/test/slow/${name}\\.e2e-spec\\.ts$`);
 
 /** @type {import('jest').Config} */
 module.exports = {
@@ -63,7 +44,14 @@ module.exports = {
       testMatch: ['**/*.spec.ts'],
       transform,
     },
-    { ...e2e, displayName: 'e2e', testPathIgnorePatterns: files(POSTGRES_ONLY) },
-    postgres,
+    { ...folder('behaviour'), displayName: 'behaviour' },
+    { ...folder('conformance'), displayName: 'conformance' },
+    { ...onPostgres(folder('conformance')), displayName: 'conformance-postgres' },
+    { ...folder('slow'), displayName: 'slow', testPathIgnorePatterns: files(POSTGRES_ONLY) },
+    {
+      ...onPostgres(folder('slow')),
+      displayName: 'slow-postgres',
+      testPathIgnorePatterns: files(SQLITE_ONLY),
+    },
   ],
 };

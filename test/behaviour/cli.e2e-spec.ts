@@ -1,0 +1,584 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, copyFileSync, existsSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { type Ended, finding, run } from '../helpers/command-line';
+import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
+
+// Each command is a process, which takes its second on a machine that is busy with other tests.
+jest.setTimeout(90_000);
+
+describe('the command line with a server', () => {
+  let server: TestServer;
+  beforeAll(async () => {
+    server = await TestServer.start();
+  });
+  afterAll(() => server.stop());
+
+  const cli = (args: string[], env: Record<string, string> = {}, input?: string) =>
+    run(args, { cwd: server.folder, env: { ...finding(server.url), ...env }, input });
+
+  /** What a command that must succeed answers as JSON. */
+  async function json(...args: string[]): Promise<any> {
+    const { code, stdout, stderr } = await cli([...args, '--json']);
+    expect([code, stderr]).toEqual([0, '']);
+    return JSON.parse(stdout);
+  }
+
+  /** The cells of a table's first row after its heads. */
+  const firstRow = ({ stdout }: Ended) => (stdout.split('\n')[1] as string).split(/ {2,}/);
+
+  it('enqueues a task, lists, shows, cancels and retries it, and shows the depth of the queue', async () => {
+    const args = [
+      'task',
+      'add',
+      'tcp',
+      'host=192.0.2.1',
+      'port=443',
+      '--priority',
+      '-5',
+      '--max-attempts',
+      '2',
+    ];
+    const { tasks } = await json(...args, '--unique-key', 'k', '--not-after', '2100-01-01T00:00:00Z');
+    const id = String(tasks[0].id);
+    expect(await json('task', 'get', id)).toMatchObject({
+      kind: 'tcp',
+      spec: { host: '192.0.2.1', port: 443 },
+      priority: -5,
+      max_attempts: 2,
+      unique_key: 'k',
+      not_after: '2100-01-01T00:00:00.000Z',
+    });
+    const list = await cli([
+      'task',
+      'list',
+      '--kind',
+      'tcp',
+      '--state',
+      'queued',
+      '--target',
+      '192.0.2.1:443',
+    ]);
+    expect(firstRow(list).slice(0, 5)).toEqual([id, 'tcp', '192.0.2.1:443', 'queued', '-5']);
+    expect((await cli(['task', 'stats'])).stdout).toMatch(/^tcp +queued +1 /m);
+    expect(await json('task', 'cancel', id)).toMatchObject({ state: 'cancelled', reason: 'operator' });
+    expect((await cli(['task', 'retry', id])).stdout).toMatch(/^state +queued$/m);
+    const again = await cli(['task', 'retry', id]);
+    expect([again.code, again.stdout]).toEqual([1, '']);
+    expect(again.stderr).toContain('ERR_CONFLICT');
+  });
+
+  it('takes text as text, and what reads as JSON as that', async () => {
+    const { tasks } = await json('task', 'add', 'dns', 'query="123"', 'server=null', 'record_type=AAAA');
+    expect((await json('task', 'get', String(tasks[0].id))).spec).toEqual({
+      kind: 'dns',
+      query: '123',
+      server: null,
+      record_type: 'AAAA',
+    });
+  });
+
+  it('enqueues all tasks of a file or of standard input, in their order', async () => {
+    const file = join(server.folder, 'tasks.json');
+    writeFileSync(file, JSON.stringify([dnsTask(), dnsTask({}, { query: 'second.example' })]));
+    const { tasks } = await json('task', 'add', '--file', file);
+    expect((await json('task', 'get', String(tasks[1].id))).spec.query).toBe('second.example');
+    const piped = await cli(['task', 'add', '--file', '-'], {}, JSON.stringify({ tasks: [dnsTask()] }));
+    expect([piped.code, piped.stdout]).toEqual([0, expect.stringMatching(/^ID +STATE\n\d+ +queued\n$/)]);
+  });
+
+  it('shows what the server says about each field', async () => {
+    const { code, stdout, stderr } = await cli(['task', 'add', 'tcp', 'host=a b', 'port=0', 'colour=red']);
+    expect([code, stdout]).toEqual([1, '']);
+    expect(stderr).toMatch(/ERR_VALIDATION/);
+    for (const field of ['host', 'port', 'colour'])
+      expect(stderr).toMatch(new RegExp(`^ {2}tasks\\.0\\.spec\\.${field}: `, 'm'));
+    const asJson = await cli(['task', 'get', '999', '--json']);
+    expect([asJson.code, asJson.stdout, JSON.parse(asJson.stderr).error]).toEqual([1, '', 'ERR_NOT_FOUND']);
+  });
+
+  it('enqueues nothing twice under one key', async () => {
+    const args = ['task', 'add', 'dns', 'query=once.example', '--idempotency-key', 'one-key'];
+    expect(await json(...args)).toEqual(await json(...args));
+    const other = await cli(['task', 'add', 'dns', 'query=other.example', '--idempotency-key', 'one-key']);
+    expect(other.code).toBe(1);
+  });
+
+  it('lists page by page', async () => {
+    const first = await cli(['task', 'list', '--limit', '1']);
+    const cursor = /--cursor (\d+)/.exec(first.stderr)?.[1] as string;
+    const second = await cli(['task', 'list', '--limit', '1', '--cursor', cursor]);
+    expect(Number(firstRow(second)[0])).toBe(Number(firstRow(first)[0]) - 1);
+  });
+
+  it('decides about agents', async () => {
+    const { agent_id } = await server.register('probe-1');
+    const id = String(agent_id);
+    expect(
+      firstRow(await cli(['agents', 'list', '--status', 'online', '--hostname', 'probe-1'])).slice(0, 4),
+    ).toEqual([id, 'probe-1', 'online', '0']);
+    expect((await json('agents', 'drain', id)).status).toBe('draining');
+    expect((await json('agents', 'disable', id)).status).toBe('disabled');
+    expect((await cli(['agents', 'drain', id])).code).toBe(1);
+    expect((await json('agents', 'enable', id)).status).toBe('online');
+    expect((await json('agents', 'revoke', id)).status).toBe('revoked');
+    expect((await cli(['agents', 'show', id])).stdout).toMatch(/^status +revoked$/m);
+    expect(await json('agents', 'delete', id)).toEqual({});
+    expect((await cli(['agents', 'show', id])).code).toBe(1);
+  });
+
+  it('makes an agent by hand, finds it by its labels and changes its token', async () => {
+    const made = await json('create-agent', 'by-hand', '--label', 'region=eu', '--label', 'rack=a=b');
+    const other = await json('agents', 'create');
+    const { items } = await json('agents', 'list', '--label', 'region=eu', '--label', 'rack=a=b');
+    expect(items).toMatchObject([{ id: made.agent_id, labels: { region: 'eu', rack: 'a=b' } }]);
+    expect((await server.agent(other, '/heartbeat')).status).toBe(200);
+    const rotated = await json('agents', 'rotate', String(made.agent_id), '--revoke-old');
+    expect((await server.agent(made, '/heartbeat')).status).toBe(401);
+    expect((await server.agent(rotated, '/heartbeat')).status).toBe(200);
+    const shown = await cli(['agents', 'rotate', String(made.agent_id)]);
+    expect(shown.stdout).toMatch(/^auth_token +dcpa_\w{49}$/m);
+    expect((await cli(['create-agent', 'by-hand'])).code).toBe(1);
+  });
+
+  it('gives and withdraws enrollment tokens', async () => {
+    const args = [
+      'enrollment',
+      'create',
+      'rack-7',
+      '--label',
+      'rack=7',
+      '--max-uses',
+      '2',
+      '--expires-in',
+      '1d',
+    ];
+    const made = await json(...args);
+    expect(made).toMatchObject({ labels: { rack: '7' }, max_uses: 2 });
+    expect(Date.parse(made.expires_at) - Date.parse(made.created_at)).toBe(86_400_000);
+    const enroll = () =>
+      server.request('POST', '/register', { body: {}, headers: { 'x-enrollment-token': made.token } });
+    expect((await enroll()).status).toBe(200);
+    expect((await cli(['enrollment', 'list'])).stdout).toMatch(/rack-7 +\{"rack":"7"\} +1 +2 /);
+    expect((await cli(['enrollment', 'revoke', String(made.id)])).code).toBe(0);
+    expect((await enroll()).status).toBe(401);
+  });
+
+  it('publishes configuration, shows it and goes back to an earlier one', async () => {
+    const file = join(server.folder, 'config.json');
+    writeFileSync(file, '{"resolvers": ["192.0.2.53"]}');
+    const first = await json('config', 'publish', file, '--expires-in', '30m', '--idempotency-key', 'first');
+    expect(Date.parse(first.expires_at) - Date.parse(first.issued_at)).toBe(1_800_000);
+    const again = await json('config', 'publish', file, '--expires-in', '30m', '--idempotency-key', 'first');
+    expect(again.revision).toBe(first.revision);
+    const second = await cli(['config', 'publish', '-'], {}, '{"resolvers": []}');
+    expect(second.stdout).toMatch(/^config +\{"resolvers":\[\]\}$/m);
+    expect((await json('config', 'show')).config).toEqual({ resolvers: [] });
+    expect((await json('config', 'rollback', first.revision)).config).toEqual({ resolvers: ['192.0.2.53'] });
+    const { items } = await json('config', 'list');
+    expect(items.map((item: { seq: number }) => item.seq)).toEqual([3, 2, 1]);
+    expect((await cli(['config', 'show', first.revision])).stdout).toMatch(/^seq +1$/m);
+    const refused = await cli(['config', 'publish', '-'], {}, '[]');
+    expect([refused.code, refused.stderr]).toEqual([1, expect.stringMatching(/ {2}config: /)]);
+  });
+
+  it.each([
+    ['a name twice', '{"a": 1, "a": 2}', /ERR_VALIDATION.*\n {2}config\.a: /],
+    ['a number that is too large', '{"a": 1e400}', /ERR_VALIDATION.*\n {2}config\.a: /],
+    ['a part that is not closed', '{"a": 1}, "expires_in": 60', /does not hold JSON/],
+    ['bytes that are no text', Buffer.from('{"a": "\xff"}', 'latin1'), /does not hold JSON/],
+  ])('publishes no file with %s as something else', async (_what, content, said) => {
+    const file = join(server.folder, 'odd.json');
+    writeFileSync(file, content);
+    const { code, stdout, stderr } = await cli(['config', 'publish', file]);
+    expect([code === 0, stdout, stderr]).toEqual([false, '', expect.stringMatching(said)]);
+  });
+
+  it('enqueues no task of a file that says a thing twice', async () => {
+    const twice = '[{"kind": "dns", "spec": {"query": "a.example", "query": "b.example"}}]';
+    const { code, stderr } = await cli(['task', 'add', '--file', '-'], {}, twice);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(/ERR_VALIDATION.*\n {2}tasks\.0\.spec\.query: /),
+    ]);
+  });
+
+  it("gives and withdraws operators' tokens, whose role and expiry hold", async () => {
+    const made = await json('token', 'create', 'alice', '--role', 'viewer', '--expires-in', '90d');
+    expect(Date.parse(made.expires_at) - Date.parse(made.created_at)).toBe(90 * 86_400_000);
+    const file = join(server.folder, 'alice.token');
+    writeFileSync(file, `${made.token}\n`);
+    expect((await cli(['task', 'stats', '--token-file', file])).code).toBe(0);
+    const refused = await cli(['task', 'add', 'dns', 'query=example.com', '--token-file', file]);
+    expect([refused.code, refused.stderr]).toEqual([
+      1,
+      expect.stringMatching(/ERR_FORBIDDEN.*\n {2}role: operator/),
+    ]);
+    expect((await cli(['token', 'list'])).stdout).toMatch(/alice +viewer +issued/);
+    expect((await cli(['token', 'revoke', String(made.id)])).code).toBe(0);
+    const withdrawn = await cli(['task', 'stats', '--token-file', file]);
+    expect([withdrawn.code, withdrawn.stderr]).toEqual([
+      1,
+      expect.stringContaining(`The token is from ${file}.`),
+    ]);
+    expect(withdrawn.stderr).not.toContain(made.token);
+  });
+
+  it('lists changes, and verifies that they are as they were recorded', async () => {
+    const [task] = await server.enqueue(dnsTask());
+    await server.operator('POST', `/v1/tasks/${task}/cancel`);
+    const { items } = await json('audit', 'list', '--action', 'task.cancel', '--subject', `task/${task}`);
+    expect(items).toMatchObject([{ operator_name: 'bootstrap', subject: `task/${task}` }]);
+    expect(await json('audit', 'verify')).toMatchObject({ intact: true });
+    const { code } = await cli(['audit', 'list', '--since', 'yesterday']);
+    expect(code).toBe(1);
+  });
+
+  it('keeps control characters of others off the terminal', async () => {
+    await server.enqueue(dnsTask({ unique_key: '\u001b[31mred\u009b\u202e' }));
+    const { items } = await json('task', 'list', '--limit', '1');
+    const { stdout } = await cli(['task', 'get', String(items[0].id)]);
+    expect(stdout).toMatch(/^unique_key +\\u001b\[31mred\\u009b\\u202e$/m);
+  });
+
+  it("finds the admin's token by itself, and sends it to this machine only", async () => {
+    const local = { URL: server.url, DATABASE_URL: 'sqlite://test.db' };
+    writeFileSync(join(server.folder, 'test.admin-token'), `${ADMIN_TOKEN}\n`);
+    expect((await run(['task', 'stats'], { cwd: server.folder, env: local })).code).toBe(0);
+    // The same server by an address that is not known to be this machine's.
+    const elsewhere = { ...local, URL: server.url.replace('127.0.0.1', '0.0.0.0') };
+    const refused = await run(['task', 'stats'], { cwd: server.folder, env: elsewhere });
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining('CONTROL_PLANE_TOKEN')]);
+    rmSync(join(server.folder, 'test.admin-token'));
+  });
+
+  it('ends well where the reader of a pipe has had enough', async () => {
+    const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), 'task', 'list'], {
+      env: { CONTROL_PLANE_URL: server.url, CONTROL_PLANE_TOKEN: ADMIN_TOKEN },
+    });
+    let errors = '';
+    child.stderr.on('data', (chunk) => {
+      errors += chunk;
+    });
+    child.stdout.destroy();
+    const [code] = await once(child, 'close');
+    expect([code, errors]).toEqual([0, '']);
+  });
+
+  it.each([
+    ['an unknown command', ['tsk']],
+    ['no command', []],
+    ['no command of a group', ['task']],
+    ['an unknown option', ['task', 'list', '--colour']],
+    ['an id that is none', ['task', 'get', '0']],
+    ['a duration that is none', ['token', 'create', 'a', '--role', 'viewer', '--expires-in', 'soon']],
+    ['a token without a role', ['token', 'create', 'a']],
+    ['a spec without a kind', ['task', 'add', 'query=example.com']],
+    ['a field twice', ['task', 'add', 'dns', 'query=a', 'query=b']],
+    ['a label twice', ['create-agent', '--label', 'a=1', '--label', 'a=2']],
+    ['a spec that is none', ['task', 'add', 'dns', 'example.com']],
+    ['a file with more beside it', ['task', 'add', 'dns', '--file', '-']],
+    ['a file that is not there', ['task', 'add', '--file', 'nowhere.json']],
+    ['a file without JSON', ['task', 'add', '--file', '-']],
+    ['a wrong setting', ['task', 'list'], { URL: 'ftp://example.com' }],
+    ['an address with credentials', ['task', 'list'], { URL: 'http://user:canary-pass@127.0.0.1' }],
+    ['a token that can not be one', ['task', 'list'], { TOKEN: 'canary-pass with a space' }],
+  ] as [string, string[], Record<string, string>?][])(
+    'does nothing with %s',
+    async (_what, args, env = {}) => {
+      const { code, stdout, stderr } = await cli(args, env);
+      expect([code, stdout]).toEqual([2, '']);
+      expect(stderr).not.toBe('');
+      expect(stderr).not.toContain('canary-pass');
+    },
+  );
+
+  it('explains every command, with an example', async () => {
+    const commandsOf = (help: string) =>
+      [
+        ...(help.split('\nCommands:\n')[1] ?? '')
+          .split('\n\n', 1)
+          .join('')
+          .matchAll(/^ {2}([a-z-]+)/gm),
+      ]
+        .map(([, name]) => name as string)
+        .filter((name) => name !== 'help');
+    const help = async (...path: string[]) => {
+      const { code, stdout } = await cli([...path, '--help']);
+      expect(code).toBe(0);
+      return stdout;
+    };
+    const top = commandsOf(await help());
+    expect(top).toHaveLength(13);
+    for (const name of top) {
+      const text = await help(name);
+      const verbs = commandsOf(text);
+      if (verbs.length > 0)
+        expect(await help(name, verbs[0] as string)).toMatch(/\nExamples:\n {2}\$ control-plane /);
+      else if (!['serve', 'migrate', 'doctor'].includes(name)) expect(text).toContain('\nExamples:\n');
+    }
+  });
+});
+
+describe('the command line between it and the server', () => {
+  type Handler = (request: IncomingMessage, response: ServerResponse, count: number) => void;
+  let handler: Handler;
+  let count = 0;
+  const between = createServer((request, response) => handler(request, response, ++count));
+  let url: string;
+  beforeAll(async () => {
+    between.listen(0, '127.0.0.1');
+    await once(between, 'listening');
+    url = `http://127.0.0.1:${(between.address() as AddressInfo).port}`;
+  });
+  beforeEach(() => {
+    count = 0;
+  });
+  afterAll(() => {
+    between.close();
+    between.closeAllConnections();
+  });
+
+  it('sends a task again when the answer was lost, and it is enqueued once', async () => {
+    const server = await TestServer.start();
+    handler = async (request, response, nth) => {
+      const chunks: Buffer[] = [];
+      for await (const chunk of request) chunks.push(chunk);
+      const answer = await fetch(server.url + request.url, {
+        method: request.method,
+        headers: request.headers as Record<string, string>,
+        body: Buffer.concat(chunks),
+      });
+      const text = await answer.text();
+      if (nth === 1) request.socket.destroy();
+      else response.writeHead(answer.status, { 'content-type': 'application/json' }).end(text);
+    };
+    const { code, stdout } = await run(['task', 'add', 'dns', 'query=example.com', '--json'], {
+      env: finding(url),
+    });
+    const tasks = await server.rows('SELECT id FROM tasks');
+    expect([code, count, tasks.length]).toEqual([0, 2, 1]);
+    expect(JSON.parse(stdout).tasks[0].id).toBe(tasks[0].id);
+    await server.stop();
+  });
+
+  it('sends nothing again that would happen twice, and says so', async () => {
+    handler = (request) => request.socket.destroy();
+    const { code, stderr } = await run(['token', 'create', 'a', '--role', 'viewer'], { env: finding(url) });
+    expect([code, count]).toEqual([3, 1]);
+    expect(stderr).toContain('Whether it had an effect is not known.');
+  });
+
+  it('tells by which key to go on when it gives up', async () => {
+    handler = (request) => request.socket.destroy();
+    const { code, stderr } = await run(['task', 'add', 'dns', 'query=example.com'], { env: finding(url) });
+    expect([code, count]).toEqual([3, 3]);
+    expect(stderr).toMatch(/--idempotency-key [0-9a-f-]{36}\n$/);
+  });
+
+  const envelope = (error: string, retryable: boolean) =>
+    JSON.stringify({ error, message: 'Said so.', retryable });
+
+  it.each([
+    [
+      'a quota that lets in soon',
+      429,
+      { 'retry-after': '1' },
+      envelope('ERR_RATE_LIMITED', true),
+      3,
+      3,
+      'Try again in 1 s',
+    ],
+    [
+      'a quota that lets in late',
+      429,
+      { 'retry-after': '600' },
+      envelope('ERR_RATE_LIMITED', true),
+      3,
+      1,
+      'Try again in 600 s',
+    ],
+    ['an overload', 503, {}, envelope('ERR_UNAVAILABLE', true), 3, 3, 'ERR_UNAVAILABLE'],
+    ['wrong credentials', 401, {}, envelope('ERR_UNAUTHORIZED', false), 1, 1, 'from CONTROL_PLANE_TOKEN'],
+    ['a proxy without a server', 502, { 'content-type': 'text/html' }, '<h1>Bad Gateway</h1>', 3, 3, 'proxy'],
+    [
+      'something else',
+      200,
+      { 'content-type': 'text/html' },
+      '<h1>Welcome</h1>',
+      1,
+      1,
+      "not a control plane's answer",
+    ],
+    ['broken JSON', 200, {}, '{"items": [', 1, 1, "not a control plane's answer"],
+    ['a redirect', 302, { location: 'http://127.0.0.1:1/' }, '', 1, 1, '302'],
+  ] as [string, number, Record<string, string>, string, number, number, string][])(
+    'answers %s with a clear line',
+    async (_what, status, headers, body, exitCode, calls, says) => {
+      handler = (_request, response) =>
+        response.writeHead(status, { 'content-type': 'application/json', ...headers }).end(body);
+      const { code, stdout, stderr } = await run(['task', 'list'], { env: finding(url) });
+      expect([code, count, stdout]).toEqual([exitCode, calls, '']);
+      expect(stderr).toContain(says);
+      expect(stderr).not.toContain(ADMIN_TOKEN);
+    },
+  );
+
+  it('does not wait for ever', async () => {
+    handler = () => undefined;
+    const { code, stderr } = await run(['task', 'retry', '1', '--timeout', '1'], { env: finding(url) });
+    expect([code, count]).toEqual([3, 1]);
+    expect(stderr).toContain('gave no answer within 1 s');
+  });
+});
+
+describe('the command line without a server', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+  });
+  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+  // Where nothing listens, so that no server that runs on this machine by chance is asked.
+  const NOBODY = 'http://127.0.0.1:3';
+  const cli = (args: string[], env: Record<string, string> = {}) => run(args, { cwd: folder, env });
+
+  it('migrates, makes a token and an agent on the database itself, and verifies its audit log', async () => {
+    expect(await cli(['migrate'])).toMatchObject({ code: 0, stdout: expect.stringMatching(/^Applied /) });
+    expect((await cli(['migrate'])).stdout).toBe('The database is current.\n');
+    const made = await cli(['token', 'create', 'first', '--role', 'admin', '--json']);
+    expect([made.code, made.stderr]).toEqual([0, expect.stringContaining('No server runs on')]);
+    const agent = await cli(['create-agent', 'probe-1', '--json']);
+    const verified = await cli(['audit', 'verify', '--json']);
+    expect(JSON.parse(verified.stdout)).toMatchObject({ intact: true, last_id: 3 });
+
+    const { token } = JSON.parse(made.stdout);
+    copyFileSync(join(folder, 'control-plane.db'), join(folder, 'test.db'));
+    const server = await TestServer.start({}, { folder });
+    const headers = { authorization: `Bearer ${token}` };
+    expect((await server.agent(JSON.parse(agent.stdout), '/heartbeat')).status).toBe(200);
+    const { body } = await server.request('GET', '/v1/audit?action=operator-token.create', { headers });
+    expect(body.items).toContainEqual(
+      expect.objectContaining({ operator_name: 'command line', operator_token_id: null, address: 'local' }),
+    );
+    await server.database.write((tx) => tx.run(`UPDATE audit_log SET operator_name = 'x' WHERE id = 2`));
+    const altered = await cli(['audit', 'verify'], { DATABASE_URL: 'sqlite://test.db' });
+    expect([altered.code, altered.stdout]).toEqual([1, expect.stringMatching(/^broken_at +2$/m)]);
+    // A server has the database, so this is not the way in: the token that it gave itself ended with it.
+    expect(
+      (
+        await cli(['token', 'create', 'x', '--role', 'admin'], {
+          DATABASE_URL: 'sqlite://test.db',
+          URL: NOBODY,
+        })
+      ).code,
+    ).toBe(3);
+    await server.stop({ keep: true });
+  });
+
+  it('says in a line why an audit log can not be verified', async () => {
+    writeFileSync(join(folder, 'text.db'), 'not a database'.repeat(1_000));
+    writeFileSync(join(folder, 'empty.db'), '');
+    for (const [name, said] of [
+      ['text.db', /^\S+text\.db can't be opened: file is not a database \(SQLITE_NOTADB\)\.\n$/],
+      ['empty.db', /^\S+empty\.db lacks migrations: control-plane migrate applies them\.\n$/],
+    ] as const) {
+      const { code, stdout, stderr } = await cli(['audit', 'verify'], { DATABASE_URL: `sqlite://${name}` });
+      expect([code, stdout, stderr]).toEqual([1, '', expect.stringMatching(said)]);
+    }
+  });
+
+  it('ends with its exit code where nobody reads why', async () => {
+    const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), 'tsk']);
+    child.stderr.destroy();
+    expect((await once(child, 'close'))[0]).toBe(2);
+  });
+
+  it('refuses on the database itself what the server would refuse', async () => {
+    await cli(['migrate']);
+    const { code, stderr } = await cli(['token', 'create', 'a', '--role', 'king']);
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/ERR_VALIDATION\)\n {2}role: /)]);
+  });
+
+  it.each([
+    ['task', 'list'],
+    ['agents', 'disable', '1'],
+    ['config', 'list'],
+  ])('says that %s %s needs a server', async (...args) => {
+    for (const env of [{ URL: NOBODY }, finding(NOBODY)]) {
+      const { code, stdout, stderr } = await cli(args, env);
+      expect([code, stdout]).toEqual([3, '']);
+      expect(stderr).toContain('This needs a running server');
+    }
+    expect(existsSync(join(folder, 'control-plane.db'))).toBe(false);
+  });
+
+  it('serves, by the same settings as a client, and stops when it is asked to', async () => {
+    const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), 'serve'], {
+      cwd: folder,
+      env: {
+        CONTROL_PLANE_BIND: '127.0.0.1:0',
+        CONTROL_PLANE_URL: NOBODY,
+        CONTROL_PLANE_TOKEN: 'of-somebody-who-calls-it',
+      },
+    });
+    let url = '';
+    for await (const line of createInterface({ input: child.stdout })) {
+      url = JSON.parse(line).url ?? '';
+      if (url !== '') break;
+    }
+    child.stdout.resume();
+    const healthy = await cli(['doctor'], { URL: url });
+    expect([healthy.code, healthy.stdout]).toEqual([
+      0,
+      expect.stringContaining('ok    lock        a process serves'),
+    ]);
+    expect(healthy.stdout).not.toMatch(/^(warn|FAIL)/m);
+    // The token of the file; and the server of the lock is not where the setting says.
+    expect((await cli(['task', 'stats'], { URL: url })).code).toBe(0);
+    const unreachable = await cli(['doctor'], { URL: NOBODY });
+    expect([unreachable.code, unreachable.stdout]).toEqual([1, expect.stringMatching(/^FAIL {2}server /m)]);
+    child.kill('SIGTERM');
+    expect((await once(child, 'exit'))[0]).toBe(0);
+  });
+
+  it('finds what is wrong with an installation', async () => {
+    const verdicts = async (env: Record<string, string> = {}) => {
+      const { code, stdout } = await cli(['doctor'], env);
+      const lines = stdout.split('\n').filter((line) => line !== '');
+      return {
+        code,
+        found: lines
+          .filter((line) => !line.startsWith('ok'))
+          .map((line) => line.split(/ {2,}/).slice(0, 2).join(' ')),
+      };
+    };
+    const without = { DATABASE_URL: 'sqlite://test.db' };
+    expect(await verdicts(without)).toEqual({ code: 0, found: ['warn database', 'warn server'] });
+    expect(await verdicts({ LEASE_DURATION: '5' })).toEqual({ code: 1, found: ['FAIL settings'] });
+    expect(await verdicts({ DATABASE_URL: 'sqlite://nowhere/test.db' })).toEqual({
+      code: 1,
+      found: ['FAIL folder', 'warn server'],
+    });
+    await (await TestServer.start({ ADMIN_TOKEN: 'default' }, { folder })).stop({ keep: true });
+    // The umask is the process's, and here that is the tests'.
+    chmodSync(join(folder, 'test.db'), 0o600);
+    expect(await verdicts(without)).toEqual({ code: 0, found: ['warn server'] });
+
+    chmodSync(join(folder, 'test.admin-token'), 0o644);
+    chmodSync(join(folder, 'test.db'), 0o640);
+    expect(await verdicts(without)).toEqual({ code: 1, found: ['warn files', 'FAIL files', 'warn server'] });
+    chmodSync(join(folder, 'test.admin-token'), 0o600);
+    for (const suffix of ['', '-wal', '-shm']) chmodSync(join(folder, `test.db${suffix}`), 0o600);
+    const tomorrow = Date.now() / 1_000 + 86_400;
+    utimesSync(join(folder, 'test.db'), tomorrow, tomorrow);
+    expect(await verdicts(without)).toEqual({ code: 1, found: ['FAIL clock', 'warn server'] });
+    writeFileSync(join(folder, 'test.db'), 'not a database'.repeat(1_000));
+    expect((await verdicts(without)).found).toContain('FAIL database');
+  });
+});

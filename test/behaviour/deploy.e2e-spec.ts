@@ -1,0 +1,334 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { parse, parseAllDocuments } from 'yaml';
+import { readSettings, type Settings } from '../../src/settings';
+
+// What can't be run here is read, by what would be wrong with it.
+
+const text = (file: string) => readFileSync(join(__dirname, '../../..', file), 'utf8');
+const openapi = JSON.parse(text('docs/openapi.json'));
+const { engines, scripts, version } = JSON.parse(text('package.json'));
+
+/** Whether the API answers there without credentials. */
+function expectPublic(path: string): void {
+  expect(Object.keys(openapi.paths)).toContain(path);
+  expect(openapi.paths[path].get.security ?? []).toEqual([]);
+}
+
+/** What must come from elsewhere; here by a value that would do. */
+const SECRETS: Record<string, string> = {
+  CONTROL_PLANE_DATABASE_URL: 'postgres://user:password@host/name',
+  CONTROL_PLANE_ADMIN_TOKEN: 'a-token-of-more-than-24-characters',
+  POSTGRES_PASSWORD: 'password',
+};
+
+/** An image that stays what it is: named by a version. */
+const PINNED = /^[a-z0-9./-]+:\d+\.\d+[\w.-]*$/;
+
+const seconds = (duration: string): number => {
+  const match = /^(\d+)(ms|s|m)?$/.exec(duration);
+  if (!match) throw new Error(`${duration} is not a duration`);
+  return Number(match[1]) * { ms: 0.001, s: 1, m: 60 }[(match[2] ?? 's') as 'ms' | 's' | 'm'];
+};
+
+/** The port and whether stopping fits into a time, in seconds. */
+function expectToFit(settings: Settings, { stopSeconds }: { stopSeconds: number }): void {
+  expect(settings.port).toBe(8080);
+  expect(stopSeconds * 1_000).toBeGreaterThan(settings.shutdownTimeoutMs + 2_000);
+}
+
+/** Lines of `key=value` under their section. */
+function ini(source: string): Record<string, Record<string, string[]>> {
+  const sections: Record<string, Record<string, string[]>> = {};
+  let section: Record<string, string[]> | undefined;
+  for (const line of source.split('\n').filter((each) => each !== '' && !each.startsWith('#'))) {
+    const head = /^\[(\w+)\]$/.exec(line);
+    const pair = /^(\w+)=(.*)$/.exec(line);
+    if (head) {
+      section = {};
+      sections[head[1] as string] = section;
+    } else if (pair && section) {
+      section[pair[1] as string] = [...(section[pair[1] as string] ?? []), pair[2] as string];
+    } else throw new Error(`not a line of a unit: ${line}`);
+  }
+  return sections;
+}
+
+describe('the Dockerfile', () => {
+  const instructions = text('Dockerfile')
+    .replaceAll(/^#.*\n/gm, '')
+    .replaceAll(/\\\n\s*/g, '')
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => [line.slice(0, line.indexOf(' ')), line.slice(line.indexOf(' ') + 1)] as const);
+  const stages: (readonly [string, string])[][] = [];
+  for (const each of instructions)
+    if (each[0] === 'FROM') stages.push([each]);
+    else stages.at(-1)?.push(each);
+  const last = stages.at(-1) as (readonly [string, string])[];
+  const all = (name: string, of = last) => of.filter(([each]) => each === name).map(([, rest]) => rest);
+
+  it('builds apart from what it ships, on one Node that is new enough', () => {
+    expect(stages.length).toBeGreaterThanOrEqual(2);
+    const images = new Set(stages.map(([from]) => from?.[1].split(' ')[0]));
+    expect(images.size).toBe(1);
+    const [image] = images as Set<string>;
+    expect(image).toMatch(PINNED);
+    expect(Number(/^node:(\d+)/.exec(image)?.[1])).toBeGreaterThan(Number(/(\d+)/.exec(engines.node)?.[1]));
+  });
+
+  it('ships no development dependency and nothing of the folder it is built in', () => {
+    const stageOf = (name: string) => stages.find(([from]) => from?.[1].endsWith(` AS ${name}`)) ?? [];
+    for (const copy of all('COPY')) expect(copy).toMatch(/^--from=(build|dependencies) /);
+    const [modules] = all('COPY').filter((copy) => copy.includes('node_modules'));
+    expect(modules).toMatch(/^--from=dependencies /);
+    expect(all('RUN', stageOf('dependencies'))).toEqual([expect.stringContaining('npm ci --omit=dev')]);
+    expect(all('RUN', stageOf('build')).at(-1)).toBe('npm run build');
+    expect(all('RUN').join()).not.toMatch(/npm|apt/);
+  });
+
+  it('runs as somebody who is not root, with a check of its health', () => {
+    expect(all('USER')).toEqual([expect.stringMatching(/^[1-9]\d*:[1-9]\d*$/)]);
+    const [check] = all('HEALTHCHECK');
+    const path = /http:\/\/127\.0\.0\.1:8080(\/\w+)/.exec(check as string)?.[1] as string;
+    expectPublic(path);
+    expect(JSON.parse(all('ENTRYPOINT')[0] as string)).toEqual(['node', '/opt/control-plane/dist/cli.js']);
+    expect(all('CMD').at(-1)).toBe('["serve"]');
+    expect(all('EXPOSE')).toEqual(['8080']);
+  });
+
+  it('sets what the program knows', () => {
+    const env = Object.fromEntries(
+      [
+        ...all('ENV')
+          .join(' ')
+          .matchAll(/(\w+)=(\S+)/g),
+      ].map(([, name, value]) => [name, value]),
+    );
+    expect(readSettings(env).database).toEqual({
+      type: 'sqlite',
+      path: '/var/lib/control-plane/control-plane.db',
+    });
+    expect(all('VOLUME')).toEqual(all('WORKDIR'));
+  });
+
+  it('is given what the build needs, and no database, key or token', () => {
+    const patterns = text('.dockerignore')
+      .split('\n')
+      .filter((line) => line !== '' && !line.startsWith('#'));
+    expect(patterns[0]).toBe('*');
+    const letIn = patterns.filter((line) => line.startsWith('!')).map((line) => line.slice(1));
+    for (const copy of all('COPY', stages[0] as (readonly [string, string])[]))
+      for (const source of copy.split(' ').slice(0, -1))
+        expect(letIn.some((each) => each === source || each.startsWith(`${source}/`))).toBe(true);
+    expect(letIn).not.toContainEqual(expect.stringMatching(/\.(db|pem|env)|token|deploy|node_modules/));
+    expect(scripts.build).toContain('scripts/build-example.mjs');
+  });
+});
+
+describe('compose.yaml', () => {
+  const compose = parse(text('deploy/compose.yaml'), { merge: true });
+  const replicas = ['control-plane-1', 'control-plane-2'].map((name) => compose.services[name]);
+
+  it('runs two replicas of this version with settings that the program takes', () => {
+    for (const replica of replicas) {
+      expect(replica.image).toBe(`control-plane:${version}`);
+      const filled = Object.fromEntries(
+        Object.entries<string>(replica.environment).map(([name, value]) => [
+          name,
+          value.replaceAll(/\$\{(\w+):\?\}/g, (_all, variable) => SECRETS[variable] as string),
+        ]),
+      );
+      const settings = readSettings(filled);
+      expect(settings.database.type).toBe('postgres');
+      expectToFit(settings, { stopSeconds: seconds(replica.stop_grace_period) });
+      const [subnet] = compose.networks.default.ipam.config.map((each: any) => each.subnet);
+      expect(replica.environment.CONTROL_PLANE_TRUST_PROXY).toBe(subnet);
+      expect(new URL((settings.database as { url: string }).url).hostname).toBe('postgres');
+      expect(replica.depends_on.postgres.condition).toBe('service_healthy');
+      const [secret] = replica.secrets;
+      expect(settings.signingKeyFile).toBe(`/run/secrets/${secret}`);
+      expect(compose.secrets[secret]).toEqual({ file: expect.any(String) });
+      expect([replica.read_only, replica.cap_drop]).toEqual([true, ['ALL']]);
+      expect(replica.ulimits.nofile).toBeGreaterThan(settings.maxConnections);
+    }
+  });
+
+  it('names images by version, limits what each takes, and holds no secret', () => {
+    for (const service of Object.values<any>(compose.services)) {
+      expect(service.image).toMatch(PINNED);
+      expect(service.deploy.resources.limits).toEqual({
+        cpus: expect.any(String),
+        memory: expect.any(String),
+      });
+      for (const [name, value] of Object.entries<string>(service.environment ?? {}))
+        if (/PASSWORD|TOKEN/.test(name)) expect(value).toMatch(/^\$\{\w+:\?\}$/);
+    }
+    expect(text('deploy/compose.yaml')).not.toMatch(/:\/\/\w+:(?!\$\{)[^@\s]*@/);
+  });
+
+  it('keeps what PostgreSQL writes', () => {
+    const [volume] = compose.services.postgres.volumes[0].split(':');
+    expect(Object.keys(compose.volumes)).toContain(volume);
+  });
+
+  it('has a load balancer that finds them', () => {
+    const { volumes, ports } = compose.services['load-balancer'];
+    expect(volumes).toEqual([expect.stringMatching(/^\.\/haproxy\.cfg:.*:ro$/)]);
+    expect(ports).toEqual(['127.0.0.1:8080:8080']);
+  });
+});
+
+describe('haproxy.cfg', () => {
+  const lines = text('deploy/haproxy.cfg')
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '' && !line.startsWith('#'));
+  const timeout = (name: string) =>
+    seconds(
+      lines
+        .find((line) => line.startsWith(`timeout ${name} `))
+        ?.split(' ')
+        .at(-1) as string,
+    );
+
+  it('asks each replica of compose.yaml whether it is ready', () => {
+    const servers = lines.flatMap((line) => /^server (\S+) (\S+)$/.exec(line)?.slice(1) ?? []);
+    const { services } = parse(text('deploy/compose.yaml'), { merge: true });
+    const replicas = Object.keys(services).filter((name) => name.startsWith('control-plane'));
+    expect(servers).toEqual(replicas.flatMap((name) => [name, `${name}:8080`]));
+    expect(lines).toContainEqual(expect.stringMatching(/^default-server check /));
+    const path = lines
+      .find((line) => line.startsWith('option httpchk'))
+      ?.split(' ')
+      .at(-1) as string;
+    expect(path).toBe('/readyz');
+    expectPublic(path);
+  });
+
+  it('outwaits a claim that waits, and closes idle connections before a replica does', () => {
+    const longest = openapi.components.schemas.ClaimRequest.properties.wait_ms.maximum / 1_000;
+    expect(longest).toBe(30);
+    expect(timeout('server')).toBeGreaterThan(longest + 5);
+    expect(timeout('client')).toBeGreaterThan(longest + 5);
+    expect(timeout('http-keep-alive')).toBeLessThan(75);
+  });
+
+  it('says who asked, and repeats nothing that may have had its effect', () => {
+    expect(lines).toContain('http-request del-header X-Forwarded-For');
+    expect(lines).toContain('option forwardfor');
+    expect(lines.filter((line) => line.startsWith('retry-on'))).toEqual(['retry-on conn-failure']);
+    expect(lines).toContain('bind :8080');
+  });
+});
+
+describe('the unit for systemd', () => {
+  const { Service = {}, Unit = {}, Install = {} } = ini(text('deploy/control-plane.service'));
+  const environment = Object.fromEntries((Service.Environment ?? []).map((each) => each.split('=', 2)));
+
+  it('starts the program as a user of its own and again after a failure', () => {
+    expect(Service.ExecStart).toEqual(['/usr/bin/node /opt/control-plane/dist/cli.js serve']);
+    expect(Service.User?.[0]).not.toBe('root');
+    expect([Service.Restart, Service.RestartPreventExitStatus]).toEqual([['on-failure'], ['2']]);
+    expect(Unit.StartLimitIntervalSec).toEqual(['0']);
+    expect(Install.WantedBy).toEqual(['multi-user.target']);
+  });
+
+  it('has settings that the program takes, and time to stop', () => {
+    const settings = readSettings(environment);
+    expectToFit(settings, { stopSeconds: Number(Service.TimeoutStopSec?.[0]) });
+    expect(settings.database).toEqual({
+      type: 'sqlite',
+      path: `/var/lib/${Service.StateDirectory?.[0]}/control-plane.db`,
+    });
+    expect(Number(Service.LimitNOFILE?.[0])).toBeGreaterThan(settings.maxConnections);
+    for (const name of Object.keys(SECRETS).filter((each) => each.endsWith('TOKEN')))
+      expect(environment).not.toHaveProperty(name);
+  });
+
+  it.each([
+    ['UMask', '0077'],
+    ['StateDirectoryMode', '0700'],
+    ['NoNewPrivileges', 'true'],
+    ['ProtectSystem', 'strict'],
+    ['ProtectHome', 'true'],
+    ['PrivateTmp', 'true'],
+    ['PrivateDevices', 'true'],
+    ['CapabilityBoundingSet', ''],
+    ['RestrictAddressFamilies', 'AF_INET AF_INET6 AF_UNIX'],
+    ['SystemCallFilter', '@system-service'],
+  ])('keeps to itself: %s', (name, value) => {
+    expect(Service[name]).toEqual([value]);
+  });
+});
+
+describe('kubernetes.yaml', () => {
+  const documents = parseAllDocuments(text('deploy/kubernetes.yaml')).map((document) => {
+    expect(document.errors).toEqual([]);
+    return document.toJS();
+  });
+  const [deployment, service, budget] = ['Deployment', 'Service', 'PodDisruptionBudget'].map((kind) =>
+    documents.find((each) => each.kind === kind),
+  );
+  const pod = deployment.spec.template.spec;
+  const [container] = pod.containers;
+
+  it('has settings that the program takes; secrets are named and not there', () => {
+    const env: Record<string, string> = {};
+    for (const { name, value, valueFrom } of container.env) {
+      expect(valueFrom?.secretKeyRef?.name === 'control-plane').toBe(name in SECRETS);
+      env[name] = value ?? SECRETS[name];
+    }
+    const settings = readSettings(env);
+    const preStop = container.lifecycle.preStop.sleep.seconds;
+    expectToFit(settings, { stopSeconds: pod.terminationGracePeriodSeconds - preStop });
+    expect(settings.database.type).toBe('postgres');
+    const [mount] = container.volumeMounts;
+    const volume = pod.volumes.find(({ name }: any) => name === mount.name);
+    expect(settings.signingKeyFile).toBe(`${mount.mountPath}/${volume.secret.items[0].path}`);
+    expect(documents.some(({ kind }) => kind === 'Secret')).toBe(false);
+    // Kubernetes would set CONTROL_PLANE_PORT and others after the Service, and the program would refuse to start.
+    expect([service.metadata.name, pod.enableServiceLinks]).toEqual(['control-plane', false]);
+  });
+
+  it('asks the right questions at the right port', () => {
+    const ports = Object.fromEntries(container.ports.map((each: any) => [each.name, each.containerPort]));
+    for (const [probe, path] of [
+      ['startupProbe', '/healthz'],
+      ['livenessProbe', '/healthz'],
+      ['readinessProbe', '/readyz'],
+    ] as const) {
+      expect(container[probe].httpGet.path).toBe(path);
+      expectPublic(path);
+      expect(ports[container[probe].httpGet.port]).toBe(8080);
+    }
+    expect(ports[service.spec.ports[0].targetPort]).toBe(8080);
+  });
+
+  it('keeps one replica through everything, and selects what it makes', () => {
+    const { labels } = deployment.spec.template.metadata;
+    for (const selector of [
+      deployment.spec.selector.matchLabels,
+      service.spec.selector,
+      budget.spec.selector.matchLabels,
+    ])
+      expect(labels).toMatchObject(selector);
+    expect(deployment.spec.replicas).toBeGreaterThan(budget.spec.minAvailable);
+    expect(deployment.spec.strategy.rollingUpdate.maxUnavailable).toBe(0);
+  });
+
+  it('may do little: not root, no capability, nothing to write on, so much and no more', () => {
+    expect([pod.securityContext.runAsNonRoot, pod.automountServiceAccountToken]).toEqual([true, false]);
+    expect(container.securityContext).toEqual({
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ['ALL'] },
+    });
+    expect(container.resources.requests).toEqual({ cpu: expect.any(String), memory: expect.any(String) });
+    expect(container.resources.limits.memory).toEqual(expect.any(String));
+    expect(container.image).toMatch(new RegExp(`:${version}$`));
+    expect(`${pod.securityContext.runAsUser}:${pod.securityContext.runAsGroup}`).toBe(
+      /^USER (.*)$/m.exec(text('Dockerfile'))?.[1],
+    );
+  });
+});

@@ -1,0 +1,316 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { type AddressInfo, connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import { type ControlPlane, createApp } from '../../src/app';
+import { Clock } from '../../src/clock';
+import type { OperatorIdentity } from '../../src/http/decorators';
+import { Continuity } from '../../src/scheduling/continuity';
+import { readSettings, SETTINGS, type Settings } from '../../src/settings';
+import { PostgresDatabases } from './postgres-databases';
+
+/** The operator's token that every test's server knows. */
+export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
+
+/** The environment of a process that a test starts: no settings, and what was compiled once is not compiled again. */
+export const CHILD_ENV = {
+  PATH: process.env.PATH,
+  NODE_COMPILE_CACHE: join(__dirname, '../../.cache/compile'),
+};
+
+/** Who operates in a test that calls the services without HTTP. */
+export const OPERATOR: OperatorIdentity = { tokenId: 1, name: 'test', role: 'admin', address: '127.0.0.1' };
+
+/** A clock that moves when it is told to. */
+export class TestClock extends Clock {
+  constructor(private instant = Date.UTC(2026, 0, 1)) {
+    super();
+  }
+
+  override now(): number {
+    return this.instant;
+  }
+
+  advance(ms: number): void {
+    this.instant += ms;
+  }
+}
+
+/** An answer, read. */
+export interface Answer<Body = any> {
+  status: number;
+  headers: Headers;
+  body: Body;
+}
+
+/** What a request may carry. */
+export interface Call {
+  headers?: Record<string, string>;
+  /** Sent as JSON; a string or bytes go as they are. */
+  body?: unknown;
+}
+
+/** An agent's id and token. */
+export interface Credentials {
+  agent_id: number;
+  auth_token: string;
+}
+
+/** Whether the tests run on PostgreSQL; jest's project says so. */
+export const onPostgres = (globalThis as { testDatabase?: string }).testDatabase === 'postgres';
+
+const databases = new PostgresDatabases();
+if (onPostgres) afterAll(() => databases.end());
+
+/** The database that belongs to a folder; on PostgreSQL it is made, migrated, where it is not there yet. */
+export async function databaseIn(folder: string): Promise<string> {
+  return onPostgres ? databases.take(folder) : `sqlite://${join(folder, 'test.db')}`;
+}
+
+/**
+ * Where a server whose folder this is keeps a file beside its database, and what is to be done first. On PostgreSQL that is
+ * its working directory, so the folder is made the one of this process, until `leave`.
+ */
+export function besideDatabase(folder: string): { path: (suffix: string) => string; leave: () => void } {
+  const before = process.cwd();
+  if (onPostgres) process.chdir(folder);
+  return {
+    path: (suffix) => join(folder, `${onPostgres ? 'control-plane' : 'test'}.${suffix}`),
+    leave: () => process.chdir(before),
+  };
+}
+
+/** Takes away a folder and the database that belongs to it. */
+export async function removeDatabaseIn(folder: string): Promise<void> {
+  await databases.giveBack(folder);
+  rmSync(folder, { recursive: true, force: true });
+}
+
+/** A server of its own for a test: the built application, over real HTTP, on a database file. */
+export class TestServer {
+  private constructor(
+    private readonly plane: ControlPlane,
+    readonly url: string,
+    readonly folder: string,
+  ) {}
+
+  /**
+   * @param env settings by their names after `CONTROL_PLANE_`; quotas are off where nothing is said
+   * @param options.folder the folder of a server before, to start again on its database
+   */
+  static async start(
+    env: Record<string, string> = {},
+    options: { clock?: Clock; folder?: string; logger?: Logger } = {},
+  ): Promise<TestServer> {
+    const folder = options.folder ?? mkdtempSync(join(tmpdir(), 'control-plane-'));
+    const quotas = ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG'].map(
+      (route) => `QUOTA_${route}`,
+    );
+    const named: Record<string, string> = {
+      ...Object.fromEntries(
+        [...quotas, 'REGISTER_PER_IP', 'FAILED_AUTH_PER_IP'].map((name) => [name, 'off']),
+      ),
+      DATABASE_URL: await databaseIn(folder),
+      ADMIN_TOKEN,
+      LOG_LEVEL: 'silent',
+      // On SQLite it is beside the database by itself.
+      ...(onPostgres ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem'), POOL_SIZE: '4' } : {}),
+      // A machine that is busy with other tests must not look like a server that is overloaded.
+      MAX_EVENT_LOOP_DELAY_MS: '60000',
+      ...env,
+    };
+    const settings = readSettings(
+      Object.fromEntries(
+        Object.entries(named)
+          .filter(([, value]) => value !== 'default')
+          .map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
+      ),
+    );
+    const plane = await createApp(settings, { clock: options.clock, logger: options.logger });
+    await plane.app.listen({ host: '127.0.0.1', port: 0 });
+    const { port } = plane.app.getHttpServer().address() as AddressInfo;
+    return new TestServer(plane, `http://127.0.0.1:${port}`, folder);
+  }
+
+  get app(): ControlPlane['app'] {
+    return this.plane.app;
+  }
+
+  get database(): ControlPlane['database'] {
+    return this.plane.database;
+  }
+
+  /** Sends a request and reads the answer. */
+  async request(method: string, path: string, { headers = {}, body }: Call = {}): Promise<Answer> {
+    const raw = typeof body === 'string' || body instanceof Uint8Array;
+    const response = await fetch(this.url + path, {
+      method,
+      headers: { ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
+      body:
+        body === undefined
+          ? undefined
+          : raw
+            ? (body as string | Uint8Array<ArrayBuffer>)
+            : JSON.stringify(body),
+    });
+    const text = await response.text();
+    const isJson = /json/.test(response.headers.get('content-type') ?? '');
+    return {
+      status: response.status,
+      headers: response.headers,
+      body: isJson && text !== '' ? JSON.parse(text) : text,
+    };
+  }
+
+  /**
+   * Lets time pass on the test's clock while the service runs: deadlines are missed, but nothing looks like an outage,
+   * as it does when the clock jumps by more than 5 s.
+   */
+  async pass(clock: TestClock, ms: number): Promise<void> {
+    await serviceRuns(this.app);
+    for (let left = ms; left > 0; left -= 1_000) {
+      clock.advance(Math.min(left, 1_000));
+      await serviceRuns(this.app);
+    }
+  }
+
+  /** Calls as the admin. */
+  operator(
+    method: string,
+    path: string,
+    body?: unknown,
+    headers: Record<string, string> = {},
+  ): Promise<Answer> {
+    return this.request(method, path, {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}`, ...headers },
+      body,
+    });
+  }
+
+  /** Calls as an agent; the body names it unless it says otherwise. */
+  agent(
+    who: Credentials,
+    path: string,
+    body: object = {},
+    headers: Record<string, string> = {},
+  ): Promise<Answer> {
+    return this.request('POST', path, {
+      headers: { ...credentialsOf(who), ...headers },
+      body: { agent_id: who.agent_id, ...body },
+    });
+  }
+
+  /** Registers an agent. */
+  async register(hostname?: string): Promise<Credentials> {
+    const { status, body } = await this.request('POST', '/register', {
+      body: hostname === undefined ? {} : { hostname },
+    });
+    if (status !== 200) throw new Error(`register: ${status} ${JSON.stringify(body)}`);
+    return body;
+  }
+
+  /** Enqueues tasks and tells their ids. */
+  async enqueue(...tasks: object[]): Promise<number[]> {
+    const { status, body } = await this.operator('POST', '/v1/tasks', { tasks });
+    if (status !== 201) throw new Error(`enqueue: ${status} ${JSON.stringify(body)}`);
+    return body.tasks.map((task: { id: number }) => task.id);
+  }
+
+  /** Rows of the database. */
+  rows<Row = any>(sql: string, ...values: (string | number | null)[]): Promise<Row[]> {
+    return this.database.read((statements) => statements.rows<Row>(sql, ...values));
+  }
+
+  /** The names of the database's tables. */
+  async tables(): Promise<string[]> {
+    const rows = await this.rows<{ name: string }>(
+      onPostgres
+        ? `SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'`
+        : `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`,
+    );
+    return rows.map(({ name }) => name).sort();
+  }
+
+  private change(sql: string): Promise<number> {
+    return this.database.write((tx) => tx.run(sql));
+  }
+
+  /** Has every such change of a table fail, until {@link allow}. */
+  async forbid(verb: 'INSERT' | 'UPDATE', table: string): Promise<void> {
+    const trigger = `CREATE TRIGGER forbidden BEFORE ${verb} ON ${table}`;
+    await this.change(
+      onPostgres
+        ? `CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'forbidden'; END $$;
+           ${trigger} FOR EACH ROW EXECUTE FUNCTION forbid()`
+        : `${trigger} BEGIN SELECT RAISE(ABORT, 'forbidden'); END`,
+    );
+  }
+
+  /** Lets be changed again what was forbidden. */
+  async allow(): Promise<void> {
+    await this.change(onPostgres ? 'DROP FUNCTION forbid CASCADE' : 'DROP TRIGGER forbidden');
+  }
+
+  /**
+   * Holds the writer, so that whatever writes waits in its queue. On PostgreSQL that is every connection of the pool, and
+   * what reads waits too. @returns what lets it go on
+   */
+  async holdWriter(): Promise<() => Promise<unknown>> {
+    const gate = Promise.withResolvers<void>();
+    const units: Promise<void>[] = [];
+    const count = onPostgres ? this.app.get<Settings>(SETTINGS).poolSize : 1;
+    for (let i = 0; i < count; i++) {
+      const holding = Promise.withResolvers<void>();
+      units.push(
+        this.database.write(() => {
+          holding.resolve();
+          return gate.promise;
+        }),
+      );
+      await holding.promise;
+    }
+    return () => {
+      gate.resolve();
+      return Promise.all(units);
+    };
+  }
+
+  /** Stops the server; its files stay where `keep` is given. */
+  async stop({ keep = false } = {}): Promise<void> {
+    await this.plane.stop();
+    if (!keep) await removeDatabaseIn(this.folder);
+  }
+}
+
+/** Has a server notice that the service runs at this instant, as it does by itself all the time. */
+export async function serviceRuns(app: ControlPlane['app']): Promise<void> {
+  const continuity = app.get(Continuity);
+  await continuity.refresh();
+  continuity.runningSince();
+}
+
+/** Sends text as it is on a connection of its own. @returns all that is answered */
+export function exchange(url: string, text: string): Promise<string> {
+  const { hostname, port } = new URL(url);
+  return new Promise((resolve, reject) => {
+    const socket = connect(Number(port), hostname, () => socket.write(text));
+    let received = '';
+    socket.on('data', (chunk) => {
+      received += chunk;
+    });
+    socket.on('end', () => resolve(received)).on('error', reject);
+  });
+}
+
+/** The headers of an agent's credentials. */
+export function credentialsOf(who: Credentials): Record<string, string> {
+  return { 'x-agent-id': String(who.agent_id), 'x-agent-token': who.auth_token };
+}
+
+/** A dns task. */
+export const dnsTask = (fields: object = {}, spec: object = {}) => ({
+  kind: 'dns',
+  spec: { query: 'example.com', ...spec },
+  ...fields,
+});

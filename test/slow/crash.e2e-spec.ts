@@ -1,0 +1,371 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import Sqlite from 'better-sqlite3';
+import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
+
+const ROOT = join(__dirname, '../../..');
+const ROUNDS = 5;
+
+/** The server as a process of its own, on a database file that outlives it. */
+class ServerProcess {
+  private constructor(
+    readonly child: ChildProcess,
+    readonly url: string,
+    readonly errors: () => string,
+  ) {}
+
+  static spawn(
+    folder: string,
+    env: Record<string, string> = {},
+    args: string[] = [],
+  ): { child: ChildProcess; errors: () => string } {
+    const child = spawn(process.execPath, [join(ROOT, 'dist/main.js'), ...args], {
+      cwd: folder,
+      env: {
+        ...CHILD_ENV,
+        CONTROL_PLANE_BIND: '127.0.0.1:0',
+        CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
+        ...Object.fromEntries(
+          ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'].map((route) => [
+            `CONTROL_PLANE_QUOTA_${route}`,
+            'off',
+          ]),
+        ),
+        ...env,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    running.add(child);
+    child.once('exit', () => running.delete(child));
+    let errors = '';
+    child.stderr?.on('data', (chunk) => {
+      errors += chunk;
+    });
+    return { child, errors: () => errors };
+  }
+
+  static async start(folder: string, env: Record<string, string> = {}): Promise<ServerProcess> {
+    const { child, errors } = ServerProcess.spawn(folder, env);
+    for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
+      const entry = JSON.parse(line);
+      if (entry.message !== 'listening') continue;
+      child.stdout?.resume();
+      return new ServerProcess(child, entry.url, errors);
+    }
+    throw new Error(`the server did not start: ${errors()}`);
+  }
+
+  /** @returns undefined where no answer came: the effect is unknown then */
+  async call(path: string, body: object, headers: Record<string, string>, method = 'POST'): Promise<any> {
+    try {
+      const response = await fetch(this.url + path, {
+        method,
+        headers: { 'content-type': 'application/json', ...headers },
+        body: method === 'GET' ? undefined : JSON.stringify(body),
+      });
+      const answer = await response.json();
+      if (!response.ok)
+        throw Object.assign(new Error(`${path}: ${response.status} ${JSON.stringify(answer)}`), {
+          refused: true,
+        });
+      return answer;
+    } catch (error) {
+      if ((error as { refused?: boolean }).refused) throw error;
+      return undefined;
+    }
+  }
+
+  async end(signal: NodeJS.Signals): Promise<number | null> {
+    this.child.kill(signal);
+    const [code] = await once(this.child, 'exit');
+    return code;
+  }
+}
+
+const running = new Set<ChildProcess>();
+const operator = { authorization: `Bearer ${ADMIN_TOKEN}` };
+
+describe('the process', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+  });
+  afterEach(async () => {
+    for (const child of running) {
+      child.kill('SIGKILL');
+      await once(child, 'exit');
+    }
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  it('loses nothing that it acknowledged when it is killed under load, round after round', async () => {
+    /** What was acknowledged, whatever the round. */
+    const acknowledged = {
+      agents: new Map<string, Credentials>(),
+      tasks: new Set<number>(),
+      reports: new Map<number, { task: number; value: string }>(),
+      metrics: new Map<string, number>(),
+      configs: new Map<string, number>(),
+      configStates: new Map<number, string>(),
+    };
+    /** Leases that the agents know of and have not reported, by the agent. */
+    const held = new Map<number, Map<number, number>>();
+
+    async function client(server: ServerProcess, name: string, until: () => boolean): Promise<void> {
+      let who = acknowledged.agents.get(name);
+      if (!who) {
+        who = (await server.call('/register', { hostname: name }, {})) as Credentials | undefined;
+        if (!who) return;
+        acknowledged.agents.set(name, who);
+        held.set(who.agent_id, new Map());
+      }
+      const agent_id = who.agent_id;
+      const mine = held.get(agent_id) as Map<number, number>;
+      while (!until()) {
+        const enqueued = await server.call(
+          '/v1/tasks',
+          { tasks: [dnsTask(), dnsTask(), dnsTask()] },
+          { ...operator, 'idempotency-key': randomUUID() },
+        );
+        for (const task of enqueued?.tasks ?? []) acknowledged.tasks.add(task.id);
+        const claimed = await server.call('/claim', { agent_id, capacities: { dns: 4 } }, credentialsOf(who));
+        for (const lease of claimed?.leases ?? []) mine.set(lease.lease_id, lease.task_id);
+        // One lease of each claim is kept: it must still be ours after the crash.
+        const reports = [...mine.keys()].slice(0, Math.max(0, mine.size - 1)).map((lease_id) => ({
+          lease_id,
+          observations: [{ name: 'value', value: `${name}-${lease_id}` }],
+        }));
+        const reported = await server.call(
+          '/report',
+          { agent_id, completed: reports, cancelled: [] },
+          credentialsOf(who),
+        );
+        if (reported) {
+          expect(reported).toEqual({ acknowledged: reports.length });
+          for (const { lease_id, observations } of reports) {
+            acknowledged.reports.set(lease_id, {
+              task: mine.get(lease_id) as number,
+              value: observations[0]?.value as string,
+            });
+            mine.delete(lease_id);
+          }
+        }
+        const bundle = await server.call('/v1/configs', { config: { name } }, operator);
+        if (!bundle) continue;
+        acknowledged.configs.set(bundle.revision, bundle.seq);
+        const state = { config_revision: bundle.revision, config_status: 'applied' };
+        if (await server.call('/heartbeat', { agent_id, ...state }, credentialsOf(who)))
+          acknowledged.configStates.set(agent_id, bundle.revision);
+        const envelope = {
+          agent_id,
+          timestamp: new Date().toISOString(),
+          gauges: [{ name: randomUUID(), value: 1 }],
+        };
+        const stored = await server.call('/metrics', envelope, credentialsOf(who));
+        if (stored) acknowledged.metrics.set(stored.id, agent_id);
+      }
+    }
+
+    for (let round = 0; round < ROUNDS; round++) {
+      const server = await ServerProcess.start(folder);
+      let killed = false;
+      const clients = Array.from({ length: 6 }, (_, i) =>
+        client(server, `agent-${round % 2}-${i}`, () => killed),
+      );
+      const enough = acknowledged.reports.size + 40;
+      while (acknowledged.reports.size < enough) await new Promise((resolve) => setTimeout(resolve, 5));
+      // In the middle of whatever it is at.
+      await new Promise((resolve) => setTimeout(resolve, Math.random() * 50));
+      killed = true;
+      expect(await server.end('SIGKILL')).toBeNull();
+      await Promise.all(clients);
+    }
+
+    const server = await ServerProcess.start(folder);
+    for (const who of acknowledged.agents.values()) {
+      const mine = held.get(who.agent_id) as Map<number, number>;
+      // The token works, and whatever the agent held it still holds: no lease ended while no server ran.
+      const extended = await server.call(
+        '/extend',
+        { agent_id: who.agent_id, lease_ids: [...mine.keys()], extend_by_ms: 30_000 },
+        credentialsOf(who),
+      );
+      const gone = extended.revoked.filter((id: number) => !reportedUnanswered(id));
+      expect(gone).toEqual([]);
+    }
+    expect(await server.end('SIGTERM')).toBe(0);
+
+    /** A report whose answer was lost with the process may have been stored: then the lease has ended by it. */
+    function reportedUnanswered(leaseId: number): boolean {
+      const file = new Sqlite(join(folder, 'control-plane.db'), { readonly: true });
+      try {
+        return (
+          file.prepare(`SELECT 1 FROM results WHERE lease_id = ? AND standing = 'final'`).get(leaseId) !==
+          undefined
+        );
+      } finally {
+        file.close();
+      }
+    }
+
+    const file = new Sqlite(join(folder, 'control-plane.db'), { readonly: true });
+    const rows = <Row>(sql: string) => file.prepare(sql).all() as Row[];
+    expect(rows('PRAGMA integrity_check')).toEqual([{ integrity_check: 'ok' }]);
+    const tasks = new Map(
+      rows<{ id: number; state: string }>('SELECT id, state FROM tasks').map((row) => [row.id, row.state]),
+    );
+    expect([...acknowledged.tasks].filter((id) => !tasks.has(id))).toEqual([]);
+    const results = new Map(
+      rows<{ lease_id: number; observations: string; standing: string }>('SELECT * FROM results').map(
+        (row) => [row.lease_id, row],
+      ),
+    );
+    for (const [leaseId, { task, value }] of acknowledged.reports) {
+      expect(results.get(leaseId)).toMatchObject({
+        standing: 'final',
+        observations: JSON.stringify([{ name: 'value', value }]),
+      });
+      expect(tasks.get(task)).toBe('completed');
+    }
+    const configs = rows<{ revision: string; seq: number }>(
+      'SELECT revision, seq FROM agent_configs ORDER BY seq',
+    );
+    expect(configs.map(({ seq }) => seq)).toEqual(configs.map((_, i) => i + 1));
+    const seqs = new Map(configs.map(({ revision, seq }) => [revision, seq]));
+    for (const [revision, seq] of acknowledged.configs) expect(seqs.get(revision)).toBe(seq);
+    // What an agent was not answered may be stored, so what is there is what was acknowledged or a later one.
+    const states = new Map(
+      rows<{ agent_id: number; revision: string }>('SELECT * FROM agent_config_states').map((row) => [
+        row.agent_id,
+        seqs.get(row.revision) as number,
+      ]),
+    );
+    for (const [agentId, revision] of acknowledged.configStates)
+      expect(states.get(agentId)).toBeGreaterThanOrEqual(seqs.get(revision) as number);
+    const metrics = new Set(
+      rows<{ id: number }>('SELECT id FROM agent_metrics').map((row) => String(row.id)),
+    );
+    expect([...acknowledged.metrics.keys()].filter((id) => !metrics.has(id))).toEqual([]);
+    expect(
+      rows(`SELECT task_id FROM results WHERE standing = 'final' GROUP BY task_id HAVING count(*) > 1`),
+    ).toEqual([]);
+    expect(
+      rows(`SELECT task_id FROM leases WHERE state = 'active' GROUP BY task_id HAVING count(*) > 1`),
+    ).toEqual([]);
+    const counted = `SELECT kind, state, count FROM task_counts WHERE count > 0 ORDER BY kind, state`;
+    expect(rows(counted)).toEqual(
+      rows('SELECT kind, state, count(*) AS count FROM tasks GROUP BY kind, state ORDER BY kind, state'),
+    );
+    file.close();
+    expect(acknowledged.reports.size).toBeGreaterThanOrEqual(ROUNDS * 40);
+  }, 90_000);
+
+  it('answers long polls, says that it is not ready and ends with 0 when it is asked to stop', async () => {
+    const server = await ServerProcess.start(folder);
+    const who = await server.call('/register', { hostname: 'probe-1' }, {});
+    const waiting = server.call(
+      '/claim',
+      { agent_id: who.agent_id, capacities: { dns: 1 }, wait_ms: 30_000 },
+      credentialsOf(who),
+    );
+    // Whatever of the two comes first, the claim is answered or never reached the server; it does not hold the stop up.
+    await server.call('/heartbeat', { agent_id: who.agent_id }, credentialsOf(who));
+    expect(await server.end('SIGTERM')).toBe(0);
+    expect(await waiting).toEqual({ leases: [] });
+  });
+
+  it('keeps a second process off the same file', async () => {
+    await ServerProcess.start(folder);
+    const second = ServerProcess.spawn(folder);
+    const [code] = await once(second.child, 'exit');
+    expect(code).toBe(1);
+    expect(second.errors()).toMatch(/Another process is using .*control-plane\.db/);
+  });
+
+  it('says in a line where it cannot listen, and why', async () => {
+    const { url } = await ServerProcess.start(folder);
+    const { host, port } = new URL(url);
+    const elsewhere = { CONTROL_PLANE_DATABASE_URL: 'sqlite::memory:' };
+    const second = ServerProcess.spawn(folder, { CONTROL_PLANE_BIND: host, ...elsewhere });
+    expect((await once(second.child, 'exit'))[0]).toBe(1);
+    expect(second.errors()).toBe(
+      `Can't listen on port ${port} of 127.0.0.1: another process listens there. ` +
+        'CONTROL_PLANE_BIND says where to listen.\n',
+    );
+  });
+
+  it('says in a line that its Node is too old', async () => {
+    const older = join(folder, 'older.cjs');
+    writeFileSync(
+      older,
+      `Object.defineProperty(process, 'versions', { value: { node: '20.20.2', napi: '9' } });`,
+    );
+    const { child, errors } = ServerProcess.spawn(folder, { NODE_OPTIONS: `--require ${older}` });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toBe('This program needs Node 22.14 or newer; this is 20.20.2.\n');
+  });
+
+  it('says in a line that a file is not a database', async () => {
+    writeFileSync(join(folder, 'notes.txt'), 'Notes, and nothing that SQLite ever wrote. '.repeat(99));
+    const { child, errors } = ServerProcess.spawn(folder, {
+      CONTROL_PLANE_DATABASE_URL: 'sqlite://notes.txt',
+    });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toMatch(/^.*notes\.txt can't be opened: file is not a database \(SQLITE_NOTADB\)\.\n$/);
+  });
+
+  it('says in a line that a folder is not a database', async () => {
+    const { child, errors } = ServerProcess.spawn(folder, {
+      CONTROL_PLANE_DATABASE_URL: `sqlite://${folder}`,
+    });
+    expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toMatch(
+      /^.*can't be opened: .* must be able to write both the file and its folder\.\n$/,
+    );
+  });
+
+  it('refuses a database that a newer version wrote', async () => {
+    const first = await ServerProcess.start(folder);
+    await first.end('SIGTERM');
+    const file = new Sqlite(join(folder, 'control-plane.db'));
+    file.exec(
+      `INSERT INTO migrations (timestamp, name) VALUES (9999999999999, 'FromTheFuture9999999999999')`,
+    );
+    file.close();
+    const second = ServerProcess.spawn(folder);
+    const [code] = await once(second.child, 'exit');
+    expect(code).toBe(1);
+    expect(second.errors()).toMatch(/newer version.*FromTheFuture9999999999999/);
+  });
+
+  it('applies migrations and ends with --migrate-only; refuses a database without them where it may not apply them', async () => {
+    const refused = ServerProcess.spawn(folder, { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
+    expect((await once(refused.child, 'exit'))[0]).toBe(1);
+    expect(refused.errors()).toMatch(/--migrate-only/);
+    const migrated = ServerProcess.spawn(folder, {}, ['--migrate-only']);
+    expect((await once(migrated.child, 'exit'))[0]).toBe(0);
+    const server = await ServerProcess.start(folder, { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
+    expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
+    expect(await server.end('SIGTERM')).toBe(0);
+  });
+
+  it.each([
+    ['CONTROL_PLANE_LEASE_DURATION', '5'],
+    ['CONTROL_PLANE_ADMIN_TOKEN', 'canary-short'],
+    ['CONTROL_PLANE_QUOTA_CLAIM', 'canary'],
+    ['CONTROL_PLANE_BIND', 'canary'],
+    ['CONTROL_PLANE_DATABASE_URL', 'mysql://canary:canary@host/db'],
+    ['CONTROL_PLANE_TRUST_PROXY', 'canary'],
+  ])('does not start with a wrong %s, names it and prints no value', async (name, value) => {
+    const { child, errors } = ServerProcess.spawn(folder, { [name]: value });
+    expect((await once(child, 'exit'))[0]).toBe(2);
+    expect(errors()).toContain(name);
+    expect(errors()).not.toContain('canary');
+    expect(errors()).not.toContain(ADMIN_TOKEN);
+  });
+});

@@ -1,0 +1,269 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { LeasesService } from '../../src/leases/leases.service';
+import { JobRunner } from '../../src/scheduling/job-runner';
+import { ADMIN_TOKEN, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
+
+// What replicas on one PostgreSQL database owe each other; SQLite serves one process.
+const onShared = onPostgres ? describe : describe.skip;
+
+onShared('replicas on one database', () => {
+  let first: TestServer;
+  let second: TestServer;
+
+  beforeEach(async () => {
+    first = await TestServer.start({ LEASE_DURATION_MS: '1000' });
+    second = await TestServer.start({ LEASE_DURATION_MS: '1000' }, { folder: first.folder });
+  });
+  afterEach(async () => {
+    await second.stop({ keep: true });
+    await first.stop();
+  });
+
+  /** Waits until something is so; what crosses from one replica to the other takes a moment. */
+  async function until<T>(look: () => Promise<T>, isSo: (seen: T) => boolean): Promise<T> {
+    for (let i = 0; ; i++) {
+      const seen = await look();
+      if (isSo(seen) || i === 200) return seen;
+      await new Promise((resolve) => setTimeout(resolve, 25));
+    }
+  }
+
+  it('know each other’s agents, and put one out everywhere', async () => {
+    const agent = await first.register('probe');
+    const heartbeat = () => second.agent(agent, '/heartbeat');
+    expect((await heartbeat()).status).toBe(200);
+    expect((await first.operator('POST', `/v1/agents/${agent.agent_id}/revoke`)).status).toBe(200);
+    // What writes is refused by the transaction itself, whatever the other replica remembers.
+    expect((await second.agent(agent, '/claim', { capacities: { dns: 1 } })).status).toBe(403);
+    const config = await until(
+      () => second.request('GET', '/config', { headers: credentialsOf(agent) }),
+      ({ status }) => status === 403,
+    );
+    expect(config.status).toBe(403);
+  });
+
+  it('refuse an operator’s token that another withdrew', async () => {
+    const { body } = await first.operator('POST', '/v1/operator-tokens', { name: 'a', role: 'viewer' });
+    const read = () =>
+      second.request('GET', '/v1/tasks', { headers: { authorization: `Bearer ${body.token}` } });
+    expect((await read()).status).toBe(200);
+    expect((await first.operator('DELETE', `/v1/operator-tokens/${body.id}`)).status).toBe(204);
+    expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+  });
+
+  it('refuse an admin’s token that another started without', async () => {
+    const read = () => first.operator('GET', '/v1/tasks');
+    expect((await read()).status).toBe(200);
+    await second.stop({ keep: true });
+    second = await TestServer.start({ ADMIN_TOKEN: 'another-token-of-the-admin' }, { folder: first.folder });
+    expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+  });
+
+  it('wake a claim that waits at another', async () => {
+    const agent = await first.register();
+    const claim = second.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    await first.enqueue(dnsTask());
+    expect((await claim).body.leases).toHaveLength(1);
+    // It is woken, and does not wait to the end: for that there is no time here.
+  }, 20_000);
+
+  it('serve the configuration that another published', async () => {
+    const agent = await first.register();
+    const { body } = await first.operator('POST', '/v1/configs', { config: { a: 1 } });
+    const beat = await until(
+      () => second.agent(agent, '/heartbeat'),
+      (answer) => answer.body.config_revision === body.revision,
+    );
+    expect(beat.body.config_revision).toBe(body.revision);
+    const served = await second.request('GET', '/config', { headers: credentialsOf(agent) });
+    expect(served.body).toEqual(body);
+  });
+
+  it('run a job at one of them at a time', async () => {
+    let running = 0;
+    let most = 0;
+    let runs = 0;
+    const job = async () => {
+      most = Math.max(most, ++running);
+      runs++;
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      running--;
+    };
+    const jobs = [first, second].map((server) => server.app.get(JobRunner));
+    await Promise.all(jobs.map((runner) => runner.run('test', 1_000, job)));
+    expect([most, runs]).toEqual([1, 1]);
+    await jobs[1]?.run('test', 1_000, job);
+    expect([most, runs]).toEqual([1, 2]);
+  });
+
+  it('take over the job of one that was killed in the middle of it', async () => {
+    const [{ name }] = await first.rows('SELECT current_database() AS name');
+    const url = new URL(process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string);
+    url.pathname = `/${name}`;
+    const holder = spawn(
+      process.execPath,
+      [
+        '--eval',
+        `const { readSettings } = require('./dist/settings');
+         const { openDatabase } = require('./dist/database/open-database');
+         openDatabase(readSettings(process.env)).then((database) =>
+           database.exclusively('test', () => new Promise(() => console.log('it runs'))));`,
+      ],
+      { cwd: join(__dirname, '../../..'), env: { CONTROL_PLANE_DATABASE_URL: url.href } },
+    );
+    try {
+      expect(String((await once(holder.stdout, 'data'))[0])).toBe('it runs\n');
+      let runs = 0;
+      const tick = () => first.app.get(JobRunner).run('test', 1_000, async () => void runs++);
+      await tick();
+      expect(runs).toBe(0);
+      holder.kill('SIGKILL');
+      // As soon as the server of the database notices: well within the tries that `until` has, 5 s.
+      expect(await until(tick, () => runs > 0).then(() => runs)).toBe(1);
+    } finally {
+      holder.kill('SIGKILL');
+    }
+  });
+
+  it('end an overdue lease once, and give its task out once', async () => {
+    const agent = await first.register();
+    const ids = await first.enqueue(...Array.from({ length: 50 }, () => dnsTask({ max_attempts: 1 })));
+    await second.agent(agent, '/claim', { capacities: { dns: 50 } });
+    await new Promise((resolve) => setTimeout(resolve, 1_100));
+    const services = [first, second].map((server) => server.app.get(LeasesService));
+    await Promise.all(services.map((leases) => leases.expireOverdue(500)));
+    const states = await first.rows('SELECT state, attempts FROM tasks');
+    expect(states).toEqual(ids.map(() => ({ state: 'dead', attempts: 1 })));
+    const { body } = await second.operator('GET', '/v1/tasks/stats');
+    expect(body.depths).toEqual([expect.objectContaining({ state: 'dead', count: 50 })]);
+  });
+
+  it('do all their jobs, however few connections they have: each job holds one while it writes', async () => {
+    const small = await TestServer.start({ POOL_SIZE: '1' }, { folder: first.folder });
+    try {
+      const done: string[] = [];
+      const job = (name: string) => () =>
+        small.database.write(async (tx) => {
+          await tx.rows('SELECT 1 AS one');
+          done.push(name);
+        });
+      const names = ['a', 'b', 'c', 'd'];
+      const runner = small.app.get(JobRunner);
+      await Promise.all(names.map((name) => runner.run(name, 1_000, job(name))));
+      expect(done.sort()).toEqual(names);
+    } finally {
+      await small.stop({ keep: true });
+    }
+  });
+
+  it.each(['hello', '[]', '{"a":1}', '["somebody",7]'])(
+    'take no harm from what others announce on their channel: %s',
+    async (message) => {
+      await first.rows('SELECT pg_notify($1, $2)', 'control_plane', message);
+      // It is read before this, which is announced after it.
+      const agent = await first.register();
+      const claim = second.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 20_000 });
+      await first.enqueue(dnsTask());
+      expect((await claim).body.leases).toHaveLength(1);
+    },
+  );
+
+  it('let in a task that was passed over because somebody had locked it', async () => {
+    const limits = [{ kind: 'dns', target: 'ns.example', ceiling: 1 }];
+    await first.operator('PUT', '/v1/concurrency/limits', { limits });
+    const [one, other] = await first.enqueue(
+      dnsTask({}, { server: 'ns.example' }),
+      dnsTask({}, { server: 'ns.example' }),
+    );
+    const stateOf = async () => (await first.operator('GET', `/v1/tasks/${other}`)).body.state;
+    const agent = await first.register();
+    const { leases } = (await first.agent(agent, '/claim', { capacities: { dns: 5 } })).body;
+    expect([leases.map(({ task_id }: { task_id: number }) => task_id), await stateOf()]).toEqual([
+      [one],
+      'waiting',
+    ]);
+    const undone = second.database.write(async (tx) => {
+      await tx.rows('SELECT id FROM tasks WHERE id = $1 FOR UPDATE', other as number);
+      const completed = [{ lease_id: leases[0].lease_id }];
+      await first.agent(agent, '/report', { completed, cancelled: [] });
+      throw new Error('undone');
+    });
+    await expect(undone).rejects.toThrow('undone');
+    expect(await until(stateOf, (state) => state === 'queued')).toBe('queued');
+  });
+
+  it('lock the table of tasks before the counters, when they take tasks in as when they set ceilings', async () => {
+    const gate = Promise.withResolvers<void>();
+    const holding = Promise.withResolvers<void>();
+    const holder = second.database.write(async (tx) => {
+      await tx.rows(`SELECT id FROM concurrency_windows WHERE scope = 'global' FOR UPDATE`);
+      holding.resolve();
+      await gate.promise;
+    });
+    await holding.promise;
+    const enqueued = first.enqueue(dnsTask());
+    const waitsWithTheTable = () =>
+      first.rows(
+        `SELECT pid FROM pg_locks l WHERE relation = 'tasks'::regclass AND mode = 'RowExclusiveLock' AND granted
+         AND EXISTS (SELECT 1 FROM pg_locks w WHERE w.pid = l.pid AND NOT w.granted)`,
+      );
+    try {
+      expect(await until(waitsWithTheTable, (rows) => rows.length > 0)).toHaveLength(1);
+    } finally {
+      gate.resolve();
+    }
+    await holder;
+    expect(await enqueued).toHaveLength(1);
+  });
+
+  it('give each task to one of many claims, and never more than a ceiling allows', async () => {
+    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 30 }] });
+    await first.enqueue(
+      ...Array.from({ length: 200 }, (_, i) => dnsTask({}, { server: `192.0.2.${i % 7}` })),
+    );
+    const agents = await Promise.all(Array.from({ length: 8 }, () => first.register()));
+    const seen = new Set<number>();
+    let over = 0;
+    await Promise.all(
+      agents.map(async (agent, i) => {
+        const server = i % 2 === 0 ? first : second;
+        for (let round = 0; round < 12; round++) {
+          const { body } = await server.agent(agent, '/claim', { capacities: { dns: 5 } });
+          for (const { task_id } of body.leases) {
+            if (seen.has(task_id)) over++;
+            seen.add(task_id);
+          }
+          const completed = body.leases.map(({ lease_id }: { lease_id: number }) => ({ lease_id }));
+          const report = await server.agent(agent, '/report', { completed, cancelled: [] });
+          expect(report.body).toEqual({ acknowledged: completed.length });
+          const [row] = await server.rows(
+            `SELECT count(*) AS live FROM tasks WHERE state IN ('queued', 'leased')`,
+          );
+          if (row.live > 30) over++;
+        }
+      }),
+    );
+    expect(over).toBe(0);
+    const windows = await first.rows(
+      `SELECT ready, leased, waiting FROM concurrency_windows WHERE scope = 'kind' AND kind = 'dns'`,
+    );
+    const [counts] = await first.rows(
+      `SELECT count(CASE WHEN state = 'queued' THEN 1 END) AS ready, count(CASE WHEN state = 'leased' THEN 1 END) AS leased,
+         count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting FROM tasks`,
+    );
+    expect(windows).toEqual([counts]);
+  });
+
+  it('keep one audit log', async () => {
+    await Promise.all(
+      Array.from({ length: 40 }, (_, i) => (i % 2 === 0 ? first : second).enqueue(dnsTask())),
+    );
+    const { body } = await second.request('GET', '/v1/audit/verification', {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}` },
+    });
+    expect(body).toMatchObject({ intact: true });
+  });
+});
