@@ -5,7 +5,7 @@ import { readSettings, type Settings } from '../../src/settings';
 
 // What can't be run here is read, by what would be wrong with it.
 
-const text = (file: string) => readFileSync(join(__dirname, '../../..', file), 'utf8');
+const text = (file: string) => readFileSync(join(__dirname, '../..', file), 'utf8');
 const openapi = JSON.parse(text('docs/openapi.json'));
 const { engines, scripts, version } = JSON.parse(text('package.json'));
 

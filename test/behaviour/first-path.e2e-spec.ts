@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { createUDPServer, Packet } from 'dns2';
 
-const ROOT = join(__dirname, '../../..');
+const ROOT = join(__dirname, '../..');
 
 /** The whole path as a newcomer walks it: the server as a process, a task, the example agent, a real lookup, its result. */
 describe('the first path', () => {

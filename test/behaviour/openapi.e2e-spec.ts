@@ -20,7 +20,7 @@ import {
   TestServer,
 } from '../helpers/harness';
 
-const ROOT = join(__dirname, '../../..');
+const ROOT = join(__dirname, '../..');
 const CONTRACT = readFileSync(join(ROOT, 'docs', 'control-plane-api.md'), 'utf8');
 const COMMITTED = readFileSync(join(ROOT, 'docs', 'openapi.json'), 'utf8');
 

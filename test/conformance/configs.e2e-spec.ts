@@ -13,7 +13,7 @@ import {
   TestServer,
 } from '../helpers/harness';
 
-const ROOT = join(__dirname, '../../..');
+const ROOT = join(__dirname, '../..');
 const DAY_S = 86_400;
 
 let clock: TestClock;

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 import Sqlite from 'better-sqlite3';
 import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
 
-const ROOT = join(__dirname, '../../..');
+const ROOT = join(__dirname, '../..');
 const ROUNDS = 5;
 
 /** The server as a process of its own, on a database file that outlives it. */

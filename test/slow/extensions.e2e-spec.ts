@@ -23,7 +23,7 @@ import {
 // Each test starts processes, and a machine that is busy with other tests is slow at that.
 jest.setTimeout(120_000);
 
-const ROOT = join(__dirname, '../../..');
+const ROOT = join(__dirname, '../..');
 const EXAMPLE = join(ROOT, 'examples', 'whois-kind');
 const MIGRATION = 'whois-kind/WhoisDomains1764000000000';
 

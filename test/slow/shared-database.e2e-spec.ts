@@ -112,7 +112,7 @@ onShared('replicas on one database', () => {
          openDatabase(readSettings(process.env)).then((database) =>
            database.exclusively('test', () => new Promise(() => console.log('it runs'))));`,
       ],
-      { cwd: join(__dirname, '../../..'), env: { CONTROL_PLANE_DATABASE_URL: url.href } },
+      { cwd: join(__dirname, '../..'), env: { CONTROL_PLANE_DATABASE_URL: url.href } },
     );
     try {
       expect(String((await once(holder.stdout, 'data'))[0])).toBe('it runs\n');
