@@ -16,6 +16,13 @@ const folder = (name) => ({
   moduleNameMapper: { '^(?:\\.\\./)+src/(.*)$': '<rootDir>/dist/$1' },
 });
 
+/** On SQLite: each server gets a copy of a migrated file. */
+const onSqlite = (project) => ({
+  ...project,
+  globalSetup: '<rootDir>/test/helpers/sqlite-setup.mjs',
+  globalTeardown: '<rootDir>/test/helpers/sqlite-teardown.mjs',
+});
+
 /** The same on PostgreSQL: an embedded one, or the server of CONTROL_PLANE_TEST_POSTGRES_URL. */
 const onPostgres = (project) => ({
   ...project,
@@ -44,10 +51,10 @@ module.exports = {
       testMatch: ['**/*.spec.ts'],
       transform,
     },
-    { ...folder('behaviour'), displayName: 'behaviour' },
-    { ...folder('conformance'), displayName: 'conformance' },
+    { ...onSqlite(folder('behaviour')), displayName: 'behaviour' },
+    { ...onSqlite(folder('conformance')), displayName: 'conformance' },
     { ...onPostgres(folder('conformance')), displayName: 'conformance-postgres' },
-    { ...folder('slow'), displayName: 'slow', testPathIgnorePatterns: files(POSTGRES_ONLY) },
+    { ...onSqlite(folder('slow')), displayName: 'slow', testPathIgnorePatterns: files(POSTGRES_ONLY) },
     {
       ...onPostgres(folder('slow')),
       displayName: 'slow-postgres',

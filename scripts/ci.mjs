@@ -1,8 +1,12 @@
 // The checks and the tests, both always run; the last line is the real count. Zero tests is a failure.
 import { spawn } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { relative } from 'node:path';
 
 const RESULTS = '.cache/jest.json';
+
+/** So many of the slowest files are named. */
+const SHOWN = 20;
 
 function run(...args) {
   return new Promise((resolve) => {
@@ -27,11 +31,33 @@ function counts() {
   }
 }
 
+/** Names the files that take longest: where the suite's time goes. */
+function printSlowest() {
+  let results;
+  try {
+    results = JSON.parse(readFileSync(RESULTS, 'utf8')).testResults;
+  } catch {
+    return;
+  }
+  const files = results
+    .map(({ name, startTime, endTime }) => ({
+      file: relative('.', name),
+      seconds: (endTime - startTime) / 1_000,
+    }))
+    .sort((a, b) => b.seconds - a.seconds);
+  console.log(
+    `\nThe ${Math.min(SHOWN, files.length)} slowest test files, in seconds (a file that runs on both databases is there twice):`,
+  );
+  for (const { file, seconds } of files.slice(0, SHOWN))
+    console.log(`${seconds.toFixed(1).padStart(7)}  ${file}`);
+}
+
 mkdirSync('.cache', { recursive: true });
 rmSync(RESULTS, { force: true });
 const checked = await run('check');
 const tested = await run('jest', '--', '--json', `--outputFile=${RESULTS}`);
 const { passed, failed } = counts();
+printSlowest();
 
 const problems = [];
 if (!checked) problems.push('npm run check failed, see above');

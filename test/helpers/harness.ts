@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -63,9 +63,13 @@ export const onPostgres = (globalThis as { testDatabase?: string }).testDatabase
 const databases = new PostgresDatabases();
 if (onPostgres) afterAll(() => databases.end());
 
-/** The database that belongs to a folder; on PostgreSQL it is made, migrated, where it is not there yet. */
+/** The database that belongs to a folder; it is made, migrated, if it is not there yet. */
 export async function databaseIn(folder: string): Promise<string> {
-  return onPostgres ? databases.take(folder) : `sqlite://${join(folder, 'test.db')}`;
+  if (onPostgres) return databases.take(folder);
+  const file = join(folder, 'test.db');
+  const template = process.env.CONTROL_PLANE_TEST_SQLITE_TEMPLATE;
+  if (template && !existsSync(file)) copyFileSync(template, file);
+  return `sqlite://${file}`;
 }
 
 /**
