@@ -8,7 +8,7 @@ BUILT := dist/.built
 SOURCES := $(shell find src migrations examples/whois-kind/src 2>/dev/null) \
   $(wildcard tsconfig*.json examples/whois-kind/*.json) nest-cli.json scripts/build-example.mjs
 
-.PHONY: help start build test test-all ci bench format clean
+.PHONY: help start dev build test test-all ci bench format clean clean-data
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,8 +38,14 @@ bench: $(BUILT) ## the load test and its report
 format: $(INSTALLED) ## format the sources and fix what lint can fix
 	@exec $(RUN) npm run format
 
+dev: $(INSTALLED) ## serve, and start again when a source changes; a debugger can attach to port 9229
+	@exec $(RUN) npm run dev
+
 clean: ## remove what was built; keeps dependencies and databases
 	rm -rf dist examples/*/dist coverage .cache
+
+clean-data: ## remove what a server and the example agents left in this folder: database, keys, tokens
+	rm -rf control-plane.* agent-identity*.json
 
 $(INSTALLED): package-lock.json
 	$(RUN) npm ci --no-audit --no-fund
