@@ -16,7 +16,6 @@ import {
   credentialsOf,
   databaseIn,
   dnsTask,
-  onPostgres,
   removeDatabaseIn,
 } from '../helpers/harness';
 
