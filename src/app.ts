@@ -6,11 +6,11 @@ import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fa
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { AppModule, ENTITIES } from './app.module';
-import type { Clock } from './clock';
 import type { Database } from './database/database';
 import { openDatabase } from './database/open-database';
+import type { DatabaseReplacements } from './database/sqlite-database';
 import { blame, loadExtensions } from './extensions';
-import { isShedFirst } from './http/decorators';
+import { isBulkWrite, isShedFirst } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
@@ -47,8 +47,7 @@ export interface ControlPlane {
 }
 
 /** What a test may replace. */
-export interface Replacements {
-  clock?: Clock;
+export interface Replacements extends DatabaseReplacements {
   logger?: Logger;
 }
 
@@ -61,11 +60,11 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const logger = replacements.logger ?? createLogger(settings);
   const lifecycle = new Lifecycle();
   const extensions = loadExtensions(settings.extensions);
-  const database = await openDatabase(settings, ENTITIES, extensions);
-  const clock = replacements.clock ?? database.clock;
+  const database = await openDatabase(settings, ENTITIES, extensions, replacements);
+  const { clock } = database;
   const overload = new Overload(settings, database);
   try {
-    if (await settleRestore(database, clock))
+    if (await settleRestore(database))
       logger.warn('started on a backup; its ids go on beyond all given since');
     const adapter = new FastifyAdapter({
       bodyLimit: BODY_LIMIT,
@@ -103,6 +102,9 @@ export async function createApp(settings: Settings, replacements: Replacements =
     answerUnknownRoutes(http);
     const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
     overload.guard(http, isShedFirst, isHealth);
+    http.addHook('onRequest', async (request) => {
+      if (isBulkWrite(request)) database.requireSpace();
+    });
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
       adapter,

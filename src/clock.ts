@@ -6,6 +6,24 @@ export class Clock {
   }
 }
 
+/**
+ * A clock that never goes back while the process runs. It follows the machine's clock; if that is set back, it goes on by
+ * the time that passes until the machine's clock has caught up, so what was to happen in a minute does.
+ */
+export class SteadyClock extends Clock {
+  private instantMs = Number.NEGATIVE_INFINITY;
+  private readAt = 0;
+
+  override now(): number {
+    const wall = super.now();
+    // Read second: a pause between the two readings must not make the clock run ahead.
+    const readAt = performance.now();
+    this.instantMs = Math.max(wall, this.instantMs + (readAt - this.readAt));
+    this.readAt = readAt;
+    return Math.floor(this.instantMs);
+  }
+}
+
 /** An instant of ours as it is written for operators: RFC 3339, UTC, milliseconds. */
 export function toTimestamp(atMs: number): string;
 export function toTimestamp(atMs: number | null | undefined): string | null;

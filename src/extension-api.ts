@@ -13,6 +13,7 @@ export {
   AGENT_PATHS,
   Agent,
   type AgentIdentity,
+  BulkWrite,
   CurrentAgent,
   CurrentOperator,
   IdInPath,

@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { createServer } from 'node:net';
 import { DatabaseError } from './database/database-error';
 import { ExtensionError, loadExtensions } from './extensions';
 import { adminTokenFile, readSettings, type Settings, SettingsError } from './settings';
@@ -13,6 +15,9 @@ class ListenError extends Error {
 /** Exit codes: 0 stopped as asked, 1 failed, 2 wrong settings or arguments. */
 const FAILED = 1;
 const MISUSED = 2;
+
+/** How long those who wait are given to read that the process ends, in milliseconds. */
+const LAST_ANSWERS_MS = 500;
 
 // Nobody else may read the database, its log and the files beside it.
 process.umask(0o077);
@@ -51,9 +56,10 @@ export async function migrateOnly(settings: Settings): Promise<void> {
 
 /** Serves until SIGTERM or SIGINT, then stops in order, within the time that the settings give. */
 export async function serve(settings: Settings): Promise<void> {
+  await checkAddress(settings);
   // Loaded now: it takes a second, and wrong settings are said before.
   const { createApp } = await import('./app.js');
-  const { app, logger, stop } = await createApp(settings);
+  const { app, database, logger, stop } = await createApp(settings);
   let stopping = false;
   const onSignal = (signal: NodeJS.Signals): void => {
     if (stopping) return;
@@ -75,6 +81,10 @@ export async function serve(settings: Settings): Promise<void> {
       },
     );
   };
+  database.onLost((reason) => {
+    logger.fatal({ err: reason }, reason.message);
+    setTimeout(() => logger.flush(() => process.exit(FAILED)), LAST_ANSWERS_MS);
+  });
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   try {
     await app.listen({ host: settings.host, port: settings.port });
@@ -84,6 +94,17 @@ export async function serve(settings: Settings): Promise<void> {
   }
   logger.info({ url: await app.getUrl() }, 'listening');
   if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
+}
+
+/** Listens for a moment, before anything is made: a second server must not leave a database where it was started. */
+async function checkAddress(settings: Settings): Promise<void> {
+  const probe = createServer();
+  try {
+    await once(probe.listen({ host: settings.host, port: settings.port }), 'listening');
+  } catch (error) {
+    throw new ListenError(settings, error as NodeJS.ErrnoException);
+  }
+  await once(probe.close(), 'close');
 }
 
 /** For the person who started it; on standard error, so that the log stays one of JSON lines. */

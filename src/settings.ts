@@ -47,6 +47,8 @@ export interface Settings {
   readonly database: DatabaseTarget;
   readonly poolSize: number;
   readonly migrateOnStart: boolean;
+  /** Below so many free bytes on the disk of a SQLite file nothing is stored that is not needed; 0 is never. */
+  readonly minFreeDisk: number;
   /** The first admin's token; undefined when one is made and kept in a file. */
   readonly adminToken: string | undefined;
   readonly registration: 'open' | 'token';
@@ -174,15 +176,26 @@ function readDatabase(reader: Reader): DatabaseTarget {
 export function parseDatabaseUrl(text: string): DatabaseTarget | string {
   if (text === 'sqlite::memory:') return { type: 'sqlite', path: ':memory:' };
   if (/^postgres(?:ql)?:\/\//.test(text)) {
-    const url = URL.canParse(text) ? new URL(text) : undefined;
-    return url && url.hostname !== '' && /^\/[^/]+$/.test(url.pathname)
-      ? { type: 'postgres', url: text }
-      : 'must name a host and a database: postgres://user:password@host:5432/name';
+    const url = URL.parse(text);
+    // Where a password has one of these as it is, a part of it would be read as a port or a name, and be shown.
+    const isWhole = url && url.hostname !== '' && url.hash === '' && /^\/[^/@]+$/.test(url.pathname);
+    if (!isWhole || !isDecodable(`${url.username}:${url.password}${url.pathname}`))
+      return 'must name a host and a database: postgres://user:password@host:5432/name, with % / ? # @ in a password written as %25 %2F %3F %23 %40';
+    return { type: 'postgres', url: text };
   }
   const path = text.startsWith('sqlite://') ? text.slice('sqlite://'.length) : '';
   if (path === '' || path.includes('?') || path.includes('\0'))
     return 'must be sqlite://file.db, sqlite:///absolute/file.db, sqlite::memory: or postgres://user:password@host/name';
   return { type: 'sqlite', path: resolve(path) };
+}
+
+function isDecodable(text: string): boolean {
+  try {
+    decodeURIComponent(text);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function readTrustProxy(reader: Reader): Settings['trustProxy'] {
@@ -280,6 +293,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     database: readDatabase(reader),
     poolSize: reader.integer('POOL_SIZE', 10, 1, 1_000),
     migrateOnStart: reader.choice('MIGRATE_ON_START', 'true', ['true', 'false']) === 'true',
+    minFreeDisk: reader.integer('MIN_FREE_DISK_MB', 512, 0, 1_000_000) * 1024 * 1024,
     adminToken: readAdminToken(reader),
     registration: reader.choice('REGISTRATION', 'open', ['open', 'token']),
     enrollmentTokens: readEnrollmentTokens(reader),

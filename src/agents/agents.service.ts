@@ -11,7 +11,7 @@ import type { AgentIdentity, Charge, OperatorIdentity } from '../http/decorators
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
-import { Continuity } from '../scheduling/continuity';
+import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import type { AgentEntity, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
 import type {
@@ -102,6 +102,7 @@ export class AgentsService {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     this.credentials = new RowCache(database, 'agents', CACHED_AGENTS);
+    continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
     this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
 
@@ -136,7 +137,7 @@ export class AgentsService {
         ),
       );
     }
-    const match = this.matchToken(agent, hashToken(token));
+    const match = this.matchToken(agent, hashToken(token), this.clock.now());
     if (!agent || match === 'none' || agent.state === 'deleted') throw fail('ERR_UNAUTHORIZED');
     if (match === 'expired') throw fail('ERR_TOKEN_EXPIRED');
     if (agent.state === 'disabled' || agent.state === 'revoked') throw outOfService(agent.state);
@@ -182,14 +183,14 @@ export class AgentsService {
         }
         if (known.state === 'disabled' || known.state === 'revoked') throw outOfService(known.state);
         const proven = shown === 'setting' || enrollment !== undefined;
-        const held = this.tokenHeld(known, proof) ?? (proven ? currentToken(known) : undefined);
-        if (!held) this.refuseWhileAlive(known);
+        const held = this.tokenHeld(known, proof, tx.now) ?? (proven ? currentToken(known) : undefined);
+        if (!held) this.refuseWhileAlive(known, tx.now);
         refund = await charge.success(tx);
         await this.replaceToken(tx, known, token, held);
         await tx.run(
           'UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1',
           known.id,
-          this.clock.now(),
+          tx.now,
         );
         await this.enroll(tx, known.id, enrollment);
         return known.id;
@@ -332,7 +333,7 @@ export class AgentsService {
     return this.database.write(async (tx) => {
       const agent = await lockAgent(tx, agentId);
       if (agent.state === 'revoked') throw unchangeable(agent.state);
-      await this.replaceToken(tx, agent, token, revokeOld ? undefined : this.tokenInUse(agent));
+      await this.replaceToken(tx, agent, token, revokeOld ? undefined : this.tokenInUse(agent, tx.now));
       await this.audit.record(tx, by, {
         action: 'agent.rotate',
         subject: `agent/${agentId}`,
@@ -415,7 +416,7 @@ export class AgentsService {
        RETURNING agent_id AS id`,
       // Locked where somebody may put one out of service meanwhile.
       JSON.stringify(tx.dialect.concurrent ? [...(await this.inService(tx, all))] : all),
-      this.clock.now(),
+      tx.now,
     );
     const stored = new Set(alive.map((row) => row.id));
     const reports = new Map<number, ConfigReport>();
@@ -424,12 +425,24 @@ export class AgentsService {
     return beats.map((beat) => stored.has(beat.agentId));
   }
 
+  /** If the clock was set back, nobody counts as heard of in the future, and no token before a rotation works longer. */
+  private async adjustInstants(tx: Transaction, { now, lastSeen }: Interruption): Promise<void> {
+    if (lastSeen <= now) return;
+    await tx.run('UPDATE agent_heartbeats SET last_heartbeat_at = $1 WHERE last_heartbeat_at > $1', now);
+    await tx.run(
+      `UPDATE agents SET previous_token_expires_at = ${tx.dialect.greatest('$1', 'previous_token_expires_at - $2')}
+       WHERE previous_token_expires_at > $1`,
+      now,
+      lastSeen - now,
+    );
+  }
+
   private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
     await tx.run(
       'UPDATE agents SET state = $2, updated_at = $3 WHERE id = $1',
       agentId,
       state,
-      this.clock.now(),
+      tx.now,
     );
     if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
     this.credentials.announceChange(tx, String(agentId));
@@ -443,10 +456,10 @@ export class AgentsService {
   private matchToken(
     agent: Credentials | undefined,
     presented: string,
+    now: number,
   ): 'current' | 'previous' | 'expired' | 'none' {
     const current = sameHash(agent?.token_hash ?? NOBODY, presented);
     const previous = sameHash(agent?.previous_token_hash ?? NOBODY, presented);
-    const now = this.clock.now();
     if (current) return (agent?.token_expires_at ?? Infinity) > now ? 'current' : 'expired';
     if (previous) return (agent?.previous_token_expires_at ?? 0) > now ? 'previous' : 'expired';
     return 'none';
@@ -465,24 +478,24 @@ export class AgentsService {
   }
 
   /** Which of the agent's tokens the caller shows; undefined where it shows none that works. */
-  private tokenHeld(known: KnownAgent, proof: Proof): HeldToken | undefined {
+  private tokenHeld(known: KnownAgent, proof: Proof, now: number): HeldToken | undefined {
     if (proof.agentId !== known.id || proof.token === undefined || !isWellFormed('dcpa_', proof.token))
       return undefined;
     const hash = hashToken(proof.token);
-    const match = this.matchToken(known, hash);
+    const match = this.matchToken(known, hash, now);
     if (match === 'current') return currentToken(known);
     return match === 'previous' ? { hash, expiresAt: known.previous_token_expires_at } : undefined;
   }
 
   /** The token that an agent goes by: the one before, as long as the new one was not used. */
-  private tokenInUse(agent: Credentials): HeldToken {
+  private tokenInUse(agent: Credentials, now: number): HeldToken {
     const { previous_token_hash: hash, previous_token_expires_at: expiresAt } = agent;
-    return hash !== null && (expiresAt ?? 0) > this.clock.now() ? { hash, expiresAt } : currentToken(agent);
+    return hash !== null && (expiresAt ?? 0) > now ? { hash, expiresAt } : currentToken(agent);
   }
 
   /** @throws ERR_CONFLICT until the agent has missed its heartbeat */
-  private refuseWhileAlive(known: KnownAgent): void {
-    const leftMs = this.deadlineOf(known) - this.clock.now();
+  private refuseWhileAlive(known: KnownAgent, now: number): void {
+    const leftMs = this.deadlineOf(known) - now;
     if (leftMs <= 0) return;
     throw fail(
       'ERR_CONFLICT',
@@ -496,13 +509,13 @@ export class AgentsService {
   }
 
   private async insertAgent(tx: Transaction, hostname: string | null, token: string): Promise<number> {
-    const now = this.clock.now();
+    const { now } = tx;
     const row = await tx.first<{ id: number }>(
       `INSERT INTO agents (hostname, state, token_hash, token_expires_at, registered_at, updated_at)
        VALUES ($1, 'active', $2, $3, $4, $4) RETURNING id`,
       hostname,
       hashToken(token),
-      this.tokenExpiry(),
+      this.tokenExpiry(now),
       now,
     );
     const { id } = row as { id: number };
@@ -538,13 +551,13 @@ export class AgentsService {
     token: string,
     held: HeldToken | undefined,
   ): Promise<void> {
-    const now = this.clock.now();
+    const { now } = tx;
     await tx.run(
       `UPDATE agents SET token_hash = $2, token_expires_at = $3, previous_token_hash = $4, previous_token_expires_at = $5,
          updated_at = $6 WHERE id = $1`,
       known.id,
       hashToken(token),
-      this.tokenExpiry(),
+      this.tokenExpiry(now),
       held?.hash ?? null,
       held ? Math.min(now + OVERLAP_MS, held.expiresAt ?? Infinity) : null,
       now,
@@ -553,9 +566,9 @@ export class AgentsService {
     this.credentials.announceChange(tx, String(known.id));
   }
 
-  private tokenExpiry(): number | null {
+  private tokenExpiry(now: number): number | null {
     const { agentTokenLifetimeMs } = this.settings;
-    return agentTokenLifetimeMs === 0 ? null : this.clock.now() + agentTokenLifetimeMs;
+    return agentTokenLifetimeMs === 0 ? null : now + agentTokenLifetimeMs;
   }
 
   /** When an agent counts as silent. Time in which no server ran is not held against it. */

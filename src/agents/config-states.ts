@@ -1,6 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { LRUCache } from 'lru-cache';
-import { Clock, toTimestamp } from '../clock';
+import { toTimestamp } from '../clock';
 import type { Rollout } from '../config/config.dto';
 import { ConfigService } from '../config/config.service';
 import type { Statements, Transaction } from '../database/statements';
@@ -23,10 +23,7 @@ export class ConfigStates {
     sizeCalculation: () => 1,
   });
 
-  constructor(
-    private readonly clock: Clock,
-    config: ConfigService,
-  ) {
+  constructor(config: ConfigService) {
     config.countRolloutWith((statements, revisions) => this.countRollout(statements, revisions));
   }
 
@@ -49,7 +46,7 @@ export class ConfigStates {
        WHERE agent_config_states.revision <> excluded.revision OR agent_config_states.status <> excluded.status
          OR agent_config_states.message IS DISTINCT FROM excluded.message`,
       JSON.stringify(news.map(([agent_id, report]) => ({ agent_id, ...report }))),
-      this.clock.now(),
+      tx.now,
     );
     // What an agent says to another replica is not known here.
     if (tx.dialect.concurrent) return;

@@ -1,5 +1,5 @@
 import { Inject, Injectable } from '@nestjs/common';
-import { Clock, toTimestamp } from '../clock';
+import { toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
@@ -35,7 +35,6 @@ const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)';
 export class EnrollmentService {
   constructor(
     private readonly database: Database,
-    private readonly clock: Clock,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {}
@@ -76,7 +75,7 @@ export class EnrollmentService {
     const row = await tx.first<Pick<EnrollmentTokenEntity, 'id' | 'labels'>>(
       `SELECT id, labels FROM enrollment_tokens WHERE token_hash = $1 AND ${WORKS}`,
       hash,
-      this.clock.now(),
+      tx.now,
     );
     if (!row) throw refused(charge);
     let counted = row.id !== enrolledBy;
@@ -87,7 +86,7 @@ export class EnrollmentService {
         `UPDATE enrollment_tokens SET uses = uses + 1
          WHERE id = $1 AND ${WORKS} AND (max_uses IS NULL OR uses < max_uses)`,
         row.id,
-        this.clock.now(),
+        tx.now,
       )) === 1;
     if (!left) {
       if ((await lookAgain()) !== row.id) throw refused(charge);
@@ -103,7 +102,7 @@ export class EnrollmentService {
   ): Promise<CreatedEnrollmentToken> {
     const token = mintToken('dcpe_');
     return this.database.write(async (tx) => {
-      const now = this.clock.now();
+      const { now } = tx;
       const [row] = await tx.rows<EnrollmentTokenEntity>(
         `INSERT INTO enrollment_tokens (name, labels, token_hash, max_uses, uses, created_at, expires_at)
          VALUES ($1, $2, $3, $4, 0, $5, $6) RETURNING *`,
@@ -148,7 +147,7 @@ export class EnrollmentService {
       );
       if (!token) throw fail('ERR_NOT_FOUND', { enrollment_token_id: id });
       if (token.revoked_at !== null) return;
-      await tx.run('UPDATE enrollment_tokens SET revoked_at = $2 WHERE id = $1', id, this.clock.now());
+      await tx.run('UPDATE enrollment_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
       await this.audit.record(tx, by, {
         action: 'enrollment-token.withdraw',
         subject: `enrollment-token/${id}`,

@@ -52,8 +52,8 @@ Examples:
         target,
         loadExtensions(settings.extensions),
         async (tx, database, done) => {
-          await recordTransfer(tx, database, database.clock, source.path, done.tables);
-          if (done.wasBackup) await recordRestore(tx, database, database.clock);
+          await recordTransfer(tx, database, source.path, done.tables);
+          if (done.wasBackup) await recordRestore(tx, database);
         },
       ).catch(mayRetry);
       print(json ? JSON.stringify({ tables }) : table(tables, ['table', 'rows', 'checksum']));
@@ -93,7 +93,7 @@ async function passOver(settings: Settings): Promise<object> {
     throw new Failure(`There is no database ${target.path}.`, EXIT.failed);
   const database = await openDatabase(settings, [], loadExtensions(settings.extensions));
   try {
-    return await database.write((tx) => recordRestore(tx, database, database.clock));
+    return await database.write((tx) => recordRestore(tx, database));
   } finally {
     await database.close();
   }

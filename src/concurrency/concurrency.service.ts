@@ -119,7 +119,7 @@ export class ConcurrencyService {
       (sum) => sum.ready !== 0 || sum.leased !== 0 || sum.waiting !== 0,
     );
     if (changed.length === 0) return;
-    const now = this.clock.now();
+    const { now } = tx;
     const values = [JSON.stringify(changed), now, this.expiryOf(now)] as const;
     const rowset = tx.dialect.rowset('$1', {
       ...{ scope: 'text', kind: 'text', target: 'text' },
@@ -232,7 +232,6 @@ export class ConcurrencyService {
    * @returns the windows that were set
    */
   async setCeilings(by: OperatorIdentity, limits: readonly LimitInput[]): Promise<WindowView[]> {
-    const now = this.clock.now();
     const windows = limits.map((limit) => ({
       scope: (limit.kind ? (limit.target ? 'target' : 'kind') : 'global') as WindowScope,
       kind: limit.kind ?? '',
@@ -258,8 +257,8 @@ export class ConcurrencyService {
          ON CONFLICT (kind, target, scope)
          DO UPDATE SET ceiling = excluded.ceiling, updated_at = excluded.updated_at, expires_at = excluded.expires_at`,
         JSON.stringify(windows),
-        now,
-        this.expiryOf(now),
+        tx.now,
+        this.expiryOf(tx.now),
       );
       for (const { after } of this.ceilingListeners) await after(tx);
       await this.audit.record(tx, by, {

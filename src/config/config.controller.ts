@@ -14,6 +14,7 @@ import { ApiErrors, GuardedErrors } from '../http/api-errors';
 import {
   AGENT_PATHS,
   Agent,
+  BulkWrite,
   CurrentOperator,
   IdempotencyKey,
   Operator,
@@ -97,6 +98,7 @@ export class ConfigsController {
   /** Signs a configuration and puts it in force, in place of the one before. */
   @Post()
   @Operator('admin')
+  @BulkWrite()
   @ApiOperation({ summary: 'Publish a configuration' })
   @RepeatableByKey()
   @ApiCreatedResponse({ type: ConfigBundle })

@@ -109,7 +109,7 @@ function isPartOf(target: SqliteTarget, file: string): boolean {
   const { path } = target;
   const secrets = [adminTokenFile(target), signingKeysFile({ database: target, signingKeyFile: undefined })];
   if (
-    ['', '-wal', '-shm', '-lock']
+    ['', '-wal', '-shm', '-lock', '-reserve']
       .map((suffix) => path + suffix)
       .concat(secrets)
       .includes(file)

@@ -1,5 +1,6 @@
 import type { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
+import { fail } from '../errors';
 import type { Statements, Transaction } from './statements';
 
 /** Hears what a unit of work announced, once it is committed. */
@@ -12,6 +13,8 @@ export type AnnouncementListener = (message: string) => void;
 export abstract class Database {
   private readonly listeners = new Map<string, AnnouncementListener[]>();
   private readonly gapListeners: (() => void)[] = [];
+  private readonly lostListeners: ((reason: Error) => void)[] = [];
+  private lost: Error | undefined;
 
   /** TypeORM's source for reading. */
   abstract readonly source: DataSource;
@@ -53,12 +56,44 @@ export abstract class Database {
   /** How many units of work wait to be written: the measure of overload. */
   abstract get writeQueueDepth(): number;
 
+  /** How many times this process tried to commit: the same number again means that it wrote nothing meanwhile. */
+  abstract get writes(): number;
+
+  /**
+   * Whether the disk is nearly full: what would fill it must be refused, so that what is needed to run the fleet and in an
+   * emergency is still stored.
+   */
+  abstract get isSpaceLow(): boolean;
+
+  /**
+   * Resolves if the database takes writes; asks it, and waits for no unit of work.
+   * @throws an error that says why it does not, within a few seconds
+   */
+  abstract ready(): Promise<void>;
+
   /** Writes what waits, then closes the connections. */
   abstract close(): Promise<void>;
 
-  /** Answers when the database can be read; its errors pass through. */
-  async ping(): Promise<void> {
-    await this.read((statements) => statements.rows('SELECT 1'));
+  /** Keeps what would fill a disk that is nearly full from being stored. @throws ERR_UNAVAILABLE with reason `disk` */
+  requireSpace(): void {
+    if (this.isSpaceLow)
+      throw fail(
+        'ERR_UNAVAILABLE',
+        { reason: 'disk' },
+        { message: 'The disk of the database is nearly full; try again later.', retryAfterMs: 10_000 },
+      );
+  }
+
+  /** Calls back once when this process may never write again: it must end, for another one serves the database. */
+  onLost(listener: (reason: Error) => void): void {
+    if (this.lost) listener(this.lost);
+    else this.lostListeners.push(listener);
+  }
+
+  /** Tells that this process may never write again. */
+  protected lose(reason: Error): void {
+    this.lost = reason;
+    for (const listener of this.lostListeners.splice(0)) listener(reason);
   }
 
   /** Calls back with every message that is announced under a topic, by this process or another replica. */

@@ -1,7 +1,6 @@
 import { hash } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
 import canonicalize from 'canonicalize';
-import { Clock } from '../clock';
 import { fail } from '../errors';
 import type { Statements, Transaction } from './statements';
 
@@ -19,8 +18,6 @@ export interface IdempotentCall {
 @Injectable()
 export class Idempotency {
   private readonly running = new Set<string>();
-
-  constructor(private readonly clock: Clock) {}
 
   /**
    * Names a call.
@@ -83,7 +80,7 @@ export class Idempotency {
       call.key,
       call.requestHash,
       JSON.stringify(response),
-      this.clock.now(),
+      tx.now,
     );
   }
 

@@ -3,7 +3,7 @@ import type { Extension } from '../extensions';
 import type { Settings } from '../settings';
 import type { Database } from './database';
 import { PostgresDatabase } from './postgres-database';
-import { SqliteDatabase } from './sqlite-database';
+import { type DatabaseReplacements, SqliteDatabase } from './sqlite-database';
 import type { Statements } from './statements';
 
 /**
@@ -14,14 +14,16 @@ import type { Statements } from './statements';
  * not to
  */
 export function openDatabase(
-  settings: Pick<Settings, 'database' | 'migrateOnStart' | 'poolSize'>,
+  settings: Pick<Settings, 'database' | 'migrateOnStart' | 'poolSize'> &
+    Partial<Pick<Settings, 'minFreeDisk'>>,
   entities: DataSource['options']['entities'] = [],
   extensions: readonly Extension[] = [],
+  replacements: DatabaseReplacements = {},
 ): Promise<Database> {
   const { database: target } = settings;
   return target.type === 'sqlite'
-    ? SqliteDatabase.open(target, settings, entities, extensions)
-    : PostgresDatabase.open(target, settings, entities, extensions);
+    ? SqliteDatabase.open(target, settings, entities, extensions, replacements)
+    : PostgresDatabase.open(target, settings, entities, extensions, replacements);
 }
 
 /** Reads a database beside whoever serves it. */

@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { DataSource } from 'typeorm';
+import type { Clock } from '../clock';
 import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
 import { Announcements, publish } from './announcements';
@@ -12,16 +13,22 @@ import { type Deliver, Effects } from './effects';
 import { knownMigrations, lackingMigrations, migrate } from './migrations';
 import {
   cameSecond,
+  checkServer,
   explained,
   isConnectionLost,
+  isDiskFull,
+  isReadOnly,
   isSpoilt,
   mayRunAgain,
   NOW,
+  ofDriver,
   PostgresStatements,
-  planByIndexes,
   poolOptions,
+  refuseTransactionPooling,
   unknownEffect,
 } from './postgres';
+import { PostgresProbe } from './postgres-probe';
+import type { DatabaseReplacements } from './sqlite-database';
 import type { SqlValue, Statements, Transaction } from './statements';
 
 /** How often a unit that others got in the way of is run again. */
@@ -38,8 +45,11 @@ const JOB_LOCKS = 62_145;
 
 const ASK_TIME = `SELECT ${NOW} AS now`;
 
-/** Begins, and asks for the time, in one round trip. */
-const BEGIN = `BEGIN; ${ASK_TIME}`;
+/** How long the disk counts as full after the server said so, in milliseconds. */
+const DISK_FULL_MS = 30_000;
+
+/** Begins, and asks for the time, in one round trip. Said aloud: the database's default may be another isolation. */
+const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
 
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
@@ -51,14 +61,22 @@ export class PostgresDatabase extends Database {
   private readonly timer: NodeJS.Timeout;
   private closed: Promise<void> | undefined;
   private lastExclusive: Promise<unknown> = Promise.resolve();
+  private readonly serverClock = new DatabaseClock();
+  private readonly probe: PostgresProbe;
+  private attempts = 0;
+  private diskFullUntil = Number.NEGATIVE_INFINITY;
+  /** The server's, unless a test replaces it. */
+  readonly clock: Clock;
 
   private constructor(
     readonly source: DataSource,
-    readonly clock: DatabaseClock,
+    clock: Clock | undefined,
     target: PostgresTarget,
     readonly applied: readonly string[],
   ) {
     super();
+    this.clock = clock ?? this.serverClock;
+    this.probe = new PostgresProbe(target);
     this.pool = poolOf(source);
     this.reader = new PostgresStatements(this.pool, source.manager);
     this.announcements = new Announcements(
@@ -73,7 +91,7 @@ export class PostgresDatabase extends Database {
    * Connects and (unless the settings say no) migrates; of several processes that start at once one migrates, and the
    * others wait for it.
    * @param settings.limited whether statements that take long are ended
-   * @throws DatabaseError it can't be reached, was written by a newer version, or is not migrated and told not to
+   * @throws DatabaseError it can't be reached or used, was written by a newer version, or is not migrated and told not to
    */
   static async open(
     target: PostgresTarget,
@@ -84,10 +102,11 @@ export class PostgresDatabase extends Database {
     }: Pick<Settings, 'migrateOnStart' | 'poolSize'> & { limited?: boolean },
     entities: DataSource['options']['entities'],
     extensions: readonly Extension[],
+    { clock }: DatabaseReplacements = {},
   ): Promise<PostgresDatabase> {
     const source = new DataSource({
       // A job holds one for its lock while it writes on another.
-      ...poolOptions(target, Math.max(2, poolSize), limited),
+      ...poolOptions(target, Math.max(2, poolSize), { limited, planned: true }),
       migrations: knownMigrations(),
       entities,
     });
@@ -97,23 +116,24 @@ export class PostgresDatabase extends Database {
       throw unreached(error);
     }
     try {
-      await planByIndexes(poolOf(source));
+      await checkServer(poolOf(source));
+      await refuseTransactionPooling(poolOf(source));
       const runner = source.createQueryRunner();
       const lacking = await lackingMigrations(source, runner, extensions).finally(() => runner.release());
       const applied = lacking.length > 0 ? await migrateAlone(target, extensions, migrateOnStart) : [];
-      const database = new PostgresDatabase(source, new DatabaseClock(), target, applied);
+      const database = new PostgresDatabase(source, clock, target, applied);
       await database.lookAtClock();
       await database.announcements.connect();
       return database;
     } catch (error) {
       await source.destroy();
-      throw error;
+      throw unusable(error);
     }
   }
 
   /** Reads a database beside whoever serves it. */
   static async inspect<T>(target: PostgresTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
-    const source = new DataSource({ ...poolOptions(target, 1), migrations: knownMigrations() });
+    const source = new DataSource({ ...poolOptions(target, 1, { limited: true, planned: false }), migrations: knownMigrations() });
     await source.initialize().catch((error: unknown) => {
       throw unreached(error);
     });
@@ -131,6 +151,8 @@ export class PostgresDatabase extends Database {
       try {
         return await this.attempt(work);
       } catch (error) {
+        if (isDiskFull(error)) this.diskFullUntil = performance.now() + DISK_FULL_MS;
+        if (isReadOnly(error)) this.dropIdle();
         if (!(mayRunAgain(error) || cameSecond(error)) || reruns === MAX_RERUNS) throw explained(error);
         // Not at once and not both together: they would meet again.
         await sleep(Math.random() * 20 * 2 ** reruns);
@@ -206,9 +228,24 @@ export class PostgresDatabase extends Database {
     return this.pool.waitingCount;
   }
 
+  get writes(): number {
+    return this.attempts;
+  }
+
+  /** Its disk can't be seen from here: it counts as low for a while after the server said that it is full. */
+  get isSpaceLow(): boolean {
+    return performance.now() < this.diskFullUntil;
+  }
+
+  /** On a connection of its own, so that it does not wait for the pool. */
+  ready(): Promise<void> {
+    return this.probe.ask();
+  }
+
   close(): Promise<void> {
     this.closed ??= (async () => {
       clearInterval(this.timer);
+      await this.probe.stop();
       await this.announcements.stop();
       if (this.source.isInitialized) await this.source.destroy();
     })();
@@ -217,11 +254,15 @@ export class PostgresDatabase extends Database {
 
   private async attempt<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     const client = await take(this.pool);
-    const tx = new UnitOfWork(client, this.source.manager, (topic, message) => this.deliver(topic, message));
+    this.attempts++;
+    let tx: UnitOfWork;
     let broken: Error | undefined;
     let value: T;
     try {
-      await this.begin(client);
+      const now = await this.begin(client);
+      tx = new UnitOfWork(client, this.source.manager, now, (...announcement) =>
+        this.deliver(...announcement),
+      );
       value = await this.inside.run(true, () => work(tx));
       await publish(client, this.announcements.id, tx.effects.announcements);
       await commit(client);
@@ -237,24 +278,41 @@ export class PostgresDatabase extends Database {
     return value;
   }
 
-  private async begin(client: pg.PoolClient): Promise<void> {
+  /** @returns the unit's instant */
+  private async begin(client: pg.PoolClient): Promise<number> {
     const askedAt = performance.now();
     // Two statements, two results; the types of node-postgres know of one.
     const [, answer] = (await client.query(BEGIN)) as unknown as pg.QueryResult<{ now: number }>[];
-    this.clock.observe((answer as pg.QueryResult<{ now: number }>).rows[0]?.now as number, askedAt);
+    const now = (answer as pg.QueryResult<{ now: number }>).rows[0]?.now as number;
+    this.serverClock.observe(now, askedAt);
+    return this.clock === this.serverClock ? now : this.clock.now();
+  }
+
+  /** Closes the connections that nobody uses: they lead to the same server as one that turned out to be of no use. */
+  private dropIdle(): void {
+    for (let left = this.pool.idleCount; left > 0; left--)
+      this.pool.connect().then(
+        (client) => client.release(true),
+        () => undefined,
+      );
   }
 
   private async lookAtClock(): Promise<void> {
     const askedAt = performance.now();
     const { rows } = await this.pool.query<{ now: number }>(ASK_TIME);
-    this.clock.observe(rows[0]?.now as number, askedAt);
+    this.serverClock.observe(rows[0]?.now as number, askedAt);
   }
 }
 
 class UnitOfWork extends PostgresStatements implements Transaction {
   readonly effects: Effects;
 
-  constructor(client: pg.PoolClient, manager: DataSource['manager'], deliver: Deliver) {
+  constructor(
+    client: pg.PoolClient,
+    manager: DataSource['manager'],
+    readonly now: number,
+    deliver: Deliver,
+  ) {
     super(client, manager);
     this.effects = new Effects(deliver);
   }
@@ -279,6 +337,17 @@ function unreached(error: unknown): DatabaseError {
   // Where a name has several addresses, the error of all of them has no message.
   const text = `The PostgreSQL server can't be used: ${message || code}`;
   return error instanceof pg.DatabaseError ? new DatabaseError(text) : new DatabaseUnreachable(text);
+}
+
+/** What to tell if the server refuses something at the start that its operator can mend; anything else is passed on. */
+function unusable(thrown: unknown): unknown {
+  const error = ofDriver(thrown);
+  if (!(error instanceof pg.DatabaseError)) return thrown;
+  if (error.code === '42501')
+    return new DatabaseError(
+      `The database's user lacks a right (${error.message}): make it the owner of the database, or grant it CREATE ON SCHEMA public.`,
+    );
+  return /^(?:08|25006|28|3D|53|57)/.test(error.code ?? '') ? unreached(error) : thrown;
 }
 
 /** TypeORM's pool; the unit of work takes its connections from there. */
@@ -323,7 +392,7 @@ async function migrateAlone(
   extensions: readonly Extension[],
   migrateOnStart: boolean,
 ): Promise<string[]> {
-  const source = new DataSource({ ...poolOptions(target, 2, false), migrations: knownMigrations() });
+  const source = new DataSource({ ...poolOptions(target, 2, { limited: false, planned: false }), migrations: knownMigrations() });
   await source.initialize();
   try {
     // The lock goes with the connection.

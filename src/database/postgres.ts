@@ -1,16 +1,19 @@
+import { hash } from 'node:crypto';
 import { types } from 'node:util';
 import pg from 'pg';
 import { type DataSourceOptions, type EntityManager, QueryFailedError } from 'typeorm';
 import { ApiError, fail } from '../errors';
 import type { PostgresTarget } from '../settings';
-import { DatabaseError } from './database-error';
+import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
 /** How long a connection may take, a statement may run, and a transaction may stand idle, in milliseconds. */
 const CONNECT_MS = 5_000;
 const STATEMENT_MS = 10_000;
-/** Well below the time of a statement: what a replica that is cut off has locked is free before others give up. */
+/** How long a statement waits for what another transaction has locked. */
+const LOCK_MS = 5_000;
+/** Well below the time of a lock: what a replica that is cut off has locked is free before others give up. */
 const IDLE_IN_TRANSACTION_MS = 2_000;
 /** When a connection that has gone silent is given up: the server ends a statement before. */
 const ANSWER_MS = 12_000;
@@ -20,33 +23,31 @@ const ANSWER_MS = 12_000;
  * behind a queue, and keeps the plan of a prepared statement as the table grows: what reads a whole table, or gathers and
  * sorts all that is queued to take the first 256, may look cheap to it.
  */
-const PLANNER = ['enable_bitmapscan', 'enable_mergejoin', 'enable_seqscan', 'jit']
-  .map((name) => `SET ${name} = off`)
-  .join('; ');
+const PLANNER = ['enable_bitmapscan', 'enable_mergejoin', 'enable_seqscan', 'jit'].map(
+  (name) => `SET ${name} = off`,
+);
 
-/** Has every connection of a pool plan by the indexes. By statements: poolers refuse parameters of the connection. */
-export async function planByIndexes(pool: pg.Pool): Promise<void> {
-  // Comes before whatever the connection is made for; where it fails the connection is lost, and that will say so.
-  pool.on('connect', (client) => void client.query(PLANNER).catch(() => undefined));
-  // Those that are there already.
-  await pool.query(PLANNER);
-}
+const LIMITS = [
+  `SET statement_timeout = ${STATEMENT_MS}`,
+  `SET lock_timeout = ${LOCK_MS}`,
+  `SET idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_MS}`,
+];
 
 /** Ids and instants stay below 2^53, and so do sums of counters: they are numbers here. */
 const NUMBERS = new Set<number>([pg.types.builtins.INT8, pg.types.builtins.NUMERIC]);
 
-/** How long a statement, an answer, and a transaction without one may take. */
-const LIMITS = {
-  statement_timeout: STATEMENT_MS,
-  idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
-  query_timeout: ANSWER_MS,
-};
-
 /**
  * Options of a pool.
- * @param limited whether statements are ended that take long: requests wait for them. Not where a whole table is worked on
+ * @param session.limited whether statements are ended that take long: requests wait for them. Not if a whole table is
+ * worked on
+ * @param session.planned whether statements are planned by the indexes that are made for them
  */
-export function poolOptions(target: PostgresTarget, poolSize: number, limited = true): DataSourceOptions {
+export function poolOptions(
+  target: PostgresTarget,
+  poolSize: number,
+  { limited, planned }: { limited: boolean; planned: boolean },
+): DataSourceOptions {
+  const session = [...(planned ? PLANNER : []), ...(limited ? LIMITS : [])].join('; ');
   return {
     type: 'postgres',
     // Given to the driver as it is: TypeORM would lose what it says of TLS.
@@ -56,8 +57,10 @@ export function poolOptions(target: PostgresTarget, poolSize: number, limited = 
     extra: {
       application_name: 'control-plane',
       connectionTimeoutMillis: CONNECT_MS,
-      ...(limited ? LIMITS : {}),
+      ...(limited ? { query_timeout: ANSWER_MS } : {}),
       keepAlive: true,
+      // By statements: poolers refuse parameters of the connection.
+      ...(session === '' ? {} : { onConnect: (client: Queryable) => client.query(session) }),
       types: {
         getTypeParser: (oid: number, format: 'text' | 'binary') =>
           NUMBERS.has(oid) ? Number : pg.types.getTypeParser(oid, format as 'text'),
@@ -101,13 +104,15 @@ const ALL_COLUMNS = /(?:\bSELECT|\bDISTINCT|\bRETURNING|,|\.)\s*\*/i;
 
 /**
  * A statement as a connection is to run it: prepared at its first use there, so that it is parsed and planned once. Not
- * where it asks for all columns: its result would be another after the migration of a rolling upgrade, and it would fail.
+ * if it asks for all columns: its result would be another after the migration of a rolling upgrade, and it would fail.
+ * The name says which statement it is, so that no other one, of another process behind the same pooler or of another
+ * version, can be meant by it.
  */
 function prepared(text: string, values: SqlValue[]): pg.QueryConfig {
   if (values.length === 0 || ALL_COLUMNS.test(text)) return { text, values };
   let name = preparedNames.get(text);
   if (name === undefined && preparedNames.size < MAX_PREPARED) {
-    name = `control_plane_${preparedNames.size}`;
+    name = `control_plane_${hash('sha256', text, 'base64url')}`;
     preparedNames.set(text, name);
   }
   return { name, text, values };
@@ -141,6 +146,63 @@ export function identities(statements: Statements): Promise<IdentityColumn[]> {
   );
 }
 
+/**
+ * Whether a server can hold the data of this program.
+ * @throws DatabaseError its encoding is not UTF8
+ * @throws DatabaseUnreachable it takes no writes now
+ */
+export async function checkServer(client: Queryable): Promise<void> {
+  const { rows } = await client.query<{ encoding: string; name: string; read_only: boolean }>(
+    `SELECT current_setting('server_encoding') AS encoding, current_database() AS name, ${IS_READ_ONLY} AS read_only`,
+  );
+  const [server] = rows;
+  if (server?.encoding !== 'UTF8')
+    throw new DatabaseError(
+      `The encoding of the database ${server?.name} is ${server?.encoding}, which can't hold every text: make one by ` +
+        `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.`,
+    );
+  if (server.read_only)
+    throw new DatabaseUnreachable(
+      'The PostgreSQL server takes no writes: it is a standby, or was demoted. Connect to the primary.',
+    );
+}
+
+/** Whether the server, or the connection, takes no writes, as an expression. */
+export const IS_READ_ONLY = `(pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean)`;
+
+/**
+ * Refuses a pooler that gives each transaction another connection to the server: notifications would not arrive, and the
+ * locks of jobs and what is set on a connection would be somebody else's.
+ * @throws DatabaseError there is one
+ */
+export async function refuseTransactionPooling(pool: pg.Pool): Promise<void> {
+  const clients = [await pool.connect(), await pool.connect()];
+  const [a, b] = clients as [pg.PoolClient, pg.PoolClient];
+  const backendOf = async (client: Queryable) =>
+    (await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid')).rows[0]?.pid;
+  let broken: Error | undefined;
+  try {
+    // Both are in use, so each has one of its own; when both are free again, a pooler gives them out in its own order.
+    await a.query('BEGIN');
+    await b.query('BEGIN');
+    const before = [await backendOf(a), await backendOf(b)];
+    await a.query('ROLLBACK');
+    await b.query('ROLLBACK');
+    const after = [await backendOf(a), await backendOf(b)];
+    const last = [await backendOf(b), await backendOf(a)].reverse();
+    if ([after, last].some((pids) => pids[0] !== before[0] || pids[1] !== before[1]))
+      throw new DatabaseError(
+        'Between this program and PostgreSQL is a pooler that gives each transaction another connection (transaction ' +
+          'pooling): set it to session pooling, or connect to PostgreSQL itself.',
+      );
+  } catch (error) {
+    broken = error as Error;
+    throw error;
+  } finally {
+    for (const client of clients) client.release(broken);
+  }
+}
+
 /** How many connections other processes of this program have to the same database. */
 export async function connectionsOfOthers(statements: Statements): Promise<number> {
   const row = await statements.first<{ count: number }>(
@@ -156,13 +218,20 @@ const AGAIN = new Set(['40001', '40P01']);
 /** A statement that a connection has prepared is gone there, or its result would be another now. Source: the same. */
 const isStale = (error: unknown): boolean =>
   codeOf(error) === '26000' ||
-  (codeOf(error) === '0A000' && (error as Error).message.startsWith('cached plan'));
+  // "cached plan must not change result type", in the language of the server: told by the routine that raises it.
+  (codeOf(error) === '0A000' && (error as { routine?: string }).routine === 'RevalidateCachedQuery');
+
+/** Whether the server takes no writes: a standby, or a primary that was demoted. Source: the same, class 25. */
+export const isReadOnly = (error: unknown): boolean => codeOf(error) === '25006';
+
+/** Whether the server's disk is full. Source: the same, class 53. */
+export const isDiskFull = (error: unknown): boolean => codeOf(error) === '53100';
 
 /** Two units added the same unique row. Source: the same, class 23. */
 const UNIQUE_VIOLATION = '23505';
 
-/** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 57, 58. */
-const AWAY = /^(?:08|53|57|58|25P03$|25006$|XX000$)/;
+/** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 55, 57, 58. */
+const AWAY = /^(?:08|53|57|58|25P03$|25006$|55P03$|XX000$)/;
 
 /** The server ends the connection, or does not let one begin. */
 const ENDED = /^(?:08|57P|25P03$)/;
@@ -174,14 +243,16 @@ const LOST =
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');
 
 /** What the driver said, where TypeORM has wrapped it. */
-const ofDriver = (error: unknown): unknown =>
+export const ofDriver = (error: unknown): unknown =>
   error instanceof QueryFailedError ? (error.driverError as unknown) : error;
 
 /** Whether the same unit of work may succeed when it is run again at once. */
-export const mayRunAgain = (error: unknown): boolean => AGAIN.has(codeOf(error)) || isStale(error);
+export const mayRunAgain = (error: unknown): boolean =>
+  AGAIN.has(codeOf(error)) || isStale(error) || isReadOnly(error);
 
 /** Whether a connection is of no use any more after an error: it is lost, or would fail with it again. */
-export const isSpoilt = (error: unknown): boolean => isConnectionLost(error) || isStale(error);
+export const isSpoilt = (error: unknown): boolean =>
+  isConnectionLost(error) || isStale(error) || isReadOnly(error);
 
 /**
  * Whether another unit added the same unique row first: run again, this one finds it. A unit that is at fault itself fails

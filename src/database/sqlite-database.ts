@@ -1,20 +1,32 @@
 import { DataSource } from 'typeorm';
-import { Clock } from '../clock';
+import { type Clock, SteadyClock } from '../clock';
 import type { Extension } from '../extensions';
 import type { Settings, SqliteTarget } from '../settings';
 import { Database } from './database';
 import { sqliteDialect } from './dialect';
+import { DiskSpace, type FreeSpace } from './disk-space';
 import { knownMigrations, migrate } from './migrations';
-import { lockDatabase, readerOptions, unopened, writerOptions } from './sqlite';
+import { lockDatabase, readerOptions, takeGeneration, unopened, writerOptions } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { WriteQueue } from './write-queue';
 
+/** How long the database may take to show that it takes writes, in milliseconds. */
+const READY_MS = 2_000;
+
+/** What a test may replace. */
+export interface DatabaseReplacements {
+  readonly clock?: Clock;
+  readonly freeSpace?: FreeSpace;
+  /** How long another program may hold the lock of a SQLite file, in milliseconds. */
+  readonly lockWaitMs?: number;
+}
+
 /** A SQLite file, which this process has for itself, or a database in memory. */
 export class SqliteDatabase extends Database {
-  readonly clock = new Clock();
   readonly isShared = false;
   private readonly queue: WriteQueue;
   private closed: Promise<void> | undefined;
+  private probing: Promise<unknown> | undefined;
 
   private constructor(
     /** TypeORM's source for reading; on a file its connection can't write. */
@@ -22,13 +34,22 @@ export class SqliteDatabase extends Database {
     private readonly writer: DataSource,
     private readonly reader: Statements,
     private readonly unlock: () => void,
+    private readonly generation: number,
+    private readonly disk: DiskSpace | undefined,
+    readonly clock: Clock,
     /** Names of the migrations that were applied when it was opened. */
     readonly applied: readonly string[],
+    lockWaitMs: number | undefined,
   ) {
     super();
-    this.queue = new WriteQueue(writer.createQueryRunner(), sqliteDialect, (topic, message) =>
-      this.deliver(topic, message),
-    );
+    this.queue = new WriteQueue(writer.createQueryRunner(), sqliteDialect, {
+      clock,
+      generation,
+      lockWaitMs,
+      deliver: (topic, message) => this.deliver(topic, message),
+      makeRoom: () => this.disk?.release() ?? false,
+      onFenced: (reason) => this.lose(reason),
+    });
   }
 
   /**
@@ -39,9 +60,10 @@ export class SqliteDatabase extends Database {
    */
   static async open(
     target: SqliteTarget,
-    { migrateOnStart }: Pick<Settings, 'migrateOnStart'>,
+    { migrateOnStart, minFreeDisk = 0 }: Pick<Settings, 'migrateOnStart'> & Partial<Pick<Settings, 'minFreeDisk'>>,
     entities: DataSource['options']['entities'],
     extensions: readonly Extension[],
+    { clock = new SteadyClock(), freeSpace, lockWaitMs }: DatabaseReplacements = {},
   ): Promise<SqliteDatabase> {
     const unlock = lockDatabase(target);
     const writer = new DataSource({
@@ -55,17 +77,32 @@ export class SqliteDatabase extends Database {
         throw unopened(target, error);
       });
       const applied = await migrate(writer, writer.createQueryRunner(), extensions, migrateOnStart);
+      const generation = await takeGeneration(writer);
+      // From here on the queue waits, for SQLite's own waiting would hold up the event loop.
+      await writer.query('PRAGMA busy_timeout = 0');
       // A database in memory exists on one connection only, so its reads wait their turn in the queue.
-      reader =
-        target.path === ':memory:'
-          ? writer
-          : await new DataSource({ ...readerOptions(target), entities }).initialize();
+      const isInMemory = target.path === ':memory:';
+      reader = isInMemory
+        ? writer
+        : await new DataSource({ ...readerOptions(target), entities }).initialize();
       const statements = new SqliteStatements(reader.createQueryRunner(), sqliteDialect);
-      return new SqliteDatabase(reader, writer, statements, unlock, applied);
+      const disk = isInMemory ? undefined : new DiskSpace(target.path, minFreeDisk, freeSpace);
+      await disk?.start();
+      return new SqliteDatabase(
+        reader,
+        writer,
+        statements,
+        unlock,
+        generation,
+        disk,
+        clock,
+        applied,
+        lockWaitMs,
+      );
     } catch (error) {
       if (reader?.isInitialized) await reader.destroy();
       if (writer.isInitialized) await writer.destroy();
-      unlock();
+      unlock(true);
       throw error;
     }
   }
@@ -112,10 +149,33 @@ export class SqliteDatabase extends Database {
     return this.queue.depth;
   }
 
+  get writes(): number {
+    return this.queue.commits;
+  }
+
+  get isSpaceLow(): boolean {
+    return this.disk?.isLow ?? false;
+  }
+
+  async ready(): Promise<void> {
+    await this.read((statements) => statements.rows('SELECT 1'));
+    if (this.queue.trouble === undefined) return;
+    // Nobody else may write while this is not ready, so it writes something itself: what is there already.
+    this.probing ??= this.write((tx) => tx.run(`PRAGMA user_version = ${this.generation}`)).finally(() => {
+      this.probing = undefined;
+    });
+    let overdue: NodeJS.Timeout | undefined;
+    const late = new Promise((_, reject) => {
+      overdue = setTimeout(() => reject(this.queue.trouble), READY_MS);
+    });
+    await Promise.race([this.probing, late]).finally(() => clearTimeout(overdue));
+  }
+
   /** Writes what waits, then closes the connections and gives the lock back. */
   close(): Promise<void> {
     this.closed ??= (async () => {
       await this.queue.idle();
+      await this.disk?.stop();
       if (this.source.isInitialized) await this.source.destroy();
       if (this.writer.isInitialized) await this.writer.destroy();
       this.unlock();

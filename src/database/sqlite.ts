@@ -1,7 +1,20 @@
-import { existsSync } from 'node:fs';
-import { dirname } from 'node:path';
+import {
+  accessSync,
+  closeSync,
+  constants,
+  existsSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  readlinkSync,
+  readSync,
+  realpathSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
 import Sqlite from 'better-sqlite3';
-import type { DataSourceOptions } from 'typeorm';
+import type { DataSource, DataSourceOptions } from 'typeorm';
 import type { SqliteTarget } from '../settings';
 import { DatabaseError, DatabaseInUse } from './database-error';
 
@@ -65,19 +78,19 @@ export function unopened(target: SqliteTarget, error: unknown): unknown {
 
 /**
  * Keeps a second process off the file. The lock is SQLite's own, on a file beside the database, so that it goes with
- * the process however that ends.
- * @returns what gives the lock back.
- * @throws DatabaseInUse where another process has the file
- * @throws DatabaseError where its folder is not there
+ * the process however that ends; beside the file itself, whatever links lead to it.
+ * @returns what gives the lock back; if told that nothing came of it, without leaving a file behind
+ * @throws DatabaseInUse another process has the file
+ * @throws DatabaseError its folder is not there, or it can't be a database that this process writes
  */
-export function lockDatabase(target: SqliteTarget): () => void {
+export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) => void {
   if (target.path === ':memory:') return () => undefined;
-  const folder = dirname(target.path);
-  if (!existsSync(folder))
-    throw new DatabaseError(`The folder ${folder} of the database does not exist; create it.`);
+  const path = checkPath(target.path);
+  const lockPath = `${path}-lock`;
+  const isNew = !existsSync(lockPath);
   let lock: Sqlite.Database | undefined;
   try {
-    lock = new Sqlite(`${target.path}-lock`, { timeout: 0 });
+    lock = new Sqlite(lockPath, { timeout: 0 });
     lock.pragma('journal_mode = MEMORY');
     lock.exec('BEGIN EXCLUSIVE');
   } catch (error) {
@@ -90,5 +103,87 @@ export function lockDatabase(target: SqliteTarget): () => void {
     throw unopened(target, error);
   }
   const held = lock;
-  return () => held.close();
+  return (nothingCameOfIt = false) => {
+    // While the lock is held: a process that waits for it must not get one on a file without a name.
+    if (nothingCameOfIt && isNew) rmSync(lockPath, { force: true });
+    held.close();
+  };
+}
+
+/** What every SQLite file begins with. */
+const MAGIC = 'SQLite format 3\0';
+
+/**
+ * Sees to it that a path can be that of a database, before anything is made beside it.
+ * @returns the file's own path, whatever links lead to it
+ */
+function checkPath(path: string): string {
+  const refuse = (problem: string) => new DatabaseError(`${path} can't be opened: ${problem}`);
+  const file = realPathOf(path);
+  const folder = dirname(file);
+  if (!existsSync(folder))
+    throw new DatabaseError(`The folder ${folder} of the database does not exist; create it.`);
+  const stats = statSync(file, { throwIfNoEntry: false });
+  if (stats === undefined) return file;
+  if (!stats.isFile()) throw refuse('it is not a file.');
+  try {
+    for (const each of [file, folder]) accessSync(each, constants.R_OK | constants.W_OK);
+  } catch {
+    throw refuse('the process must be able to write both the file and its folder.');
+  }
+  // SQLite finds its log by the file's name: who opens it by another one reads a state that is not current, and writes it.
+  if (stats.nlink > 1)
+    throw refuse('it has several names (hard links), and SQLite loses data then; copy it, and remove one.');
+  if (isMountPoint(file))
+    throw refuse('it is mounted by itself, so its log would be elsewhere; mount its folder.');
+  if (stats.size > 0 && readStart(file, MAGIC.length) !== MAGIC) throw refuse('it is not a database.');
+  return file;
+}
+
+/** The path of the file that a path leads to, also if there is none yet. */
+function realPathOf(path: string): string {
+  if (existsSync(path)) return realpathSync(path);
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink())
+    return realPathOf(resolve(dirname(path), readlinkSync(path)));
+  return existsSync(dirname(path)) ? join(realpathSync(dirname(path)), basename(path)) : path;
+}
+
+function readStart(path: string, length: number): string {
+  const file = openSync(path, 'r');
+  try {
+    const start = Buffer.alloc(length);
+    readSync(file, start, 0, length, 0);
+    return start.toString('latin1');
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** Whether something is mounted at this very path, as far as the system tells. */
+function isMountPoint(path: string): boolean {
+  try {
+    return readFileSync('/proc/self/mountinfo', 'utf8')
+      .split('\n')
+      .some((line) => line.split(' ')[4]?.replace(/\\(\d{3})/g, (_, code) => String.fromCharCode(Number.parseInt(code, 8))) === path);
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Takes the next generation of a database: the number, kept as SQLite's `user_version`, by which a process knows in each
+ * of its transactions that no other one has opened the file to write since.
+ */
+export async function takeGeneration(writer: DataSource): Promise<number> {
+  await writer.query('BEGIN IMMEDIATE');
+  try {
+    const [row] = (await writer.query('PRAGMA user_version')) as { user_version: number }[];
+    const generation = ((row?.user_version ?? 0) % 0x7fff_ffff) + 1;
+    await writer.query(`PRAGMA user_version = ${generation}`);
+    await writer.query('COMMIT');
+    return generation;
+  } catch (error) {
+    await writer.query('ROLLBACK').catch(() => undefined);
+    throw error;
+  }
 }

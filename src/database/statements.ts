@@ -20,6 +20,11 @@ export interface Statements {
 /** A unit of work in progress: {@link Statements} whose effect holds as a whole or not at all. */
 export interface Transaction extends Statements {
   /**
+   * The instant of this unit by the database's clock, in milliseconds since the epoch: read once, after the unit began.
+   * Everything that the unit decides by time goes by it.
+   */
+  readonly now: number;
+  /**
    * Has this done once the unit is committed, before its caller is answered; dropped when it is rolled back. What it
    * throws is thrown at the caller, though the unit is stored.
    */

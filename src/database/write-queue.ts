@@ -1,7 +1,9 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import type { QueryRunner } from 'typeorm';
 import { fail } from '../errors';
+import type { Clock } from '../clock';
+import { DatabaseInUse } from './database-error';
 import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';
 import { SqliteStatements, type Transaction } from './statements';
@@ -9,6 +11,12 @@ import { SqliteStatements, type Transaction } from './statements';
 /** How many units one commit takes at the most, and for how long it goes on taking them. */
 const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
+
+/** How long another process may hold the file's lock before those who wait are told to come again, in milliseconds. */
+const LOCK_WAIT_MS = 5_000;
+const MAX_PAUSE_MS = 50;
+/** From when on that shows in {@link WriteQueue.trouble}. */
+const TROUBLED_AFTER_MS = 1_000;
 
 /** TypeORM declares the flag read-only, for it means to set it itself; here the queue begins and commits. */
 function markTransaction(runner: { isTransactionActive: boolean }, active: boolean): void {
@@ -24,7 +32,12 @@ interface Unit {
 class UnitOfWork extends SqliteStatements implements Transaction {
   readonly effects: Effects;
 
-  constructor(runner: QueryRunner, dialect: Dialect, deliver: Deliver) {
+  constructor(
+    runner: QueryRunner,
+    dialect: Dialect,
+    readonly now: number,
+    deliver: Deliver,
+  ) {
     super(runner, dialect);
     this.effects = new Effects(deliver);
   }
@@ -42,6 +55,20 @@ class UnitOfWork extends SqliteStatements implements Transaction {
   }
 }
 
+/** What a queue needs of who owns the file. */
+export interface WriteQueueOptions {
+  readonly clock: Clock;
+  /** The value of `user_version` that this process set at its start; another one there means another process. */
+  readonly generation: number;
+  readonly deliver: Deliver;
+  /** Called when the disk is full. @returns whether there is room now, so that the same may be tried again */
+  readonly makeRoom: () => boolean;
+  /** Called once when another process has opened the file to write: this one never writes again. */
+  readonly onFenced: (reason: Error) => void;
+  /** How long another program may hold the file's lock, in milliseconds. */
+  readonly lockWaitMs?: number;
+}
+
 /**
  * The one writer of a SQLite file. Units wait in a queue; each drain takes what waits, gives every unit a savepoint of
  * its own inside one `BEGIN IMMEDIATE`, commits once, and answers only then. A unit that throws is undone alone.
@@ -50,12 +77,25 @@ export class WriteQueue {
   private readonly waiting: Unit[] = [];
   private readonly inside = new AsyncLocalStorage<true>();
   private draining: Promise<void> | undefined;
+  private fenced: Error | undefined;
+  private failure: unknown;
+  private batches = 0;
 
   constructor(
     private readonly runner: QueryRunner,
     private readonly dialect: Dialect,
-    private readonly deliver: Deliver,
+    private readonly options: WriteQueueOptions,
   ) {}
+
+  /** How many commits were tried. */
+  get commits(): number {
+    return this.batches;
+  }
+
+  /** Why the last commit failed, or waits; undefined if it is well. */
+  get trouble(): unknown {
+    return this.fenced ?? this.failure;
+  }
 
   /** How many units wait for the next commit. */
   get depth(): number {
@@ -78,6 +118,7 @@ export class WriteQueue {
         new Error('write() was called inside a unit of work; use the transaction that is there'),
       );
     }
+    if (this.fenced) return Promise.reject(notStored(this.fenced));
     return new Promise<T>((resolve, reject) => {
       this.waiting.push({ work, resolve: resolve as (value: unknown) => void, reject });
       this.draining ??= this.drain();
@@ -102,10 +143,9 @@ export class WriteQueue {
   private async commitBatch(): Promise<void> {
     const taken: Unit[] = [];
     const answers: (() => void)[] = [];
+    this.batches++;
     try {
-      await this.runner.query('BEGIN IMMEDIATE');
-      // TypeORM's own saves must not open a transaction inside this one.
-      markTransaction(this.runner, true);
+      await this.begin();
       const until = performance.now() + MAX_BATCH_MS;
       while (taken.length < MAX_UNITS && performance.now() < until) {
         const unit = this.waiting.shift();
@@ -115,32 +155,65 @@ export class WriteQueue {
       }
       await this.runner.query('COMMIT');
       markTransaction(this.runner, false);
+      this.failure = undefined;
     } catch (error) {
       markTransaction(this.runner, false);
       // SQLite may have rolled back already (disk full, I/O error); a second ROLLBACK then says so and changes nothing.
       await this.runner.query('ROLLBACK').catch(() => undefined);
-      const lost = fail('ERR_UNAVAILABLE', undefined, {
-        message: 'The database could not store the change; nothing of it was kept.',
-        retryAfterMs: 1_000,
-        cause: error,
-      });
+      this.failure = error;
+      if (isOfDisk(error) && this.options.makeRoom()) {
+        this.waiting.unshift(...taken);
+        return;
+      }
       // BEGIN itself failed: nobody was taken yet, and without this nobody would ever be answered.
       if (taken.length === 0) taken.push(...this.waiting.splice(0));
+      const lost = notStored(error);
       for (const unit of taken) unit.reject(lost);
       return;
     }
     for (const answer of answers) answer();
   }
 
+  /**
+   * Begins the transaction. Waits for another program that holds the lock (a shell, a backup tool) without holding up the
+   * event loop, as SQLite's own waiting would.
+   * @throws the driver's error if it takes too long; DatabaseInUse if another process serves the file
+   */
+  private async begin(): Promise<void> {
+    const { generation, onFenced, lockWaitMs = LOCK_WAIT_MS } = this.options;
+    for (let waitedMs = 0, pauseMs = 1; ; pauseMs = Math.min(2 * pauseMs, MAX_PAUSE_MS)) {
+      try {
+        await this.runner.query('BEGIN IMMEDIATE');
+        break;
+      } catch (error) {
+        if (!codeOf(error).startsWith('SQLITE_BUSY') || waitedMs >= lockWaitMs) throw error;
+        if (waitedMs > TROUBLED_AFTER_MS) this.failure = error;
+        await sleep(pauseMs);
+        waitedMs += pauseMs;
+      }
+    }
+    // TypeORM's own saves must not open a transaction inside this one.
+    markTransaction(this.runner, true);
+    const [row] = (await this.runner.query('PRAGMA user_version')) as { user_version: number }[];
+    if (row?.user_version === generation) return;
+    this.fenced = new DatabaseInUse(
+      'Another process has opened the database to write. This one has stored all that it answered, and stops.',
+    );
+    onFenced(this.fenced);
+    throw this.fenced;
+  }
+
   /** Runs one unit in its savepoint. @returns what answers its caller, to be called after the commit. */
   private async runUnit(unit: Unit): Promise<() => void> {
-    const tx = new UnitOfWork(this.runner, this.dialect, this.deliver);
+    const tx = new UnitOfWork(this.runner, this.dialect, this.options.clock.now(), this.options.deliver);
     await this.runner.query('SAVEPOINT unit');
     try {
       const value = await this.inside.run(true, () => unit.work(tx));
       await this.runner.query('RELEASE unit');
       return () => answerStored(unit, value, tx.effects);
     } catch (error) {
+      // The disk's fault and not the unit's: it concerns all.
+      if (isOfDisk(error)) throw error;
       // Fails where SQLite gave up the whole transaction: then the batch is lost, and the caller of this says so.
       await this.runner.query('ROLLBACK TO unit');
       await this.runner.query('RELEASE unit');
@@ -158,3 +231,16 @@ function answerStored(unit: Unit, value: unknown, effects: Effects): void {
     unit.reject(error);
   }
 }
+
+const notStored = (cause: unknown): Error =>
+  fail('ERR_UNAVAILABLE', undefined, {
+    message: 'The database could not store the change; nothing of it was kept.',
+    retryAfterMs: 1_000,
+    cause,
+  });
+
+/** Whether the disk is full, or can't be read or written. A full one fails in several ways: the log's index can't grow. */
+const isOfDisk = (error: unknown): boolean => /^SQLITE_(?:FULL|IOERR)/.test(codeOf(error));
+
+/** SQLite's extended code. */
+const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');

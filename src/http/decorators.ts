@@ -101,7 +101,30 @@ export function Quota(
 }
 
 /** Under overload this route is turned away before the others: it takes on work, they finish it. */
-export const ShedFirst = () => RouteConfig({ shedFirst: true });
+export const ShedFirst = () => routeConfig({ shedFirst: true });
+
+/**
+ * While the database's disk is nearly full this route answers 503: it stores much that can be sent again, and what an
+ * operator does in an emergency needs the room.
+ */
+export const BulkWrite = () => routeConfig({ bulkWrite: true });
+
+/** Whether the route that a request goes to is marked so. */
+export function isBulkWrite(request: FastifyRequest): boolean {
+  return (request.routeOptions.config as { bulkWrite?: boolean }).bulkWrite === true;
+}
+
+const routeConfigs = new WeakMap<object, object>();
+
+/** As Nest's `RouteConfig`, which keeps only the last of several. */
+function routeConfig(part: object): MethodDecorator {
+  return (target, key, descriptor) => {
+    const handler = descriptor.value as object;
+    const config = { ...routeConfigs.get(handler), ...part };
+    routeConfigs.set(handler, config);
+    RouteConfig(config)(target, key, descriptor);
+  };
+}
 
 /** Whether the route that a request goes to is marked so. */
 export function isShedFirst(request: FastifyRequest): boolean {

@@ -5,6 +5,7 @@ import { Database } from '../database/database';
 import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
+import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
 import { backoffMs } from './backoff';
@@ -68,6 +69,7 @@ export class LeasesService {
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
+    private readonly continuity: Continuity,
     private readonly agents: AgentsService,
     private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
@@ -76,6 +78,7 @@ export class LeasesService {
     private readonly lifecycle: Lifecycle,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
     agents.onOut((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
     agents.countLeasesWith((statements, agentIds) => this.countHeldBy(statements, agentIds));
   }
@@ -111,7 +114,7 @@ export class LeasesService {
     const byMs = Math.min(Math.max(request.extend_by_ms, MIN_EXTENSION_MS), this.settings.leaseDurationMs);
     return this.database.write(async (tx) => {
       await this.agents.requireInService(tx, agentId);
-      const now = this.clock.now();
+      const { now } = tx;
       const rows = await tx.rows<{ id: number; deadline_at: number }>(
         `UPDATE leases
          SET deadline_at = ${tx.dialect.greatest('deadline_at', tx.dialect.least('$3', 'lifetime_ends_at'))}
@@ -136,11 +139,14 @@ export class LeasesService {
    * Takes what came of leases: a completed one closes its task, a cancelled one gives it back. What comes too late is
    * kept as evidence and changes nothing; the same again is acknowledged again.
    * @throws ERR_VALIDATION the same lease twice, or more than 1,000
+   * @throws ERR_UNAVAILABLE it brings observations, and the disk is nearly full
    * @throws ERR_FORBIDDEN the agent was put out of service
    */
   report(agentId: number, request: ReportRequest): Promise<ReportResponse> {
     const problems = checkReportAsWhole(request);
     if (problems) throw fail('ERR_VALIDATION', problems);
+    const brings = ({ observations }: LeaseReport) => (observations?.length ?? 0) > 0;
+    if (request.completed.some(brings) || request.cancelled.some(brings)) this.database.requireSpace();
     const reports = [
       ...request.completed.map((report) => ({
         report,
@@ -155,7 +161,7 @@ export class LeasesService {
     ];
     return this.database.write(async (tx) => {
       await this.agents.requireInService(tx, agentId);
-      const now = this.clock.now();
+      const { now } = tx;
       const leases = await this.findReported(
         tx,
         agentId,
@@ -214,13 +220,15 @@ export class LeasesService {
   }
 
   /**
-   * Expires leases whose deadline has passed: their tasks go back, or are dead after the last attempt.
+   * Expires leases whose deadline has passed: their tasks go back, or are dead after the last attempt. Expires none while
+   * an interruption of the service is not dealt with: their holders could not reach it.
    * @param limit how many at the most
    * @returns how many
    */
   expireOverdue(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
-      const now = this.clock.now();
+      if (!(await this.continuity.isUnbroken(tx))) return 0;
+      const { now } = tx;
       const leases = await tx.rows<HeldLease>(
         `${SELECT_HELD} WHERE l.state = 'active' AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
          ${tx.dialect.skipLocked('l', 't')}`,
@@ -250,19 +258,22 @@ export class LeasesService {
     return row !== undefined;
   }
 
-  /** Gives every live lease one more duration, counted from an instant: its holder could not reach a server before. */
-  grantGrace(sinceMs: number): Promise<number> {
-    return this.database.write((tx) =>
-      tx.run(
-        `UPDATE leases SET deadline_at = $1 WHERE state = 'active' AND deadline_at < $1`,
-        sinceMs + this.settings.leaseDurationMs,
-      ),
+  /**
+   * After an interruption every live lease gets one more duration, for its holder could not reach a server before. If the
+   * clock was set back, deadlines lie as far ahead as they did before, and no further.
+   */
+  private async adjustDeadlines(tx: Transaction, { now, lastSeen }: Interruption): Promise<void> {
+    await tx.run(
+      `UPDATE leases SET deadline_at = ${tx.dialect.greatest('$1', 'deadline_at + $2')}, lifetime_ends_at = lifetime_ends_at + $2
+       WHERE state = 'active' AND (deadline_at < $1 OR $2 < 0)`,
+      now + this.settings.leaseDurationMs,
+      Math.min(0, now - lastSeen),
     );
   }
 
   /** Revokes the live lease of a task, where it has one, without touching the task; its next extend lists it. */
   async revoke(tx: Transaction, leaseId: number): Promise<void> {
-    await this.endLeases(tx, [{ id: leaseId, state: 'revoked' }], this.clock.now());
+    await this.endLeases(tx, [{ id: leaseId, state: 'revoked' }], tx.now);
   }
 
   /** Locks the live lease of a task, where it has one; before the task, as everybody does. */
@@ -319,7 +330,7 @@ export class LeasesService {
   ): Promise<readonly LeaseGrant[] | 'draining'> {
     return this.database.write(async (tx) => {
       const mayHaveMore = await this.agents.requireInService(tx, agentId);
-      const now = this.clock.now();
+      const { now } = tx;
       if (call) {
         const before = await this.idempotency.find<number[]>(tx, call);
         if (before) {
@@ -563,7 +574,7 @@ export class LeasesService {
 
   /** The agents' leases are revoked; their tasks go back at once, and the attempts that were cut off do not count. */
   private async revokeHeldBy(tx: Transaction, agentIds: readonly number[]): Promise<void> {
-    const now = this.clock.now();
+    const { now } = tx;
     const leases = await tx.rows<HeldLease>(
       `${SELECT_HELD} WHERE l.state = 'active' AND ${tx.dialect.isAmong('l.agent_id', '$1')}
        ORDER BY l.id ${tx.dialect.forUpdate('l', 't')}`,

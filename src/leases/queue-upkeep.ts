@@ -21,8 +21,6 @@ const BATCH = 500;
 /** What time does to the queue: leases expire, scheduled tasks become ready, tasks run out of time, old ones go. */
 @Injectable()
 export class QueueUpkeep {
-  /** The start of the run without an outage for which live leases have had their grace. */
-  private gracedSince: number | undefined;
   private lookedAt = 0;
 
   constructor(
@@ -49,15 +47,11 @@ export class QueueUpkeep {
 
   /**
    * Does what is due: leases past their deadline, scheduled tasks whose instant has come, tasks whose time is up.
-   * After an outage of the service every live lease first gets one more lease duration.
+   * After an outage of the service nothing expires before every live lease has had one more lease duration.
    */
   async reap(): Promise<void> {
     await this.continuity.refresh();
-    const since = this.continuity.runningSince();
-    if (since !== this.gracedSince) {
-      await this.leases.grantGrace(since);
-      this.gracedSince = since;
-    }
+    this.continuity.runningSince();
     // Looked for in the read connection first: an idle service writes nothing.
     const due = await this.database.read(async (statements) => ({
       overdue: await this.leases.anyOverdue(statements),

@@ -2,6 +2,7 @@ import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/com
 import { ApiCreatedResponse, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import {
+  BulkWrite,
   CurrentOperator,
   IdempotencyKey,
   IdInPath,
@@ -31,6 +32,7 @@ export class TasksController {
   @Post()
   @Operator('operator')
   @ShedFirst()
+  @BulkWrite()
   @ApiOperation({ summary: 'Enqueue tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',

@@ -133,7 +133,7 @@ export class TasksService {
       const task = await this.lock(tx, id);
       if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
       if (task.state !== 'cancelled') {
-        const now = this.clock.now();
+        const { now } = tx;
         if (task.lease_id !== null) await this.leases.revoke(tx, task.lease_id);
         await tx.run(
           `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
@@ -171,7 +171,7 @@ export class TasksService {
          WHERE id = $1`,
         id,
         to as TaskState,
-        this.clock.now(),
+        tx.now,
       );
       await this.depth.shift(tx, [
         { kind: task.kind, target: task.target, from: task.state, to: to as TaskState },
@@ -229,7 +229,7 @@ export class TasksService {
    */
   makeReady(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
-      const now = this.clock.now();
+      const { now } = tx;
       const tasks = await tx.rows<TaskRow>(
         `SELECT id, kind, target, state FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2
          ${tx.dialect.skipLocked()}`,
@@ -264,7 +264,7 @@ export class TasksService {
    */
   endOverdue(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
-      const now = this.clock.now();
+      const { now } = tx;
       const tasks = await tx.rows<TaskRow>(
         `SELECT id, kind, target, state FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2
          ${tx.dialect.skipLocked()}`,
@@ -335,7 +335,7 @@ export class TasksService {
 
   /** Stores accepted tasks, all or none. @returns them in the order given; one that was there already as it is */
   private async insert(tx: Transaction, tasks: readonly Omit<NewTask, 'state'>[]): Promise<EnqueuedTask[]> {
-    const now = this.clock.now();
+    const { now } = tx;
     checkTimes(tasks, now);
     const keys = tasks.flatMap((task) => task.unique_key ?? []);
     const holders = keys.length === 0 ? new Map<string, KeyHolder>() : await this.findByKeys(tx, keys);

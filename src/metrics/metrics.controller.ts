@@ -5,6 +5,7 @@ import {
   AGENT_PATHS,
   Agent,
   type AgentIdentity,
+  BulkWrite,
   CurrentAgent,
   IdInPath,
   Operator,
@@ -25,6 +26,7 @@ export class MetricsController {
   @HttpCode(202)
   @Agent()
   @Quota('metrics', '60/minute', { burst: 10 })
+  @BulkWrite()
   @ApiOperation({ summary: 'Push metrics' })
   @ApiAcceptedResponse({ type: MetricsResponse })
   @GuardedErrors()

@@ -140,7 +140,7 @@ export class MetricsService {
       envelopes.map((envelope) => envelope.agent_id),
     );
     const accepted = envelopes.filter((envelope) => inService.has(envelope.agent_id));
-    const now = this.clock.now();
+    const { now } = tx;
     for (const batch of batchesOf(accepted)) {
       await tx.run(
         `INSERT INTO agent_metrics (agent_id, envelope_hash, measured_at, received_at, counters, gauges)

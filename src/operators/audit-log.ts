@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
-import { Clock, toTimestamp } from '../clock';
+import { toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import type { OperatorIdentity } from '../http/decorators';
@@ -38,10 +38,7 @@ export interface Change {
  */
 @Injectable()
 export class AuditLog {
-  constructor(
-    private readonly database: Database,
-    private readonly clock: Clock,
-  ) {}
+  constructor(private readonly database: Database) {}
 
   /** Records a change in the transaction that makes it: both are stored or neither. */
   async record(tx: Transaction, by: OperatorIdentity, change: Change): Promise<void> {
@@ -52,7 +49,7 @@ export class AuditLog {
     if (!head) throw new Error('audit_head has lost its row; restore the database from a backup');
     const row: Omit<AuditEntity, 'hash'> = {
       id: head.last_id,
-      at: this.clock.now(),
+      at: tx.now,
       operator_token_id: by.tokenId,
       operator_name: by.name,
       address: by.address,

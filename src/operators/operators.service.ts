@@ -64,7 +64,7 @@ export class OperatorsService implements OnModuleInit {
       await this.removeBootstrap(tx, 'setting', '');
       return tx.first(
         `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`,
-        this.clock.now(),
+        tx.now,
       );
     });
     if (known) return;
@@ -122,7 +122,7 @@ export class OperatorsService implements OnModuleInit {
   ): Promise<CreatedOperatorToken> {
     const token = mintToken('dcpo_');
     return this.database.write(async (tx) => {
-      const now = this.clock.now();
+      const { now } = tx;
       const [row] = await tx.rows<OperatorTokenEntity>(
         `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at, expires_at)
          VALUES ($1, $2, 'issued', $3, $4, $5) RETURNING *`,
@@ -174,8 +174,7 @@ export class OperatorsService implements OnModuleInit {
         );
       }
       await this.requireAnotherAdmin(tx, id);
-      const now = this.clock.now();
-      await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, now);
+      await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
       await this.recordWithdrawal(tx, by, token);
     });
   }
@@ -208,7 +207,7 @@ export class OperatorsService implements OnModuleInit {
     await tx.run(
       `UPDATE operator_tokens SET last_used_at = $2 WHERE ${tx.dialect.isAmong('id', '$1')}`,
       JSON.stringify(ids),
-      this.clock.now(),
+      tx.now,
     );
     return ids.map(() => undefined);
   }
@@ -222,7 +221,7 @@ export class OperatorsService implements OnModuleInit {
       );
     const other = await tx.first(
       `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' AND id <> $2 LIMIT 1`,
-      this.clock.now(),
+      tx.now,
       id,
     );
     if (other) return;
@@ -249,7 +248,7 @@ export class OperatorsService implements OnModuleInit {
         BOOTSTRAP,
         origin,
         hash,
-        this.clock.now(),
+        tx.now,
       );
       await this.audit.record(tx, PROCESS, {
         action: 'operator-token.create',

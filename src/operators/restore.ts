@@ -1,13 +1,12 @@
-import type { Clock } from '../clock';
 import { isBackup, passOverIds } from '../database/backup';
 import type { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { AuditLog, PROCESS } from './audit-log';
 
 /** On the first start on a backup, before anything else is written: settles the restore. @returns whether it was one */
-export async function settleRestore(database: Database, clock: Clock): Promise<boolean> {
+export async function settleRestore(database: Database): Promise<boolean> {
   if (!(await database.read(isBackup))) return false;
-  await database.write((tx) => recordRestore(tx, database, clock));
+  await database.write((tx) => recordRestore(tx, database));
   return true;
 }
 
@@ -18,10 +17,9 @@ export async function settleRestore(database: Database, clock: Clock): Promise<b
 export async function recordRestore(
   tx: Transaction,
   database: Database,
-  clock: Clock,
 ): Promise<Record<string, number>> {
-  const after = await passOverIds(tx, clock.now());
-  await new AuditLog(database, clock).record(tx, PROCESS, {
+  const after = await passOverIds(tx, tx.now);
+  await new AuditLog(database).record(tx, PROCESS, {
     action: 'database.restore',
     subject: 'database',
     after: { ids_go_on_after: after },
@@ -33,11 +31,10 @@ export async function recordRestore(
 export async function recordTransfer(
   tx: Transaction,
   database: Database,
-  clock: Clock,
   from: string,
   tables: readonly { table: string; rows: number }[],
 ): Promise<void> {
-  await new AuditLog(database, clock).record(tx, PROCESS, {
+  await new AuditLog(database).record(tx, PROCESS, {
     action: 'database.transfer',
     subject: 'database',
     after: { from, rows: Object.fromEntries(tables.map(({ table, rows }) => [table, rows])) },

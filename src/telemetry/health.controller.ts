@@ -33,8 +33,8 @@ export class HealthController {
   }
 
   /**
-   * The service takes requests: the database answers and nobody has asked the process to stop. Migrations are current
-   * whenever the process runs at all.
+   * The service takes requests: the database takes writes, its disk has room, and nobody has asked the process to stop.
+   * Migrations are current whenever the process runs at all.
    */
   @Get('readyz')
   @Public()
@@ -43,9 +43,10 @@ export class HealthController {
   @ApiErrors()
   async ready(): Promise<Health> {
     if (this.lifecycle.stopping) throw fail('ERR_UNAVAILABLE', { reason: 'stopping' });
-    await this.database.ping().catch((error: unknown) => {
+    await this.database.ready().catch((error: unknown) => {
       throw fail('ERR_UNAVAILABLE', { reason: 'database' }, { cause: error });
     });
+    this.database.requireSpace();
     return { status: 'ok' };
   }
 }

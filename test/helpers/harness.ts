@@ -2,8 +2,7 @@ import { copyFileSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Logger } from 'pino';
-import { type ControlPlane, createApp } from '../../src/app';
+import { type ControlPlane, createApp, type Replacements } from '../../src/app';
 import { Clock } from '../../src/clock';
 import type { OperatorIdentity } from '../../src/http/decorators';
 import { Continuity } from '../../src/scheduling/continuity';
@@ -105,9 +104,9 @@ export class TestServer {
    */
   static async start(
     env: Record<string, string> = {},
-    options: { clock?: Clock; folder?: string; logger?: Logger } = {},
+    { folder: given, ...replacements }: Replacements & { folder?: string } = {},
   ): Promise<TestServer> {
-    const folder = options.folder ?? mkdtempSync(join(tmpdir(), 'control-plane-'));
+    const folder = given ?? mkdtempSync(join(tmpdir(), 'control-plane-'));
     const quotas = ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG'].map(
       (route) => `QUOTA_${route}`,
     );
@@ -118,6 +117,8 @@ export class TestServer {
       DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
+      // Its reserve takes time to write, for each server.
+      MIN_FREE_DISK_MB: '0',
       // On SQLite it is beside the database by itself.
       ...(onPostgres ? { SIGNING_KEY_FILE: join(folder, 'test.signing-key.pem'), POOL_SIZE: '4' } : {}),
       // A machine that is busy with other tests must not look like a server that is overloaded.
@@ -131,7 +132,7 @@ export class TestServer {
           .map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
       ),
     );
-    const plane = await createApp(settings, { clock: options.clock, logger: options.logger });
+    const plane = await createApp(settings, replacements);
     await plane.app.listen({ host: '127.0.0.1', port: 0 });
     const { port } = plane.app.getHttpServer().address() as AddressInfo;
     return new TestServer(plane, `http://127.0.0.1:${port}`, folder);
