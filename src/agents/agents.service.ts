@@ -438,12 +438,7 @@ export class AgentsService {
   }
 
   private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
-    await tx.run(
-      'UPDATE agents SET state = $2, updated_at = $3 WHERE id = $1',
-      agentId,
-      state,
-      tx.now,
-    );
+    await tx.run('UPDATE agents SET state = $2, updated_at = $3 WHERE id = $1', agentId, state, tx.now);
     if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
     this.credentials.announceChange(tx, String(agentId));
   }

@@ -97,7 +97,8 @@ export class DiskSpace {
       try {
         // Not zeros, and not by setting a length: either would take no space on some file systems.
         const part = Buffer.allocUnsafe(MIB);
-        for (let written = 0; written < RESERVE_BYTES; written += MIB) await file.writeFile(randomFillSync(part));
+        for (let written = 0; written < RESERVE_BYTES; written += MIB)
+          await file.writeFile(randomFillSync(part));
         await file.sync();
       } finally {
         await file.close();

@@ -133,7 +133,10 @@ export class PostgresDatabase extends Database {
 
   /** Reads a database beside whoever serves it. */
   static async inspect<T>(target: PostgresTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
-    const source = new DataSource({ ...poolOptions(target, 1, { limited: true, planned: false }), migrations: knownMigrations() });
+    const source = new DataSource({
+      ...poolOptions(target, 1, { limited: true, planned: false }),
+      migrations: knownMigrations(),
+    });
     await source.initialize().catch((error: unknown) => {
       throw unreached(error);
     });
@@ -392,7 +395,10 @@ async function migrateAlone(
   extensions: readonly Extension[],
   migrateOnStart: boolean,
 ): Promise<string[]> {
-  const source = new DataSource({ ...poolOptions(target, 2, { limited: false, planned: false }), migrations: knownMigrations() });
+  const source = new DataSource({
+    ...poolOptions(target, 2, { limited: false, planned: false }),
+    migrations: knownMigrations(),
+  });
   await source.initialize();
   try {
     // The lock goes with the connection.

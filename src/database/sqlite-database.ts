@@ -60,7 +60,10 @@ export class SqliteDatabase extends Database {
    */
   static async open(
     target: SqliteTarget,
-    { migrateOnStart, minFreeDisk = 0 }: Pick<Settings, 'migrateOnStart'> & Partial<Pick<Settings, 'minFreeDisk'>>,
+    {
+      migrateOnStart,
+      minFreeDisk = 0,
+    }: Pick<Settings, 'migrateOnStart'> & Partial<Pick<Settings, 'minFreeDisk'>>,
     entities: DataSource['options']['entities'],
     extensions: readonly Extension[],
     { clock = new SteadyClock(), freeSpace, lockWaitMs }: DatabaseReplacements = {},

@@ -164,7 +164,12 @@ function isMountPoint(path: string): boolean {
   try {
     return readFileSync('/proc/self/mountinfo', 'utf8')
       .split('\n')
-      .some((line) => line.split(' ')[4]?.replace(/\\(\d{3})/g, (_, code) => String.fromCharCode(Number.parseInt(code, 8))) === path);
+      .some(
+        (line) =>
+          line
+            .split(' ')[4]
+            ?.replace(/\\(\d{3})/g, (_, code) => String.fromCharCode(Number.parseInt(code, 8))) === path,
+      );
   } catch {
     return false;
   }

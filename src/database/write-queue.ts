@@ -1,8 +1,8 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import type { QueryRunner } from 'typeorm';
-import { fail } from '../errors';
 import type { Clock } from '../clock';
+import { fail } from '../errors';
 import { DatabaseInUse } from './database-error';
 import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';

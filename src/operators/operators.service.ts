@@ -62,10 +62,7 @@ export class OperatorsService implements OnModuleInit {
   private async makeFirstAdmin(): Promise<void> {
     const known = await this.database.write(async (tx) => {
       await this.removeBootstrap(tx, 'setting', '');
-      return tx.first(
-        `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`,
-        tx.now,
-      );
+      return tx.first(`SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`, tx.now);
     });
     if (known) return;
     const token = mintToken('dcpo_');

@@ -14,10 +14,7 @@ export async function settleRestore(database: Database): Promise<boolean> {
  * After the data was set back to an earlier state: sees to it that no id is given a second time, and records the restore.
  * @returns the ids after which each table goes on
  */
-export async function recordRestore(
-  tx: Transaction,
-  database: Database,
-): Promise<Record<string, number>> {
+export async function recordRestore(tx: Transaction, database: Database): Promise<Record<string, number>> {
   const after = await passOverIds(tx, tx.now);
   await new AuditLog(database).record(tx, PROCESS, {
     action: 'database.restore',

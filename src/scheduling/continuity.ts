@@ -119,16 +119,11 @@ export class Continuity implements OnModuleInit {
       // What this process remembers of before a clock was set back, another may have adjusted already.
       const seen = Math.max(row?.last_seen_at ?? 0, lastSeen > now ? 0 : lastSeen);
       const interrupted = isRestart || isInterruption(now, seen);
-      if (interrupted)
-        for (const listener of this.listeners) await listener(tx, { now, lastSeen: seen });
+      if (interrupted) for (const listener of this.listeners) await listener(tx, { now, lastSeen: seen });
       const since = interrupted ? now : (row?.since ?? now);
       // Of units that overlap the later may come first; their instants are apart by less than an interruption is long.
       const latest = interrupted ? now : Math.max(now, seen);
-      await tx.run(
-        'UPDATE service_continuity SET since = $1, last_seen_at = $2 WHERE id = 1',
-        since,
-        latest,
-      );
+      await tx.run('UPDATE service_continuity SET since = $1, last_seen_at = $2 WHERE id = 1', since, latest);
       return { since, now };
     });
     this.since = told.since;
