@@ -1,7 +1,7 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
 import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
-import { IsLine, OptionalIdInQuery } from '../http/fields';
+import { IsName, OptionalIdInQuery } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsId } from '../http/validation';
 import { CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
@@ -19,7 +19,7 @@ export class RegisterRequest {
     example: 'probe-fra-1',
   })
   @IsOptional()
-  @IsLine(255)
+  @IsName(255)
   hostname?: string | null;
 
   /** In place of the header `X-Enrollment-Token`. */
@@ -160,7 +160,7 @@ export class CreateAgentRequest {
     example: 'probe-ams-1',
   })
   @IsOptional()
-  @IsLine(255)
+  @IsName(255)
   hostname?: string | null;
 
   @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })
