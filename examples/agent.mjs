@@ -86,12 +86,13 @@ async function identify() {
       console.log(`agent ${identity.agent_id}, as ${file} says`);
       return;
     } catch (error) {
-      // The token has expired, or the server has another database.
+      // The token has expired, somebody else was given the name, or the server has another database. If the name was
+      // ours, the old token, which goes with the registration, gets it back.
       if (error.status !== 401) throw error;
-      identity = undefined;
     }
   }
-  identity = await call('/v1/agents/register', { hostname });
+  // An answer that is lost is asked for again, for the same agent.
+  identity = await call('/v1/agents/register', { hostname }, { 'idempotency-key': randomUUID() });
   writeFileSync(file, JSON.stringify({ server, hostname, ...identity }), { mode: 0o600 });
   console.log(`registered ${hostname} as agent ${identity.agent_id}`);
 }

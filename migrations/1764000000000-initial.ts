@@ -24,6 +24,8 @@ export class Initial1764000000000 implements MigrationInterface {
       `CREATE TABLE agents (
         id ${identity},
         hostname text,
+        hostname_key text,
+        origin text NOT NULL CHECK (origin IN ('open', 'enrolled', 'operator')),
         state text NOT NULL CHECK (state IN ('active', 'draining', 'disabled', 'revoked', 'deleted')),
         token_hash text NOT NULL,
         token_expires_at ${bigint},
@@ -31,9 +33,23 @@ export class Initial1764000000000 implements MigrationInterface {
         previous_token_expires_at ${bigint},
         enrollment_token_id ${bigint} REFERENCES enrollment_tokens (id),
         registered_at ${bigint} NOT NULL,
-        updated_at ${bigint} NOT NULL
+        handed_over_at ${bigint},
+        trial_ends_at ${bigint},
+        first_lease_at ${bigint},
+        updated_at ${bigint} NOT NULL,
+        CHECK ((hostname IS NULL) = (hostname_key IS NULL))
       )`,
-      `CREATE UNIQUE INDEX agents_hostname ON agents (hostname) WHERE hostname IS NOT NULL AND state <> 'deleted'`,
+      `CREATE UNIQUE INDEX agents_hostname ON agents (hostname_key)
+        WHERE hostname_key IS NOT NULL AND state <> 'deleted'`,
+      // Those that registered openly a short while ago: who never comes back is found without reading the fleet.
+      `CREATE INDEX agents_on_trial ON agents (trial_ends_at) WHERE trial_ends_at IS NOT NULL`,
+      // Few agents have any, so they are not columns of each.
+      `CREATE TABLE agent_owner_tokens (
+        agent_id ${bigint} NOT NULL REFERENCES agents (id),
+        token_hash text NOT NULL,
+        expires_at ${bigint},
+        PRIMARY KEY (agent_id, token_hash)
+      )`,
       // Apart from the agents and narrow: a commit of many heartbeats writes few pages.
       `CREATE TABLE agent_heartbeats (
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
@@ -46,6 +62,13 @@ export class Initial1764000000000 implements MigrationInterface {
         PRIMARY KEY (agent_id, name)
       )`,
       `CREATE INDEX agent_labels_by_value ON agent_labels (name, value, agent_id)`,
+      // A row an agent, of its last day.
+      `CREATE TABLE agent_usage (
+        agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
+        day integer NOT NULL,
+        metrics_bytes ${bigint} NOT NULL,
+        observations_bytes ${bigint} NOT NULL
+      )`,
       // Apart from the heartbeats: it changes with a roll-out only.
       `CREATE TABLE agent_config_states (
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
@@ -139,10 +162,11 @@ export class Initial1764000000000 implements MigrationInterface {
         PRIMARY KEY (kind, state)
       )`,
 
+      // No reference to the agent: to delete one, all leases would be read, or each would pay for one more index.
       `CREATE TABLE leases (
         id ${identity},
         task_id ${bigint} NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
-        agent_id ${bigint} NOT NULL REFERENCES agents (id),
+        agent_id ${bigint} NOT NULL,
         attempt integer NOT NULL,
         state text NOT NULL CHECK (state IN ('active', 'completed', 'cancelled', 'expired', 'revoked')),
         granted_at ${bigint} NOT NULL,
@@ -229,7 +253,7 @@ export class Initial1764000000000 implements MigrationInterface {
     if (isShared(runner)) {
       // Rows change often and never what is indexed: what each page leaves free takes the new version, and the indexes
       // stay as they are.
-      for (const table of ['agent_heartbeats', 'concurrency_windows', 'task_counts'])
+      for (const table of ['agent_heartbeats', 'agent_usage', 'concurrency_windows', 'task_counts'])
         statements.push(`ALTER TABLE ${table} SET (fillfactor = 50)`);
       // The front of a queue is where the dead rows are, and each claim walks past them.
       for (const table of ['tasks', 'leases'])

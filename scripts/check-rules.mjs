@@ -2,7 +2,15 @@
 import { globSync, readFileSync } from 'node:fs';
 
 const OWNERS = {
-  agents: ['agents', 'agent_heartbeats', 'agent_labels', 'agent_config_states', 'enrollment_tokens'],
+  agents: [
+    'agents',
+    'agent_heartbeats',
+    'agent_labels',
+    'agent_config_states',
+    'agent_owner_tokens',
+    'agent_usage',
+    'enrollment_tokens',
+  ],
   leases: ['tasks', 'task_counts', 'leases', 'results'],
   database: ['idempotency_keys'],
   metrics: ['agent_metrics'],

@@ -1,7 +1,14 @@
 import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
-import { AgentEntity, ConfigStateEntity, HeartbeatEntity, LabelEntity } from './agents/agent.entity';
+import {
+  AgentEntity,
+  ConfigStateEntity,
+  HeartbeatEntity,
+  LabelEntity,
+  OwnerTokenEntity,
+  UsageEntity,
+} from './agents/agent.entity';
 import { AgentsModule } from './agents/agents.module';
 import { EnrollmentTokenEntity } from './agents/enrollment-token.entity';
 import { Clock } from './clock';
@@ -35,6 +42,8 @@ export const ENTITIES = [
   HeartbeatEntity,
   ConfigStateEntity,
   LabelEntity,
+  OwnerTokenEntity,
+  UsageEntity,
   EnrollmentTokenEntity,
   TaskEntity,
   LeaseEntity,

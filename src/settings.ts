@@ -39,6 +39,7 @@ export type QuotaRoute = (typeof QUOTA_ROUTES)[number];
 
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
 const DAY_MS = 86_400_000;
+const MIB = 1_024 * 1_024;
 
 /** Everything that can be set from outside; read once at start, checked, and frozen. */
 export interface Settings {
@@ -66,6 +67,11 @@ export interface Settings {
   /** Quotas that replace a route's own; null switches the quota off. */
   readonly quotas: Readonly<Partial<Record<QuotaRoute, Quota | null>>>;
   readonly registerPerIp: Quota | null;
+  /** New identities of all callers together. */
+  readonly registerTotal: Quota | null;
+  /** How many bytes of each an agent may store in a day of UTC; null for no bound. */
+  readonly metricsBytesPerDay: number | null;
+  readonly observationsBytesPerDay: number | null;
   readonly failedAuthPerIp: Quota | null;
   /** Whether the peer at this address may speak for others by `X-Forwarded-For`. */
   readonly trustProxy: ((address: string) => boolean) | false;
@@ -131,6 +137,12 @@ class Reader {
     const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
     if (!(value >= min && value <= max)) throw bad(name, `must be an integer from ${min} to ${max}`);
     return value;
+  }
+
+  /** A number of bytes; null where it is 0 or `off`. */
+  bytes(name: string, fallback: number): number | null {
+    if (this.text(name) === 'off') return null;
+    return this.integer(name, fallback, 0, Number.MAX_SAFE_INTEGER) || null;
   }
 
   days(name: string, fallback: number): number {
@@ -285,6 +297,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     if (quota !== undefined) quotas[route] = quota;
   }
   const registerPerIp = reader.quota('REGISTER_PER_IP');
+  const registerTotal = reader.quota('REGISTER_TOTAL');
   const failedAuthPerIp = reader.quota('FAILED_AUTH_PER_IP');
   const leaseDurationMs = reader.integer('LEASE_DURATION_MS', 60_000, 1_000, DAY_MS);
   const retryBackoffMs = reader.integer('RETRY_BACKOFF_MS', 1_000, 1, DAY_MS);
@@ -319,6 +332,10 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     idempotencyRetentionMs: reader.days('IDEMPOTENCY_RETENTION_DAYS', 1),
     quotas: Object.freeze(quotas),
     registerPerIp: registerPerIp === undefined ? { limit: 600, periodMs: 60_000, burst: 600 } : registerPerIp,
+    registerTotal:
+      registerTotal === undefined ? { limit: 3_600, periodMs: 3_600_000, burst: 1_000 } : registerTotal,
+    metricsBytesPerDay: reader.bytes('METRICS_BYTES_PER_DAY', 64 * MIB),
+    observationsBytesPerDay: reader.bytes('OBSERVATIONS_BYTES_PER_DAY', 256 * MIB),
     failedAuthPerIp:
       failedAuthPerIp === undefined ? { limit: 30, periodMs: 60_000, burst: 30 } : failedAuthPerIp,
     trustProxy: readTrustProxy(reader),

@@ -8,10 +8,12 @@ import {
   type ThrottlerModuleOptions,
 } from '@nestjs/throttler';
 import type { FastifyReply } from 'fastify';
+import { hostnameKey, MAX_HOSTNAME } from '../agents/hostnames';
 import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
 import { clientAddress } from '../http/client-address';
 import { type Charge, type ControlPlaneRequest, QUOTA, type QuotaRule } from '../http/decorators';
+import { isName } from '../http/text';
 import { type Quota, type QuotaRoute, SETTINGS, type Settings } from '../settings';
 import { callerAddress } from './addresses';
 import { FailedAuth } from './failed-auth';
@@ -38,6 +40,7 @@ interface Rule {
 export class QuotaGuard extends ThrottlerGuard {
   private readonly rules = new WeakMap<object, { rule: Rule | undefined }>();
   private readonly registerPerAddress: Policy | undefined;
+  private readonly registerTotal: Policy | undefined;
 
   constructor(
     @InjectThrottlerOptions() options: ThrottlerModuleOptions,
@@ -49,8 +52,9 @@ export class QuotaGuard extends ThrottlerGuard {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     super(options, addresses, reflector);
-    const { registerPerIp } = settings;
+    const { registerPerIp, registerTotal } = settings;
     this.registerPerAddress = registerPerIp ? policyOf('register-per-ip', registerPerIp) : undefined;
+    this.registerTotal = registerTotal ? policyOf('register-total', registerTotal) : undefined;
   }
 
   /** @throws ERR_RATE_LIMITED with when to come again */
@@ -102,10 +106,8 @@ export class QuotaGuard extends ThrottlerGuard {
     const address = callerAddress(clientAddress(request));
     const ceiling = this.registerPerAddress;
     if (ceiling) judge(ceiling, this.addresses.take(keyOf(ceiling, address), ceiling.quota), reply);
-    const hostname = (request.body as { hostname?: unknown } | null | undefined)?.hostname;
-    const caller = typeof hostname === 'string' ? `host:${hostname}` : `address:${address}`;
     request.charge = {
-      success: policy ? await this.chargeOf(policy, caller, reply) : () => () => undefined,
+      ...(await this.chargeOf(policy, callerOf(request.body, address), reply)),
       failure: () => this.failedAuth.charge(address),
       beforeLookup: () => this.failedAuth.check(address),
     };
@@ -113,18 +115,50 @@ export class QuotaGuard extends ThrottlerGuard {
   }
 
   /** The charge of a success. As long as it is not taken the headers tell what is there. */
-  private async chargeOf(policy: Policy, caller: string, reply: FastifyReply): Promise<Charge['success']> {
-    const key = keyOf(policy, caller);
-    const before = await this.buckets.look(key, policy.quota);
-    announce(policy, before, reply);
-    return async (tx: Transaction) => {
-      judge(policy, await this.buckets.take(key, policy.quota, tx), reply);
-      return () => {
-        this.buckets.giveBack(key, policy.quota);
-        announce(policy, before, reply);
-      };
+  private async chargeOf(
+    policy: Policy | undefined,
+    caller: string,
+    reply: FastifyReply,
+  ): Promise<Pick<Charge, 'success' | 'waitMs'>> {
+    const before = policy && (await this.buckets.look(keyOf(policy, caller), policy.quota));
+    const announceBefore = () => policy && before && announce(policy, before, reply);
+    announceBefore();
+    const take = async (tx: Transaction, from: Policy, of: string): Promise<() => void> => {
+      const key = keyOf(from, of);
+      const verdict = await this.buckets.take(key, from.quota, tx);
+      // What all registrations together have left is nobody's business until it is nothing.
+      if (from === policy || !verdict.admitted) judge(from, verdict, reply);
+      return () => this.buckets.giveBack(key, from.quota);
+    };
+    return {
+      waitMs: before && !before.admitted ? before.nextInMs : 0,
+      success: async (tx, of) => {
+        const taken: (() => void)[] = [];
+        const giveBack = () => {
+          for (const back of taken.splice(0)) back();
+        };
+        try {
+          if (of === 'new' && this.registerTotal) taken.push(await take(tx, this.registerTotal, 'all'));
+          if (policy) taken.push(await take(tx, policy, caller));
+        } catch (error) {
+          giveBack();
+          throw error;
+        }
+        return () => {
+          giveBack();
+          announceBefore();
+        };
+      },
     };
   }
+}
+
+/** Whom a registration counts for: its hostname or, if it has none that can be one, its address. */
+function callerOf(body: unknown, address: string): string {
+  const hostname = (body as { hostname?: unknown } | null | undefined)?.hostname;
+  return typeof hostname === 'string' && hostname.length <= MAX_HOSTNAME && isName(hostname)
+    ? `host:${hostnameKey(hostname)}`
+    : `address:${address}`;
 }
 
 const ADMITTED = Promise.resolve(true as const);

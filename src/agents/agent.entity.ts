@@ -4,6 +4,13 @@ import { Column, Entity, PrimaryColumn, PrimaryGeneratedColumn } from 'typeorm';
 export const AGENT_STATES = ['active', 'draining', 'disabled', 'revoked', 'deleted'] as const;
 export type AgentState = (typeof AGENT_STATES)[number];
 
+/**
+ * How an agent came in. One that registered openly proved nothing, so its hostname can go to somebody else while it is
+ * silent; the others are handed over with proof only.
+ */
+export const AGENT_ORIGINS = ['open', 'enrolled', 'operator'] as const;
+export type AgentOrigin = (typeof AGENT_ORIGINS)[number];
+
 /** What an agent says of a configuration that it fetched. */
 export const CONFIG_STATUSES = ['applied', 'failed'] as const;
 export type ConfigStatus = (typeof CONFIG_STATUSES)[number];
@@ -14,9 +21,17 @@ export class AgentEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
   id!: number;
 
-  /** The name it registers by; one without has a new identity at each registration. */
+  /** The name it registers by, as it was sent; one without has a new identity at each registration. */
   @Column('text', { nullable: true })
   hostname!: string | null;
+
+  /** What hostnames are compared by, see hostnames.ts. */
+  @Column('text', { nullable: true })
+  hostname_key!: string | null;
+
+  /** An agent that registered openly and shows an enrollment token later is `enrolled` from then on. */
+  @Column('text')
+  origin!: AgentOrigin;
 
   @Column('text')
   state!: AgentState;
@@ -43,6 +58,18 @@ export class AgentEntity {
   @Column('bigint')
   registered_at!: number;
 
+  /** When it went to somebody who proved nothing; null again once an owner has it back. */
+  @Column('bigint', { nullable: true })
+  handed_over_at!: number | null;
+
+  /** When it is decided whether an openly registered agent came to stay; null once that is decided, and for the others. */
+  @Column('bigint', { nullable: true })
+  trial_ends_at!: number | null;
+
+  /** Null while it never held a lease: then it may be deleted without a trace. */
+  @Column('bigint', { nullable: true })
+  first_lease_at!: number | null;
+
   @Column('bigint')
   updated_at!: number;
 }
@@ -58,6 +85,37 @@ export class LabelEntity {
 
   @Column('text')
   value!: string;
+}
+
+/** A token of who had an agent before it was handed over without proof: it proves that the agent is theirs, and no more. */
+@Entity('agent_owner_tokens')
+export class OwnerTokenEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  @PrimaryColumn('text')
+  token_hash!: string;
+
+  /** Null where tokens do not expire. */
+  @Column('bigint', { nullable: true })
+  expires_at!: number | null;
+}
+
+/** What an agent has stored on the last day on which it stored anything. */
+@Entity('agent_usage')
+export class UsageEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  /** Days since the Unix epoch, UTC. */
+  @Column('integer')
+  day!: number;
+
+  @Column('bigint')
+  metrics_bytes!: number;
+
+  @Column('bigint')
+  observations_bytes!: number;
 }
 
 /** When an agent was last heard of. Apart from {@link AgentEntity}, for it changes all the time and nothing else does. */

@@ -6,26 +6,32 @@ import {
   AGENT_PATHS,
   Agent,
   type AgentIdentity,
+  CallerAddress,
   type Charge,
   CurrentAgent,
   CurrentCharge,
+  IdempotencyKey,
   Public,
   Quota,
 } from '../http/decorators';
 import { parseId } from '../http/validation';
 import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse } from './agents.dto';
 import { AgentsService } from './agents.service';
+import { RegistrationService } from './registration.service';
 
 /** What agents call to be known. */
 @ApiTags('agents')
 @Controller(AGENT_PATHS)
 export class AgentsController {
-  constructor(private readonly agents: AgentsService) {}
+  constructor(
+    private readonly agents: AgentsService,
+    private readonly registration: RegistrationService,
+  ) {}
 
   /**
    * Gives an identity and a token. The same hostname keeps its `agent_id` and gets a fresh token: at once for a caller
-   * that sends its current `X-Agent-Id` and `X-Agent-Token` or an enrollment token, else when the agent has missed its
-   * heartbeat.
+   * that sends its current `X-Agent-Id` and `X-Agent-Token` or an enrollment token, else only if the agent registered
+   * openly and has missed its heartbeat.
    */
   @Post('register')
   @HttpCode(200)
@@ -43,11 +49,20 @@ export class AgentsController {
     description: 'With X-Agent-Token: proves who is registering again.',
   })
   @ApiHeader({ name: 'X-Agent-Token', required: false })
+  @ApiHeader({
+    name: 'Idempotency-Key',
+    required: false,
+    description:
+      'A secret of the caller, 16 characters or more: the same call within 10 minutes answers for the same agent with a new token, and is not charged again.',
+    schema: { type: 'string', minLength: 16, maxLength: 255 },
+  })
   @ApiOkResponse({ type: RegisterResponse })
   @ApiErrors('ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_FORBIDDEN', 'ERR_CONFLICT', 'ERR_RATE_LIMITED')
   register(
     @Body() body: RegisterRequest,
     @CurrentCharge() charge: Charge,
+    @CallerAddress() address: string,
+    @IdempotencyKey() key?: string,
     @Headers('X-Agent-Id') id?: string,
     @Headers('X-Agent-Token') token?: string,
     @Headers('X-Enrollment-Token') enrollmentToken?: string,
@@ -55,11 +70,8 @@ export class AgentsController {
     const agentId = id === undefined ? undefined : parseId(id);
     if (id !== undefined && agentId === undefined)
       throw fail('ERR_VALIDATION', { 'x-agent-id': 'must be a positive integer' });
-    return this.agents.register(
-      body.hostname ?? undefined,
-      { agentId, token, enrollmentToken: enrollmentToken ?? body.enrollment_token ?? undefined },
-      charge,
-    );
+    const proof = { agentId, token, enrollmentToken: enrollmentToken ?? body.enrollment_token ?? undefined };
+    return this.registration.register({ hostname: body.hostname ?? undefined, proof, key, address }, charge);
   }
 
   /**
@@ -77,6 +89,6 @@ export class AgentsController {
     @CurrentAgent() agent: AgentIdentity,
     @Body() body: HeartbeatRequest,
   ): Promise<HeartbeatResponse> {
-    return this.agents.heartbeat(agent.id, body);
+    return this.agents.heartbeat(agent, body);
   }
 }

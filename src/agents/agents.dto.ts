@@ -1,10 +1,11 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
 import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
-import { IsLine, OptionalIdInQuery } from '../http/fields';
+import { IsName, OptionalIdInQuery } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsId } from '../http/validation';
-import { CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
+import { AGENT_ORIGINS, type AgentOrigin, CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
+import { MAX_HOSTNAME } from './hostnames';
 import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
 
 /** Who wants to become an agent. */
@@ -15,11 +16,11 @@ export class RegisterRequest {
     nullable: true,
     type: String,
     minLength: 1,
-    maxLength: 255,
+    maxLength: MAX_HOSTNAME,
     example: 'probe-fra-1',
   })
   @IsOptional()
-  @IsLine(255)
+  @IsName(MAX_HOSTNAME)
   hostname?: string | null;
 
   /** In place of the header `X-Enrollment-Token`. */
@@ -121,10 +122,14 @@ export class AgentsQuery extends PageQuery {
   @IsIn(AGENT_STATUSES)
   status?: AgentStatus;
 
-  @ApiPropertyOptional({ description: 'Only the agent of this hostname.', example: 'probe-fra-1' })
+  @ApiPropertyOptional({
+    description: 'Only the agent of this hostname, in any case and with or without a final dot.',
+    minLength: 1,
+    maxLength: MAX_HOSTNAME,
+    example: 'probe-fra-1',
+  })
   @IsOptional()
-  @IsString()
-  @MaxLength(255)
+  @IsName(MAX_HOSTNAME)
   hostname?: string;
 
   @ApiPropertyOptional({
@@ -156,11 +161,11 @@ export class CreateAgentRequest {
     nullable: true,
     type: String,
     minLength: 1,
-    maxLength: 255,
+    maxLength: MAX_HOSTNAME,
     example: 'probe-ams-1',
   })
   @IsOptional()
-  @IsLine(255)
+  @IsName(MAX_HOSTNAME)
   hostname?: string | null;
 
   @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })
@@ -220,8 +225,16 @@ export class AgentView {
   @ApiProperty({ enum: AGENT_STATUSES, example: 'online' })
   status!: AgentStatus;
 
+  /** How it came in. One that registered openly is handed over without proof once it has missed its heartbeat. */
+  @ApiProperty({ enum: AGENT_ORIGINS, example: 'open' })
+  origin!: AgentOrigin;
+
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   registered_at!: string;
+
+  /** When its hostname went to somebody who proved nothing; null where it did not, or the owner has it back. */
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  handed_over_at!: string | null;
 
   /** The issued enrollment token that it came with last; null where it never showed one. */
   @ApiProperty({ type: 'integer', nullable: true, example: 1 })

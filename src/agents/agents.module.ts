@@ -3,16 +3,18 @@ import { ConfigModule } from '../config/config.module';
 import { OperatorsModule } from '../operators/operators.module';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
+import { Budgets } from './budgets';
 import { ConfigStates } from './config-states';
 import { EnrollmentController } from './enrollment.controller';
 import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
+import { RegistrationService } from './registration.service';
 
 /** The fleet. */
 @Module({
   imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController, EnrollmentController],
-  providers: [AgentsService, ConfigStates, EnrollmentService],
-  exports: [AgentsService],
+  providers: [AgentsService, Budgets, ConfigStates, EnrollmentService, RegistrationService],
+  exports: [AgentsService, Budgets],
 })
 export class AgentsModule {}

@@ -5,15 +5,15 @@ import { ConfigService } from '../config/config.service';
 import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import { RowCache } from '../database/row-cache';
-import type { Statements, Transaction } from '../database/statements';
-import { fail } from '../errors';
-import type { AgentIdentity, Charge, OperatorIdentity } from '../http/decorators';
+import type { SqlValue, Statements, Transaction } from '../database/statements';
+import { type ApiError, fail } from '../errors';
+import type { AgentIdentity, OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
-import type { AgentEntity, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
+import type { AgentEntity, AgentOrigin, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
 import type {
   AgentCredentials,
   AgentsQuery,
@@ -21,14 +21,28 @@ import type {
   CreateAgentRequest,
   HeartbeatRequest,
   HeartbeatResponse,
-  RegisterResponse,
 } from './agents.dto';
 import { type ConfigReport, ConfigStates, configReportOf } from './config-states';
-import { type Enrollment, EnrollmentService } from './enrollment.service';
+import { hostnameKey } from './hostnames';
 import { type Labels, parseLabel } from './labels';
 
 /** How long the token before a rotation works on, unless the new one is used sooner, in milliseconds. */
 const OVERLAP_MS = 600_000;
+
+/** How long an openly registered agent has to come to stay, in milliseconds. */
+export const TRIAL_MS = 86_400_000;
+
+/** What belongs to an agent alone, and goes with it. */
+const DEPENDENT_TABLES = [
+  'agent_labels',
+  'agent_owner_tokens',
+  'agent_config_states',
+  'agent_usage',
+  'agent_heartbeats',
+];
+
+/** Under which changes of agents' credentials and states are announced, by id. */
+const CREDENTIALS = 'agents';
 
 /** So many agents' credentials are kept in memory; the rest is looked up. */
 const CACHED_AGENTS = 100_000;
@@ -45,7 +59,10 @@ const TRANSITIONS = {
 export type AgentTransition = keyof typeof TRANSITIONS;
 
 /** An agent with when it was last heard of. */
-type KnownAgent = AgentEntity & Pick<HeartbeatEntity, 'last_heartbeat_at'>;
+export type KnownAgent = AgentEntity & Pick<HeartbeatEntity, 'last_heartbeat_at'>;
+
+const CREDENTIAL_COLUMNS =
+  'id, state, token_hash, token_expires_at, previous_token_hash, previous_token_expires_at';
 
 const SELECT_AGENT = `SELECT a.*, h.last_heartbeat_at FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id`;
 
@@ -54,23 +71,26 @@ type Credentials = Pick<
   'id' | 'state' | 'token_hash' | 'token_expires_at' | 'previous_token_hash' | 'previous_token_expires_at'
 >;
 
-/** What a caller of `/register` shows for itself. */
-export interface Proof {
-  agentId?: number;
-  token?: string;
-  enrollmentToken?: string;
-}
+type Standings = Credentials & Pick<AgentEntity, 'first_lease_at'>;
 
 /** A sign of life on its way into the tables. */
 interface Heartbeat {
-  readonly agentId: number;
+  readonly agent: AgentIdentity;
   readonly config: ConfigReport | undefined;
 }
 
 /** The token that a caller goes on using until it has the new one. */
-interface HeldToken {
+export interface HeldToken {
   readonly hash: string;
   readonly expiresAt: number | null;
+}
+
+/** What an agent that is in service may do. */
+export interface Standing {
+  /** Whether it may be given new work: not while it drains. */
+  readonly takesWork: boolean;
+  /** Whether it ever held a lease, see {@link AgentsService.noteFirstLease}. */
+  readonly hadLease: boolean;
 }
 
 /** Called in the transaction that puts agents out, with their ids. */
@@ -89,7 +109,7 @@ export class AgentsService {
   private countLeases: LeaseCounter = () => Promise.resolve(new Map());
   /** By id. */
   private readonly credentials: RowCache<Credentials>;
-  private readonly heartbeats: CoalescedWrite<Heartbeat, boolean>;
+  private readonly heartbeats: CoalescedWrite<Heartbeat, ApiError | undefined>;
 
   constructor(
     private readonly database: Database,
@@ -97,11 +117,10 @@ export class AgentsService {
     private readonly continuity: Continuity,
     private readonly config: ConfigService,
     private readonly configStates: ConfigStates,
-    private readonly enrollment: EnrollmentService,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    this.credentials = new RowCache(database, 'agents', CACHED_AGENTS);
+    this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
     continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
     this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
@@ -109,6 +128,11 @@ export class AgentsService {
   /** Has this called when agents are disabled, revoked, deleted or handed over, in the same transaction. */
   onOut(listener: OutListener): void {
     this.outListeners.push(listener);
+  }
+
+  /** Calls back when what an agent may do may have changed, its tokens included, by this process or another replica. */
+  onChanged(listener: (agentId: number) => void): void {
+    this.database.onAnnouncement(CREDENTIALS, (id) => listener(Number(id)));
   }
 
   /** Says who counts live leases for the lists of agents. */
@@ -130,123 +154,68 @@ export class AgentsService {
       if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
       beforeLookup();
       agent = await this.credentials.load(String(agentId), (statements) =>
-        statements.first<Credentials>(
-          `SELECT id, state, token_hash, token_expires_at, previous_token_hash, previous_token_expires_at
-           FROM agents WHERE id = $1`,
-          agentId,
-        ),
+        statements.first<Credentials>(`SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE id = $1`, agentId),
       );
     }
-    const match = this.matchToken(agent, hashToken(token), this.clock.now());
-    if (!agent || match === 'none' || agent.state === 'deleted') throw fail('ERR_UNAUTHORIZED');
-    if (match === 'expired') throw fail('ERR_TOKEN_EXPIRED');
-    if (agent.state === 'disabled' || agent.state === 'revoked') throw outOfService(agent.state);
-    if (match === 'current' && agent.previous_token_hash !== null) await this.retirePreviousToken(agent);
-    return { id: agent.id };
-  }
-
-  /**
-   * Gives the caller an identity and a fresh token. A hostname that is known keeps its identity.
-   * @param charge the quota: charged when the registration succeeds, or to the address when it fails
-   * @throws ERR_UNAUTHORIZED an enrollment token is needed and missing, or it is wrong
-   * @throws ERR_CONFLICT the hostname belongs to an agent that is alive and the caller is not proven to be it
-   * @throws ERR_FORBIDDEN the hostname belongs to an agent that is disabled or revoked
-   * @throws ERR_RATE_LIMITED the hostname (or address) registered too recently
-   */
-  async register(hostname: string | undefined, proof: Proof, charge: Charge): Promise<RegisterResponse> {
-    const shown = this.enrollment.inspect(proof.enrollmentToken, charge);
-    const token = mintToken('dcpa_');
-    let refund = (): void => undefined;
-    try {
-      const agentId = await this.database.write(async (tx) => {
-        // A unit can be run again; what its first run took is given back.
-        refund();
-        let known: KnownAgent | undefined;
-        const enrolledBy = async (): Promise<number | null> => {
-          if (hostname === undefined) return null;
-          known = await tx.first<KnownAgent>(
-            `${SELECT_AGENT} WHERE a.hostname = $1 AND a.state <> 'deleted' ${tx.dialect.forUpdate('a')}`,
-            hostname,
-          );
-          return known?.enrollment_token_id ?? null;
-        };
-        const enrolled = await enrolledBy();
-        const enrollment =
-          typeof shown === 'object'
-            ? await this.enrollment.use(tx, shown.hash, enrolled, enrolledBy, charge)
-            : undefined;
-        if (!known) {
-          refund = await charge.success(tx);
-          const id = await this.insertAgent(tx, hostname ?? null, token);
-          await this.enroll(tx, id, enrollment);
-          return id;
-        }
-        if (known.state === 'disabled' || known.state === 'revoked') throw outOfService(known.state);
-        const proven = shown === 'setting' || enrollment !== undefined;
-        const held = this.tokenHeld(known, proof, tx.now) ?? (proven ? currentToken(known) : undefined);
-        if (!held) this.refuseWhileAlive(known, tx.now);
-        refund = await charge.success(tx);
-        await this.replaceToken(tx, known, token, held);
-        await tx.run(
-          'UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1',
-          known.id,
-          tx.now,
-        );
-        await this.enroll(tx, known.id, enrollment);
-        return known.id;
-      });
-      return {
-        agent_id: agentId,
-        auth_token: token,
-        lease_duration_ms: this.settings.leaseDurationMs,
-        heartbeat_timeout_ms: this.settings.heartbeatTimeoutMs,
-      };
-    } catch (error) {
-      refund();
-      throw error;
-    }
+    const tokenHash = hashToken(token);
+    const refusal = this.refusalOf(agent, { tokenHash }, this.clock.now());
+    if (!agent || refusal) throw refusal ?? fail('ERR_UNAUTHORIZED');
+    if (agent.token_hash === tokenHash && agent.previous_token_hash !== null)
+      await this.retirePreviousToken(agent);
+    return { id: agent.id, tokenHash };
   }
 
   /**
    * Records a sign of life, and what it says about the agent's configuration where that is new. All that arrive while
    * the writer is busy share one statement.
    * @throws ERR_VALIDATION what it says about the configuration does not go together
-   * @throws ERR_FORBIDDEN the agent was disabled, revoked or deleted meanwhile
+   * @throws ERR_UNAUTHORIZED the token was voided meanwhile
+   * @throws ERR_FORBIDDEN the agent was disabled or revoked meanwhile
    */
-  async heartbeat(agentId: number, request: HeartbeatRequest): Promise<HeartbeatResponse> {
-    if (!(await this.heartbeats.run({ agentId, config: configReportOf(request) })))
-      throw outOfService('out of service');
+  async heartbeat(agent: AgentIdentity, request: HeartbeatRequest): Promise<HeartbeatResponse> {
+    const refusal = await this.heartbeats.run({ agent, config: configReportOf(request) });
+    if (refusal) throw refusal;
     const revision = this.config.currentRevision();
     return {
-      agent_id: agentId,
+      agent_id: agent.id,
       next_deadline_ms: this.settings.heartbeatTimeoutMs,
       ...(revision === undefined ? {} : { config_revision: revision }),
     };
   }
 
   /**
-   * Makes sure, in the transaction of a write for an agent, that it is still in service.
-   * @returns whether it may be given new work: not while it drains
-   * @throws ERR_FORBIDDEN it was disabled, revoked or deleted
+   * Makes sure, in the transaction of a write for an agent, that it is still in service and that the token still works
+   * with which it was authenticated: what an operator or a hand-over ended since then has no effect any more.
+   * @throws ERR_UNAUTHORIZED the token was voided, or the agent deleted
+   * @throws ERR_TOKEN_EXPIRED the token expired while the call waited
+   * @throws ERR_FORBIDDEN the agent was disabled or revoked
    */
-  async requireInService(tx: Transaction, agentId: number): Promise<boolean> {
-    const row = await tx.first<{ state: AgentState }>(
-      `SELECT state FROM agents WHERE id = $1 ${tx.dialect.forShare()}`,
-      agentId,
-    );
-    if (row?.state !== 'active' && row?.state !== 'draining') throw outOfService(row?.state ?? 'deleted');
-    return row.state === 'active';
+  async requireInService(tx: Transaction, agent: AgentIdentity): Promise<Standing> {
+    const row = (await this.credentialsOf(tx, [agent.id])).get(agent.id);
+    const refusal = this.refusalOf(row, agent, tx.now);
+    if (!row || refusal) throw refusal ?? fail('ERR_UNAUTHORIZED');
+    return { takesWork: row.state === 'active', hadLease: row.first_lease_at !== null };
   }
 
-  /** Which of the agents are in service, in the transaction of a write for many of them at once. */
-  async inService(tx: Transaction, agentIds: readonly number[]): Promise<Set<number>> {
-    const rows = await tx.rows<{ id: number }>(
-      `SELECT id FROM agents
-       WHERE ${tx.dialect.isAmong('id', '$1')} AND state IN ('active', 'draining')
-       ORDER BY id ${tx.dialect.forShare()}`,
-      JSON.stringify(agentIds),
+  /**
+   * {@link requireInService} for many calls at once.
+   * @returns for each of them, in their order, the error that it is to be refused with; undefined for those that may go on
+   */
+  async refusals(tx: Transaction, agents: readonly AgentIdentity[]): Promise<(ApiError | undefined)[]> {
+    const rows = await this.credentialsOf(
+      tx,
+      agents.map(({ id }) => id),
     );
-    return new Set(rows.map((row) => row.id));
+    return agents.map((agent) => this.refusalOf(rows.get(agent.id), agent, tx.now));
+  }
+
+  /** Records that an agent holds its first lease: from now on there are rows that name it. */
+  async noteFirstLease(tx: Transaction, agentId: number): Promise<void> {
+    await tx.run(
+      'UPDATE agents SET first_lease_at = $2 WHERE id = $1 AND first_lease_at IS NULL',
+      agentId,
+      tx.now,
+    );
   }
 
   /** Lists agents, newest first; deleted ones are left out. */
@@ -262,12 +231,12 @@ export class AgentsService {
       );
       const rows = await statements.rows<KnownAgent>(
         `${SELECT_AGENT} WHERE a.id < $1 AND a.state <> 'deleted'
-           AND (CAST($2 AS text) IS NULL OR a.hostname = $2) AND (CAST($3 AS text) IS NULL OR a.state = $3)
+           AND (CAST($2 AS text) IS NULL OR a.hostname_key = $2) AND (CAST($3 AS text) IS NULL OR a.state = $3)
            AND (CAST($4 AS text) IS NULL OR (h.last_heartbeat_at > $5) = ($4 = 'online'))
            AND (CAST($6 AS bigint) IS NULL OR a.enrollment_token_id = $6) ${labelled.join(' ')}
          ORDER BY a.id DESC LIMIT $7`,
         olderThan(query),
-        hostname ?? null,
+        hostname === undefined ? null : hostnameKey(hostname),
         byHeartbeat ? 'active' : (status ?? null),
         byHeartbeat ? status : null,
         this.silentSince(),
@@ -301,17 +270,14 @@ export class AgentsService {
     const token = mintToken('dcpa_');
     const hostname = name ?? null;
     return this.database.write(async (tx) => {
-      const taken =
-        hostname !== null &&
-        (await tx.first(`SELECT id FROM agents WHERE hostname = $1 AND state <> 'deleted'`, hostname));
-      if (taken) {
+      if (hostname !== null && (await this.lockByHostname(tx, hostname))) {
         throw fail(
           'ERR_CONFLICT',
           { hostname: 'belongs to another agent' },
           { message: 'The hostname is taken; rotate that agent, or delete it first.' },
         );
       }
-      const id = await this.insertAgent(tx, hostname, token);
+      const id = await this.insert(tx, hostname, 'operator', token);
       await this.addLabels(tx, id, labels ?? {});
       await this.audit.record(tx, by, {
         action: 'agent.create',
@@ -331,9 +297,12 @@ export class AgentsService {
   rotate(by: OperatorIdentity, agentId: number, revokeOld: boolean): Promise<AgentCredentials> {
     const token = mintToken('dcpa_');
     return this.database.write(async (tx) => {
-      const agent = await lockAgent(tx, agentId);
+      const agent = await this.lockKnown(tx, agentId);
       if (agent.state === 'revoked') throw unchangeable(agent.state);
-      await this.replaceToken(tx, agent, token, revokeOld ? undefined : this.tokenInUse(agent, tx.now));
+      await this.replaceToken(tx, agentId, token, revokeOld ? undefined : this.tokenInUse(agent, tx.now));
+      if (revokeOld) await this.putOut(tx, agentId);
+      // The operator says whose the agent is now.
+      await this.forgetOwners(tx, agentId);
       await this.audit.record(tx, by, {
         action: 'agent.rotate',
         subject: `agent/${agentId}`,
@@ -349,7 +318,7 @@ export class AgentsService {
    */
   setLabels(by: OperatorIdentity, agentId: number, labels: Labels): Promise<AgentView> {
     return this.database.write(async (tx) => {
-      const agent = await lockAgent(tx, agentId);
+      const agent = await this.lockKnown(tx, agentId);
       const before = (await labelsOf(tx, [agentId])).get(agentId) ?? {};
       if (!isDeepStrictEqual(before, labels)) {
         await tx.run('DELETE FROM agent_labels WHERE agent_id = $1', agentId);
@@ -374,7 +343,7 @@ export class AgentsService {
   change(by: OperatorIdentity, agentId: number, transition: AgentTransition): Promise<AgentView> {
     const { from, to } = TRANSITIONS[transition];
     return this.database.write(async (tx) => {
-      const agent = await lockAgent(tx, agentId);
+      const agent = await this.lockKnown(tx, agentId);
       if (!(from as readonly AgentState[]).includes(agent.state)) {
         throw unchangeable(agent.state);
       }
@@ -397,7 +366,7 @@ export class AgentsService {
    */
   async remove(by: OperatorIdentity, agentId: number): Promise<void> {
     await this.database.write(async (tx) => {
-      const { state, hostname } = await lockAgent(tx, agentId);
+      const { state, hostname } = await this.lockKnown(tx, agentId);
       await this.setState(tx, agentId, 'deleted');
       await this.audit.record(tx, by, {
         action: 'agent.delete',
@@ -407,22 +376,44 @@ export class AgentsService {
     });
   }
 
-  private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<boolean[]> {
-    const all = beats.map((beat) => beat.agentId);
-    const alive = await tx.rows<{ id: number }>(
-      `UPDATE agent_heartbeats SET last_heartbeat_at = $2
-       WHERE ${tx.dialect.isAmong('agent_id', '$1')}
-         AND EXISTS (SELECT 1 FROM agents a WHERE a.id = agent_heartbeats.agent_id AND a.state IN ('active', 'draining'))
-       RETURNING agent_id AS id`,
-      // Locked where somebody may put one out of service meanwhile.
-      JSON.stringify(tx.dialect.concurrent ? [...(await this.inService(tx, all))] : all),
+  /** @returns for each the error that it is refused with; undefined where it is stored */
+  private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<(ApiError | undefined)[]> {
+    const refusals = await this.refusals(
+      tx,
+      beats.map(({ agent }) => agent),
+    );
+    const stored = beats.filter((_, i) => refusals[i] === undefined);
+    await tx.run(
+      `UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE ${tx.dialect.isAmong('agent_id', '$1')}`,
+      JSON.stringify(stored.map(({ agent }) => agent.id)),
       tx.now,
     );
-    const stored = new Set(alive.map((row) => row.id));
     const reports = new Map<number, ConfigReport>();
-    for (const { agentId, config } of beats) if (config && stored.has(agentId)) reports.set(agentId, config);
+    for (const { agent, config } of stored) if (config) reports.set(agent.id, config);
     await this.configStates.store(tx, reports);
-    return beats.map((beat) => stored.has(beat.agentId));
+    return refusals;
+  }
+
+  /** What each of the agents may be told apart by; nobody changes it until the unit ends. Unknown ones are left out. */
+  private async credentialsOf(tx: Transaction, agentIds: readonly number[]): Promise<Map<number, Standings>> {
+    const rows = await tx.rows<Standings>(
+      `SELECT ${CREDENTIAL_COLUMNS}, first_lease_at FROM agents
+       WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id ${tx.dialect.forShare()}`,
+      JSON.stringify([...new Set(agentIds)]),
+    );
+    return new Map(rows.map((row) => [row.id, row]));
+  }
+
+  /** Why a call may not go on; the token is judged first, as when it came. */
+  private refusalOf(
+    row: Credentials | undefined,
+    { tokenHash }: Pick<AgentIdentity, 'tokenHash'>,
+    now: number,
+  ): ApiError | undefined {
+    const match = this.matchToken(row, tokenHash, now);
+    if (!row || match === 'none' || row.state === 'deleted') return fail('ERR_UNAUTHORIZED');
+    if (match === 'expired') return fail('ERR_TOKEN_EXPIRED');
+    return row.state === 'active' || row.state === 'draining' ? undefined : outOfService(row.state);
   }
 
   /** If the clock was set back, nobody counts as heard of in the future, and no token before a rotation works longer. */
@@ -440,11 +431,8 @@ export class AgentsService {
   private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
     await tx.run('UPDATE agents SET state = $2, updated_at = $3 WHERE id = $1', agentId, state, tx.now);
     if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
+    if (state === 'revoked' || state === 'deleted') await this.forgetOwners(tx, agentId);
     this.credentials.announceChange(tx, String(agentId));
-  }
-
-  private async putOut(tx: Transaction, agentId: number): Promise<void> {
-    for (const listener of this.outListeners) await listener(tx, [agentId]);
   }
 
   /** Compares a token's hash with both that an agent may have; an unknown agent costs the same. */
@@ -472,61 +460,57 @@ export class AgentsService {
     });
   }
 
-  /** Which of the agent's tokens the caller shows; undefined where it shows none that works. */
-  private tokenHeld(known: KnownAgent, proof: Proof, now: number): HeldToken | undefined {
-    if (proof.agentId !== known.id || proof.token === undefined || !isWellFormed('dcpa_', proof.token))
-      return undefined;
-    const hash = hashToken(proof.token);
-    const match = this.matchToken(known, hash, now);
+  // What a registration is made of, in its transaction.
+
+  /**
+   * The agent that has a hostname, however that is spelled; nobody else changes it, or writes for it, until the unit ends.
+   * @returns undefined where no agent has it, or only deleted ones
+   */
+  lockByHostname(tx: Transaction, hostname: string): Promise<KnownAgent | undefined> {
+    return this.lock(tx, `hostname_key = $1`, hostnameKey(hostname));
+  }
+
+  /** The same for an id. @returns undefined where there is no such agent, or it was deleted */
+  lockById(tx: Transaction, agentId: number): Promise<KnownAgent | undefined> {
+    return this.lock(tx, 'id = $1', agentId);
+  }
+
+  /** Which of the agent's tokens is shown; undefined where it is none that works. */
+  tokenHeld(known: Credentials, shown: string, now: number): HeldToken | undefined {
+    const match = this.matchToken(known, shown, now);
     if (match === 'current') return currentToken(known);
-    return match === 'previous' ? { hash, expiresAt: known.previous_token_expires_at } : undefined;
+    return match === 'previous' ? { hash: shown, expiresAt: known.previous_token_expires_at } : undefined;
   }
 
-  /** The token that an agent goes by: the one before, as long as the new one was not used. */
-  private tokenInUse(agent: Credentials, now: number): HeldToken {
-    const { previous_token_hash: hash, previous_token_expires_at: expiresAt } = agent;
-    return hash !== null && (expiresAt ?? 0) > now ? { hash, expiresAt } : currentToken(agent);
-  }
-
-  /** @throws ERR_CONFLICT until the agent has missed its heartbeat */
-  private refuseWhileAlive(known: KnownAgent, now: number): void {
-    const leftMs = this.deadlineOf(known) - now;
-    if (leftMs <= 0) return;
-    throw fail(
-      'ERR_CONFLICT',
-      { hostname: 'belongs to an agent that is alive' },
-      {
-        message: 'The hostname is taken by a live agent; prove to be it, or wait.',
-        retryable: true,
-        retryAfterMs: leftMs,
-      },
-    );
-  }
-
-  private async insertAgent(tx: Transaction, hostname: string | null, token: string): Promise<number> {
+  /** Makes an agent that is in service. @returns its id */
+  async insert(
+    tx: Transaction,
+    hostname: string | null,
+    origin: AgentOrigin,
+    token: string,
+  ): Promise<number> {
     const { now } = tx;
     const row = await tx.first<{ id: number }>(
-      `INSERT INTO agents (hostname, state, token_hash, token_expires_at, registered_at, updated_at)
-       VALUES ($1, 'active', $2, $3, $4, $4) RETURNING id`,
+      `INSERT INTO agents (hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at, trial_ends_at,
+         updated_at)
+       VALUES ($1, $2, $3, 'active', $4, $5, $6, $7, $6) RETURNING id`,
       hostname,
+      hostname === null ? null : hostnameKey(hostname),
+      origin,
       hashToken(token),
       this.tokenExpiry(now),
       now,
+      origin === 'open' ? now + TRIAL_MS : null,
     );
     const { id } = row as { id: number };
     await tx.run('INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) VALUES ($1, $2)', id, now);
     return id;
   }
 
-  /** Records an enrollment, the first time that the agent comes with that token; its labels go over those there are. */
-  private async enroll(tx: Transaction, agentId: number, enrollment: Enrollment | undefined): Promise<void> {
-    if (!enrollment?.counted) return;
-    await tx.run('UPDATE agents SET enrollment_token_id = $2 WHERE id = $1', agentId, enrollment.tokenId);
-    await this.addLabels(tx, agentId, enrollment.labels);
-  }
-
-  private async addLabels(tx: Transaction, agentId: number, labels: Labels): Promise<void> {
+  /** Lays labels over those that an agent has. */
+  async addLabels(tx: Transaction, agentId: number, labels: Labels): Promise<void> {
     const rows = Object.entries(labels).map(([name, value]) => ({ name, value }));
+    if (rows.length === 0) return;
     await tx.run(
       `INSERT INTO agent_labels (agent_id, name, value)
        SELECT $1, name, value FROM ${tx.dialect.rowset('$2', { name: 'text', value: 'text' })} AS l WHERE true
@@ -536,13 +520,20 @@ export class AgentsService {
     );
   }
 
+  /** Takes all labels from an agent. @returns those that it had */
+  async dropLabels(tx: Transaction, agentId: number): Promise<Labels> {
+    const before = (await labelsOf(tx, [agentId])).get(agentId) ?? {};
+    await tx.run('DELETE FROM agent_labels WHERE agent_id = $1', agentId);
+    return before;
+  }
+
   /**
-   * Gives a known agent a new token. One that proved itself may use the token that it holds a little longer, also where
-   * that is the one before last because the answers with the newer ones were lost. Without a proof all are void.
+   * Gives a known agent a new token. One that proved itself may use the token that it holds a little longer, also if that
+   * is the one before last because the answers with the newer ones were lost. All others are void when this is committed.
    */
-  private async replaceToken(
+  async replaceToken(
     tx: Transaction,
-    known: KnownAgent,
+    agentId: number,
     token: string,
     held: HeldToken | undefined,
   ): Promise<void> {
@@ -550,20 +541,79 @@ export class AgentsService {
     await tx.run(
       `UPDATE agents SET token_hash = $2, token_expires_at = $3, previous_token_hash = $4, previous_token_expires_at = $5,
          updated_at = $6 WHERE id = $1`,
-      known.id,
+      agentId,
       hashToken(token),
       this.tokenExpiry(now),
       held?.hash ?? null,
       held ? Math.min(now + OVERLAP_MS, held.expiresAt ?? Infinity) : null,
       now,
     );
-    if (!held) await this.putOut(tx, known.id);
-    this.credentials.announceChange(tx, String(known.id));
+    this.credentials.announceChange(tx, String(agentId));
+  }
+
+  /** Revokes what the agent holds, for whoever has held it is not the one who has it now. */
+  async putOut(tx: Transaction, agentId: number): Promise<void> {
+    for (const listener of this.outListeners) await listener(tx, [agentId]);
+  }
+
+  /** From now on only who has the agent now can prove that it is theirs. */
+  async forgetOwners(tx: Transaction, agentId: number): Promise<void> {
+    await tx.run('DELETE FROM agent_owner_tokens WHERE agent_id = $1', agentId);
+  }
+
+  /** Takes an agent out for good; its id stays taken, its hostname is free. */
+  async markDeleted(tx: Transaction, agentId: number): Promise<void> {
+    await this.setState(tx, agentId, 'deleted');
+  }
+
+  /**
+   * Deletes agents without a trace. Only for agents that no lease or envelope of metrics names.
+   * @param agentIds of agents that the unit has locked
+   */
+  async erase(tx: Transaction, agentIds: readonly number[]): Promise<void> {
+    if (agentIds.length === 0) return;
+    for (const table of [...DEPENDENT_TABLES, 'agents'])
+      await tx.run(
+        `DELETE FROM ${table} WHERE ${tx.dialect.isAmong(table === 'agents' ? 'id' : 'agent_id', '$1')}`,
+        JSON.stringify(agentIds),
+      );
+    for (const id of agentIds) this.credentials.announceChange(tx, String(id));
+  }
+
+  private async lockKnown(tx: Transaction, agentId: number): Promise<KnownAgent> {
+    const agent = await this.lockById(tx, agentId);
+    if (!agent) throw fail('ERR_NOT_FOUND', { agent_id: agentId });
+    return agent;
+  }
+
+  private async lock(tx: Transaction, condition: string, value: SqlValue): Promise<KnownAgent | undefined> {
+    const agent = await tx.first<AgentEntity>(
+      `SELECT * FROM agents WHERE ${condition} AND state <> 'deleted' ${tx.dialect.forUpdate()}`,
+      value,
+    );
+    if (!agent) return undefined;
+    // Read when the lock is held: of a row that had to be waited for, what is joined to it would be that of before.
+    const heartbeat = await tx.first<Pick<HeartbeatEntity, 'last_heartbeat_at'>>(
+      'SELECT last_heartbeat_at FROM agent_heartbeats WHERE agent_id = $1',
+      agent.id,
+    );
+    return { ...agent, last_heartbeat_at: heartbeat?.last_heartbeat_at ?? agent.registered_at };
+  }
+
+  /** The token that an agent goes by: the one before, as long as the new one was not used. */
+  tokenInUse(agent: Credentials, now: number): HeldToken {
+    const { previous_token_hash: hash, previous_token_expires_at: expiresAt } = agent;
+    return hash !== null && (expiresAt ?? 0) > now ? { hash, expiresAt } : currentToken(agent);
   }
 
   private tokenExpiry(now: number): number | null {
     const { agentTokenLifetimeMs } = this.settings;
     return agentTokenLifetimeMs === 0 ? null : now + agentTokenLifetimeMs;
+  }
+
+  /** How long an agent still counts as alive, in milliseconds; negative once it has missed its heartbeat. */
+  aliveMs(agent: KnownAgent, now: number): number {
+    return this.deadlineOf(agent) - now;
   }
 
   /** When an agent counts as silent. Time in which no server ran is not held against it. */
@@ -599,7 +649,9 @@ export class AgentsService {
             ? 'online'
             : 'offline'
           : (agent.state as AgentView['status']),
+      origin: agent.origin,
       registered_at: toTimestamp(agent.registered_at),
+      handed_over_at: toTimestamp(agent.handed_over_at),
       enrollment_token_id: agent.enrollment_token_id,
       last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
       token_expires_at: toTimestamp(agent.token_expires_at),
@@ -612,11 +664,11 @@ export class AgentsService {
 /** A hash that no token has. */
 const NOBODY = '-'.repeat(64);
 
-function currentToken({ token_hash: hash, token_expires_at: expiresAt }: Credentials): HeldToken {
+export function currentToken({ token_hash: hash, token_expires_at: expiresAt }: Credentials): HeldToken {
   return { hash, expiresAt };
 }
 
-function outOfService(state: string) {
+export function outOfService(state: string) {
   return fail('ERR_FORBIDDEN', { state }, { message: `This agent is ${state}.` });
 }
 
@@ -636,14 +688,11 @@ async function labelsOf(statements: Statements, agentIds: readonly number[]): Pr
   return labels;
 }
 
-async function findAgent(statements: Statements, agentId: number, lock = ''): Promise<KnownAgent> {
+async function findAgent(statements: Statements, agentId: number): Promise<KnownAgent> {
   const agent = await statements.first<KnownAgent>(
-    `${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted' ${lock}`,
+    `${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted'`,
     agentId,
   );
   if (!agent) throw fail('ERR_NOT_FOUND', { agent_id: agentId });
   return agent;
 }
-
-/** {@link findAgent} for a change: nobody else changes the agent, or writes for it, until the unit ends. */
-const lockAgent = (tx: Transaction, agentId: number) => findAgent(tx, agentId, tx.dialect.forUpdate('a'));

@@ -1,6 +1,6 @@
 import { ApiProperty } from '@nestjs/swagger';
 import { IsOptional } from 'class-validator';
-import { IsLine, OptionalInteger } from '../http/fields';
+import { IsName, OptionalInteger } from '../http/fields';
 import { PageEnd } from '../http/pagination';
 import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
 import { IsLabels, LABELS_SCHEMA, type Labels } from './labels';
@@ -11,7 +11,7 @@ const MAX_USES = 1_000_000_000;
 export class CreateEnrollmentTokenRequest {
   /** What it is for, for lists and the audit log. */
   @ApiProperty({ minLength: 1, maxLength: 100, example: 'probes in Frankfurt' })
-  @IsLine(100)
+  @IsName(100)
   name!: string;
 
   /** Given to every agent that it enrolls. */

@@ -1,3 +1,4 @@
+import { NAME_PATTERN, nameProblem } from '../http/text';
 import { type ItemProblem, Items } from '../http/validation';
 
 /** What agents are told apart by: names to values. */
@@ -9,12 +10,11 @@ const MAX_VALUE = 255;
 
 // No colon, so that `name:value` is read in one way only.
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/;
-const VALUE = /^\P{Cc}*$/u;
 
 /** How the OpenAPI document describes a map of labels. */
 export const LABELS_SCHEMA = {
   type: 'object',
-  additionalProperties: { type: 'string', maxLength: MAX_VALUE },
+  additionalProperties: { type: 'string', maxLength: MAX_VALUE, pattern: NAME_PATTERN },
   maxProperties: MAX_LABELS,
   example: { region: 'fra' },
 } as const;
@@ -31,8 +31,10 @@ function problemOf(labels: unknown): ItemProblem | undefined {
     // Not by its name, which may be anything.
     if (!NAME.test(name))
       return ['', 'must have names of 1 to 63 of A-Z a-z 0-9 . _ / -, with a letter or digit first'];
-    if (typeof value !== 'string' || value.length > MAX_VALUE || !VALUE.test(value))
-      return [name, `must be text of at most ${MAX_VALUE} characters without control characters`];
+    if (typeof value !== 'string' || value.length > MAX_VALUE)
+      return [name, `must be text of at most ${MAX_VALUE} characters`];
+    const problem = nameProblem(value);
+    if (problem) return [name, problem];
   }
   return undefined;
 }

@@ -55,12 +55,18 @@ export class Idempotency {
 
   /**
    * What was stored under the key.
+   * @param lock whether it is to be changed: nobody else finds it so until the unit ends
    * @returns undefined where nothing was
    * @throws ERR_CONFLICT the key was used for another request
    */
-  async find<Response>(statements: Statements, call: IdempotentCall): Promise<Response | undefined> {
+  async find<Response>(
+    statements: Statements,
+    call: IdempotentCall,
+    lock = false,
+  ): Promise<Response | undefined> {
     const row = await statements.first<{ request_hash: string; response: string }>(
-      'SELECT request_hash, response FROM idempotency_keys WHERE scope = $1 AND idempotency_key = $2',
+      `SELECT request_hash, response FROM idempotency_keys WHERE scope = $1 AND idempotency_key = $2
+       ${lock ? statements.dialect.forUpdate() : ''}`,
       call.scope,
       call.key,
     );
@@ -81,6 +87,16 @@ export class Idempotency {
       call.requestHash,
       JSON.stringify(response),
       tx.now,
+    );
+  }
+
+  /** Remembers another answer under a key that has one, in the transaction that has the effect. */
+  async replace(tx: Transaction, call: IdempotentCall, response: unknown): Promise<void> {
+    await tx.run(
+      'UPDATE idempotency_keys SET response = $3 WHERE scope = $1 AND idempotency_key = $2',
+      call.scope,
+      call.key,
+      JSON.stringify(response),
     );
   }
 

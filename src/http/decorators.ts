@@ -4,10 +4,13 @@ import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swag
 import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
 import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
+import { clientAddress } from './client-address';
 
 /** Who calls on an agent's route. */
 export interface AgentIdentity {
   readonly id: number;
+  /** The SHA-256 of the token that it showed: what is written for it is written only while that token still works. */
+  readonly tokenHash: string;
 }
 
 /** Operators' roles, each including the ones before it. */
@@ -26,12 +29,15 @@ export interface OperatorIdentity {
 
 /** How the service charges a quota that is counted by what came of the request. */
 export interface Charge {
+  /** How long until the quota lets a success in, in milliseconds, as it was when the request came; 0 if it does. */
+  readonly waitMs: number;
   /**
    * Takes the charge of a success, in the unit of work that it comes from.
+   * @param of a `new` identity also counts against the ceiling of all registrations
    * @returns what gives it back, for when the unit is undone
    * @throws ERR_RATE_LIMITED
    */
-  success(tx: Transaction): (() => void) | Promise<() => void>;
+  success(tx: Transaction, of: 'new' | 'known'): (() => void) | Promise<() => void>;
   /** Charges the caller's address for credentials that are wrong. @throws ERR_RATE_LIMITED */
   failure(): void;
   /** Called before credentials are looked up. @throws ERR_RATE_LIMITED the address has failed too often */
@@ -141,6 +147,11 @@ export const CurrentAgent = createParamDecorator(
 /** The operator that calls. */
 export const CurrentOperator = createParamDecorator(
   (_: unknown, context: ExecutionContext) => requestOf(context).operator,
+);
+
+/** The address that the call comes from. */
+export const CallerAddress = createParamDecorator((_: unknown, context: ExecutionContext) =>
+  clientAddress(requestOf(context)),
 );
 
 /** The {@link Charge} of a route whose quota is charged by outcome. */

@@ -1,20 +1,39 @@
 import { applyDecorators } from '@nestjs/common';
 import { ApiProperty } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
-import { IsInt, IsOptional, IsString, Matches, Max, MaxLength, Min, MinLength } from 'class-validator';
+import {
+  IsInt,
+  IsOptional,
+  IsString,
+  Max,
+  MaxLength,
+  Min,
+  MinLength,
+  registerDecorator,
+} from 'class-validator';
+import { isName, NAME_PATTERN, nameProblem } from './text';
 import { IsId, parseId } from './validation';
 
-const NO_CONTROLS = /^\P{Cc}*$/u;
-
-/** The value is one line of text, of at least one character. */
-export const IsLine = (maxLength: number): PropertyDecorator =>
+/** The value is a name, see {@link nameProblem}, of at least one character. */
+export const IsName = (maxLength: number): PropertyDecorator =>
   applyDecorators(
-    ApiProperty({ pattern: NO_CONTROLS.source }),
+    ApiProperty({ pattern: NAME_PATTERN }),
     IsString(),
     MinLength(1),
     MaxLength(maxLength),
-    Matches(NO_CONTROLS, { message: 'must not hold control characters' }),
+    ReadsAsName(),
   );
+
+const ReadsAsName = (): PropertyDecorator => (target, property) =>
+  registerDecorator({
+    name: 'readsAsName',
+    target: target.constructor,
+    propertyName: property as string,
+    validator: {
+      validate: (value: unknown) => typeof value !== 'string' || isName(value),
+      defaultMessage: (args) => nameProblem(String(args?.value)) ?? '',
+    },
+  });
 
 /** The value, where there is one, is a whole number in the range; the OpenAPI document says so too. */
 export const OptionalInteger = (range: {

@@ -4,6 +4,7 @@ import { Lifecycle } from '../telemetry/lifecycle';
 import { ClaimWaiters, type Waiter } from './claim-waiters';
 
 const LONG_MS = 60_000;
+const AGENT = 1;
 const never = () => new AbortController().signal;
 
 /** What a wait came to so far: undefined while it goes on. */
@@ -35,15 +36,15 @@ describe('claims that wait', () => {
   const wait = (waiter: Waiter, hangUp = never()) => watch(waiter.woken(LONG_MS, hangUp));
 
   it('are woken in the order they came, as many as there are tasks', async () => {
-    const waits = [1, 2, 3].map(() => wait(waiters.enlist(['dns'])));
+    const waits = [1, 2, 3].map(() => wait(waiters.enlist(['dns'], AGENT)));
     waiters.wake('dns', 2);
     await settle();
     expect(waits.map((w) => w.result)).toEqual([true, true, undefined]);
   });
 
   it('are woken for their kinds only', async () => {
-    const dns = wait(waiters.enlist(['dns', 'tcp']));
-    const http = wait(waiters.enlist(['http']));
+    const dns = wait(waiters.enlist(['dns', 'tcp'], AGENT));
+    const http = wait(waiters.enlist(['http'], AGENT));
     waiters.wake('ping', 9);
     await settle();
     expect([dns.result, http.result]).toEqual([undefined, undefined]);
@@ -53,14 +54,14 @@ describe('claims that wait', () => {
   });
 
   it('get a wake-up that comes before they wait: while they look', async () => {
-    const waiter = waiters.enlist(['dns']);
+    const waiter = waiters.enlist(['dns'], AGENT);
     waiters.wake('dns', 1);
     waiter.served();
     await expect(waiter.woken(LONG_MS, never())).resolves.toBe(true);
   });
 
   it('use a wake-up once', async () => {
-    const waiter = waiters.enlist(['dns']);
+    const waiter = waiters.enlist(['dns'], AGENT);
     waiters.wake('dns', 1);
     await expect(waiter.woken(LONG_MS, never())).resolves.toBe(true);
     waiter.served();
@@ -70,8 +71,8 @@ describe('claims that wait', () => {
   });
 
   it('leave the wake-ups that they do not need to the next in line', async () => {
-    const first = waiters.enlist(['dns']);
-    const second = wait(waiters.enlist(['dns']));
+    const first = waiters.enlist(['dns'], AGENT);
+    const second = wait(waiters.enlist(['dns'], AGENT));
     // The first has one already, so the second task is the second's.
     waiters.wake('dns', 1);
     await settle();
@@ -83,8 +84,8 @@ describe('claims that wait', () => {
   });
 
   it('pass a wake-up on when they leave before they looked', async () => {
-    const first = waiters.enlist(['dns']);
-    const second = wait(waiters.enlist(['dns']));
+    const first = waiters.enlist(['dns'], AGENT);
+    const second = wait(waiters.enlist(['dns'], AGENT));
     waiters.wake('dns', 1);
     await expect(first.woken(LONG_MS, never())).resolves.toBe(true);
     await settle();
@@ -95,8 +96,8 @@ describe('claims that wait', () => {
   });
 
   it('pass a wake-up on that came while they were being served by another', async () => {
-    const first = waiters.enlist(['dns']);
-    const second = wait(waiters.enlist(['dns']));
+    const first = waiters.enlist(['dns'], AGENT);
+    const second = wait(waiters.enlist(['dns'], AGENT));
     waiters.wake('dns', 1);
     first.served();
     first.leave();
@@ -105,8 +106,8 @@ describe('claims that wait', () => {
   });
 
   it('pass nothing on after they looked', async () => {
-    const first = waiters.enlist(['dns']);
-    const second = wait(waiters.enlist(['dns']));
+    const first = waiters.enlist(['dns'], AGENT);
+    const second = wait(waiters.enlist(['dns'], AGENT));
     waiters.wake('dns', 1);
     await first.woken(LONG_MS, never());
     first.served();
@@ -118,9 +119,9 @@ describe('claims that wait', () => {
 
   it('end and pass their wake-up on when the caller has hung up', async () => {
     const gone = new AbortController();
-    const first = waiters.enlist(['dns']);
+    const first = waiters.enlist(['dns'], AGENT);
     const hungUp = wait(first, gone.signal);
-    const second = wait(waiters.enlist(['dns']));
+    const second = wait(waiters.enlist(['dns'], AGENT));
     waiters.wake('dns', 1);
     gone.abort();
     await settle();
@@ -131,16 +132,16 @@ describe('claims that wait', () => {
   });
 
   it('end at once for a caller that hung up before or during the wait', async () => {
-    await expect(waiters.enlist(['dns']).woken(LONG_MS, AbortSignal.abort())).resolves.toBe(false);
+    await expect(waiters.enlist(['dns'], AGENT).woken(LONG_MS, AbortSignal.abort())).resolves.toBe(false);
     const gone = new AbortController();
-    const waiting = wait(waiters.enlist(['dns']), gone.signal);
+    const waiting = wait(waiters.enlist(['dns'], AGENT), gone.signal);
     gone.abort();
     await settle();
     expect(waiting.result).toBe(false);
   });
 
   it('end when their time is up, but not with a wake-up in hand', async () => {
-    const waiter = waiters.enlist(['dns']);
+    const waiter = waiters.enlist(['dns'], AGENT);
     await expect(waiter.woken(1, never())).resolves.toBe(false);
     await expect(waiter.woken(-1, never())).resolves.toBe(false);
     waiters.wake('dns', 1);
@@ -148,28 +149,48 @@ describe('claims that wait', () => {
   });
 
   it('wait on after they left the line, and are not woken any more', async () => {
-    const drained = waiters.enlist(['dns']);
-    drained.leave();
+    const drained = waiters.enlist(['dns'], AGENT);
+    drained.stepAside();
     const waiting = wait(drained);
-    const second = wait(waiters.enlist(['dns']));
+    const second = wait(waiters.enlist(['dns'], AGENT));
     waiters.wake('dns', 1);
     await settle();
     expect([waiting.result, second.result]).toEqual([undefined, true]);
   });
 
+  it('look again when something changes with their agent, those that left the line too', async () => {
+    const drained = waiters.enlist(['dns'], AGENT);
+    drained.stepAside();
+    const waiting = [drained, waiters.enlist(['dns'], AGENT), waiters.enlist(['dns'], AGENT + 1)].map((one) =>
+      wait(one),
+    );
+    waiters.wakeAgent(AGENT);
+    await settle();
+    expect(waiting.map((w) => w.result)).toEqual([true, true, undefined]);
+  });
+
+  it('are told what changes with their agent while they look, and not once they left', async () => {
+    const looking = waiters.enlist(['dns'], AGENT);
+    waiters.wakeAgent(AGENT);
+    await expect(looking.woken(LONG_MS, never())).resolves.toBe(true);
+    looking.leave();
+    waiters.wakeAgent(AGENT);
+    await expect(looking.woken(0, never())).resolves.toBe(false);
+  });
+
   it('end when the process stops, those that come later too', async () => {
-    const waiting = [wait(waiters.enlist(['dns'])), wait(waiters.enlist(['http', 'tcp']))];
+    const waiting = [wait(waiters.enlist(['dns'], AGENT)), wait(waiters.enlist(['http', 'tcp'], AGENT))];
     lifecycle.beginStop();
     await settle();
     expect(waiting.map((w) => w.result)).toEqual([false, false]);
-    const late = waiters.enlist(['dns']);
+    const late = waiters.enlist(['dns'], AGENT);
     waiters.wake('dns', 1);
     await expect(late.woken(LONG_MS, never())).resolves.toBe(false);
   });
 
   it('end when the process stops, those that left the line too', async () => {
-    const drained = waiters.enlist(['dns']);
-    drained.leave();
+    const drained = waiters.enlist(['dns'], AGENT);
+    drained.stepAside();
     const waiting = wait(drained);
     lifecycle.beginStop();
     await settle();
@@ -209,7 +230,7 @@ describe('claims that wait', () => {
       const ended: Promise<void>[] = [];
 
       const claim = async (of: Extract<(typeof events)[number], { type: 'claim' }>, hangUp: AbortSignal) => {
-        const waiter = line.enlist(of.kinds);
+        const waiter = line.enlist(of.kinds, AGENT);
         try {
           for (;;) {
             let taken = 0;
@@ -221,7 +242,7 @@ describe('claims that wait', () => {
             // The answer comes some time after the look: whatever becomes ready now was not seen.
             for (let i = 0; i < of.lookTurns; i++) await Promise.resolve();
             if (of.fails && taken === 0 && hangUp.aborted) throw new Error('put out of service');
-            if (of.draining) waiter.leave();
+            if (of.draining) waiter.stepAside();
             else waiter.served();
             if (taken > 0) return;
             if (!of.draining) asleep.add(of.kinds);

@@ -11,7 +11,9 @@ export interface Waiter {
   woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
   /** Says that the caller has looked for tasks: the wake-up that it had is used. */
   served(): void;
-  /** Leaves the line; a wake-up that was not used goes to the next in it. Waiting on is possible, being woken is not. */
+  /** Leaves the lines; a wake-up that was not used goes to the next in them. What changes with its agent still wakes it. */
+  stepAside(): void;
+  /** Steps aside for good: nothing wakes it any more. */
   leave(): void;
 }
 
@@ -22,6 +24,7 @@ export interface Waiter {
 @Injectable()
 export class ClaimWaiters {
   private readonly byKind = new Map<string, Set<WaitingClaim>>();
+  private readonly byAgent = new Map<number, Set<WaitingClaim>>();
   /** Who sleeps right now. Not the same as who stands in line: one that left it may wait on. */
   private readonly asleep = new Set<WaitingClaim>();
 
@@ -37,16 +40,15 @@ export class ClaimWaiters {
     return new Set([...this.byKind.values()].flatMap((line) => [...line])).size;
   }
 
-  /** Stands in line for the kinds. Do it before looking for tasks, so that none can slip in between. */
-  enlist(kinds: readonly string[]): Waiter {
-    const waiter = new WaitingClaim(
+  /**
+   * Stands in line for the kinds, on behalf of an agent. Do it before looking for tasks, so that none can slip in between.
+   */
+  enlist(kinds: readonly string[], agentId: number): Waiter {
+    const waiter: WaitingClaim = new WaitingClaim(
       () => {
-        for (const kind of kinds) {
-          const line = this.byKind.get(kind);
-          line?.delete(waiter);
-          if (line?.size === 0) this.byKind.delete(kind);
-        }
+        for (const kind of kinds) removeFrom(this.byKind, kind, waiter);
       },
+      () => removeFrom(this.byAgent, agentId, waiter),
       () => {
         for (const kind of kinds) this.wake(kind, 1);
       },
@@ -54,12 +56,14 @@ export class ClaimWaiters {
       this.lifecycle,
       this.inFlight,
     );
-    for (const kind of kinds) {
-      const line = this.byKind.get(kind);
-      if (line) line.add(waiter);
-      else this.byKind.set(kind, new Set([waiter]));
-    }
+    for (const kind of kinds) addTo(this.byKind, kind, waiter);
+    addTo(this.byAgent, agentId, waiter);
     return waiter;
+  }
+
+  /** Has the claims of an agent look again: what it may do may have changed, or its token be void. */
+  wakeAgent(agentId: number): void {
+    for (const waiter of this.byAgent.get(agentId) ?? []) waiter.signal();
   }
 
   /** Tells that this many tasks of a kind became ready. */
@@ -81,13 +85,26 @@ export class ClaimWaiters {
   }
 }
 
+function addTo<Key>(sets: Map<Key, Set<WaitingClaim>>, key: Key, waiter: WaitingClaim): void {
+  const set = sets.get(key);
+  if (set) set.add(waiter);
+  else sets.set(key, new Set([waiter]));
+}
+
+function removeFrom<Key>(sets: Map<Key, Set<WaitingClaim>>, key: Key, waiter: WaitingClaim): void {
+  const set = sets.get(key);
+  set?.delete(waiter);
+  if (set?.size === 0) sets.delete(key);
+}
+
 class WaitingClaim implements Waiter {
   private signalled = false;
   private used = true;
   private notify: (() => void) | undefined;
 
   constructor(
-    private readonly remove: () => void,
+    private readonly leaveLines: () => void,
+    private readonly leaveAgent: () => void,
     private readonly passOn: () => void,
     private readonly asleep: Set<WaitingClaim>,
     private readonly lifecycle: Lifecycle,
@@ -132,10 +149,15 @@ class WaitingClaim implements Waiter {
     this.used = true;
   }
 
-  leave(): void {
-    this.remove();
+  stepAside(): void {
+    this.leaveLines();
     if (this.signalled || !this.used) this.passOn();
     this.signalled = false;
     this.used = true;
+  }
+
+  leave(): void {
+    this.stepAside();
+    this.leaveAgent();
   }
 }

@@ -47,7 +47,7 @@ export class LeasesController {
     @IdempotencyKey() key: string | undefined,
     @HangUp() hangUp: AbortSignal,
   ): Promise<ClaimResponse> {
-    return this.leases.claim(agent.id, body, key, hangUp);
+    return this.leases.claim(agent, body, key, hangUp);
   }
 
   /** Moves the deadlines of leases; those that the caller no longer holds are listed as revoked. */
@@ -59,7 +59,7 @@ export class LeasesController {
   @ApiOkResponse({ type: ExtendResponse })
   @GuardedErrors()
   extend(@CurrentAgent() agent: AgentIdentity, @Body() body: ExtendRequest): Promise<ExtendResponse> {
-    return this.leases.extend(agent.id, body);
+    return this.leases.extend(agent, body);
   }
 
   /** Takes what came of leases. A lease whose report came too late or was answered otherwise is listed as rejected. */
@@ -71,6 +71,6 @@ export class LeasesController {
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()
   report(@CurrentAgent() agent: AgentIdentity, @Body() body: ReportRequest): Promise<ReportResponse> {
-    return this.leases.report(agent.id, body);
+    return this.leases.report(agent, body);
   }
 }

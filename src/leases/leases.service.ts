@@ -1,10 +1,12 @@
 import { Inject, Injectable } from '@nestjs/common';
 import { AgentsService } from '../agents/agents.service';
+import { Budgets } from '../agents/budgets';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
 import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
+import type { AgentIdentity } from '../http/decorators';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
@@ -63,6 +65,17 @@ interface TaskEnd {
   reason: TaskReason | null;
 }
 
+/** A result on its way into the table. */
+interface StoredResult {
+  task_id: number;
+  lease_id: number;
+  standing: Standing;
+  report: 'completed' | 'cancelled';
+  outcome: Outcome | null;
+  /** JSON. */
+  observations: string;
+}
+
 /** Owns leases and results: who works on what, until when, and what came of it. The lease's id is the fence. */
 @Injectable()
 export class LeasesService {
@@ -71,6 +84,7 @@ export class LeasesService {
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly agents: AgentsService,
+    private readonly budgets: Budgets,
     private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
     private readonly waiters: ClaimWaiters,
@@ -80,6 +94,7 @@ export class LeasesService {
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
     agents.onOut((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
+    agents.onChanged((agentId) => this.waiters.wakeAgent(agentId));
     agents.countLeasesWith((statements, agentIds) => this.countHeldBy(statements, agentIds));
   }
 
@@ -88,10 +103,11 @@ export class LeasesService {
    * With a key, the same call again gives the leases of the first that are still live.
    * @throws ERR_VALIDATION a kind that there is not
    * @throws ERR_CONFLICT the key was used with another body, or its first call still runs (retryable)
-   * @throws ERR_FORBIDDEN the agent was put out of service
+   * @throws ERR_UNAUTHORIZED the token was voided, also while the call waited
+   * @throws ERR_FORBIDDEN the agent was put out of service, also while the call waited
    */
   async claim(
-    agentId: number,
+    agent: AgentIdentity,
     request: ClaimRequest,
     key: string | undefined,
     hangUp: AbortSignal,
@@ -100,20 +116,21 @@ export class LeasesService {
     this.kinds.checkKnown(capacities.map(([kind]) => kind));
     const wanted = capacities.filter(([, capacity]) => capacity > 0);
     const waitMs = request.wait_ms ?? 0;
-    if (key === undefined) return this.claimOrWait(agentId, wanted, waitMs, undefined, hangUp);
-    const call = this.idempotency.call(`claim:${agentId}`, key, { capacities, waitMs });
-    return this.idempotency.alone(call, () => this.claimOrWait(agentId, wanted, waitMs, call, hangUp));
+    if (key === undefined) return this.claimOrWait(agent, wanted, waitMs, undefined, hangUp);
+    const call = this.idempotency.call(`claim:${agent.id}`, key, { capacities, waitMs });
+    return this.idempotency.alone(call, () => this.claimOrWait(agent, wanted, waitMs, call, hangUp));
   }
 
   /**
    * Moves deadlines to now + `extend_by_ms` (clamped to 1 s and the lease duration), never nearer than they were and
    * never past the lease's lifetime. What is not a live lease of the caller is listed as revoked.
+   * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_FORBIDDEN the agent was put out of service
    */
-  extend(agentId: number, request: ExtendRequest): Promise<ExtendResponse> {
+  extend(agent: AgentIdentity, request: ExtendRequest): Promise<ExtendResponse> {
     const byMs = Math.min(Math.max(request.extend_by_ms, MIN_EXTENSION_MS), this.settings.leaseDurationMs);
     return this.database.write(async (tx) => {
-      await this.agents.requireInService(tx, agentId);
+      await this.agents.requireInService(tx, agent);
       const { now } = tx;
       const rows = await tx.rows<{ id: number; deadline_at: number }>(
         `UPDATE leases
@@ -121,7 +138,7 @@ export class LeasesService {
          WHERE ${tx.dialect.isAmong('id', '$1')} AND agent_id = $2 AND state = 'active'
          RETURNING id, deadline_at`,
         JSON.stringify(request.lease_ids),
-        agentId,
+        agent.id,
         now + byMs,
       );
       const deadlines = new Map(rows.map((row) => [row.id, row.deadline_at]));
@@ -140,9 +157,11 @@ export class LeasesService {
    * kept as evidence and changes nothing; the same again is acknowledged again.
    * @throws ERR_VALIDATION the same lease twice, or more than 1,000
    * @throws ERR_UNAVAILABLE it brings observations, and the disk is nearly full
+   * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_FORBIDDEN the agent was put out of service
+   * @throws ERR_RATE_LIMITED the agent has stored as many observations as it may in a day; nothing of the report is taken
    */
-  report(agentId: number, request: ReportRequest): Promise<ReportResponse> {
+  report(agent: AgentIdentity, request: ReportRequest): Promise<ReportResponse> {
     const problems = checkReportAsWhole(request);
     if (problems) throw fail('ERR_VALIDATION', problems);
     const brings = ({ observations }: LeaseReport) => (observations?.length ?? 0) > 0;
@@ -159,8 +178,9 @@ export class LeasesService {
         outcome: report.outcome ?? null,
       })),
     ];
+    const { id: agentId } = agent;
     return this.database.write(async (tx) => {
-      await this.agents.requireInService(tx, agentId);
+      await this.agents.requireInService(tx, agent);
       const { now } = tx;
       const leases = await this.findReported(
         tx,
@@ -169,7 +189,7 @@ export class LeasesService {
       );
       const ends: TaskEnd[] = [];
       const ended: { id: number; state: LeaseState }[] = [];
-      const results: object[] = [];
+      const results: StoredResult[] = [];
       const rejected: RejectedReport[] = [];
       const taken: Omit<TakenReport, 'spec'>[] = [];
       for (const { report, as, outcome } of reports) {
@@ -286,7 +306,7 @@ export class LeasesService {
   }
 
   private async claimOrWait(
-    agentId: number,
+    agent: AgentIdentity,
     wanted: readonly [string, number][],
     waitMs: number,
     call: IdempotentCall | undefined,
@@ -298,12 +318,15 @@ export class LeasesService {
       return { leases: [] };
     }
     const until = performance.now() + waitMs;
-    const waiter = this.waiters.enlist(wanted.map(([kind]) => kind));
+    const waiter = this.waiters.enlist(
+      wanted.map(([kind]) => kind),
+      agent.id,
+    );
     try {
       for (;;) {
-        const granted = await this.claimNow(agentId, wanted, call);
+        const granted = await this.claimNow(agent, wanted, call);
         if (granted === 'draining') {
-          waiter.leave();
+          waiter.stepAside();
         } else {
           waiter.served();
           if (granted.length > 0 || granted === REPLAYED_NONE) return { leases: [...granted] };
@@ -324,12 +347,13 @@ export class LeasesService {
 
   /** One look for tasks, in one transaction. */
   private claimNow(
-    agentId: number,
+    agent: AgentIdentity,
     wanted: readonly [string, number][],
     call: IdempotentCall | undefined,
   ): Promise<readonly LeaseGrant[] | 'draining'> {
+    const { id: agentId } = agent;
     return this.database.write(async (tx) => {
-      const mayHaveMore = await this.agents.requireInService(tx, agentId);
+      const { takesWork, hadLease } = await this.agents.requireInService(tx, agent);
       const { now } = tx;
       if (call) {
         const before = await this.idempotency.find<number[]>(tx, call);
@@ -338,7 +362,7 @@ export class LeasesService {
           return live.length > 0 ? live : REPLAYED_NONE;
         }
       }
-      if (!mayHaveMore) return 'draining';
+      if (!takesWork) return 'draining';
       const tasks = await this.takeBest(tx, wanted, now);
       if (tasks.length === 0) return [];
       // Of each kind as many were locked as all of them together may be; what was not taken is free again with the commit.
@@ -348,6 +372,7 @@ export class LeasesService {
           wanted.map(([kind]) => kind),
           MAX_CLAIM,
         );
+      if (!hadLease) await this.agents.noteFirstLease(tx, agentId);
       const leases = await this.lease(tx, agentId, tasks, now);
       if (call) {
         await this.idempotency.store(
@@ -499,10 +524,11 @@ export class LeasesService {
   private async storeResults(
     tx: Transaction,
     agentId: number,
-    results: readonly object[],
+    results: readonly StoredResult[],
     now: number,
   ): Promise<void> {
     if (results.length === 0) return;
+    await this.budgets.require(tx, 'observations', agentId, observedBytes(results));
     await tx.run(
       `INSERT INTO results (task_id, lease_id, agent_id, standing, report, outcome, observations, received_at)
        SELECT task_id, lease_id, $2, standing, report, outcome, observations, $3
@@ -613,6 +639,13 @@ export class LeasesService {
     );
     return new Map(rows.map((row) => [row.agent_id, row.count]));
   }
+}
+
+/** What results need of an agent's budget: those without observations need nothing. */
+function observedBytes(results: readonly StoredResult[]): number {
+  let bytes = 0;
+  for (const { observations } of results) if (observations !== '[]') bytes += Buffer.byteLength(observations);
+  return bytes;
 }
 
 type CandidateTask = { id: number; kind: string; target: string; spec: string };

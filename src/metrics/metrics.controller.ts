@@ -31,7 +31,7 @@ export class MetricsController {
   @ApiAcceptedResponse({ type: MetricsResponse })
   @GuardedErrors()
   async push(@CurrentAgent() agent: AgentIdentity, @Body() body: MetricsRequest): Promise<MetricsResponse> {
-    return { accepted: true, id: await this.metrics.ingest(agent.id, body) };
+    return { accepted: true, id: await this.metrics.ingest(agent, body) };
   }
 }
 

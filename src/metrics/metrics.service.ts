@@ -2,11 +2,13 @@ import { hash } from 'node:crypto';
 import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression } from '@nestjs/schedule';
 import { AgentsService } from '../agents/agents.service';
+import { Budgets } from '../agents/budgets';
 import { Clock, toTimestamp } from '../clock';
 import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
-import { fail } from '../errors';
+import { ApiError, fail } from '../errors';
+import type { AgentIdentity } from '../http/decorators';
 import { fitting, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { JobRunner } from '../scheduling/job-runner';
@@ -32,19 +34,26 @@ const STATEMENT_CHARS = 8 * 1024 * 1024;
 /** An envelope on its way into the table. */
 type Envelope = Omit<MetricsEntity, 'id' | 'received_at'>;
 
+/** An envelope, and who sent it. */
+interface Arrival {
+  readonly agent: AgentIdentity;
+  readonly envelope: Envelope;
+}
+
 /** Owns agent_metrics: the envelopes that agents send, each stored once. */
 @Injectable()
 export class MetricsService {
-  private readonly envelopes: CoalescedWrite<Envelope, number | undefined>;
+  private readonly envelopes: CoalescedWrite<Arrival, number | ApiError>;
 
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly agents: AgentsService,
+    private readonly budgets: Budgets,
     private readonly jobs: JobRunner,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    this.envelopes = new CoalescedWrite(database, (tx, envelopes) => this.store(tx, envelopes));
+    this.envelopes = new CoalescedWrite(database, (tx, arrivals) => this.store(tx, arrivals));
   }
 
   /**
@@ -52,22 +61,26 @@ export class MetricsService {
    * writer is busy share one statement.
    * @returns the envelope's id
    * @throws ERR_VALIDATION the timestamp is too old or ahead, or there are too many samples
-   * @throws ERR_FORBIDDEN the agent was disabled, revoked or deleted meanwhile
+   * @throws ERR_UNAUTHORIZED the token was voided meanwhile
+   * @throws ERR_FORBIDDEN the agent was disabled or revoked meanwhile
+   * @throws ERR_RATE_LIMITED the agent has stored as much as it may in a day
    */
-  async ingest(agentId: number, request: MetricsRequest): Promise<string> {
+  async ingest(agent: AgentIdentity, request: MetricsRequest): Promise<string> {
     const measuredAt = this.checkLimits(request);
     const counters = textOf(request.counters);
     const gauges = textOf(request.gauges);
     const id = await this.envelopes.run({
-      agent_id: agentId,
-      // Of the timestamp as it was sent: two that differ by less than a millisecond are not the same.
-      envelope_hash: hash('sha256', `${request.timestamp}\n${counters}\n${gauges}`, 'hex'),
-      measured_at: measuredAt,
-      counters,
-      gauges,
+      agent,
+      envelope: {
+        agent_id: agent.id,
+        // Of the timestamp as it was sent: two that differ by less than a millisecond are not the same.
+        envelope_hash: hash('sha256', `${request.timestamp}\n${counters}\n${gauges}`, 'hex'),
+        measured_at: measuredAt,
+        counters,
+        gauges,
+      },
     });
-    if (id === undefined)
-      throw fail('ERR_FORBIDDEN', undefined, { message: 'This agent is out of service.' });
+    if (id instanceof ApiError) throw id;
     return String(id);
   }
 
@@ -133,15 +146,18 @@ export class MetricsService {
     return measuredAt;
   }
 
-  /** @returns the id of each envelope; undefined where its agent is out of service */
-  private async store(tx: Transaction, envelopes: Envelope[]): Promise<(number | undefined)[]> {
-    const inService = await this.agents.inService(
+  /** @returns the id of each envelope, or the error that it is refused with */
+  private async store(tx: Transaction, arrivals: Arrival[]): Promise<(number | ApiError)[]> {
+    const refusals = await this.agents.refusals(
       tx,
-      envelopes.map((envelope) => envelope.agent_id),
+      arrivals.map(({ agent }) => agent),
     );
-    const accepted = envelopes.filter((envelope) => inService.has(envelope.agent_id));
+    const envelopes = arrivals.filter((_, i) => !refusals[i]).map(({ envelope }) => envelope);
+    const known = await this.idsOf(tx, envelopes);
+    const news = envelopes.filter((envelope) => !known.has(keyOf(envelope)));
+    const affordable = await this.charge(tx, news);
     const { now } = tx;
-    for (const batch of batchesOf(accepted)) {
+    for (const batch of batchesOf(affordable)) {
       await tx.run(
         `INSERT INTO agent_metrics (agent_id, envelope_hash, measured_at, received_at, counters, gauges)
          SELECT agent_id, envelope_hash, measured_at, $2, counters, gauges
@@ -158,16 +174,47 @@ export class MetricsService {
         now,
       );
     }
-    const stored = await tx.rows<{ id: number; agent_id: number; envelope_hash: string }>(
+    const stored = await this.idsOf(tx, affordable);
+    return arrivals.map(({ envelope }, i) => {
+      const key = keyOf(envelope);
+      return refusals[i] ?? known.get(key) ?? stored.get(key) ?? this.budgets.refusal('metrics');
+    });
+  }
+
+  /** Counts new envelopes against their agents' budgets, each once. @returns those that fit */
+  private async charge(tx: Transaction, envelopes: readonly Envelope[]): Promise<Envelope[]> {
+    const affordable: Envelope[] = [];
+    let left = [...new Map(envelopes.map((envelope) => [keyOf(envelope), envelope])).values()];
+    // Of each agent one at a time: what does not fit must not take the others with it.
+    while (left.length > 0) {
+      const next = new Map(left.toReversed().map((envelope) => [envelope.agent_id, envelope]));
+      const refused = await this.budgets.take(
+        tx,
+        'metrics',
+        new Map(
+          [...next].map(([agentId, { counters, gauges }]) => [agentId, bytesOf(counters) + bytesOf(gauges)]),
+        ),
+      );
+      for (const [agentId, envelope] of next) if (!refused.has(agentId)) affordable.push(envelope);
+      left = left.filter((envelope) => next.get(envelope.agent_id) !== envelope);
+    }
+    return affordable;
+  }
+
+  /** The ids of those of the envelopes that are stored, by {@link keyOf}. */
+  private async idsOf(tx: Transaction, envelopes: readonly Envelope[]): Promise<Map<string, number>> {
+    if (envelopes.length === 0) return new Map();
+    const rows = await tx.rows<{ id: number; agent_id: number; envelope_hash: string }>(
       `SELECT m.id, m.agent_id, m.envelope_hash
        FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', envelope_hash: 'text' })} AS r
        JOIN agent_metrics m ON m.agent_id = r.agent_id AND m.envelope_hash = r.envelope_hash`,
-      JSON.stringify(accepted.map(({ agent_id, envelope_hash }) => ({ agent_id, envelope_hash }))),
+      JSON.stringify(envelopes.map(({ agent_id, envelope_hash }) => ({ agent_id, envelope_hash }))),
     );
-    const ids = new Map(stored.map((row) => [keyOf(row), row.id]));
-    return envelopes.map((envelope) => ids.get(keyOf(envelope)));
+    return new Map(rows.map((row) => [keyOf(row), row.id]));
   }
 }
+
+const bytesOf = (text: string): number => Buffer.byteLength(text);
 
 const keyOf = (row: Pick<MetricsEntity, 'agent_id' | 'envelope_hash'>): string =>
   `${row.agent_id} ${row.envelope_hash}`;

@@ -1,7 +1,7 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
 import { ROLES, type Role } from '../http/decorators';
-import { IsLine, OptionalIdInQuery, OptionalInteger } from '../http/fields';
+import { IsName, OptionalIdInQuery, OptionalInteger } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
 import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
@@ -10,7 +10,7 @@ import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
 export class CreateOperatorTokenRequest {
   /** Whose it is, for lists, logs and the audit log. */
   @ApiProperty({ minLength: 1, maxLength: 100, example: 'alice' })
-  @IsLine(100)
+  @IsName(100)
   name!: string;
 
   /** Each role includes the ones before it. */

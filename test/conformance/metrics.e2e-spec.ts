@@ -5,6 +5,7 @@ import {
   type Answer,
   type Credentials,
   credentialsOf,
+  identityOf,
   TestClock,
   TestServer,
 } from '../helpers/harness';
@@ -149,7 +150,7 @@ describe('pushing', () => {
     // Past the guards, as a request is that was let in just before the agent was revoked.
     const metrics = server.app.get(MetricsService);
     const [working, revoked, draining] = await Promise.allSettled(
-      others.map(({ agent_id }) => metrics.ingest(agent_id, envelope())),
+      others.map((other) => metrics.ingest(identityOf(other), envelope())),
     );
     expect(working?.status).toBe('fulfilled');
     expect(revoked).toMatchObject({ status: 'rejected', reason: { code: 'ERR_FORBIDDEN' } });
@@ -161,7 +162,7 @@ describe('pushing', () => {
     const agents = await Promise.all(Array.from({ length: 10 }, (_, n) => server.register(`many-${n}`)));
     const metrics = server.app.get(MetricsService);
     const ids = await Promise.all(
-      agents.map(({ agent_id }) => metrics.ingest(agent_id, envelope({ counters: [], gauges: LARGE }))),
+      agents.map((one) => metrics.ingest(identityOf(one), envelope({ counters: [], gauges: LARGE }))),
     );
     const rows = await server.rows('SELECT id, agent_id FROM agent_metrics ORDER BY agent_id');
     expect(rows).toEqual(

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type ControlPlane, createApp, type Replacements } from '../../src/app';
 import { Clock } from '../../src/clock';
-import type { OperatorIdentity } from '../../src/http/decorators';
+import type { AgentIdentity, OperatorIdentity } from '../../src/http/decorators';
+import { hashToken } from '../../src/http/tokens';
 import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
 import { PostgresDatabases } from './postgres-databases';
@@ -112,7 +113,7 @@ export class TestServer {
     );
     const named: Record<string, string> = {
       ...Object.fromEntries(
-        [...quotas, 'REGISTER_PER_IP', 'FAILED_AUTH_PER_IP'].map((name) => [name, 'off']),
+        [...quotas, 'REGISTER_PER_IP', 'REGISTER_TOTAL', 'FAILED_AUTH_PER_IP'].map((name) => [name, 'off']),
       ),
       DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,
@@ -312,6 +313,12 @@ export function exchange(url: string, text: string): Promise<string> {
 export function credentialsOf(who: Credentials): Record<string, string> {
   return { 'x-agent-id': String(who.agent_id), 'x-agent-token': who.auth_token };
 }
+
+/** An agent as the guards know it, for a call past them. */
+export const identityOf = (who: Credentials): AgentIdentity => ({
+  id: who.agent_id,
+  tokenHash: hashToken(who.auth_token),
+});
 
 /** A dns task. */
 export const dnsTask = (fields: object = {}, spec: object = {}) => ({

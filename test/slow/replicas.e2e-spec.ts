@@ -254,6 +254,7 @@ class Replica {
               RETRY_BACKOFF_MAX_MS: '20',
               MAX_EVENT_LOOP_DELAY_MS: '60000',
               REGISTER_PER_IP: 'off',
+              REGISTER_TOTAL: 'off',
               ...Object.fromEntries(
                 ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'].map((route) => [
                   `QUOTA_${route}`,

@@ -2,8 +2,16 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { LeasesService } from '../../src/leases/leases.service';
+import { Continuity } from '../../src/scheduling/continuity';
 import { JobRunner } from '../../src/scheduling/job-runner';
-import { ADMIN_TOKEN, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
+import {
+  ADMIN_TOKEN,
+  type Credentials,
+  credentialsOf,
+  dnsTask,
+  onPostgres,
+  TestServer,
+} from '../helpers/harness';
 
 // What replicas on one PostgreSQL database owe each other; SQLite serves one process.
 const onShared = onPostgres ? describe : describe.skip;
@@ -42,6 +50,71 @@ onShared('replicas on one database', () => {
       ({ status }) => status === 403,
     );
     expect(config.status).toBe(403);
+  });
+
+  it('end a claim that waits at one with a token that another voided, and grant it nothing', async () => {
+    const [rotated, revoked] = [await first.register(), await first.register()];
+    const wait = (who: Credentials) =>
+      second.agent(who, '/claim', { capacities: { dns: 5 }, wait_ms: 30_000 });
+    const claims = [wait(rotated), wait(revoked)];
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    const { body: fresh } = await first.operator('POST', `/v1/agents/${rotated.agent_id}/rotate`, {
+      revoke_old: true,
+    });
+    await first.operator('POST', `/v1/agents/${revoked.agent_id}/revoke`);
+    expect((await Promise.all(claims)).map(({ status }) => status)).toEqual([401, 403]);
+    await first.enqueue(dnsTask());
+    expect((await second.agent(fresh, '/claim', { capacities: { dns: 5 } })).body.leases).toHaveLength(1);
+    // They are told, and need not wait to the end: for that there is no time here.
+  }, 20_000);
+
+  it('let nothing take effect that comes with a token which another voided a moment ago', async () => {
+    const agent = await first.register();
+    await first.enqueue(dnsTask(), dnsTask());
+    const [{ lease_id }] = (await second.agent(agent, '/claim', { capacities: { dns: 1 } })).body.leases;
+    const calls = () => [
+      second.agent(agent, '/heartbeat'),
+      second.agent(agent, '/claim', { capacities: { dns: 1 } }),
+      second.agent(agent, '/report', { completed: [{ lease_id }], cancelled: [] }),
+      second.agent(agent, '/metrics', { timestamp: new Date().toISOString() }),
+    ];
+    await first.operator('POST', `/v1/agents/${agent.agent_id}/rotate`, { revoke_old: true });
+    // Whether or not the other has heard of it.
+    expect((await Promise.all(calls())).map(({ status }) => status)).toEqual([401, 401, 401, 401]);
+    expect(await first.rows(`SELECT id FROM leases WHERE state <> 'revoked'`)).toEqual([]);
+    expect(await first.rows('SELECT id FROM agent_metrics')).toEqual([]);
+  });
+
+  it('hand a silent host over to one of many that ask at different replicas', async () => {
+    for (let round = 0; round < 5; round++) {
+      const hostname = `silent-${round}`;
+      const old = await first.register(hostname);
+      await first.database.write((tx) =>
+        tx.run('UPDATE agent_heartbeats SET last_heartbeat_at = 0 WHERE agent_id = $1', old.agent_id),
+      );
+      // Neither may have begun a moment ago: time in which no server ran is not held against anybody.
+      const running = [first, second].map((server) =>
+        jest.spyOn(server.app.get(Continuity), 'runningSince').mockReturnValue(0),
+      );
+      const answers = await Promise.all(
+        Array.from({ length: 6 }, (_, i) =>
+          (i % 2 === 0 ? first : second).request('POST', '/register', { body: { hostname } }),
+        ),
+      );
+      for (const spy of running) spy.mockRestore();
+      expect(answers.map(({ status }) => status).sort()).toEqual([200, 409, 409, 409, 409, 409]);
+    }
+  });
+
+  it('register one agent for one key, at whichever of them it is sent', async () => {
+    const headers = { 'idempotency-key': 'a-secret-of-the-caller' };
+    const answers = await Promise.all(
+      Array.from({ length: 4 }, (_, i) =>
+        (i % 2 === 0 ? first : second).request('POST', '/register', { headers, body: {} }),
+      ),
+    );
+    expect(new Set(answers.map(({ status, body }) => `${status} ${body.agent_id}`)).size).toBe(1);
+    expect(await first.rows('SELECT id FROM agents')).toHaveLength(1);
   });
 
   it('refuse an operator’s token that another withdrew', async () => {

@@ -5,10 +5,12 @@ import { SchedulerRegistry } from '@nestjs/schedule';
 import fc from 'fast-check';
 import { pino } from 'pino';
 import { AgentsService, type AgentTransition } from '../../src/agents/agents.service';
+import { RegistrationService } from '../../src/agents/registration.service';
 import { type ControlPlane, createApp } from '../../src/app';
 import { toTimestamp } from '../../src/clock';
 import { ConcurrencyService } from '../../src/concurrency/concurrency.service';
 import type { Statements } from '../../src/database/statements';
+import type { AgentIdentity } from '../../src/http/decorators';
 import { LeasesService } from '../../src/leases/leases.service';
 import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import type { TaskDetail } from '../../src/leases/tasks.dto';
@@ -17,6 +19,7 @@ import { readSettings } from '../../src/settings';
 import {
   ADMIN_TOKEN,
   databaseIn,
+  identityOf,
   OPERATOR,
   onPostgres,
   removeDatabaseIn,
@@ -220,6 +223,7 @@ describe('tasks and leases', () => {
   let folder: string;
   let plane: ControlPlane;
   let agents: number[];
+  const identities = new Map<number, AgentIdentity>();
   let serial = 0;
   const clock = new TestClock();
   const service = <T>(type: abstract new (...args: never[]) => T): T => plane.app.get<T>(type);
@@ -243,11 +247,13 @@ describe('tasks and leases', () => {
     for (const name of schedule.getIntervals()) schedule.deleteInterval(name);
     for (const name of schedule.getCronJobs().keys()) schedule.deleteCronJob(name);
     const free = () => undefined;
-    const charge = { success: () => free, failure: free, beforeLookup: free };
+    const charge = { waitMs: 0, success: () => free, failure: free, beforeLookup: free };
     agents = [];
+    identities.clear();
     for (let i = 0; i < 3; i++) {
-      const { agent_id } = await service(AgentsService).register(undefined, {}, charge);
-      agents.push(agent_id);
+      const who = await service(RegistrationService).register({ address: '127.0.0.1' }, charge);
+      identities.set(who.agent_id, identityOf(who));
+      agents.push(who.agent_id);
     }
   });
 
@@ -255,6 +261,8 @@ describe('tasks and leases', () => {
     await plane.stop();
     await removeDatabaseIn(folder);
   });
+
+  const identity = (agentId: number): AgentIdentity => identities.get(agentId) as AgentIdentity;
 
   /** Empties the queue; agents, and the ids that were given, stay. */
   async function startOver(): Promise<ReferenceModel> {
@@ -371,13 +379,13 @@ describe('tasks and leases', () => {
         const { agent, capacities, key } = operation;
         const hangUp = new AbortController().signal;
         const request = { agent_id: agent, capacities };
-        const { leases } = await service(LeasesService).claim(agent, request, key, hangUp);
+        const { leases } = await service(LeasesService).claim(identity(agent), request, key, hangUp);
         return leases.map((lease) => ({ ...lease }));
       }
       case 'extend': {
         const { agent, leases, byMs } = operation;
         const request = { agent_id: agent, lease_ids: leases, extend_by_ms: byMs };
-        return service(LeasesService).extend(agent, request);
+        return service(LeasesService).extend(identity(agent), request);
       }
       case 'report': {
         const body = (reports: Report[]) =>
@@ -386,7 +394,7 @@ describe('tasks and leases', () => {
             observations: [{ name: 'serial', value: report.serial }],
             ...(report.outcome === undefined ? {} : { outcome: report.outcome }),
           }));
-        return service(LeasesService).report(operation.agent, {
+        return service(LeasesService).report(identity(operation.agent), {
           agent_id: operation.agent,
           completed: body(operation.completed),
           cancelled: body(operation.cancelled),

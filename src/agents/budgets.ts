@@ -1,0 +1,79 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { Clock } from '../clock';
+import type { Transaction } from '../database/statements';
+import { type ApiError, fail } from '../errors';
+import { SETTINGS, type Settings } from '../settings';
+
+const DAY_MS = 86_400_000;
+
+/** What agents store, by the name of its setting. */
+const SETTING = {
+  metrics: 'metricsBytesPerDay',
+  observations: 'observationsBytesPerDay',
+} as const satisfies Record<string, keyof Settings>;
+
+/** What has a budget for each agent and day. */
+export type Budget = keyof typeof SETTING;
+
+/**
+ * Owns agent_usage: how much each agent may store in a day of UTC, so that none of them can fill the disk. In the database,
+ * so that it holds across restarts and replicas, and is counted in the unit of work that stores.
+ */
+@Injectable()
+export class Budgets {
+  constructor(
+    private readonly clock: Clock,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {}
+
+  /**
+   * Counts what agents are about to store, in the unit that stores it. The first of a day always fits, however large it is:
+   * what is refused fits on the next day.
+   * @param bytes of each agent, by its id
+   * @returns the agents whose budget has not that much left; nothing is counted for them
+   */
+  async take(tx: Transaction, budget: Budget, bytes: ReadonlyMap<number, number>): Promise<Set<number>> {
+    const asked = [...bytes].filter(([, count]) => count > 0).sort(([a], [b]) => a - b);
+    if (asked.length === 0) return new Set();
+    const column = `${budget}_bytes`;
+    const other = budget === 'metrics' ? 'observations_bytes' : 'metrics_bytes';
+    // A clock that is behind another replica's, or was set back, does not begin the day again.
+    const sameDay = 'agent_usage.day >= excluded.day';
+    const rows = await tx.rows<{ agent_id: number }>(
+      `INSERT INTO agent_usage (agent_id, day, ${column}, ${other})
+       SELECT agent_id, $2, bytes, 0 FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', bytes: 'integer' })} AS r
+       WHERE true ORDER BY agent_id
+       ON CONFLICT (agent_id) DO UPDATE SET
+         ${column} = CASE WHEN ${sameDay} THEN agent_usage.${column} + excluded.${column} ELSE excluded.${column} END,
+         ${other} = CASE WHEN ${sameDay} THEN agent_usage.${other} ELSE 0 END,
+         day = ${tx.dialect.greatest('agent_usage.day', 'excluded.day')}
+       WHERE NOT (${sameDay}) OR agent_usage.${column} = 0 OR agent_usage.${column} + excluded.${column} <= $3
+       RETURNING agent_id`,
+      JSON.stringify(asked.map(([agent_id, count]) => ({ agent_id, bytes: count }))),
+      Math.floor(tx.now / DAY_MS),
+      this.settings[SETTING[budget]] ?? Number.MAX_SAFE_INTEGER,
+    );
+    const refused = new Set(asked.map(([agentId]) => agentId));
+    for (const row of rows) refused.delete(row.agent_id);
+    return refused;
+  }
+
+  /** The same for one agent. @throws ERR_RATE_LIMITED its budget has not that much left */
+  async require(tx: Transaction, budget: Budget, agentId: number, bytes: number): Promise<void> {
+    const refused = await this.take(tx, budget, new Map([[agentId, bytes]]));
+    if (refused.size > 0) throw this.refusal(budget);
+  }
+
+  /** The error to throw for a budget that is used up: it is there again when the next day of UTC begins. */
+  refusal(budget: Budget): ApiError {
+    const name = `${budget}_bytes_per_day`;
+    return fail(
+      'ERR_RATE_LIMITED',
+      { budget: name, limit: this.settings[SETTING[budget]] },
+      {
+        message: `This agent has stored as many bytes of ${budget} as it may in a day.`,
+        retryAfterMs: DAY_MS - (this.clock.now() % DAY_MS),
+      },
+    );
+  }
+}

@@ -1,0 +1,25 @@
+/**
+ * What no name holds: control characters, lone surrogates, separators of lines, and every character that is not seen but
+ * changes what is (direction marks, zero-width characters, tags). Two names that look the same would be different, and
+ * one could hide in a list or change the order of the line around it.
+ */
+const HIDDEN = '\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}';
+
+/** The same for the OpenAPI document: no hidden characters, and no space around. */
+export const NAME_PATTERN = `^(?:[^\\s${HIDDEN}](?:[^${HIDDEN}]*[^\\s${HIDDEN}])?)?$`;
+
+const hidden = new RegExp(`[${HIDDEN}]`, 'u');
+
+/**
+ * What is wrong with a text as a name, hostname, key, label or target. Free values, which strangers may have chosen, are
+ * not asked: they are kept as they were sent.
+ * @returns undefined if it is right; the empty text is
+ */
+export function nameProblem(text: string): string | undefined {
+  if (hidden.test(text))
+    return 'must not hold control characters, characters that are not seen, or half of a surrogate pair';
+  return text.trim() === text ? undefined : 'must not begin or end with a space';
+}
+
+/** Whether a text can be a name: {@link nameProblem} finds nothing. */
+export const isName = (text: string): boolean => nameProblem(text) === undefined;
