@@ -28,9 +28,6 @@ const HOUR_MS = 3_600_000;
 /** For how long a call under an `Idempotency-Key` is the same one, in milliseconds. */
 const REPEAT_MS = 600_000;
 
-/** So many agents are judged in one unit, at the most. */
-const MAX_JUDGED = 500;
-
 /** What a caller of `/register` shows for itself. */
 export interface Proof {
   agentId?: number;
@@ -131,9 +128,7 @@ export class RegistrationService {
    */
   async endTrials(): Promise<number> {
     if (this.continuity.runningSince() > this.clock.now() - HOUR_MS) return 0;
-    return this.jobs.purge((limit) =>
-      this.database.write((tx) => this.endTrialsIn(tx, Math.min(limit, MAX_JUDGED))),
-    );
+    return this.jobs.purge((limit) => this.database.write((tx) => this.endTrialsIn(tx, limit)));
   }
 
   @Cron(CronExpression.EVERY_HOUR)

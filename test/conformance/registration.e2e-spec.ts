@@ -433,6 +433,17 @@ describe('an openly registered agent', () => {
       await trials.endTrials();
       expect((await ids()).includes(early.agent_id)).toBe(false);
       expect((await ids()).includes(late.agent_id)).toBe(true);
+      // As many as strangers can register, in more than one batch.
+      await server.database.write(async (tx) => {
+        const ids = JSON.stringify(Array.from({ length: 1_200 }, (_, i) => ({ id: 1_000_000 + i })));
+        const from = `FROM ${tx.dialect.rowset('$1', { id: 'integer' })} AS r`;
+        await tx.run(
+          `INSERT INTO agents (id, origin, state, token_hash, registered_at, trial_ends_at, updated_at)
+           SELECT id, 'open', 'active', '-', 0, 0, 0 ${from}`,
+          ids,
+        );
+        await tx.run(`INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) SELECT id, 0 ${from}`, ids);
+      });
       clock.advance(30 * DAY_MS);
       await trials.endTrials();
       expect(await ids()).toEqual([late, enrolled, byHand, disabled].map((one) => one.agent_id));
