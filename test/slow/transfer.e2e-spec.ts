@@ -318,9 +318,9 @@ async function makeInstance(): Promise<Instance> {
         /^results\.observations holds the character U\+0000/,
       ],
       [
-        'UPDATE leases SET agent_id = agent_id + 900',
-        'UPDATE leases SET agent_id = agent_id - 900',
-        /^The transfer failed: .*leases.*foreign key/,
+        'UPDATE agent_labels SET agent_id = agent_id + 900',
+        'UPDATE agent_labels SET agent_id = agent_id - 900',
+        /^The transfer failed: .*agent_labels.*foreign key/,
       ],
     ];
     for (const [fault, remedy, said] of faults) {
