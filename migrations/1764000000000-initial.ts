@@ -36,7 +36,6 @@ export class Initial1764000000000 implements MigrationInterface {
         handed_over_at ${bigint},
         trial_ends_at ${bigint},
         first_lease_at ${bigint},
-        updated_at ${bigint} NOT NULL,
         CHECK ((hostname IS NULL) = (hostname_key IS NULL))
       )`,
       `CREATE UNIQUE INDEX agents_hostname ON agents (hostname_key)

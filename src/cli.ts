@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import './cli/node-version';
+import './node-version';
 import { Command, CommanderError } from 'commander';
 import { addDoctor } from './cli/doctor';
 import { EXIT, Failure } from './cli/failure';

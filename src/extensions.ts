@@ -3,6 +3,7 @@ import { createRequire, registerHooks } from 'node:module';
 import { basename, dirname, isAbsolute, join, resolve, sep } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { DynamicModule, Type } from '@nestjs/common';
+import { satisfies, validRange } from 'semver';
 import type { MigrationInterface } from 'typeorm';
 
 /** A part that another team wrote, loaded because `CONTROL_PLANE_EXTENSIONS` names it. */
@@ -103,7 +104,8 @@ const namesOf = (module: unknown): string[] => [...modulesOf(module)].map((type)
 
 function load(specifier: string): Extension {
   const file = find(specifier);
-  const { name, folder } = describe(file);
+  const { name, folder, peers } = describe(file);
+  checkPeers(name, peers);
   let exported: { default?: unknown; migrations?: unknown } | null;
   try {
     exported = require(file);
@@ -138,13 +140,48 @@ function find(specifier: string): string {
   }
 }
 
-/** The name and folder of the package that a file is in. */
-function describe(file: string): { name: string; folder: string } {
+/**
+ * Checks what an extension says that it is made for, before any of its code runs: of the program, and of the packages that
+ * it gets from the program.
+ * @throws ExtensionError one is of a version that it is not made for
+ */
+function checkPeers(extension: string, peers: unknown): void {
+  for (const [peer, range] of Object.entries(Object(peers) as Record<string, unknown>)) {
+    if (peer !== PROGRAM_NAME && !SHARED.test(peer)) continue;
+    if (typeof range !== 'string' || validRange(range) === null)
+      throw new ExtensionError(
+        extension,
+        `has a range in its peerDependencies that can't be read, of ${peer}`,
+      );
+    const version = versionOf(peer);
+    if (version !== undefined && !satisfies(version, range, { includePrerelease: true }))
+      throw new ExtensionError(
+        extension,
+        `is made for ${peer} ${range} (its peerDependencies); this is ${version}`,
+      );
+  }
+}
+
+/** Of the program, or of its copy of a package; undefined if it has none. */
+function versionOf(name: string): string | undefined {
+  const folders =
+    name === PROGRAM_NAME
+      ? [PROGRAM]
+      : (require.resolve.paths(name) ?? []).map((folder) => join(folder, name));
+  for (const folder of folders) {
+    const { version } = readDescription(join(folder, 'package.json'));
+    if (typeof version === 'string') return version;
+  }
+  return undefined;
+}
+
+/** The package that a file is in: its name, its folder, and what it says that it is made for. */
+function describe(file: string): { name: string; folder: string; peers?: unknown } {
   for (let folder = dirname(file); folder !== dirname(folder); folder = dirname(folder)) {
     const description = join(folder, 'package.json');
     if (!existsSync(description)) continue;
-    const { name } = readDescription(description);
-    if (typeof name === 'string' && name !== PROGRAM_NAME) return { name, folder };
+    const { name, peerDependencies: peers } = readDescription(description);
+    if (typeof name === 'string' && name !== PROGRAM_NAME) return { name, folder, peers };
     break;
   }
   const [folder, own] = [dirname(file), basename(file).replace(/\.[cm]?js$/, '')];
@@ -152,7 +189,7 @@ function describe(file: string): { name: string; folder: string } {
 }
 
 /** @returns what is left of it where it can't be read: Node says that better when it loads the package */
-function readDescription(file: string): { name?: unknown } {
+function readDescription(file: string): { name?: unknown; version?: unknown; peerDependencies?: unknown } {
   try {
     return Object(JSON.parse(readFileSync(file, 'utf8')));
   } catch {

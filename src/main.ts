@@ -1,3 +1,4 @@
+import './node-version';
 import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { DatabaseError } from './database/database-error';
@@ -23,12 +24,6 @@ const LAST_ANSWERS_MS = 500;
 process.umask(0o077);
 
 async function main(args: readonly string[]): Promise<void> {
-  // better-sqlite3 asks for this Node-API, and crashes the process without a word where it is not there.
-  if (Number(process.versions.napi) < 10) {
-    console.error(`This program needs Node 22.14 or newer; this is ${process.versions.node}.`);
-    process.exitCode = FAILED;
-    return;
-  }
   const unknown = args.find((arg) => arg !== '--migrate-only');
   if (unknown !== undefined) {
     console.error(`${unknown} is not an argument of this program; there is only --migrate-only.`);

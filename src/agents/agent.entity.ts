@@ -69,9 +69,6 @@ export class AgentEntity {
   /** Null while it never held a lease: then it may be deleted without a trace. */
   @Column('bigint', { nullable: true })
   first_lease_at!: number | null;
-
-  @Column('bigint')
-  updated_at!: number;
 }
 
 /** One label of an agent. A table of its own, so that agents are found by them through an index. */

@@ -429,7 +429,7 @@ export class AgentsService {
   }
 
   private async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
-    await tx.run('UPDATE agents SET state = $2, updated_at = $3 WHERE id = $1', agentId, state, tx.now);
+    await tx.run('UPDATE agents SET state = $2 WHERE id = $1', agentId, state);
     if (state !== 'active' && state !== 'draining') await this.putOut(tx, agentId);
     if (state === 'revoked' || state === 'deleted') await this.forgetOwners(tx, agentId);
     this.credentials.announceChange(tx, String(agentId));
@@ -491,9 +491,8 @@ export class AgentsService {
   ): Promise<number> {
     const { now } = tx;
     const row = await tx.first<{ id: number }>(
-      `INSERT INTO agents (hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at, trial_ends_at,
-         updated_at)
-       VALUES ($1, $2, $3, 'active', $4, $5, $6, $7, $6) RETURNING id`,
+      `INSERT INTO agents (hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at, trial_ends_at)
+       VALUES ($1, $2, $3, 'active', $4, $5, $6, $7) RETURNING id`,
       hostname,
       hostname === null ? null : hostnameKey(hostname),
       origin,
@@ -539,14 +538,13 @@ export class AgentsService {
   ): Promise<void> {
     const { now } = tx;
     await tx.run(
-      `UPDATE agents SET token_hash = $2, token_expires_at = $3, previous_token_hash = $4, previous_token_expires_at = $5,
-         updated_at = $6 WHERE id = $1`,
+      `UPDATE agents SET token_hash = $2, token_expires_at = $3, previous_token_hash = $4, previous_token_expires_at = $5
+       WHERE id = $1`,
       agentId,
       hashToken(token),
       this.tokenExpiry(now),
       held?.hash ?? null,
       held ? Math.min(now + OVERLAP_MS, held.expiresAt ?? Infinity) : null,
-      now,
     );
     this.credentials.announceChange(tx, String(agentId));
   }

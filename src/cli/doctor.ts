@@ -75,7 +75,7 @@ async function* examine(): AsyncGenerator<Finding> {
   } else {
     yield folder(dirname(path));
     yield* files(settings, path);
-    yield space(dirname(path));
+    yield space(dirname(path), settings.minFreeDisk);
     const lock = lockOf(target);
     served = lock === 'served';
     if (existsSync(path)) yield* database(settings, target, lock);
@@ -110,11 +110,12 @@ function* files(settings: Settings, path: string): Generator<Finding> {
   if (well) yield ['ok', 'files', `${there.length} files, none open to others`];
 }
 
-function space(path: string): Finding {
+function space(path: string, minFree: number): Finding {
   const { bavail, bsize } = statfsSync(path);
   const free = bavail * bsize;
   const finding = `${Math.floor(free / MIB)} MiB are free in ${path}`;
-  if (free < NO_SPACE) return ['FAIL', 'disk', `${finding}; make room, or writes will fail`];
+  if (free < Math.max(NO_SPACE, minFree))
+    return ['FAIL', 'disk', `${finding}; make room: bulk writes are refused`];
   return free < LITTLE_SPACE ? ['warn', 'disk', `${finding}; make room soon`] : ['ok', 'disk', finding];
 }
 
@@ -185,9 +186,10 @@ async function migrations(statements: Statements, migrateOnStart: boolean): Prom
 
 async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settings): AsyncGenerator<Finding> {
   const { inspectDatabase } = await import('../database/open-database.js');
-  const { NOW } = await import('../database/postgres.js');
+  const { checkServer, NOW } = await import('../database/postgres.js');
   try {
     yield* await inspectDatabase(target, async (statements) => {
+      await checkServer(statements);
       const row = await statements.first<{ now: number; version: string }>(
         `SELECT ${NOW} AS now, current_setting('server_version') AS version`,
       );
@@ -205,6 +207,10 @@ async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settin
       ] satisfies Finding[];
     });
   } catch (error) {
+    if (error instanceof DatabaseError) {
+      yield ['FAIL', 'database', error.message];
+      return;
+    }
     yield [
       'FAIL',
       'database',

@@ -79,9 +79,11 @@ export class DiskSpace {
   private async look(): Promise<void> {
     try {
       const free = await this.freeSpace(this.folder);
+      // What the reserve freed when it was given up is not for everybody.
+      const wanted = this.minFree + (existsSync(this.reserve) ? 0 : RESERVE_BYTES);
       // A little more than the watermark ends it, so that it is not crossed at every look.
-      this.low = free < this.minFree * (this.low ? 1.1 : 1);
-      if (free > this.minFree + RESERVE_BYTES) await this.keep();
+      this.low = free < wanted * (this.low ? 1.1 : 1);
+      if (free > (this.minFree + RESERVE_BYTES) * 1.1) await this.keep();
     } catch {
       // What can't be asked is not known to be low; a write will tell.
     }

@@ -116,7 +116,7 @@ export class PostgresDatabase extends Database {
       throw unreached(error);
     }
     try {
-      await checkServer(poolOf(source));
+      await checkServer(new PostgresStatements(poolOf(source), source.manager));
       await refuseTransactionPooling(poolOf(source));
       const runner = source.createQueryRunner();
       const lacking = await lackingMigrations(source, runner, extensions).finally(() => runner.release());

@@ -151,11 +151,10 @@ export function identities(statements: Statements): Promise<IdentityColumn[]> {
  * @throws DatabaseError its encoding is not UTF8
  * @throws DatabaseUnreachable it takes no writes now
  */
-export async function checkServer(client: Queryable): Promise<void> {
-  const { rows } = await client.query<{ encoding: string; name: string; read_only: boolean }>(
+export async function checkServer(statements: Statements): Promise<void> {
+  const server = await statements.first<{ encoding: string; name: string; read_only: boolean }>(
     `SELECT current_setting('server_encoding') AS encoding, current_database() AS name, ${IS_READ_ONLY} AS read_only`,
   );
-  const [server] = rows;
   if (server?.encoding !== 'UTF8')
     throw new DatabaseError(
       `The encoding of the database ${server?.name} is ${server?.encoding}, which can't hold every text: make one by ` +

@@ -10,6 +10,7 @@ import { fitting, olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
+import { Continuity, type Interruption } from '../scheduling/continuity';
 import type { LeaseState } from './lease.entity';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
@@ -67,12 +68,15 @@ export class TasksService {
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
+    continuity: Continuity,
     private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
     private readonly leases: LeasesService,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
-  ) {}
+  ) {
+    continuity.onInterruption((tx, interruption) => this.adjustBackoffs(tx, interruption));
+  }
 
   /**
    * Adds tasks, all or none. With a key, the same call again gets the same answer and adds nothing.
@@ -209,6 +213,20 @@ export class TasksService {
       before: { state: task.state },
       after: { state },
     });
+  }
+
+  /**
+   * If the clock was set back, a task that waits for its next attempt waits as long as it would have, and no longer. The
+   * instants that operators named are theirs.
+   */
+  private async adjustBackoffs(tx: Transaction, { now, lastSeen }: Interruption): Promise<void> {
+    if (lastSeen <= now) return;
+    await tx.run(
+      `UPDATE tasks SET run_at = ${tx.dialect.greatest('$1', 'run_at - $2')}
+       WHERE state = 'scheduled' AND attempts > 0 AND run_at > $1`,
+      now,
+      lastSeen - now,
+    );
   }
 
   /** Whether a scheduled task's instant has come, or an unfinished one's time is up. */

@@ -3,10 +3,11 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DataSource } from 'typeorm';
+import { backUp } from '../../src/database/backup';
 import { CoalescedWrite } from '../../src/database/coalesced-write';
 import type { Database } from '../../src/database/database';
-import { openDatabase } from '../../src/database/open-database';
-import { writerOptions } from '../../src/database/sqlite';
+import { inspectDatabase, openDatabase } from '../../src/database/open-database';
+import { takeGeneration, writerOptions } from '../../src/database/sqlite';
 import type { Transaction } from '../../src/database/statements';
 import type { SqliteTarget } from '../../src/settings';
 
@@ -25,7 +26,9 @@ describe('the write door', () => {
   beforeEach(async () => {
     folder = await mkdtemp(join(tmpdir(), 'control-plane-door-'));
     target = { type: 'sqlite', path: join(folder, 'test.db') };
-    database = await openDatabase({ database: target, migrateOnStart: true, poolSize: 1 });
+    database = await openDatabase({ database: target, migrateOnStart: true, poolSize: 1 }, [], [], {
+      lockWaitMs: 300,
+    });
     await database.write(async (tx) => {
       await tx.run('CREATE TABLE notes (id integer PRIMARY KEY, text text NOT NULL UNIQUE)');
       await tx.run('CREATE TABLE counters (id integer PRIMARY KEY, value integer NOT NULL)');
@@ -321,7 +324,6 @@ describe('the write door', () => {
     });
 
     it('answers all who wait where it could not even begin, and later writes work', async () => {
-      await database.write((tx) => tx.rows('PRAGMA busy_timeout = 1'));
       await other.query('BEGIN IMMEDIATE');
       const outcomes = await Promise.allSettled(['a', 'b', 'c'].map((text) => database.write(note(text))));
       await other.query('ROLLBACK');
@@ -331,6 +333,66 @@ describe('the write door', () => {
       await database.write(note('later'));
       expect(await stored()).toEqual(['later']);
     });
+  });
+
+  describe('another program that holds the lock of the file', () => {
+    it('holds up those who write and nothing else; they are stored when it lets go', async () => {
+      await other.query('BEGIN IMMEDIATE');
+      let isStored = false;
+      const writing = database.write(note('waits')).then(() => {
+        isStored = true;
+      });
+      // SQLite's own waiting would hold up the event loop, and these with it.
+      for (let turns = 0; turns < 20; turns++) await new Promise((resolve) => setTimeout(resolve, 5));
+      expect(isStored).toBe(false);
+      await other.query('ROLLBACK');
+      await writing;
+      expect(await stored()).toEqual(['waits']);
+    });
+
+    it('shows in readiness after those who write have waited in vain, until it lets go', async () => {
+      await other.query('BEGIN IMMEDIATE');
+      await expect(database.ready()).resolves.toBeUndefined();
+      await expect(database.write(note('in vain'))).rejects.toMatchObject(UNAVAILABLE);
+      await expect(database.ready()).rejects.toThrow();
+      await other.query('ROLLBACK');
+      await expect(database.ready()).resolves.toBeUndefined();
+      expect(await stored()).toEqual([]);
+    });
+  });
+
+  describe('another process that has opened the file to write', () => {
+    it('fences this one off: it stores nothing any more, and says so once', async () => {
+      await database.write(note('acknowledged'));
+      const lost: Error[] = [];
+      database.onLost((reason) => lost.push(reason));
+      // As its start does, under whatever name it found the file.
+      await takeGeneration(other);
+      const refused = await Promise.allSettled([database.write(note('a')), database.write(note('b'))]);
+      for (const outcome of [...refused, ...(await Promise.allSettled([database.write(note('c'))]))])
+        expect(outcome).toMatchObject({ status: 'rejected', reason: UNAVAILABLE });
+      await expect(database.ready()).rejects.toThrow();
+      expect(await stored()).toEqual(['acknowledged']);
+      expect(lost).toEqual([
+        expect.objectContaining({ message: expect.stringContaining('Another process') }),
+      ]);
+    });
+
+    it('is not one that reads: a backup, a look at the file', async () => {
+      await inspectDatabase(target, (statements) => statements.rows('SELECT 1'));
+      await backUp(target, join(folder, 'backup.db'), {
+        replace: false,
+        signal: AbortSignal.timeout(60_000),
+      });
+      await database.write(note('goes on'));
+      expect(await stored()).toEqual(['goes on']);
+    });
+  });
+
+  it('gives each unit one instant, read after it began', async () => {
+    const instants = await database.write(async (tx) => [tx.now, tx.now]);
+    expect(instants[0]).toBe(instants[1]);
+    expect(instants[0]).toBeLessThanOrEqual(database.clock.now());
   });
 
   describe('the queue', () => {

@@ -130,10 +130,8 @@ interface World {
   lastLeaseBefore: number;
   /** Whether a claim may leave out tasks: those that others have locked at the moment, whom it does not wait for. */
   passesOver: boolean;
-  /** Since when the service has run without an outage, when it was last seen to run, and the outage that was made up for. */
-  since: number;
+  /** When the service was last seen to run. */
   lastSeen: number;
-  gracedSince: number;
   /** What the reaper's look found; what it then does depends on it. */
   found: { overdue: boolean; due: boolean };
 }
@@ -181,9 +179,7 @@ export class ReferenceModel {
       lastLease: 0,
       lastLeaseBefore: 0,
       passesOver: false,
-      since: now,
       lastSeen: now,
-      gracedSince: now,
       found: { overdue: false, due: false },
     });
   }
@@ -205,10 +201,17 @@ export class ReferenceModel {
     this.world.now += ms;
   }
 
-  /** The service is seen to run. */
+  /**
+   * The service is seen to run. After an outage, holders could not reach it: their leases get one more duration from its
+   * end on.
+   */
   seen(): void {
-    if (this.world.now - this.world.lastSeen > this.terms.outageMs) this.world.since = this.world.now;
-    this.world.lastSeen = this.world.now;
+    const { now, lastSeen } = this.world;
+    this.world.lastSeen = now;
+    if (now - lastSeen <= this.terms.outageMs) return;
+    for (const lease of this.world.leases.values()) {
+      if (lease.state === 'active') lease.deadline_at = Math.max(lease.deadline_at, now + this.terms.leaseMs);
+    }
   }
 
   /**
@@ -314,7 +317,7 @@ export class ReferenceModel {
         return [(answer) => expectAnswer(answer, this.setCeiling(operation))];
       case 'reap':
         return [
-          () => this.grantGrace(),
+          () => this.seen(),
           () => {
             this.world.found.overdue = this.overdue().length > 0;
           },
@@ -549,8 +552,6 @@ export class ReferenceModel {
       this.putBackExcess();
       this.admitWaiting();
     }
-    // Whether an agent is online is judged when it is shown: that is a sight of the running service.
-    if (state === 'active') this.seen();
     return { is: { status: state, live_leases: state === 'disabled' ? 0 : held.length } };
   }
 
@@ -565,17 +566,6 @@ export class ReferenceModel {
     return {
       is: { ceiling, ready: inside('queued'), leased: inside('leased'), waiting: inside('waiting') },
     };
-  }
-
-  /** After an outage, holders could not reach the service: their leases get one more duration from its end on. */
-  private grantGrace(): void {
-    this.seen();
-    if (this.world.since === this.world.gracedSince) return;
-    this.world.gracedSince = this.world.since;
-    for (const lease of this.world.leases.values()) {
-      if (lease.state === 'active')
-        lease.deadline_at = Math.max(lease.deadline_at, this.world.since + this.terms.leaseMs);
-    }
   }
 
   private overdue(): LeaseRow[] {

@@ -1,7 +1,16 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  linkSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -23,9 +32,11 @@ class ServerProcess {
     folder: string,
     env: Record<string, string> = {},
     args: string[] = [],
+    as: { uid?: number; gid?: number } = {},
   ): { child: ChildProcess; errors: () => string } {
     const child = spawn(process.execPath, [join(ROOT, 'dist/main.js'), ...args], {
       cwd: folder,
+      ...as,
       env: {
         ...CHILD_ENV,
         CONTROL_PLANE_BIND: '127.0.0.1:0',
@@ -307,7 +318,7 @@ describe('the process', () => {
     );
     const { child, errors } = ServerProcess.spawn(folder, { NODE_OPTIONS: `--require ${older}` });
     expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toBe('This program needs Node 22.14 or newer; this is 20.20.2.\n');
+    expect(errors()).toBe('This program needs Node 22.15 or newer; this is 20.20.2.\n');
   });
 
   it('says in a line that a file is not a database', async () => {
@@ -316,7 +327,8 @@ describe('the process', () => {
       CONTROL_PLANE_DATABASE_URL: 'sqlite://notes.txt',
     });
     expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toMatch(/^.*notes\.txt can't be opened: file is not a database \(SQLITE_NOTADB\)\.\n$/);
+    expect(errors()).toMatch(/^.*notes\.txt can't be opened: it is not a database\.\n$/);
+    expect(readdirSync(folder)).toEqual(['notes.txt']);
   });
 
   it('says in a line that a folder is not a database', async () => {
@@ -324,9 +336,95 @@ describe('the process', () => {
       CONTROL_PLANE_DATABASE_URL: `sqlite://${folder}`,
     });
     expect((await once(child, 'exit'))[0]).toBe(1);
+    expect(errors()).toMatch(/^.*can't be opened: it is not a file\.\n$/);
+    expect(existsSync(`${folder}-lock`)).toBe(false);
+  });
+
+  (process.getuid?.() === 0 ? it : it.skip)('says in a line that it may not write the file', async () => {
+    await ServerProcess.start(folder).then((server) => server.end('SIGTERM'));
+    rmSync(join(folder, 'control-plane.db-lock'));
+    chmodSync(folder, 0o777);
+    chmodSync(join(folder, 'control-plane.db'), 0o444);
+    const { child, errors } = ServerProcess.spawn(folder, {}, [], { uid: 65_534, gid: 65_534 });
+    expect((await once(child, 'exit'))[0]).toBe(1);
     expect(errors()).toMatch(
-      /^.*can't be opened: .* must be able to write both the file and its folder\.\n$/,
+      /^.*control-plane\.db can't be opened: the process must be able to write both the file and its folder\.\n$/,
     );
+    expect(existsSync(join(folder, 'control-plane.db-lock'))).toBe(false);
+  });
+
+  it('makes nothing if its address is taken', async () => {
+    const { url } = await ServerProcess.start(folder);
+    const elsewhere = mkdtempSync(join(tmpdir(), 'control-plane-'));
+    try {
+      const second = ServerProcess.spawn(elsewhere, { CONTROL_PLANE_BIND: new URL(url).host });
+      expect((await once(second.child, 'exit'))[0]).toBe(1);
+      expect(second.errors()).toMatch(/^Can't listen on port .*\n$/);
+      expect(readdirSync(elsewhere)).toEqual([]);
+    } finally {
+      rmSync(elsewhere, { recursive: true });
+    }
+  });
+
+  describe('of which there are two on one file', () => {
+    const enqueue = async (server: ServerProcess, count: number): Promise<number[]> => {
+      const tasks = Array.from({ length: count }, () => dnsTask());
+      const answer = await server.call('/v1/tasks', { tasks }, operator);
+      return answer.tasks.map(({ id }: { id: number }) => id);
+    };
+    const storedTasks = (): number[] => {
+      const file = new Sqlite(join(folder, 'control-plane.db'), { readonly: true });
+      try {
+        return file.prepare('SELECT id FROM tasks ORDER BY id').pluck().all() as number[];
+      } finally {
+        file.close();
+      }
+    };
+
+    it('is refused as the second by whatever name it comes, and the first loses nothing', async () => {
+      const first = await ServerProcess.start(folder);
+      const ids = await enqueue(first, 100);
+      const other = mkdtempSync(join(tmpdir(), 'control-plane-'));
+      try {
+        for (const [name, link, reason] of [
+          ['symbolic', symlinkSync, /Another process is using /],
+          ['hard', linkSync, /can't be opened: it has several names/],
+        ] as const) {
+          link(join(folder, 'control-plane.db'), join(other, `${name}.db`));
+          const second = ServerProcess.spawn(folder, {
+            CONTROL_PLANE_DATABASE_URL: `sqlite://${join(other, name)}.db`,
+          });
+          expect((await once(second.child, 'exit'))[0]).toBe(1);
+          expect(second.errors()).toMatch(reason);
+          ids.push(...(await enqueue(first, 100)));
+        }
+        expect(readdirSync(other).sort()).toEqual(['hard.db', 'symbolic.db']);
+      } finally {
+        rmSync(other, { recursive: true });
+      }
+      await first.end('SIGKILL');
+      expect(storedTasks()).toEqual(ids);
+    });
+
+    it('is fenced off as the first if the lock was deleted: it ends, and what either answered is there', async () => {
+      const first = await ServerProcess.start(folder);
+      const ids = await enqueue(first, 100);
+      rmSync(join(folder, 'control-plane.db-lock'));
+      const second = await ServerProcess.start(folder);
+      ids.push(...(await enqueue(second, 100)));
+      const ended = once(first.child, 'exit');
+      // Its reaper may have noticed by itself already.
+      await expect(
+        enqueue(first, 100).catch((error: Error) => {
+          if (!/503|undefined/.test(error.message)) throw error;
+          throw new Error('refused');
+        }),
+      ).rejects.toThrow('refused');
+      expect((await ended)[0]).toBe(1);
+      ids.push(...(await enqueue(second, 100)));
+      await second.end('SIGTERM');
+      expect(storedTasks()).toEqual(ids);
+    });
   });
 
   it('refuses a database that a newer version wrote', async () => {

@@ -662,6 +662,12 @@ describe('a faulty extension', () => {
     ['whois-kind', /^Extension whois-kind can't be found \(a path must begin with \.\//],
     ['./garbled/index.js', /^Extension garbled .* failed while it was loaded: .*package/],
     ['./whois-kind,./copy', /^Extension Whois_Kind has the name of another one, whois-kind\.$/],
+    [
+      './newer',
+      /^Extension newer is made for dns-agent-control-plane \^99\.0\.0 .*; this is \d+\.\d+\.\d+\.$/,
+    ],
+    ['./other-nest', /^Extension other-nest is made for @nestjs\/common \^1\.0\.0 /],
+    ['./unclear', /^Extension unclear has a range .* that can't be read, of dns-agent-control-plane\.$/],
     ['./whois-kind,,', /^CONTROL_PLANE_EXTENSIONS must be /],
     ['./whois-kind,./whois-kind', /^CONTROL_PLANE_EXTENSIONS must be .*, each once$/],
   ];
@@ -675,6 +681,15 @@ describe('a faulty extension', () => {
       ...Object.fromEntries(files),
       'garbled/package.json': '{"name": ',
       'garbled/index.js': extension(target),
+      // Its code would fail, and is not run.
+      'newer/package.json':
+        '{"name": "newer", "peerDependencies": {"dns-agent-control-plane": "^99.0.0", "left-pad": "^1.0.0"}}',
+      'newer/index.js': 'throw new Error("it runs");',
+      'other-nest/package.json': '{"name": "other-nest", "peerDependencies": {"@nestjs/common": "^1.0.0"}}',
+      'other-nest/index.js': extension(target),
+      'unclear/package.json':
+        '{"name": "unclear", "peerDependencies": {"dns-agent-control-plane": "the newest"}}',
+      'unclear/index.js': extension(target),
       'copy/package.json': '{"name": "Whois_Kind"}',
       'copy/index.js': extension(target),
       // One process for all: each start fails, and leaves nothing behind that would keep the process running.

@@ -1,0 +1,17 @@
+// Imported before everything else: on an older Node the rest fails without saying why.
+const { engines } = require('../package.json') as { engines: { node: string } };
+
+const numbers = (version: string): [number, number] => {
+  const [major = 0, minor = 0] = version.split('.').map(Number);
+  return [major, minor];
+};
+
+const needed = engines.node.replace('>=', '');
+const [major, minor] = numbers(process.versions.node);
+const [neededMajor, neededMinor] = numbers(needed);
+if (major < neededMajor || (major === neededMajor && minor < neededMinor)) {
+  console.error(`This program needs Node ${needed} or newer; this is ${process.versions.node}.`);
+  process.exit(1);
+}
+
+export {};

@@ -1,0 +1,394 @@
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { type AddressInfo, connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import pg from 'pg';
+import { openDatabase } from '../../src/database/open-database';
+import { LeasesService } from '../../src/leases/leases.service';
+import { parseDatabaseUrl } from '../../src/settings';
+import { ADMIN_TOKEN, CHILD_ENV, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
+
+const ROOT = join(__dirname, '../..');
+const SERVER = process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string;
+/** Part of every password here; it must never be shown. */
+const MARKER = 'MARKER';
+
+const onShared = onPostgres ? describe : describe.skip;
+
+/** The address of a database on the tests' server. */
+function addressOf(name: string, fields: Partial<Pick<URL, 'username' | 'password' | 'port'>> = {}): string {
+  return Object.assign(new URL(SERVER), { pathname: `/${name}`, ...fields }).href;
+}
+
+async function administer(sql: string, database?: string): Promise<void> {
+  const client = new pg.Client(database === undefined ? SERVER : addressOf(database));
+  await client.connect();
+  try {
+    await client.query(sql);
+  } finally {
+    await client.end();
+  }
+}
+
+async function until(isSo: () => Promise<boolean>): Promise<void> {
+  while (!(await isSo())) await new Promise((resolve) => setTimeout(resolve, 25));
+}
+
+onShared('a server of PostgreSQL', () => {
+  const children = new Set<ChildProcess>();
+  const databases: string[] = [];
+  const roles: string[] = [];
+  let folder: string;
+
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+  });
+  afterAll(async () => {
+    for (const child of children) {
+      child.kill('SIGKILL');
+      if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+    }
+    for (const name of databases) await administer(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`);
+    for (const name of roles) await administer(`DROP ROLE IF EXISTS "${name}"`);
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  async function makeDatabase(options = ''): Promise<string> {
+    const name = `control_plane_${randomUUID()}`;
+    databases.push(name);
+    await administer(`CREATE DATABASE "${name}" ${options}`);
+    return name;
+  }
+
+  function run(file: string, url: string, args: string[] = []): ChildProcess {
+    const child = spawn(process.execPath, ['--throw-deprecation', join(ROOT, 'dist', file), ...args], {
+      cwd: folder,
+      env: {
+        ...CHILD_ENV,
+        CONTROL_PLANE_BIND: '127.0.0.1:0',
+        CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
+        CONTROL_PLANE_LEASE_DURATION_MS: '2000',
+        CONTROL_PLANE_DATABASE_URL: url,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    children.add(child);
+    return child;
+  }
+
+  async function finish(child: ChildProcess): Promise<{ code: number; output: string }> {
+    let output = '';
+    for (const stream of [child.stdout, child.stderr])
+      stream?.on('data', (chunk) => {
+        output += chunk;
+      });
+    const [code] = await once(child, 'close');
+    return { code, output };
+  }
+
+  async function start(url: string): Promise<{ child: ChildProcess; url: string; errors: () => string }> {
+    const child = run('main.js', url);
+    let errors = '';
+    child.stderr?.on('data', (chunk) => {
+      errors += chunk;
+    });
+    for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
+      const entry = JSON.parse(line);
+      if (entry.message !== 'listening') continue;
+      child.stdout?.resume();
+      return { child, url: entry.url, errors: () => errors };
+    }
+    throw new Error(`it did not start: ${errors}`);
+  }
+
+  describe('that takes no writes any more', () => {
+    let server: TestServer;
+    let name: string;
+    beforeEach(async () => {
+      server = await TestServer.start();
+      [{ name }] = await server.rows('SELECT current_database() AS name');
+    });
+    afterEach(() => server.stop());
+
+    const ready = async () => (await server.request('GET', '/readyz')).status;
+
+    it('loses its connections, and the change is made on others', async () => {
+      // As after a failover: each connection of the pool leads to a server that is a standby now.
+      const count = 4;
+      const arrived = Promise.withResolvers<void>();
+      let waiting = 0;
+      await Promise.all(
+        Array.from({ length: count }, () =>
+          server.database.write(async (tx) => {
+            await tx.rows('SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY');
+            if (++waiting === count) arrived.resolve();
+            await arrived.promise;
+          }),
+        ),
+      );
+      const [id] = await server.enqueue(dnsTask());
+      expect(id).toBeGreaterThan(0);
+      expect(await server.rows('SHOW transaction_read_only')).toEqual([{ transaction_read_only: 'off' }]);
+    });
+
+    it('is not ready until it does again', async () => {
+      expect(await ready()).toBe(200);
+      await administer(`ALTER DATABASE "${name}" SET default_transaction_read_only = on`);
+      await administer(
+        `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '${name}' AND pid <> pg_backend_pid()`,
+      );
+      await until(async () => (await ready()) === 503);
+      await administer(`ALTER DATABASE "${name}" RESET default_transaction_read_only`);
+      await until(async () => (await ready()) === 200);
+      await server.enqueue(dnsTask());
+    });
+
+    it('is ready, whoever holds all the connections of the pool', async () => {
+      const release = await server.holdWriter();
+      try {
+        expect(await ready()).toBe(200);
+      } finally {
+        await release();
+      }
+    });
+  });
+
+  it('is told how to isolate, and waits for no lock for ever', async () => {
+    const server = await TestServer.start();
+    try {
+      const [{ name }] = await server.rows('SELECT current_database() AS name');
+      await administer(`ALTER DATABASE "${name}" SET default_transaction_isolation = 'serializable'`);
+      const url = addressOf(name);
+      const target = parseDatabaseUrl(url);
+      if (typeof target === 'string') throw new Error(target);
+      const database = await openDatabase({ database: target, migrateOnStart: false, poolSize: 2 });
+      try {
+        const said = await database.write(async (tx) => ({
+          ...(await tx.first<object>('SHOW transaction_isolation')),
+          ...(await tx.first<object>('SHOW lock_timeout')),
+          ...(await tx.first<object>('SHOW statement_timeout')),
+        }));
+        expect(said).toEqual({
+          transaction_isolation: 'read committed',
+          lock_timeout: '5s',
+          statement_timeout: '10s',
+        });
+        const holder = new pg.Client(url);
+        await holder.connect();
+        await holder.query('BEGIN; LOCK TABLE agents');
+        await expect(
+          database.write((tx) => tx.rows('UPDATE agents SET state = state')),
+        ).rejects.toMatchObject({ code: 'ERR_UNAVAILABLE', retryable: true });
+        await holder.end();
+      } finally {
+        await database.close();
+        await administer(`ALTER DATABASE "${name}" RESET default_transaction_isolation`);
+      }
+    } finally {
+      await server.stop();
+    }
+  });
+
+  it('gives each unit one instant, its own', async () => {
+    const server = await TestServer.start();
+    try {
+      const [before, now, after] = await server.database.write(async (tx) => {
+        const ask = `SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at,
+          (extract(epoch FROM transaction_timestamp()) * 1000)::bigint AS began`;
+        const first = await tx.first<{ at: number; began: number }>(ask);
+        return [first?.began ?? 0, tx.now, first?.at ?? 0];
+      });
+      expect(now).toBeGreaterThanOrEqual((before as number) - 1);
+      expect(now).toBeLessThanOrEqual(after as number);
+    } finally {
+      await server.stop();
+    }
+  });
+
+  it('prints nothing of deprecated calls, in the server and in what an operator runs', async () => {
+    const url = addressOf(await makeDatabase());
+    const server = await start(url);
+    const register = await fetch(`${server.url}/register`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: '{}',
+    });
+    expect(register.status).toBe(200);
+    const doctor = await finish(run('cli.js', url, ['doctor']));
+    expect(doctor.output).toMatch(/ok {4}database/);
+    server.child.kill('SIGTERM');
+    expect(await once(server.child, 'exit')).toEqual([0, null]);
+    expect([server.errors(), doctor.output].join()).not.toMatch(/Deprecation/);
+  });
+
+  it('takes nothing from live leases after a replica was suspended', async () => {
+    const url = addressOf(await makeDatabase());
+    const replica = await start(url);
+    const call = async (path: string, body: object, headers: Record<string, string>) =>
+      (
+        await fetch(replica.url + path, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json', ...headers },
+          body: JSON.stringify(body),
+        })
+      ).json();
+    const agent = (await call('/register', {}, {})) as { agent_id: number; auth_token: string };
+    const operator = { authorization: `Bearer ${ADMIN_TOKEN}` };
+    await call('/v1/tasks', { tasks: [dnsTask(), dnsTask(), dnsTask()] }, operator);
+    const claimed = (await call(
+      '/claim',
+      { agent_id: agent.agent_id, capacities: { dns: 3 } },
+      credentialsOf(agent),
+    )) as { leases: { lease_id: number }[] };
+    expect(claimed.leases).toHaveLength(3);
+    replica.child.kill('SIGSTOP');
+    // Longer than the leases, and than a pause that is no outage.
+    await new Promise((resolve) => setTimeout(resolve, 7_000));
+    replica.child.kill('SIGCONT');
+    const reported = await call(
+      '/extend',
+      {
+        agent_id: agent.agent_id,
+        lease_ids: claimed.leases.map(({ lease_id }) => lease_id),
+        extend_by_ms: 2_000,
+      },
+      credentialsOf(agent),
+    );
+    expect(reported).toMatchObject({ revoked: [] });
+    replica.child.kill('SIGTERM');
+    await once(replica.child, 'exit');
+  });
+
+  it('takes nothing from live leases by what a replica knew before it was suspended', async () => {
+    const server = await TestServer.start({ LEASE_DURATION_MS: '1000' });
+    try {
+      const agent = await server.register();
+      await server.enqueue(dnsTask());
+      await server.agent(agent, '/claim', { capacities: { dns: 1 } });
+      // Nobody served since: the row says so, whatever this process remembers.
+      await server.rows(
+        `UPDATE service_continuity SET last_seen_at = last_seen_at - 60000 WHERE id = 1 RETURNING id`,
+      );
+      await server.rows(`UPDATE leases SET deadline_at = deadline_at - 60000 RETURNING id`);
+      expect(await server.app.get(LeasesService).expireOverdue(10)).toBe(0);
+    } finally {
+      await server.stop();
+    }
+  });
+
+  describe('on the first day', () => {
+    /** Starts on a database that can't be used. @returns what is said, which is one line without any of a password */
+    async function refused(url: string): Promise<string> {
+      const { code, output } = await finish(run('main.js', url));
+      expect(output).not.toContain(MARKER);
+      expect(output.trimEnd()).not.toContain('\n');
+      expect([1, 2]).toContain(code);
+      return output;
+    }
+
+    it.each([
+      ['a raw %', `postgres://me:${MARKER}%zz@127.0.0.1:1/name`],
+      ['a raw #', `postgres://me:12#${MARKER}@127.0.0.1:1/name`],
+      ['a raw /', `postgres://me:12/${MARKER}@127.0.0.1:1/name`],
+      ['a raw / and no database', `postgres://me:12/${MARKER}@127.0.0.1`],
+      ['a raw ?', `postgres://me:12?${MARKER}@127.0.0.1:1/name`],
+    ])('says of a password with %s how to write it', async (_, url) => {
+      expect(parseDatabaseUrl(url)).toMatch(/%25/);
+      expect(await refused(url)).toMatch(/^CONTROL_PLANE_DATABASE_URL must name a host and a database/);
+    });
+
+    it('says in a line that the password is wrong, that nobody answers, and that the database is not there', async () => {
+      const { port } = new URL(SERVER);
+      expect(await refused(`postgres://nobody:${MARKER}@127.0.0.1:${port}/name`)).toMatch(
+        /^The PostgreSQL server can't be used: .*nobody/,
+      );
+      expect(await refused(`postgres://me:${MARKER}@127.0.0.1:1/name`)).toMatch(/ECONNREFUSED/);
+      expect(await refused(addressOf('no_such_database'))).toMatch(/no_such_database/);
+    });
+
+    it('says in a line that the user may not make tables', async () => {
+      const name = await makeDatabase();
+      const role = `control_plane_${randomUUID()}`;
+      await administer(`CREATE ROLE "${role}" LOGIN PASSWORD '${MARKER}'`);
+      roles.push(role);
+      expect(await refused(addressOf(name, { username: role, password: MARKER }))).toMatch(
+        /^The database's user lacks a right \(permission denied for schema public\): .*GRANT|grant/,
+      );
+    });
+
+    it('refuses an encoding that can not hold every text, and doctor says the same', async () => {
+      const url = addressOf(
+        await makeDatabase(`ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0`),
+      );
+      expect(await refused(url)).toMatch(/^The encoding of the database .* is SQL_ASCII/);
+      const doctor = await finish(run('cli.js', url, ['doctor']));
+      expect(doctor).toMatchObject({
+        code: 1,
+        output: expect.stringMatching(/FAIL {2}database .*SQL_ASCII/),
+      });
+    });
+  });
+
+  describe('behind a pooler', () => {
+    const found = ['/usr/sbin/pgbouncer', '/usr/bin/pgbouncer'].find((path) => {
+      try {
+        execFileSync(path, ['--version'], { stdio: 'ignore' });
+        return true;
+      } catch {
+        return false;
+      }
+    });
+    const withPooler = found ? it : it.skip;
+
+    async function pooler(mode: string, roundRobin: number): Promise<string> {
+      const probe = createServer().listen(0, '127.0.0.1');
+      await once(probe, 'listening');
+      const { port } = probe.address() as AddressInfo;
+      await once(probe.close(), 'close');
+      const { hostname, port: behind, username, password } = new URL(SERVER);
+      const config = join(folder, `pooler-${port}.ini`);
+      writeFileSync(join(folder, 'users.txt'), `"${username}" "${password}"\n`);
+      writeFileSync(
+        config,
+        `[databases]\n* = host=${hostname} port=${behind}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = ${port}\n` +
+          `unix_socket_dir =\nauth_type = plain\nauth_file = ${join(folder, 'users.txt')}\npool_mode = ${mode}\n` +
+          `server_round_robin = ${roundRobin}\n`,
+      );
+      const asRoot = process.getuid?.() === 0;
+      if (asRoot) execFileSync('chmod', ['-R', 'a+rX', folder]);
+      const child = spawn(found as string, asRoot ? ['-u', 'nobody', config] : [config], { stdio: 'ignore' });
+      children.add(child);
+      await until(
+        () =>
+          new Promise((resolve) => {
+            const socket = connect(port, '127.0.0.1', () => socket.end(() => resolve(true)));
+            socket.on('error', () => resolve(false));
+          }),
+      );
+      return String(port);
+    }
+
+    withPooler.each([0, 1])('refuses one that pools transactions (round robin: %d)', async (roundRobin) => {
+      const name = await makeDatabase();
+      const port = await pooler('transaction', roundRobin);
+      const { code, output } = await finish(run('main.js', addressOf(name, { port })));
+      expect([code, output]).toEqual([
+        1,
+        expect.stringMatching(/^Between this program .*session pooling.*\n$/),
+      ]);
+    });
+
+    withPooler('takes one that pools sessions', async () => {
+      const name = await makeDatabase();
+      const port = await pooler('session', 0);
+      const server = await start(addressOf(name, { port }));
+      expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
+      server.child.kill('SIGTERM');
+      expect(await once(server.child, 'exit')).toEqual([0, null]);
+    });
+  });
+});
