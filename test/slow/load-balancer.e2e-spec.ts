@@ -13,6 +13,7 @@ import {
   credentialsOf,
   databaseIn,
   dnsTask,
+  exchange,
   removeDatabaseIn,
 } from '../helpers/harness';
 
@@ -31,7 +32,12 @@ async function freePort(): Promise<number> {
 
 const running = new Set<ChildProcess>();
 
-function run(program: string, args: string[], env: Record<string, string | undefined>, cwd: string): ChildProcess {
+function run(
+  program: string,
+  args: string[],
+  env: Record<string, string | undefined>,
+  cwd: string,
+): ChildProcess {
   const child = spawn(program, args, { cwd, env, stdio: 'ignore' });
   running.add(child);
   child.once('exit', () => running.delete(child));
@@ -66,7 +72,10 @@ class LoadBalancer {
     replace('log stdout format raw local0', `stats socket ${join(folder, 'socket')} mode 600 level operator`);
     replace('bind :8080', `bind 127.0.0.1:${port}`);
     replicas.forEach((address, i) => {
-      replace(`server control-plane-${i + 1} control-plane-${i + 1}:8080`, `server control-plane-${i + 1} ${address}`);
+      replace(
+        `server control-plane-${i + 1} control-plane-${i + 1}:8080`,
+        `server control-plane-${i + 1} ${address}`,
+      );
     });
     writeFileSync(join(folder, 'haproxy.cfg'), config);
     const balancer = new LoadBalancer(folder, `http://127.0.0.1:${port}`);
@@ -166,97 +175,117 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
     ).not.toThrow();
   });
 
-  it('answers in the envelope itself where no replica can, and goes on when one comes', async () => {
-    for (const server of ['control-plane-1', 'control-plane-2']) await balancer.until(server, /^DOWN/);
-    const none = await fetch(`${balancer.url}/v1/tasks`);
-    expect([none.status, await none.json()]).toEqual([503, envelope('ERR_UNAVAILABLE', true)]);
-    expect(none.headers.get('content-type')).toMatch(/^application\/json/);
-    expect(none.headers.get('retry-after')).toMatch(/^[1-9]$/);
-    // One replica that is missing is no outage.
-    replicas[0] = await startReplica(ports[0] as number);
-    await balancer.until('control-plane-1', /^UP$/);
-    expect((await fetch(`${balancer.url}/readyz`)).status).toBe(200);
-  }, PATIENCE_MS);
+  it(
+    'answers in the envelope itself where no replica can, and goes on when one comes',
+    async () => {
+      for (const server of ['control-plane-1', 'control-plane-2']) await balancer.until(server, /^DOWN/);
+      const none = await fetch(`${balancer.url}/v1/tasks`);
+      expect([none.status, await none.json()]).toEqual([503, envelope('ERR_UNAVAILABLE', true)]);
+      expect(none.headers.get('content-type')).toMatch(/^application\/json/);
+      expect(none.headers.get('retry-after')).toMatch(/^[1-9]$/);
+      // One replica that is missing is no outage.
+      replicas[0] = await startReplica(ports[0] as number);
+      await balancer.until('control-plane-1', /^UP$/);
+      expect((await fetch(`${balancer.url}/readyz`)).status).toBe(200);
+    },
+    PATIENCE_MS,
+  );
 
-  it('fails no call of agents and operators in six rolling restarts', async () => {
-    replicas[1] = await startReplica(ports[1] as number);
-    await balancer.until('control-plane-2', /^UP$/);
-    const failed: unknown[] = [];
-    let calls = 0;
-    let reports = 0;
-    let stopping = false;
-    const call = async (path: string, headers: Record<string, string>, body: object): Promise<any> => {
-      calls++;
+  it(
+    'fails no call of agents and operators in six rolling restarts',
+    async () => {
+      replicas[1] = await startReplica(ports[1] as number);
+      await balancer.until('control-plane-2', /^UP$/);
+      const failed: unknown[] = [];
+      let calls = 0;
+      let reports = 0;
+      let stopping = false;
+      const call = async (path: string, headers: Record<string, string>, body: object): Promise<any> => {
+        calls++;
+        try {
+          const response = await fetch(balancer.url + path, {
+            method: 'POST',
+            headers: { 'content-type': 'application/json', ...headers },
+            body: JSON.stringify(body),
+          });
+          const answer: any = await response.json();
+          if (!response.ok) failed.push([path, response.status, answer]);
+          return answer;
+        } catch (error) {
+          failed.push([path, error]);
+          return {};
+        }
+      };
+      const agent = async (): Promise<void> => {
+        const who = (await call('/register', {}, { hostname: randomUUID() })) as Credentials;
+        const { agent_id } = who;
+        while (!stopping) {
+          await call('/heartbeat', credentialsOf(who), { agent_id });
+          const capacities = { dns: 4 };
+          const { leases = [] } = await call('/claim', credentialsOf(who), {
+            agent_id,
+            capacities,
+            wait_ms: 30_000,
+          });
+          const completed = leases.map(({ lease_id }: { lease_id: number }) => ({ lease_id }));
+          const answer = await call('/report', credentialsOf(who), { agent_id, completed, cancelled: [] });
+          reports += answer.acknowledged ?? 0;
+        }
+      };
+      const operator = async (): Promise<void> => {
+        while (!stopping) {
+          await call('/v1/tasks', OPERATOR, { tasks: [dnsTask()] });
+          await sleep(20);
+        }
+        // So that nobody waits to the end.
+        await call('/v1/tasks', OPERATOR, { tasks: Array.from({ length: AGENTS * 4 }, () => dnsTask()) });
+      };
+      const load = [...Array.from({ length: AGENTS }, agent), operator(), operator()];
       try {
-        const response = await fetch(balancer.url + path, {
-          method: 'POST',
-          headers: { 'content-type': 'application/json', ...headers },
-          body: JSON.stringify(body),
-        });
-        const answer: any = await response.json();
-        if (!response.ok) failed.push([path, response.status, answer]);
-        return answer;
-      } catch (error) {
-        failed.push([path, error]);
-        return {};
+        for (let restart = 0; restart < 6; restart++) {
+          const i = restart % 2;
+          const before = reports;
+          expect(await end(replicas[i] as ChildProcess, 'SIGTERM')).toBe(0);
+          replicas[i] = await startReplica(ports[i] as number);
+          await balancer.until(`control-plane-${i + 1}`, /^UP$/);
+          expect(reports).toBeGreaterThan(before);
+        }
+      } finally {
+        stopping = true;
+        await Promise.all(load);
       }
-    };
-    const agent = async (): Promise<void> => {
-      const who = (await call('/register', {}, { hostname: randomUUID() })) as Credentials;
-      const { agent_id } = who;
-      while (!stopping) {
-        await call('/heartbeat', credentialsOf(who), { agent_id });
-        const capacities = { dns: 4 };
-        const { leases = [] } = await call('/claim', credentialsOf(who), { agent_id, capacities, wait_ms: 30_000 });
-        const completed = leases.map(({ lease_id }: { lease_id: number }) => ({ lease_id }));
-        const answer = await call('/report', credentialsOf(who), { agent_id, completed, cancelled: [] });
-        reports += answer.acknowledged ?? 0;
-      }
-    };
-    const operator = async (): Promise<void> => {
-      while (!stopping) {
-        await call('/v1/tasks', OPERATOR, { tasks: [dnsTask()] });
-        await sleep(20);
-      }
-      // So that nobody waits to the end.
-      await call('/v1/tasks', OPERATOR, { tasks: Array.from({ length: AGENTS * 4 }, () => dnsTask()) });
-    };
-    const load = [...Array.from({ length: AGENTS }, agent), operator(), operator()];
-    try {
-      for (let restart = 0; restart < 6; restart++) {
-        const i = restart % 2;
-        const before = reports;
-        expect(await end(replicas[i] as ChildProcess, 'SIGTERM')).toBe(0);
-        replicas[i] = await startReplica(ports[i] as number);
-        await balancer.until(`control-plane-${i + 1}`, /^UP$/);
-        expect(reports).toBeGreaterThan(before);
-      }
-    } finally {
-      stopping = true;
-      await Promise.all(load);
-    }
-    expect(failed).toEqual([]);
-    expect(calls).toBeGreaterThan(900);
-  }, PATIENCE_MS);
+      expect(failed).toEqual([]);
+      expect(calls).toBeGreaterThan(900);
+    },
+    PATIENCE_MS,
+  );
 
-  it('answers in the envelope what a replica that is killed leaves unanswered', async () => {
-    await end(replicas[1] as ChildProcess, 'SIGKILL');
-    await balancer.until('control-plane-2', /^DOWN/);
-    const register = await fetch(`${balancer.url}/register`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ hostname: randomUUID() }),
-    });
-    const who = (await register.json()) as Credentials;
-    const claim = fetch(`${balancer.url}/claim`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json', ...credentialsOf(who) },
-      body: JSON.stringify({ agent_id: who.agent_id, capacities: { tcp: 1 }, wait_ms: 30_000 }),
-    });
-    await sleep(500);
-    await end(replicas[0] as ChildProcess, 'SIGKILL');
-    const answer = await claim;
-    expect([answer.status, await answer.json()]).toEqual([502, envelope('ERR_UNAVAILABLE', true)]);
-    expect(answer.headers.get('retry-after')).toMatch(/^[1-9]$/);
-  }, PATIENCE_MS);
+  it(
+    'answers in the envelope what a replica that is killed leaves unanswered',
+    async () => {
+      await end(replicas[1] as ChildProcess, 'SIGKILL');
+      await balancer.until('control-plane-2', /^DOWN/);
+      const register = await fetch(`${balancer.url}/register`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ hostname: randomUUID() }),
+      });
+      const who = (await register.json()) as Credentials;
+      const body = JSON.stringify({ agent_id: who.agent_id, capacities: { tcp: 1 }, wait_ms: 30_000 });
+      // The first request of its connection: after others HAProxy closes it without an answer, for clients to try again.
+      const head = Object.entries({ ...credentialsOf(who), 'content-type': 'application/json', host: 'x' });
+      const claim = exchange(
+        balancer.url,
+        `POST /claim HTTP/1.1\r\n${head.map(([name, value]) => `${name}: ${value}\r\n`).join('')}` +
+          `content-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`,
+      );
+      await sleep(500);
+      await end(replicas[0] as ChildProcess, 'SIGKILL');
+      const [headers = '', text = ''] = (await claim).split('\r\n\r\n');
+      expect(headers).toMatch(/^HTTP\/1\.1 502 /);
+      expect(headers).toMatch(/^retry-after: [1-9]\r?$/im);
+      expect(JSON.parse(text)).toEqual(envelope('ERR_UNAVAILABLE', true));
+    },
+    PATIENCE_MS,
+  );
 });

@@ -40,7 +40,9 @@ describe('a log that can not be written', () => {
       cwd: folder,
       env: {
         ...CHILD_ENV,
-        ...Object.fromEntries(Object.entries(settings).map(([name, value]) => [`CONTROL_PLANE_${name}`, value])),
+        ...Object.fromEntries(
+          Object.entries(settings).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
+        ),
       },
       stdio: ['ignore', stdout, 'pipe'],
     });
