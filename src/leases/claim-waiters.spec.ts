@@ -190,15 +190,15 @@ describe('claims that wait', () => {
 
   it('end one after the other in the second half of a drain, those that come later too, and get work meanwhile', async () => {
     const drainMs = 400;
-    const woken = wait(waiters.enlist(['tcp']));
+    const woken = wait(waiters.enlist(['tcp'], AGENT));
     const began = performance.now();
-    const early = [1, 2, 3].map(() => waiters.enlist(['dns']));
+    const early = [1, 2, 3].map(() => waiters.enlist(['dns'], AGENT));
     const waits = early.map((waiter) => waiter.woken(LONG_MS, never()));
     lifecycle.beginDrain(drainMs);
     waiters.wake('tcp', 1);
     await settle();
     expect(woken.result).toBe(true);
-    const late = waiters.enlist(['http']);
+    const late = waiters.enlist(['http'], AGENT);
     waits.push(late.woken(LONG_MS, never()));
     expect(late.isReleased).toBe(false);
     expect(await Promise.all(waits)).toEqual([false, false, false, false]);

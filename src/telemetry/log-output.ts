@@ -1,5 +1,6 @@
 import { fstatSync, write as writeToFile } from 'node:fs';
 import type { DestinationStream } from 'pino';
+import { Clock, toTimestamp } from '../clock';
 
 /** How much of the log waits in memory, in bytes; what comes beyond it is dropped and counted. */
 const MAX_WAITING = 4 * 1024 * 1024;
@@ -40,6 +41,7 @@ export class LogOutput implements DestinationStream {
   constructor(
     private readonly sink: Sink = standardOutput(),
     private readonly maxWaiting = MAX_WAITING,
+    private readonly clock = new Clock(),
   ) {}
 
   /** True while a thread is writing: on a disk that hangs or a terminal that is stopped, for ever. */
@@ -109,7 +111,7 @@ export class LogOutput implements DestinationStream {
     const { dropped } = this;
     this.dropped = 0;
     this.write(
-      `${JSON.stringify({ level: 'warn', time: new Date().toISOString(), dropped, message: 'log lines were dropped: the output did not take them' })}\n`,
+      `${JSON.stringify({ level: 'warn', time: toTimestamp(this.clock.now()), dropped, message: 'log lines were dropped: the output did not take them' })}\n`,
     );
   }
 
