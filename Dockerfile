@@ -1,5 +1,8 @@
 # docker build -t control-plane:0.1.0 .
-FROM node:24.11.1-bookworm-slim AS build
+# To pin what it is built on: --build-arg NODE_IMAGE=node:24.11.1-bookworm-slim@sha256:...
+ARG NODE_IMAGE=node:24.11.1-bookworm-slim
+
+FROM ${NODE_IMAGE} AS build
 WORKDIR /build
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci --no-audit --no-fund
@@ -10,13 +13,16 @@ COPY migrations ./migrations
 COPY src ./src
 RUN npm run build
 
-FROM node:24.11.1-bookworm-slim AS dependencies
+FROM ${NODE_IMAGE} AS dependencies
 WORKDIR /build
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci --omit=dev --no-audit --no-fund
 
-FROM node:24.11.1-bookworm-slim
+FROM ${NODE_IMAGE}
+# Others can reach a container's port, so agents need an enrollment token.
 ENV NODE_ENV=production \
+    CONTROL_PLANE_BIND=0.0.0.0:8080 \
+    CONTROL_PLANE_REGISTRATION=token \
     CONTROL_PLANE_DATABASE_URL=sqlite:///var/lib/control-plane/control-plane.db
 COPY --from=dependencies /build/node_modules /opt/control-plane/node_modules
 COPY --from=build /build/package.json /opt/control-plane/

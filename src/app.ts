@@ -1,6 +1,7 @@
 import 'reflect-metadata';
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { NestFactory } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
@@ -21,8 +22,9 @@ import { settleRestore } from './operators/restore';
 import { type Settings, SettingsError } from './settings';
 import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
-import { createLogger, logRequests, NestLogger, requestIdOf } from './telemetry/logger';
+import { createLogger, NestLogger, requestIdOf } from './telemetry/logger';
 import { Overload } from './telemetry/overload';
+import { RequestLog } from './telemetry/request-log';
 
 /** Bodies larger than this are refused with 413, in bytes. */
 const BODY_LIMIT = 4 * 1024 * 1024;
@@ -42,6 +44,12 @@ export interface ControlPlane {
   readonly app: NestFastifyApplication;
   readonly database: Database;
   readonly logger: Logger;
+  /**
+   * Goes on serving for the time of the setting, so that nobody is sent here any more when it stops: readiness fails,
+   * connections close with their next answer, and waiting claims are answered.
+   * @param cut ends it early
+   */
+  drain(cut?: AbortSignal): Promise<void>;
   /** Answers long polls, finishes what is in flight, writes what waits and closes the database. */
   stop(): Promise<void>;
 }
@@ -63,6 +71,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const database = await openDatabase(settings, ENTITIES, extensions, replacements);
   const { clock } = database;
   const overload = new Overload(settings, database);
+  const requestLog = new RequestLog(logger, settings.logRequests);
   try {
     if (await settleRestore(database))
       logger.warn('started on a backup; its ids go on beyond all given since');
@@ -90,10 +99,10 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const http = adapter.getInstance() as unknown as FastifyInstance;
     http.server.maxConnections = settings.maxConnections;
     secureAnswers(http);
-    logRequests(http, logger);
+    requestLog.attach(http);
     http.addHook('onSend', (_request, reply, _payload, done) => {
-      // A connection that was busy when the server closed would be kept alive, and the stop would wait for it.
-      if (lifecycle.stopping) reply.header('connection', 'close');
+      // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive.
+      if (lifecycle.draining) reply.header('connection', 'close');
       // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
       else reply.removeHeader('connection');
       done();
@@ -132,6 +141,11 @@ export async function createApp(settings: Settings, replacements: Replacements =
       throw error;
     }
     overload.start();
+    const drain = async (cut?: AbortSignal): Promise<void> => {
+      lifecycle.beginDrain(settings.drainMs);
+      // Cut short, it is over: not an error.
+      await sleep(settings.drainMs, undefined, { signal: cut }).catch(() => undefined);
+    };
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
       // Node does not close a connection that has sent half a request or none yet, and no longer times it out.
@@ -139,11 +153,13 @@ export async function createApp(settings: Settings, replacements: Replacements =
       await app.close();
       clearTimeout(grace);
       overload.close();
+      requestLog.close();
       await database.close();
     };
-    return { app, database, logger, stop };
+    return { app, database, logger, drain, stop };
   } catch (error) {
     overload.close();
+    requestLog.close();
     await database.close();
     throw error instanceof SettingsError ? error : blame(error, extensions);
   }

@@ -41,6 +41,8 @@ program
   .addHelpText('after', '\nEvery setting is an environment variable; see docs/control-plane-deploy.md.')
   .action(async () => {
     const settings = readSettings();
+    // A server goes on if nobody reads its log.
+    process.stdout.off('error', onStandardOutputError);
     const main = await import('./main.js');
     await main.serve(settings).catch(main.giveUp);
   });
@@ -106,10 +108,11 @@ function giveUp(error: unknown): void {
     error instanceof Failure ? error.exitCode : error instanceof SettingsError ? EXIT.misused : EXIT.failed;
 }
 
-// Whoever reads has had enough, as `head` does: not a failure.
-process.stdout.on('error', (error: NodeJS.ErrnoException) =>
-  process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed),
-);
+/** Ends the command: if the reader has had enough, as `head` does, that is not a failure. */
+function onStandardOutputError(error: NodeJS.ErrnoException): void {
+  process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed);
+}
+process.stdout.on('error', onStandardOutputError);
 
 // Nobody hears why it failed: the exit code still tells.
 process.stderr.on('error', () => undefined);

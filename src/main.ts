@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { DatabaseError } from './database/database-error';
 import { ExtensionError, loadExtensions } from './extensions';
-import { adminTokenFile, readSettings, type Settings, SettingsError } from './settings';
+import { adminTokenFile, isOpenToStrangers, readSettings, type Settings, SettingsError } from './settings';
 
 /** The address can't be listened on. */
 class ListenError extends Error {
@@ -19,6 +19,10 @@ const MISUSED = 2;
 
 /** How long those who wait are given to read that the process ends, in milliseconds. */
 const LAST_ANSWERS_MS = 500;
+/** Signals this close to each other are one, in milliseconds: npm passes on what the terminal has sent to both. */
+const SAME_SIGNAL_MS = 500;
+/** How long a failed start may take to end by itself, in milliseconds. */
+const GIVE_UP_MS = 1_000;
 
 // Nobody else may read the database, its log and the files beside it.
 process.umask(0o077);
@@ -49,36 +53,64 @@ export async function migrateOnly(settings: Settings): Promise<void> {
   await database.close();
 }
 
-/** Serves until SIGTERM or SIGINT, then stops in order, within the time that the settings give. */
+/**
+ * Serves until SIGTERM or SIGINT, then drains and stops in order, within the time that the settings give. A second signal
+ * cuts the drain short; one after the drain ends the process at once.
+ */
 export async function serve(settings: Settings): Promise<void> {
   await checkAddress(settings);
   // Loaded now: it takes a second, and wrong settings are said before.
-  const { createApp } = await import('./app.js');
-  const { app, database, logger, stop } = await createApp(settings);
-  let stopping = false;
+  const [{ createApp }, { exitProcess }] = await Promise.all([
+    import('./app.js'),
+    import('./telemetry/logger.js'),
+  ]);
+  // Nobody reads what a person is told: that must not end the service.
+  process.stderr.on('error', () => undefined);
+  const { app, database, logger, drain, stop } = await createApp(settings);
+  const cut = new AbortController();
+  let state: 'serving' | 'draining' | 'stopping' = 'serving';
+  let signalledAt = Number.NEGATIVE_INFINITY;
+  const stopInOrder = async (): Promise<void> => {
+    state = 'draining';
+    if (settings.drainMs > 0) {
+      if (process.stderr.isTTY)
+        console.error(`Stops in ${settings.drainMs / 1_000} s; at once by another Ctrl-C.`);
+      await drain(cut.signal);
+    }
+    state = 'stopping';
+    await stop();
+  };
   const onSignal = (signal: NodeJS.Signals): void => {
-    if (stopping) return;
-    stopping = true;
-    logger.info({ signal }, 'stopping');
-    const overdue = setTimeout(() => {
+    if (performance.now() - signalledAt < SAME_SIGNAL_MS) return;
+    signalledAt = performance.now();
+    if (state === 'draining') {
+      cut.abort();
+      return;
+    }
+    if (state === 'stopping') {
+      logger.fatal({ signal }, 'told again to stop; what was not answered was not promised');
+      exitProcess(logger, FAILED);
+      return;
+    }
+    logger.info({ signal, drain_ms: settings.drainMs }, 'stopping');
+    setTimeout(() => {
       logger.fatal('did not stop in time; what was not answered was not promised');
-      logger.flush(() => process.exit(FAILED));
+      exitProcess(logger, FAILED);
     }, settings.shutdownTimeoutMs);
-    stop().then(
+    stopInOrder().then(
       () => {
-        clearTimeout(overdue);
         logger.info('stopped');
-        logger.flush(() => process.exit(0));
+        exitProcess(logger, 0);
       },
       (error: unknown) => {
         logger.fatal({ err: error }, 'failed to stop');
-        logger.flush(() => process.exit(FAILED));
+        exitProcess(logger, FAILED);
       },
     );
   };
   database.onLost((reason) => {
     logger.fatal({ err: reason }, reason.message);
-    setTimeout(() => logger.flush(() => process.exit(FAILED)), LAST_ANSWERS_MS);
+    setTimeout(() => exitProcess(logger, FAILED), LAST_ANSWERS_MS);
   });
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
   try {
@@ -88,6 +120,11 @@ export async function serve(settings: Settings): Promise<void> {
     throw new ListenError(settings, error as NodeJS.ErrnoException);
   }
   logger.info({ url: await app.getUrl() }, 'listening');
+  if (isOpenToStrangers(settings))
+    logger.warn(
+      { bind: settings.host },
+      'open registration on a public address: anyone who reaches it can register agents; CONTROL_PLANE_REGISTRATION=token asks for a token',
+    );
   if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
 }
 
@@ -115,6 +152,13 @@ function whatNext(settings: Settings, listening: string): string {
       : "  the operator's token        as CONTROL_PLANE_ADMIN_TOKEN says",
     `  start an example agent      scripts/with-node.sh node examples/agent.mjs --server ${url}`,
     '  enqueue a first task        see README.md',
+    ...(isOpenToStrangers(settings)
+      ? [
+          '',
+          `Open registration on a public address: anyone who reaches ${settings.host} can register agents.`,
+          'CONTROL_PLANE_REGISTRATION=token asks each for an enrollment token.',
+        ]
+      : []),
     '',
   ].join('\n');
 }
@@ -126,6 +170,8 @@ export function giveUp(error: unknown): void {
   );
   console.error(expected ? (error as Error).message : error);
   process.exitCode = error instanceof SettingsError ? MISUSED : FAILED;
+  // What is still under way, such as a write to a log that hangs, must not keep the process.
+  setTimeout(() => process.exit(), GIVE_UP_MS).unref();
 }
 
 if (require.main === module) main(process.argv.slice(2)).catch(giveUp);

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { parseQuota, readSettings, SettingsError } from './settings';
+import { isOpenToStrangers, parseQuota, readSettings, SettingsError } from './settings';
 
 const read = (named: Record<string, string>) =>
   readSettings(
@@ -31,7 +31,7 @@ const FREE = ['SIGNING_KEY_FILE', 'EXTENSIONS'];
 describe('the settings', () => {
   it('have the defaults of the contract', () => {
     expect(read({})).toMatchObject({
-      host: '0.0.0.0',
+      host: '127.0.0.1',
       port: 8080,
       registration: 'open',
       leaseDurationMs: 60_000,
@@ -102,6 +102,8 @@ describe('the settings', () => {
     ],
     ['EXTENSIONS', [',', 'a,,b', 'a,a']],
     ['LOG_LEVEL', ['verbose', 'INFO']],
+    ['LOG_REQUESTS', ['none', 'ALL']],
+    ['DRAIN_MS', ['-1', '8001', '600001', '3s']],
   ])('refuse %s where it can not be meant', (name, values) => {
     for (const value of values)
       expect([value, refusal({ [name]: value })]).toEqual([value, expect.stringContaining(name)]);
@@ -116,6 +118,12 @@ describe('the settings', () => {
     [{ QUOTA_CLAIM: 'off' }, { quotas: { claim: null } }],
     [{ QUOTA_CONFIG: '6/h,2' }, { quotas: { config: { limit: 6, periodMs: 3_600_000, burst: 2 } } }],
     [{ REGISTER_PER_IP: 'off' }, { registerPerIp: null }],
+    [{}, { logRequests: 'errors', shutdownTimeoutMs: 9_000, drainMs: 3_000 }],
+    [{ DRAIN_MS: '8000' }, { drainMs: 8_000 }],
+    [{ DRAIN_MS: '0' }, { drainMs: 0 }],
+    // The default never stands in the way of a short stop.
+    [{ SHUTDOWN_TIMEOUT_MS: '1000' }, { drainMs: 0 }],
+    [{ SHUTDOWN_TIMEOUT_MS: '2500' }, { drainMs: 1_500 }],
   ] as [Record<string, string>, object][])('take %j', (named, wanted) => {
     expect(read(named)).toMatchObject(wanted);
   });
@@ -133,6 +141,23 @@ describe('the settings', () => {
   it('name what is unknown, and leave what is meant for tests alone', () => {
     expect(refusal({ DATABSE_URL: 'sqlite://x.db' })).toContain('CONTROL_PLANE_DATABSE_URL');
     expect(() => read({ TEST_POSTGRES_URL: 'postgres://somewhere' })).not.toThrow();
+  });
+});
+
+describe('open registration', () => {
+  it.each([
+    ['127.0.0.1:8080', false],
+    ['127.1.2.3:1', false],
+    ['localhost:8080', false],
+    ['[::1]:8080', false],
+    ['[::ffff:127.0.0.1]:8080', false],
+    ['0.0.0.0:8080', true],
+    ['[::]:8080', true],
+    ['192.0.2.7:8080', true],
+    ['plane.example.com:8080', true],
+  ])('at %s is open to strangers: %s', (BIND, open) => {
+    expect(isOpenToStrangers(read({ BIND }))).toBe(open);
+    expect(isOpenToStrangers(read({ BIND, REGISTRATION: 'token' }))).toBe(false);
   });
 });
 

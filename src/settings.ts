@@ -76,7 +76,11 @@ export interface Settings {
   /** Whether the peer at this address may speak for others by `X-Forwarded-For`. */
   readonly trustProxy: ((address: string) => boolean) | false;
   readonly logLevel: (typeof LOG_LEVELS)[number];
+  /** Which requests get a line in the log. */
+  readonly logRequests: 'errors' | 'all';
   readonly shutdownTimeoutMs: number;
+  /** How long the service goes on after it was asked to stop, so that load balancers notice; part of the above. */
+  readonly drainMs: number;
   readonly maxEventLoopDelayMs: number;
   readonly maxWriteQueue: number;
   readonly maxInFlight: number;
@@ -170,7 +174,7 @@ function bad(name: string, problem: string): SettingsError {
 }
 
 function readBind(reader: Reader): { host: string; port: number } {
-  const text = reader.text('BIND') ?? '0.0.0.0:8080';
+  const text = reader.text('BIND') ?? '127.0.0.1:8080';
   const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]\s]+)):(\d{1,5})$/.exec(text);
   const port = match ? Number(match[3]) : Number.NaN;
   if (!match || !(port <= 65_535))
@@ -276,6 +280,15 @@ function readUrl(reader: Reader): string | undefined {
   return url.href.replace(/\/+$/, '');
 }
 
+/** The drain leaves a second of the time to stop in, for what is still in flight. */
+function readDrain(reader: Reader, shutdownTimeoutMs: number): number {
+  const max = shutdownTimeoutMs - 1_000;
+  const drainMs = reader.integer('DRAIN_MS', Math.min(3_000, max), 0, 600_000);
+  if (drainMs > max)
+    throw bad('DRAIN_MS', `must be at least 1,000 below ${PREFIX}SHUTDOWN_TIMEOUT_MS: at most ${max}`);
+  return drainMs;
+}
+
 function readExtensions(reader: Reader): string[] {
   const text = reader.text('EXTENSIONS');
   if (text === undefined) return [];
@@ -300,6 +313,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
   const registerTotal = reader.quota('REGISTER_TOTAL');
   const failedAuthPerIp = reader.quota('FAILED_AUTH_PER_IP');
   const leaseDurationMs = reader.integer('LEASE_DURATION_MS', 60_000, 1_000, DAY_MS);
+  const shutdownTimeoutMs = reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000);
   const retryBackoffMs = reader.integer('RETRY_BACKOFF_MS', 1_000, 1, DAY_MS);
   const settings: Settings = {
     ...readBind(reader),
@@ -340,7 +354,9 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
       failedAuthPerIp === undefined ? { limit: 30, periodMs: 60_000, burst: 30 } : failedAuthPerIp,
     trustProxy: readTrustProxy(reader),
     logLevel: reader.choice('LOG_LEVEL', 'info', LOG_LEVELS),
-    shutdownTimeoutMs: reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000),
+    logRequests: reader.choice('LOG_REQUESTS', 'errors', ['errors', 'all']),
+    shutdownTimeoutMs,
+    drainMs: readDrain(reader, shutdownTimeoutMs),
     maxEventLoopDelayMs: reader.integer('MAX_EVENT_LOOP_DELAY_MS', 500, 10, 60_000),
     maxWriteQueue: reader.integer('MAX_WRITE_QUEUE', 4_000, 1, 1_000_000),
     maxInFlight: reader.integer('MAX_IN_FLIGHT', 5_000, 1, 1_000_000),
@@ -376,6 +392,16 @@ export const adminTokenFile = (database: DatabaseTarget): string =>
 /** Where the keys are that sign configuration. */
 export const signingKeysFile = (settings: Pick<Settings, 'database' | 'signingKeyFile'>): string =>
   settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
+
+/** Whether only this machine can reach what listens on the host. */
+export function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^(?:::ffff:)?127\./i.test(host);
+}
+
+/** Whether strangers may reach the service and register agents. */
+export function isOpenToStrangers({ host, registration }: Pick<Settings, 'host' | 'registration'>): boolean {
+  return registration === 'open' && !isLoopback(host);
+}
 
 /** Whether the database ends with the process. */
 export function isInMemory(database: DatabaseTarget): boolean {

@@ -188,6 +188,26 @@ describe('claims that wait', () => {
     await expect(late.woken(LONG_MS, never())).resolves.toBe(false);
   });
 
+  it('end one after the other in the second half of a drain, those that come later too, and get work meanwhile', async () => {
+    const drainMs = 400;
+    const woken = wait(waiters.enlist(['tcp'], AGENT));
+    const began = performance.now();
+    const early = [1, 2, 3].map(() => waiters.enlist(['dns'], AGENT));
+    const waits = early.map((waiter) => waiter.woken(LONG_MS, never()));
+    lifecycle.beginDrain(drainMs);
+    waiters.wake('tcp', 1);
+    await settle();
+    expect(woken.result).toBe(true);
+    const late = waiters.enlist(['http'], AGENT);
+    waits.push(late.woken(LONG_MS, never()));
+    expect(late.isReleased).toBe(false);
+    expect(await Promise.all(waits)).toEqual([false, false, false, false]);
+    // Not earlier: load balancers would send the same callers here again.
+    expect(performance.now() - began).toBeGreaterThanOrEqual(drainMs / 2);
+    expect([...early, late].map((waiter) => waiter.isReleased)).toEqual([true, true, true, true]);
+    expect(lifecycle.stopping).toBe(false);
+  });
+
   it('end when the process stops, those that left the line too', async () => {
     const drained = waiters.enlist(['dns'], AGENT);
     drained.stepAside();

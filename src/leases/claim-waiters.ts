@@ -5,7 +5,7 @@ import { Lifecycle } from '../telemetry/lifecycle';
 /** A claim that waits for tasks of some kinds. */
 export interface Waiter {
   /**
-   * True when tasks may be there, false when the time is up, the caller hung up or the process stops.
+   * True when tasks may be there, false when the time is up, the caller hung up or the process drains or stops.
    * @throws ERR_UNAVAILABLE too many wait already
    */
   woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
@@ -15,6 +15,8 @@ export interface Waiter {
   stepAside(): void;
   /** Steps aside for good: nothing wakes it any more. */
   leave(): void;
+  /** True if it must be answered now, work or not: the process stops. */
+  readonly isReleased: boolean;
 }
 
 /**
@@ -32,6 +34,7 @@ export class ClaimWaiters {
     private readonly lifecycle: Lifecycle,
     private readonly inFlight: InFlight,
   ) {
+    lifecycle.drainSignal.addEventListener('abort', () => this.drainAll(), { once: true });
     lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
   }
 
@@ -80,6 +83,10 @@ export class ClaimWaiters {
     for (const kind of [...this.byKind.keys()]) this.wake(kind, Number.POSITIVE_INFINITY);
   }
 
+  private drainAll(): void {
+    for (const waiter of this.asleep) waiter.releaseInTime();
+  }
+
   private releaseAll(): void {
     for (const waiter of this.asleep) waiter.rouse();
   }
@@ -101,6 +108,9 @@ class WaitingClaim implements Waiter {
   private signalled = false;
   private used = true;
   private notify: (() => void) | undefined;
+  /** When it is answered in a drain, by `performance.now()`. */
+  private releaseAt = Number.POSITIVE_INFINITY;
+  private releaseTimer: NodeJS.Timeout | undefined;
 
   constructor(
     private readonly leaveLines: () => void,
@@ -124,6 +134,18 @@ class WaitingClaim implements Waiter {
     this.notify?.();
   }
 
+  get isReleased(): boolean {
+    return this.lifecycle.stopping || performance.now() >= this.releaseAt;
+  }
+
+  /** In a drain, ends its sleep at a moment of its own. */
+  releaseInTime(): void {
+    if (this.releaseAt === Number.POSITIVE_INFINITY) this.releaseAt = this.lifecycle.pickReleaseTime();
+    // A timer may come a little early, by the clock that the release is judged by.
+    const inMs = Math.max(0, this.releaseAt - performance.now()) + 1;
+    this.releaseTimer = setTimeout(() => this.rouse(), inMs);
+  }
+
   async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
     if (!this.signalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
       const resume = this.inFlight.wait();
@@ -133,8 +155,10 @@ class WaitingClaim implements Waiter {
         this.notify = resolve;
         timer = setTimeout(resolve, timeoutMs);
         hangUp.addEventListener('abort', () => resolve(), { once: true });
+        if (this.lifecycle.draining) this.releaseInTime();
       });
       clearTimeout(timer);
+      clearTimeout(this.releaseTimer);
       this.asleep.delete(this);
       resume();
     }

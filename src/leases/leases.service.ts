@@ -9,7 +9,6 @@ import { type ErrorDetails, fail } from '../errors';
 import type { AgentIdentity } from '../http/decorators';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
-import { Lifecycle } from '../telemetry/lifecycle';
 import { backoffMs } from './backoff';
 import { ClaimWaiters } from './claim-waiters';
 import type { LeaseState } from './lease.entity';
@@ -89,7 +88,6 @@ export class LeasesService {
     private readonly depth: QueueDepth,
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
-    private readonly lifecycle: Lifecycle,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
@@ -336,7 +334,7 @@ export class LeasesService {
         const sleepMs = this.database.hearsOthers ? leftMs : Math.min(leftMs, POLL_MS);
         if (
           !(await waiter.woken(sleepMs, hangUp)) &&
-          (sleepMs === leftMs || hangUp.aborted || this.lifecycle.stopping)
+          (sleepMs === leftMs || hangUp.aborted || waiter.isReleased)
         )
           return { leases: [] };
       }

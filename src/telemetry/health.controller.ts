@@ -42,7 +42,7 @@ export class HealthController {
   @ApiOkResponse({ type: Health })
   @ApiErrors()
   async ready(): Promise<Health> {
-    if (this.lifecycle.stopping) throw fail('ERR_UNAVAILABLE', { reason: 'stopping' });
+    if (this.lifecycle.draining) throw fail('ERR_UNAVAILABLE', { reason: 'stopping' });
     await this.database.ready().catch((error: unknown) => {
       throw fail('ERR_UNAVAILABLE', { reason: 'database' }, { cause: error });
     });

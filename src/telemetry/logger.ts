@@ -1,9 +1,11 @@
 import { Injectable, type LoggerService } from '@nestjs/common';
-import type { FastifyInstance, FastifyRequest } from 'fastify';
-import { type DestinationStream, destination, type Logger, pino } from 'pino';
-import { clientAddress } from '../http/client-address';
-import type { ControlPlaneRequest } from '../http/decorators';
+import { type DestinationStream, type Logger, pino } from 'pino';
 import type { Settings } from '../settings';
+import { LineBudget } from './line-budget';
+import { LogOutput } from './log-output';
+
+/** Lines a second, and at once, about the server's errors. Where each request fails, they say all the same. */
+const ERROR_LINES: [perSecond: number, burst: number] = [10, 100];
 
 /** Makes the process's logger: JSON lines on standard output, buffered so that a request never waits for the log. */
 export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: DestinationStream): Logger {
@@ -16,8 +18,18 @@ export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: Destinat
       formatters: { level: (level) => ({ level }) },
       serializers: { err: describeError },
     },
-    to ?? destination({ dest: 1, sync: false, minLength: 16_000, periodicFlush: 100 }),
+    to ?? new LogOutput(),
   );
+}
+
+/** Ends the process when the log is written, or can't be, or half a second has passed. */
+export function exitProcess(logger: Logger, code: number): void {
+  logger.flush(() => {
+    const output = (logger as unknown as Record<symbol, unknown>)[pino.symbols.streamSym];
+    // A write that hangs in the kernel: Node would wait for its thread for ever.
+    if (output instanceof LogOutput && output.hangs) process.kill(process.pid, 'SIGKILL');
+    process.exit(code);
+  });
 }
 
 /** An error for the log, with its causes. Its other fields are left out: a database's hold what clients sent. */
@@ -31,6 +43,9 @@ function describeError(error: unknown): unknown {
 /** Nest's logger over ours: `logger.log(message)` or `logger.log({facts}, message)`. */
 @Injectable()
 export class NestLogger implements LoggerService {
+  private readonly errors = new LineBudget(...ERROR_LINES);
+  private suppressed = 0;
+
   constructor(private readonly logger: Logger) {}
 
   log(message: unknown, ...rest: unknown[]): void {
@@ -61,6 +76,15 @@ export class NestLogger implements LoggerService {
     rest: unknown[],
   ): void {
     const context = rest.length > 0 ? String(rest.at(-1)) : undefined;
+    if (level === 'error') {
+      if (!this.errors.take()) {
+        this.suppressed++;
+        return;
+      }
+      if (this.suppressed > 0)
+        this.logger.warn({ suppressed: this.suppressed }, 'more errors were not logged');
+      this.suppressed = 0;
+    }
     if (message instanceof Error) this.logger[level]({ context, err: message }, message.message);
     else if (typeof message === 'object' && message !== null)
       this.logger[level]({ context, ...message }, String(rest[0] ?? ''));
@@ -73,32 +97,4 @@ export class NestLogger implements LoggerService {
 export function requestIdOf(headers: Record<string, unknown>, make: () => string): string {
   const given = headers['x-request-id'];
   return typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given) ? given : make();
-}
-
-const QUIET = new Set(['/healthz', '/readyz']);
-
-/** Logs one line for each answered request: never a token, a header or a body. */
-export function logRequests(http: FastifyInstance, logger: Logger): void {
-  http.addHook('onRequest', (request, reply, done) => {
-    reply.header('x-request-id', request.id);
-    done();
-  });
-  http.addHook('onResponse', (request: FastifyRequest, reply, done) => {
-    const { agent, operator } = request as ControlPlaneRequest;
-    const route = request.routeOptions.url ?? 'unknown';
-    logger[QUIET.has(route) ? 'debug' : 'info'](
-      {
-        request_id: request.id,
-        method: request.method,
-        route,
-        status: reply.statusCode,
-        duration_ms: Math.round(reply.elapsedTime * 100) / 100,
-        address: clientAddress(request),
-        agent_id: agent?.id,
-        operator: operator?.name,
-      },
-      'request',
-    );
-    done();
-  });
 }

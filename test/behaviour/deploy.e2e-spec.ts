@@ -7,7 +7,7 @@ import { readSettings, type Settings } from '../../src/settings';
 
 const text = (file: string) => readFileSync(join(__dirname, '../..', file), 'utf8');
 const openapi = JSON.parse(text('docs/openapi.json'));
-const { engines, scripts, version } = JSON.parse(text('package.json'));
+const { engines, scripts } = JSON.parse(text('package.json'));
 
 /** Whether the API answers there without credentials. */
 function expectPublic(path: string): void {
@@ -20,10 +20,13 @@ const SECRETS: Record<string, string> = {
   CONTROL_PLANE_DATABASE_URL: 'postgres://user:password@host/name',
   CONTROL_PLANE_ADMIN_TOKEN: 'a-token-of-more-than-24-characters',
   POSTGRES_PASSWORD: 'password',
+  CONTROL_PLANE_IMAGE: `registry.example.com/control-plane@sha256:${'0'.repeat(64)}`,
 };
 
-/** An image that stays what it is: named by a version. */
-const PINNED = /^[a-z0-9./-]+:\d+\.\d+[\w.-]*$/;
+/** An image of others: named by a version. */
+const VERSIONED = /^[a-z0-9./-]+:\d+\.\d+[\w.-]*$/;
+/** An image that stays what it is. */
+const BY_DIGEST = /@sha256:[0-9a-f]{64}$/;
 
 const seconds = (duration: string): number => {
   const match = /^(\d+)(ms|s|m)?$/.exec(duration);
@@ -31,9 +34,17 @@ const seconds = (duration: string): number => {
   return Number(match[1]) * { ms: 0.001, s: 1, m: 60 }[(match[2] ?? 's') as 'ms' | 's' | 'm'];
 };
 
-/** The port and whether stopping fits into a time, in seconds. */
+/** Variables of compose.yaml as they are filled in: with the default, or with what must be given. */
+const fill = (value: string): string =>
+  value.replaceAll(/\$\{(\w+):([-?])([^}]*)\}/g, (_all, name, kind, text) =>
+    kind === '-' ? text : (SECRETS[name] as string),
+  );
+
+/** The port, whether stopping fits into a time, in seconds, and that strangers can't register agents. */
 function expectToFit(settings: Settings, { stopSeconds }: { stopSeconds: number }): void {
-  expect(settings.port).toBe(8080);
+  expect([settings.port, settings.registration]).toEqual([8080, 'token']);
+  // Longer than the load balancer of compose.yaml takes to notice.
+  expect(settings.drainMs).toBeGreaterThan(2_000);
   expect(stopSeconds * 1_000).toBeGreaterThan(settings.shutdownTimeoutMs + 2_000);
 }
 
@@ -71,9 +82,10 @@ describe('the Dockerfile', () => {
   it('builds apart from what it ships, on one Node that is new enough', () => {
     expect(stages.length).toBeGreaterThanOrEqual(2);
     const images = new Set(stages.map(([from]) => from?.[1].split(' ')[0]));
-    expect(images.size).toBe(1);
-    const [image] = images as Set<string>;
-    expect(image).toMatch(PINNED);
+    // One argument, so that who builds can give its digest.
+    expect([...images]).toEqual([expect.stringMatching(/^\$\{NODE_IMAGE\}$/)]);
+    const [, image = ''] = /^ARG NODE_IMAGE=(.*)$/m.exec(text('Dockerfile')) ?? [];
+    expect(image).toMatch(VERSIONED);
     expect(Number(/^node:(\d+)/.exec(image)?.[1])).toBeGreaterThan(Number(/(\d+)/.exec(engines.node)?.[1]));
   });
 
@@ -105,9 +117,11 @@ describe('the Dockerfile', () => {
           .matchAll(/(\w+)=(\S+)/g),
       ].map(([, name, value]) => [name, value]),
     );
-    expect(readSettings(env).database).toEqual({
-      type: 'sqlite',
-      path: '/var/lib/control-plane/control-plane.db',
+    expect(readSettings(env)).toMatchObject({
+      database: { type: 'sqlite', path: '/var/lib/control-plane/control-plane.db' },
+      host: '0.0.0.0',
+      port: 8080,
+      registration: 'token',
     });
     expect(all('VOLUME')).toEqual(all('WORKDIR'));
   });
@@ -130,14 +144,11 @@ describe('compose.yaml', () => {
   const compose = parse(text('deploy/compose.yaml'), { merge: true });
   const replicas = ['control-plane-1', 'control-plane-2'].map((name) => compose.services[name]);
 
-  it('runs two replicas of this version with settings that the program takes', () => {
+  it('runs two replicas of the image that is named, with settings that the program takes', () => {
     for (const replica of replicas) {
-      expect(replica.image).toBe(`control-plane:${version}`);
+      expect(replica.image).toMatch(/^\$\{CONTROL_PLANE_IMAGE:\?.*digest.*\}$/);
       const filled = Object.fromEntries(
-        Object.entries<string>(replica.environment).map(([name, value]) => [
-          name,
-          value.replaceAll(/\$\{(\w+):\?\}/g, (_all, variable) => SECRETS[variable] as string),
-        ]),
+        Object.entries<string>(replica.environment).map(([name, value]) => [name, fill(value)]),
       );
       const settings = readSettings(filled);
       expect(settings.database.type).toBe('postgres');
@@ -150,13 +161,16 @@ describe('compose.yaml', () => {
       expect(settings.signingKeyFile).toBe(`/run/secrets/${secret}`);
       expect(compose.secrets[secret]).toEqual({ file: expect.any(String) });
       expect([replica.read_only, replica.cap_drop]).toEqual([true, ['ALL']]);
-      expect(replica.ulimits.nofile).toBeGreaterThan(settings.maxConnections);
+      const { soft, hard } = replica.ulimits.nofile;
+      expect([soft, soft > settings.maxConnections]).toEqual([hard, true]);
     }
   });
 
   it('names images by version, limits what each takes, and holds no secret', () => {
     for (const service of Object.values<any>(compose.services)) {
-      expect(service.image).toMatch(PINNED);
+      expect([VERSIONED, BY_DIGEST].some((form) => form.test(fill(service.image)))).toBe(true);
+      // Each by a variable, so that a digest can be given.
+      expect(service.image).toMatch(/^\$\{\w+_IMAGE:/);
       expect(service.deploy.resources.limits).toEqual({
         cpus: expect.any(String),
         memory: expect.any(String),
@@ -176,6 +190,11 @@ describe('compose.yaml', () => {
     const { volumes, ports } = compose.services['load-balancer'];
     expect(volumes).toEqual([expect.stringMatching(/^\.\/haproxy\.cfg:.*:ro$/)]);
     expect(ports).toEqual(['127.0.0.1:8080:8080']);
+    const { depends_on, ulimits } = compose.services['load-balancer'];
+    // It starts without them, and finds them when they come.
+    expect(depends_on).toBeUndefined();
+    const [, needed] = /^ {2}fd-hard-limit (\d+)$/m.exec(text('deploy/haproxy.cfg')) ?? [];
+    expect(ulimits.nofile).toEqual({ soft: Number(needed), hard: Number(needed) });
   });
 });
 
@@ -220,6 +239,36 @@ describe('haproxy.cfg', () => {
     expect(lines.filter((line) => line.startsWith('retry-on'))).toEqual(['retry-on conn-failure']);
     expect(lines).toContain('bind :8080');
   });
+
+  it('answers in the envelope, with Retry-After where it is worth trying again', () => {
+    const answers = lines
+      .filter((line) => line.startsWith('http-error '))
+      .map((line) => {
+        const [, status, type, body, headers] =
+          /^http-error status (\d+) content-type "([^"]+)" string '([^']+)'(.*)$/.exec(line) ?? [];
+        return { status: Number(status), type, ...JSON.parse(body as string), headers };
+      });
+    expect(answers.map(({ status, error, retryable }) => [status, error, retryable])).toEqual([
+      [400, 'ERR_VALIDATION', false],
+      [408, 'ERR_VALIDATION', false],
+      [413, 'ERR_VALIDATION', false],
+      [500, 'ERR_BACKEND', true],
+      [502, 'ERR_UNAVAILABLE', true],
+      [503, 'ERR_UNAVAILABLE', true],
+      [504, 'ERR_UNAVAILABLE', true],
+    ]);
+    for (const { status, type, message, headers } of answers) {
+      expect([type, typeof message]).toEqual(['application/json; charset=utf-8', 'string']);
+      expect(/hdr Retry-After/.test(headers)).toBe(status > 500);
+    }
+  });
+
+  it('starts with any limit of open files, and without a replica; names are resolved again', () => {
+    expect(lines.filter((line) => /\bmaxconn\b/.test(line))).toEqual([]);
+    const server = lines.find((line) => line.startsWith('default-server ')) as string;
+    expect(server).toContain('resolvers system resolve-prefer ipv4 init-addr last,libc,none');
+    expect(lines).toEqual(expect.arrayContaining(['resolvers system', 'parse-resolv-conf']));
+  });
 });
 
 describe('the unit for systemd', () => {
@@ -248,6 +297,8 @@ describe('the unit for systemd', () => {
 
   it.each([
     ['UMask', '0077'],
+    ['LimitCORE', '0'],
+    ['MemoryMax', '2G'],
     ['StateDirectoryMode', '0700'],
     ['NoNewPrivileges', 'true'],
     ['ProtectSystem', 'strict'],
@@ -267,9 +318,12 @@ describe('kubernetes.yaml', () => {
     expect(document.errors).toEqual([]);
     return document.toJS();
   });
-  const [deployment, service, budget] = ['Deployment', 'Service', 'PodDisruptionBudget'].map((kind) =>
-    documents.find((each) => each.kind === kind),
-  );
+  const [deployment, service, budget, policy] = [
+    'Deployment',
+    'Service',
+    'PodDisruptionBudget',
+    'NetworkPolicy',
+  ].map((kind) => documents.find((each) => each.kind === kind));
   const pod = deployment.spec.template.spec;
   const [container] = pod.containers;
 
@@ -280,8 +334,11 @@ describe('kubernetes.yaml', () => {
       env[name] = value ?? SECRETS[name];
     }
     const settings = readSettings(env);
-    const preStop = container.lifecycle.preStop.sleep.seconds;
-    expectToFit(settings, { stopSeconds: pod.terminationGracePeriodSeconds - preStop });
+    // The program drains by itself.
+    expect(container.lifecycle).toBeUndefined();
+    expectToFit(settings, { stopSeconds: pod.terminationGracePeriodSeconds });
+    // Nobody else's network is trusted by default.
+    expect(settings.trustProxy).toBe(false);
     expect(settings.database.type).toBe('postgres');
     const [mount] = container.volumeMounts;
     const volume = pod.volumes.find(({ name }: any) => name === mount.name);
@@ -317,6 +374,17 @@ describe('kubernetes.yaml', () => {
     expect(deployment.spec.strategy.rollingUpdate.maxUnavailable).toBe(0);
   });
 
+  it('is reached by the ingress alone, and reaches names and PostgreSQL alone', () => {
+    expect(policy.spec.podSelector.matchLabels).toEqual(deployment.spec.selector.matchLabels);
+    expect(policy.spec.policyTypes).toEqual(['Ingress', 'Egress']);
+    const [from] = policy.spec.ingress;
+    expect(policy.spec.ingress).toHaveLength(1);
+    expect(from.from).toEqual([{ namespaceSelector: { matchLabels: expect.any(Object) } }]);
+    expect(from.ports).toEqual([{ protocol: 'TCP', port: container.ports[0].name }]);
+    const ports = policy.spec.egress.flatMap(({ ports }: any) => ports.map(({ port }: any) => port));
+    expect(ports).toEqual([53, 53, 5432]);
+  });
+
   it('may do little: not root, no capability, nothing to write on, so much and no more', () => {
     expect([pod.securityContext.runAsNonRoot, pod.automountServiceAccountToken]).toEqual([true, false]);
     expect(container.securityContext).toEqual({
@@ -326,7 +394,10 @@ describe('kubernetes.yaml', () => {
     });
     expect(container.resources.requests).toEqual({ cpu: expect.any(String), memory: expect.any(String) });
     expect(container.resources.limits.memory).toEqual(expect.any(String));
-    expect(container.image).toMatch(new RegExp(`:${version}$`));
+    expect(container.image).toMatch(BY_DIGEST);
+    const { resources, images } = parse(text('deploy/kustomization.yaml'));
+    expect(resources).toEqual(['kubernetes.yaml']);
+    expect(images.map(({ name, digest }: any) => `${name}@${digest}`)).toEqual([container.image]);
     expect(`${pod.securityContext.runAsUser}:${pod.securityContext.runAsGroup}`).toBe(
       /^USER (.*)$/m.exec(text('Dockerfile'))?.[1],
     );

@@ -2,24 +2,31 @@ import { Writable } from 'node:stream';
 import { createLogger } from '../../src/telemetry/logger';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
-describe('the log', () => {
+/** A logger whose lines a test reads. */
+function recordingLogger() {
   let text = '';
-  let server: TestServer;
-  const lines = () =>
+  const to = new Writable({
+    write(chunk, _encoding, done) {
+      text += chunk;
+      done();
+    },
+  });
+  const lines = (message: string) =>
     text
       .split('\n')
       .filter(Boolean)
-      .map((line) => JSON.parse(line));
-  const requests = () => lines().filter((line) => line.message === 'request');
+      .map((line) => JSON.parse(line))
+      .filter((line) => line.message === message);
+  return { logger: createLogger({ logLevel: 'trace' }, to), text: () => text, lines };
+}
+
+describe('the log of all requests', () => {
+  const { logger, text, lines } = recordingLogger();
+  const requests = () => lines('request');
+  let server: TestServer;
 
   beforeAll(async () => {
-    const to = new Writable({
-      write(chunk, _encoding, done) {
-        text += chunk;
-        done();
-      },
-    });
-    server = await TestServer.start({}, { logger: createLogger({ logLevel: 'trace' }, to) });
+    server = await TestServer.start({ LOG_REQUESTS: 'all' }, { logger });
   });
   afterAll(() => server.stop());
 
@@ -73,8 +80,88 @@ describe('the log', () => {
       body: '{"canary-broken',
     });
     expect(requests().length).toBeGreaterThan(5);
-    expect(text).not.toContain('canary-');
-    expect(text).not.toContain(agent.auth_token);
-    expect(text).not.toContain(ADMIN_TOKEN);
+    expect(text()).not.toContain('canary-');
+    expect(text()).not.toContain(agent.auth_token);
+    expect(text()).not.toContain(ADMIN_TOKEN);
+  });
+});
+
+describe('the log as it is by default', () => {
+  it('has failures, operators’ changes and slow requests; what repeats is summed up for each caller', async () => {
+    const { logger, lines } = recordingLogger();
+    const server = await TestServer.start({ TRUST_PROXY: '127.0.0.1' }, { logger });
+    const from = (address: string) => ({ headers: { 'x-forwarded-for': address } });
+    const agent = await server.register('probe-1');
+    await server.agent(agent, '/heartbeat');
+    await server.operator('GET', '/v1/tasks');
+    // It waits because it asked to, so it is not slow.
+    await server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 1_200 });
+    expect(lines('request')).toEqual([]);
+
+    await server.enqueue(dnsTask());
+    await server.operator('POST', '/v1/tasks/4711/cancel');
+    expect(lines('request')).toMatchObject([
+      { route: '/v1/tasks', status: 201, operator: 'bootstrap' },
+      { route: '/v1/tasks/:id/cancel', status: 404, operator: 'bootstrap' },
+    ]);
+
+    for (let i = 0; i < 30; i++) await server.request('GET', `/nowhere-${i}`, from('192.0.2.1'));
+    await server.request('GET', '/elsewhere', from('192.0.2.2'));
+    for (let i = 0; i < 3; i++) await server.agent(agent, '/claim', {});
+    // One host has many addresses of IPv6.
+    for (let i = 0; i < 3; i++) await server.request('GET', '/nowhere', from(`2001:db8::${i + 1}`));
+    expect(lines('request').slice(2)).toMatchObject([
+      { route: 'unknown', status: 404, address: '192.0.2.1' },
+      { route: 'unknown', status: 404, address: '192.0.2.2' },
+      { route: '/claim', status: 400, agent_id: agent.agent_id },
+      { route: 'unknown', status: 404, address: '2001:db8::1' },
+    ]);
+    await server.stop();
+    expect(lines('requests summed up')).toMatchObject([
+      {
+        address: '192.0.2.1',
+        count: 29,
+        requests: [{ method: 'GET', route: 'unknown', status: 404, count: 29 }],
+      },
+      { agent_id: agent.agent_id, requests: [{ route: '/claim', status: 400, count: 2 }] },
+      { address: '2001:db8::/64', count: 2 },
+    ]);
+  });
+
+  it('stays small whatever strangers send, from however many addresses, and still has the changes of operators', async () => {
+    const { logger, text, lines } = recordingLogger();
+    const server = await TestServer.start({ TRUST_PROXY: '127.0.0.1' }, { logger });
+    const before = text().length;
+    for (let i = 0; i < 60; i++)
+      await Promise.all(
+        Array.from({ length: 50 }, (_, j) =>
+          server.request('GET', '/nowhere', {
+            headers: { 'x-forwarded-for': `198.18.${i % 20}.${j}` },
+          }),
+        ),
+      );
+    await server.enqueue(dnsTask());
+    // 3,000 requests of 1,000 addresses.
+    const strangers = lines('request').filter(({ operator }) => operator === undefined);
+    expect(strangers.length).toBe(500);
+    expect(lines('request').at(-1)).toMatchObject({ route: '/v1/tasks', status: 201 });
+    await server.stop();
+    const sums = lines('requests summed up');
+    expect(sums.length).toBe(501);
+    expect(sums.at(-1)).toMatchObject({ callers: 'others', count: 1_500 });
+    expect(strangers.length + sums.reduce((total, { count }) => total + count, 0)).toBe(3_000);
+    expect(text().length - before).toBeLessThan(500_000);
+  });
+
+  it('says that each request fails on a broken database a hundred times, and then how often', async () => {
+    const { logger, lines } = recordingLogger();
+    const server = await TestServer.start({}, { logger });
+    await server.forbid('INSERT', 'tasks');
+    for (let i = 0; i < 300; i++)
+      expect((await server.operator('POST', '/v1/tasks', { tasks: [dnsTask()] })).status).toBe(500);
+    const errors = lines('The server failed; it is safe to try again.').length;
+    expect(errors).toBeGreaterThanOrEqual(100);
+    expect(errors).toBeLessThan(300);
+    await server.stop();
   });
 });

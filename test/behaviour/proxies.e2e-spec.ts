@@ -17,7 +17,10 @@ async function start(env: Record<string, string>) {
     },
   });
   const logger = createLogger({ logLevel: 'info' }, to);
-  const server = await TestServer.start({ FAILED_AUTH_PER_IP: '1/1h,1', ...env }, { clock, logger });
+  const server = await TestServer.start(
+    { FAILED_AUTH_PER_IP: '1/1h,1', LOG_REQUESTS: 'all', ...env },
+    { clock, logger },
+  );
   /** Those since it was last asked. */
   const addresses = (): string[] => {
     const lines = text.split('\n').filter(Boolean);

@@ -49,7 +49,12 @@ describe('a secret', () => {
 
   const start = (env: Record<string, string>) =>
     TestServer.start(
-      { ENROLLMENT_TOKENS: secrets.get('enrollment token') as string, LOG_LEVEL: 'trace', ...env },
+      {
+        ENROLLMENT_TOKENS: secrets.get('enrollment token') as string,
+        LOG_LEVEL: 'trace',
+        LOG_REQUESTS: 'all',
+        ...env,
+      },
       { folder, logger, clock: new TestClock() },
     );
 

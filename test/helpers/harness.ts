@@ -282,6 +282,11 @@ export class TestServer {
     };
   }
 
+  /** Has the server drain, as it does when it is told to stop. */
+  drain(cut?: AbortSignal): Promise<void> {
+    return this.plane.drain(cut);
+  }
+
   /** Stops the server; its files stay where `keep` is given. */
   async stop({ keep = false } = {}): Promise<void> {
     await this.plane.stop();

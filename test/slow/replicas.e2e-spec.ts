@@ -249,6 +249,8 @@ class Replica {
               ADMIN_TOKEN,
               SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
               LOG_LEVEL: 'warn',
+              // The tests take the replica from the list themselves.
+              DRAIN_MS: '0',
               LEASE_DURATION_MS: String(LEASE_MS),
               RETRY_BACKOFF_MS: '1',
               RETRY_BACKOFF_MAX_MS: '20',

@@ -1,0 +1,160 @@
+import { fstatSync, write as writeToFile } from 'node:fs';
+import type { DestinationStream } from 'pino';
+import { Clock, toTimestamp } from '../clock';
+
+/** How much of the log waits in memory, in bytes; what comes beyond it is dropped and counted. */
+const MAX_WAITING = 4 * 1024 * 1024;
+/** The most bytes in one write. */
+const MAX_CHUNK = 64 * 1024;
+/** Lines are written together: at this many bytes at once, else after this time. */
+const BATCH_BYTES = 16_000;
+const BATCH_MS = 100;
+/** How soon a write that failed is tried again: a full disk stays full for a while, a pipe that is full does not. */
+const RETRY_MS = 1_000;
+const RETRY_BUSY_MS = 50;
+/** How long a flush waits at most. */
+const FLUSH_MS = 500;
+
+/** Where bytes go. */
+export interface Sink {
+  /** Whether a write may hold a thread, which the process can't end without. */
+  readonly blocks: boolean;
+  /** Writes bytes without blocking the event loop, and says how many it could write. */
+  write(bytes: Buffer, done: (error: NodeJS.ErrnoException | null, written: number) => void): void;
+}
+
+/**
+ * The log's way to standard output. It never blocks, never throws and takes a bounded amount of memory, whatever becomes of
+ * the output: a full disk, a reader that has stalled or gone. When writing works again, one line says how many were dropped.
+ */
+export class LogOutput implements DestinationStream {
+  private lines: string[] = [];
+  private waitingBytes = 0;
+  /** What is being written, or is to be written again. */
+  private chunk: Buffer | undefined;
+  private writing = false;
+  private failing = false;
+  private dropped = 0;
+  private timer: NodeJS.Timeout | undefined;
+  private flushers: (() => void)[] = [];
+
+  constructor(
+    private readonly sink: Sink = standardOutput(),
+    private readonly maxWaiting = MAX_WAITING,
+    private readonly clock = new Clock(),
+  ) {}
+
+  /** True while a thread is writing: on a disk that hangs or a terminal that is stopped, for ever. */
+  get hangs(): boolean {
+    return this.writing && this.sink.blocks;
+  }
+
+  /** Takes a line, or drops it if too much waits already. */
+  write(line: string): void {
+    const size = Buffer.byteLength(line);
+    if (this.waitingBytes + size > this.maxWaiting) {
+      this.dropped++;
+      return;
+    }
+    this.lines.push(line);
+    this.waitingBytes += size;
+    if (this.writing || this.failing) return;
+    if (this.waitingBytes >= BATCH_BYTES) this.writeNext();
+    else this.timer ??= setTimeout(() => this.writeNext(), BATCH_MS);
+  }
+
+  /** Calls back once: when everything is written, when writing fails, or after 500 ms. */
+  flush(done: (error?: Error) => void = () => undefined): void {
+    const settle = () => {
+      clearTimeout(deadline);
+      this.flushers = this.flushers.filter((each) => each !== settle);
+      done();
+    };
+    const deadline = setTimeout(settle, FLUSH_MS);
+    this.flushers.push(settle);
+    this.writeNext();
+  }
+
+  private writeNext(): void {
+    if (this.writing) return;
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    this.chunk ??= this.takeChunk();
+    if (!this.chunk) {
+      this.settleFlushes();
+      return;
+    }
+    this.writing = true;
+    this.sink.write(this.chunk, (error, written) => this.onWritten(error, written));
+  }
+
+  private onWritten(error: NodeJS.ErrnoException | null, written: number): void {
+    this.writing = false;
+    this.failing = error !== null;
+    if (error) {
+      const isBusy = error.code === 'EAGAIN';
+      this.timer = setTimeout(() => this.writeNext(), isBusy ? RETRY_BUSY_MS : RETRY_MS).unref();
+      if (!isBusy) this.settleFlushes();
+      return;
+    }
+    this.waitingBytes -= written;
+    const rest = this.chunk?.subarray(written);
+    // The rest of a chunk that was written in part comes first, so that no line is torn for good.
+    this.chunk = rest && rest.length > 0 ? rest : undefined;
+    if (this.chunk === undefined) this.reportDropped();
+    this.writeNext();
+  }
+
+  /** Once there is room for more than the next burst, or a slow reader would get such a line after every few. */
+  private reportDropped(): void {
+    if (this.dropped === 0 || this.waitingBytes > this.maxWaiting / 2) return;
+    const { dropped } = this;
+    this.dropped = 0;
+    this.write(
+      `${JSON.stringify({ level: 'warn', time: toTimestamp(this.clock.now()), dropped, message: 'log lines were dropped: the output did not take them' })}\n`,
+    );
+  }
+
+  private takeChunk(): Buffer | undefined {
+    if (this.lines.length === 0) return undefined;
+    let count = 0;
+    // By the length in UTF-16 units: near enough for a bound.
+    for (let size = 0; count < this.lines.length && (count === 0 || size < MAX_CHUNK); count++)
+      size += this.lines[count]?.length ?? 0;
+    return Buffer.from(this.lines.splice(0, count).join(''));
+  }
+
+  private settleFlushes(): void {
+    for (const settle of [...this.flushers]) settle();
+  }
+}
+
+/** Takes everything and keeps nothing. */
+const NOWHERE: Sink = {
+  blocks: false,
+  write: (bytes, done) => process.nextTick(done, null, bytes.length),
+};
+
+/**
+ * How standard output is written to. A pipe or socket goes by Node's stream, which waits for its reader without a thread; a
+ * write in a thread would wait in the kernel, and the process could not end before its reader went on.
+ */
+function standardOutput(): Sink {
+  try {
+    const stats = fstatSync(1);
+    if (!stats.isFIFO() && !stats.isSocket())
+      return { blocks: true, write: (bytes, done) => writeToFile(1, bytes, done) };
+    const { stdout } = process;
+    // Each write is told of its own error.
+    stdout.on('error', () => undefined);
+    return {
+      blocks: false,
+      write: (bytes, done) => {
+        stdout.write(bytes, (error) => done(error ?? null, error ? 0 : bytes.length));
+      },
+    };
+  } catch {
+    // Closed: nobody wants the log.
+    return NOWHERE;
+  }
+}

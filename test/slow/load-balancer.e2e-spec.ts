@@ -1,0 +1,291 @@
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { generateKeyPairSync, randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { type AddressInfo, connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  ADMIN_TOKEN,
+  CHILD_ENV,
+  type Credentials,
+  credentialsOf,
+  databaseIn,
+  dnsTask,
+  exchange,
+  removeDatabaseIn,
+} from '../helpers/harness';
+
+const ROOT = join(__dirname, '../..');
+const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' };
+const PATIENCE_MS = 180_000;
+const AGENTS = 12;
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  return port;
+}
+
+const running = new Set<ChildProcess>();
+
+function run(
+  program: string,
+  args: string[],
+  env: Record<string, string | undefined>,
+  cwd: string,
+): ChildProcess {
+  const child = spawn(program, args, { cwd, env, stdio: 'ignore' });
+  running.add(child);
+  child.once('exit', () => running.delete(child));
+  return child;
+}
+
+async function end(child: ChildProcess, signal: NodeJS.Signals): Promise<number | null> {
+  if (child.exitCode === null && child.signalCode === null) {
+    child.kill(signal);
+    await once(child, 'exit');
+  }
+  return child.exitCode;
+}
+
+/** The shipped configuration with other addresses, and the process that runs it. */
+class LoadBalancer {
+  private child: ChildProcess | undefined;
+
+  private constructor(
+    private readonly folder: string,
+    readonly url: string,
+  ) {}
+
+  static async start(folder: string, replicas: readonly string[]): Promise<LoadBalancer> {
+    mkdirSync(folder);
+    const port = await freePort();
+    let config = readFileSync(join(ROOT, 'deploy/haproxy.cfg'), 'utf8');
+    const replace = (from: string, to: string) => {
+      expect(config).toContain(from);
+      config = config.replace(from, to);
+    };
+    replace('log stdout format raw local0', `stats socket ${join(folder, 'socket')} mode 600 level operator`);
+    replace('bind :8080', `bind 127.0.0.1:${port}`);
+    replicas.forEach((address, i) => {
+      replace(
+        `server control-plane-${i + 1} control-plane-${i + 1}:8080`,
+        `server control-plane-${i + 1} ${address}`,
+      );
+    });
+    writeFileSync(join(folder, 'haproxy.cfg'), config);
+    const balancer = new LoadBalancer(folder, `http://127.0.0.1:${port}`);
+    balancer.child = run('haproxy', ['-db', '-q', '-f', join(folder, 'haproxy.cfg')], process.env, folder);
+    for (;;) {
+      if (await balancer.status('control-plane-1').catch(() => undefined)) return balancer;
+      if (balancer.child.exitCode !== null) throw new Error('haproxy did not start');
+      await sleep(20);
+    }
+  }
+
+  /** What it thinks of a replica: `UP`, `DOWN`, `UP 1/2`, ... */
+  async status(server: string): Promise<string | undefined> {
+    const socket = connect(join(this.folder, 'socket'));
+    socket.write('show stat\n');
+    let text = '';
+    for await (const chunk of socket) text += chunk;
+    const row = text.split('\n').find((line) => line.startsWith(`replicas,${server},`));
+    return row?.split(',')[17];
+  }
+
+  async until(server: string, status: RegExp): Promise<void> {
+    while (!status.test((await this.status(server)) ?? '')) await sleep(20);
+  }
+
+  async stop(): Promise<void> {
+    if (this.child) await end(this.child, 'SIGTERM');
+  }
+}
+
+const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
+
+(hasHaproxy ? describe : describe.skip)('behind HAProxy (skipped if haproxy is not installed)', () => {
+  let folder: string;
+  let database: string;
+  let ports: number[];
+  let replicas: ChildProcess[];
+  let balancer: LoadBalancer;
+
+  /** Starts a replica; it is ready when it answers so. */
+  async function startReplica(port: number): Promise<ChildProcess> {
+    const named: Record<string, string> = {
+      BIND: `127.0.0.1:${port}`,
+      DATABASE_URL: database,
+      ADMIN_TOKEN,
+      POOL_SIZE: '4',
+      SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
+      TRUST_PROXY: '127.0.0.1',
+      LOG_LEVEL: 'fatal',
+      MAX_EVENT_LOOP_DELAY_MS: '60000',
+      REGISTER_PER_IP: 'off',
+    };
+    for (const route of ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'])
+      named[`QUOTA_${route}`] = 'off';
+    const settings = Object.entries(named).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]);
+    const child = run(
+      process.execPath,
+      [join(ROOT, 'dist/main.js')],
+      { ...CHILD_ENV, ...Object.fromEntries(settings) },
+      folder,
+    );
+    for (;;) {
+      const response = await fetch(`http://127.0.0.1:${port}/readyz`).catch(() => undefined);
+      await response?.arrayBuffer();
+      if (response?.ok) return child;
+      if (child.exitCode !== null) throw new Error('a replica did not start');
+      await sleep(50);
+    }
+  }
+
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+    database = await databaseIn(folder);
+    const { privateKey } = generateKeyPairSync('ed25519');
+    const pem = privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
+    writeFileSync(join(folder, 'signing-key.pem'), pem, { mode: 0o600 });
+    ports = [await freePort(), await freePort()];
+    replicas = [];
+    balancer = await LoadBalancer.start(
+      join(folder, 'haproxy'),
+      ports.map((port) => `127.0.0.1:${port}`),
+    );
+  }, PATIENCE_MS);
+
+  afterAll(async () => {
+    await balancer?.stop();
+    for (const child of [...running]) await end(child, 'SIGKILL');
+    await removeDatabaseIn(folder);
+    rmSync(folder, { recursive: true, force: true });
+  }, PATIENCE_MS);
+
+  const envelope = (error: string, retryable: boolean) => ({ error, message: expect.any(String), retryable });
+
+  it('is taken by haproxy as it is shipped, with names that nobody resolves yet', () => {
+    expect(() =>
+      execFileSync('haproxy', ['-c', '-f', join(ROOT, 'deploy/haproxy.cfg')], { stdio: 'pipe' }),
+    ).not.toThrow();
+  });
+
+  it(
+    'answers in the envelope itself where no replica can, and goes on when one comes',
+    async () => {
+      for (const server of ['control-plane-1', 'control-plane-2']) await balancer.until(server, /^DOWN/);
+      const none = await fetch(`${balancer.url}/v1/tasks`);
+      expect([none.status, await none.json()]).toEqual([503, envelope('ERR_UNAVAILABLE', true)]);
+      expect(none.headers.get('content-type')).toMatch(/^application\/json/);
+      expect(none.headers.get('retry-after')).toMatch(/^[1-9]$/);
+      // One replica that is missing is no outage.
+      replicas[0] = await startReplica(ports[0] as number);
+      await balancer.until('control-plane-1', /^UP$/);
+      expect((await fetch(`${balancer.url}/readyz`)).status).toBe(200);
+    },
+    PATIENCE_MS,
+  );
+
+  it(
+    'fails no call of agents and operators in six rolling restarts',
+    async () => {
+      replicas[1] = await startReplica(ports[1] as number);
+      await balancer.until('control-plane-2', /^UP$/);
+      const failed: unknown[] = [];
+      let calls = 0;
+      let reports = 0;
+      let stopping = false;
+      const call = async (path: string, headers: Record<string, string>, body: object): Promise<any> => {
+        calls++;
+        try {
+          const response = await fetch(balancer.url + path, {
+            method: 'POST',
+            headers: { 'content-type': 'application/json', ...headers },
+            body: JSON.stringify(body),
+          });
+          const answer: any = await response.json();
+          if (!response.ok) failed.push([path, response.status, answer]);
+          return answer;
+        } catch (error) {
+          failed.push([path, error]);
+          return {};
+        }
+      };
+      const agent = async (): Promise<void> => {
+        const who = (await call('/register', {}, { hostname: randomUUID() })) as Credentials;
+        const { agent_id } = who;
+        while (!stopping) {
+          await call('/heartbeat', credentialsOf(who), { agent_id });
+          const capacities = { dns: 4 };
+          const { leases = [] } = await call('/claim', credentialsOf(who), {
+            agent_id,
+            capacities,
+            wait_ms: 30_000,
+          });
+          const completed = leases.map(({ lease_id }: { lease_id: number }) => ({ lease_id }));
+          const answer = await call('/report', credentialsOf(who), { agent_id, completed, cancelled: [] });
+          reports += answer.acknowledged ?? 0;
+        }
+      };
+      const operator = async (): Promise<void> => {
+        while (!stopping) {
+          await call('/v1/tasks', OPERATOR, { tasks: [dnsTask()] });
+          await sleep(20);
+        }
+        // So that nobody waits to the end.
+        await call('/v1/tasks', OPERATOR, { tasks: Array.from({ length: AGENTS * 4 }, () => dnsTask()) });
+      };
+      const load = [...Array.from({ length: AGENTS }, agent), operator(), operator()];
+      try {
+        for (let restart = 0; restart < 6; restart++) {
+          const i = restart % 2;
+          const before = reports;
+          expect(await end(replicas[i] as ChildProcess, 'SIGTERM')).toBe(0);
+          replicas[i] = await startReplica(ports[i] as number);
+          await balancer.until(`control-plane-${i + 1}`, /^UP$/);
+          expect(reports).toBeGreaterThan(before);
+        }
+      } finally {
+        stopping = true;
+        await Promise.all(load);
+      }
+      expect(failed).toEqual([]);
+      expect(calls).toBeGreaterThan(900);
+    },
+    PATIENCE_MS,
+  );
+
+  it(
+    'answers in the envelope what a replica that is killed leaves unanswered',
+    async () => {
+      await end(replicas[1] as ChildProcess, 'SIGKILL');
+      await balancer.until('control-plane-2', /^DOWN/);
+      const register = await fetch(`${balancer.url}/register`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ hostname: randomUUID() }),
+      });
+      const who = (await register.json()) as Credentials;
+      const body = JSON.stringify({ agent_id: who.agent_id, capacities: { tcp: 1 }, wait_ms: 30_000 });
+      // The first request of its connection: after others HAProxy closes it without an answer, for clients to try again.
+      const head = Object.entries({ ...credentialsOf(who), 'content-type': 'application/json', host: 'x' });
+      const claim = exchange(
+        balancer.url,
+        `POST /claim HTTP/1.1\r\n${head.map(([name, value]) => `${name}: ${value}\r\n`).join('')}` +
+          `content-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`,
+      );
+      await sleep(500);
+      await end(replicas[0] as ChildProcess, 'SIGKILL');
+      const [headers = '', text = ''] = (await claim).split('\r\n\r\n');
+      expect(headers).toMatch(/^HTTP\/1\.1 502 /);
+      expect(headers).toMatch(/^retry-after: [1-9]\r?$/im);
+      expect(JSON.parse(text)).toEqual(envelope('ERR_UNAVAILABLE', true));
+    },
+    PATIENCE_MS,
+  );
+});
