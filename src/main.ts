@@ -36,22 +36,22 @@ async function main(args: readonly string[]): Promise<void> {
     return;
   }
   const settings = readSettings();
-  if (args.includes('--migrate-only')) await migrateOnly(settings);
+  if (args.includes('--migrate-only')) console.log(await migrateOnly(settings));
   else await serve(settings);
 }
 
-/** Applies the migrations and ends. */
-export async function migrateOnly(settings: Settings): Promise<void> {
+/** Applies the migrations. @returns what to tell of it */
+export async function migrateOnly(settings: Settings): Promise<string> {
   const { openDatabase } = await import('./database/open-database.js');
   const database = await openDatabase(
     { ...settings, migrateOnStart: true },
     [],
     loadExtensions(settings.extensions),
   );
-  console.log(
-    database.applied.length === 0 ? 'The database is current.' : `Applied ${database.applied.join(', ')}.`,
-  );
   await database.close();
+  return database.applied.length === 0
+    ? 'The database is current.'
+    : `Applied ${database.applied.join(', ')}.`;
 }
 
 /** Serves until SIGTERM or SIGINT, then stops in order, within the time that the settings give. */
@@ -59,7 +59,7 @@ export async function serve(settings: Settings): Promise<void> {
   await checkAddress(settings);
   // Loaded now: it takes a second, and wrong settings are said before.
   const { createApp } = await import('./app.js');
-  const { app, database, logger, stop } = await createApp(settings);
+  const { app, database, logger, announce, stop } = await createApp(settings);
   let stopping = false;
   const onSignal = (signal: NodeJS.Signals): void => {
     if (stopping) return;
@@ -92,6 +92,7 @@ export async function serve(settings: Settings): Promise<void> {
     await stop();
     throw new ListenError(settings, error as NodeJS.ErrnoException);
   }
+  announce();
   logger.info({ url: await app.getUrl() }, 'listening');
   if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
 }

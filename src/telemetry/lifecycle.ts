@@ -2,6 +2,9 @@
 export class Lifecycle {
   private readonly stop = new AbortController();
 
+  /** @param serves whether the process is a server; a command that works on the database alone makes nothing at its start */
+  constructor(readonly serves = true) {}
+
   /** True from the moment the process was asked to stop. */
   get stopping(): boolean {
     return this.stop.signal.aborted;
