@@ -35,7 +35,14 @@ const onPostgres = (project) => ({
 /** In test/slow: about the SQLite file, what a killed process leaves of it, copies of it; or about functions alone. */
 const SQLITE_ONLY = ['crash', 'backup', 'disk-full', 'history-checker', 'log-faults'];
 /** In test/slow: about several processes on one database, and about getting there. */
-const POSTGRES_ONLY = ['postgres', 'replicas', 'load-balancer', 'shared-database', 'shared-quotas', 'transfer'];
+const POSTGRES_ONLY = [
+  'postgres',
+  'replicas',
+  'load-balancer',
+  'shared-database',
+  'shared-quotas',
+  'transfer',
+];
 
 const files = (names) => names.map((name) => `/test/slow/${name}\\.e2e-spec\\.ts$`);
 

@@ -1,0 +1,199 @@
+import { randomUUID } from 'node:crypto';
+import type { Command } from 'commander';
+import { futureOption, id, whole } from './arguments';
+import { EXIT, Failure } from './failure';
+import { fields, table } from './print';
+import type { Terminal } from './terminal';
+import { type Common, fetchText, get, listing, listOf, perform, post, query, verb, watching } from './verbs';
+
+const TASK = ['id', 'kind', 'target', 'state', 'priority', 'attempts', 'run_at', 'created_at', 'reason'];
+
+/** Adds the commands about tasks. */
+export function addTasks(program: Command, terminal: Terminal): void {
+  const task = program.command('task').description('enqueue tasks, see what became of them');
+  verb(
+    task,
+    'add [kind] [fields...]',
+    'enqueue a task, or all of a file, all or none',
+    'task add dns query=example.com server=9.9.9.9 --priority 5',
+    'task add tcp host=192.0.2.1 port=443 --not-after 2030-01-01T00:00:00Z',
+    `task add dns 'query="123"'        # quoted as JSON: text, not a number`,
+    'task add --file tasks.json        # [{"kind": "dns", "spec": {"query": "example.com"}}, ...]',
+    'generate-tasks | control-plane task add --file -',
+  )
+    .option('--file <file>', 'a JSON array of tasks, or {"tasks": [...]}; - is standard input')
+    .option('--priority <n>', 'higher goes first', whole)
+    .addOption(futureOption('--run-at', 'not before'))
+    .addOption(futureOption('--not-after', 'no attempt begins from then on'))
+    .option('--max-attempts <n>', 'how often it is tried before it is dead', whole)
+    .option('--unique-key <key>', 'not while an unfinished task has this key')
+    .option(
+      '--idempotency-key <key>',
+      'the same key and tasks again enqueue nothing twice (default: a random one)',
+    )
+    .action((kind: string | undefined, specFields: string[], options) => {
+      const { file, priority, runAt, notAfter, maxAttempts, uniqueKey, idempotencyKey, ...common } = options;
+      const own = {
+        priority,
+        run_at: runAt,
+        not_after: notAfter,
+        max_attempts: maxAttempts,
+        unique_key: uniqueKey,
+      };
+      const body =
+        file === undefined
+          ? JSON.stringify({ tasks: [{ kind: kindOf(kind), spec: specOf(specFields), ...own }] })
+          : tasksOf(
+              terminal,
+              file,
+              kind !== undefined || Object.values(own).some((value) => value !== undefined),
+            );
+      return perform(
+        terminal,
+        common,
+        {
+          method: 'POST',
+          path: '/v1/tasks',
+          body,
+          idempotencyKey: idempotencyKey ?? randomUUID(),
+          repeatable: true,
+        },
+        (answer) => table(answer.tasks, ['id', 'state']),
+      );
+    });
+  listing(
+    task,
+    'list',
+    'list tasks, newest first',
+    'task list --state dead --kind dns',
+    'task list --json | jq .items[].id',
+  )
+    .option('--state <state>', 'scheduled, waiting, queued, leased, completed, cancelled or dead')
+    .option('--kind <kind>', 'only of this kind')
+    .option('--target <target>', 'only aimed at this')
+    .action(({ state, kind, target, limit, cursor, ...options }) =>
+      perform(
+        terminal,
+        options,
+        get(`/v1/tasks${query({ state, kind, target, limit, cursor })}`),
+        listOf(...TASK),
+      ),
+    );
+  verb(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
+    .argument('<id>', "the task's id", id)
+    .option('--cursor <cursor>', 'where the attempts shown before ended')
+    .action((of, { cursor, ...options }) =>
+      perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), fields),
+    );
+  changing(
+    verb(
+      task,
+      'cancel [id]',
+      'cancel an unfinished task, or all that match; live leases are revoked',
+      'task cancel 1203',
+      'task cancel --kind dns --state queued --dry-run',
+      'task cancel --all',
+    ),
+  ).action((of: string | undefined, options) => change(terminal, 'cancel', of, options));
+  changing(
+    verb(
+      task,
+      'retry [id]',
+      'reopen a dead or cancelled task, or all that match',
+      'task retry 1203',
+      'task retry --state dead --kind http',
+    ),
+  ).action((of: string | undefined, options) => change(terminal, 'retry', of, options));
+  watching(verb(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch')).action(
+    (options) => perform(terminal, options, get('/v1/tasks/stats'), fields),
+  );
+}
+
+const changing = (command: Command): Command =>
+  command
+    .option('--state <state>', 'all in this state')
+    .option('--kind <kind>', 'all of this kind')
+    .option('--target <target>', 'all aimed at this')
+    .option('--all', 'every one')
+    .option('--dry-run', 'only say how many match');
+
+interface Changing extends Common {
+  state?: string;
+  kind?: string;
+  target?: string;
+  all?: true;
+  dryRun?: true;
+}
+
+async function change(
+  terminal: Terminal,
+  name: 'cancel' | 'retry',
+  of: string | undefined,
+  { state, kind, target, all, dryRun: dry_run, ...options }: Changing,
+): Promise<void> {
+  const filter = { state, kind, target, all, dry_run };
+  const isFiltered = Object.values(filter).some((value) => value !== undefined);
+  if (of === undefined ? (state ?? kind ?? target ?? all) === undefined : isFiltered)
+    throw new Failure(
+      'Name one task by its id, or many by --state, --kind and --target, or every one by --all.',
+      EXIT.misused,
+    );
+  if (of !== undefined) {
+    const path = `/v1/tasks/${id(of)}/${name}`;
+    return perform(terminal, options, post(path, undefined, name === 'cancel'), fields);
+  }
+  // The server works on it for some seconds at a time, and says how far it came.
+  const call = post(`/v1/tasks/${name}`, filter, true);
+  let matched: number | undefined;
+  let changed = 0;
+  for (;;) {
+    const answer = JSON.parse(await fetchText(terminal, options, call));
+    matched ??= answer.matched as number;
+    changed += answer.changed;
+    if (dry_run || answer.changed === 0 || answer.changed >= answer.matched) break;
+    if (terminal.isInteractive) terminal.note(`${changed} of ${matched} so far`);
+  }
+  if (options.json) terminal.printJson(JSON.stringify({ matched, changed }));
+  else terminal.print(fields({ matched, changed }));
+}
+
+/** A field of a spec: what reads as JSON is that, everything else is text. */
+function specValue(text: string): unknown {
+  try {
+    const value: unknown = JSON.parse(text);
+    // 007, 1.0 and what a number can't hold exactly stay what was written.
+    return typeof value === 'number' && String(value) !== text ? text : value;
+  } catch {
+    return text;
+  }
+}
+
+function kindOf(kind: string | undefined): string {
+  if (kind === undefined || kind.includes('='))
+    throw new Failure(
+      'Name the kind of the task first, such as: task add dns query=example.com',
+      EXIT.misused,
+    );
+  return kind;
+}
+
+function specOf(given: readonly string[]): Record<string, unknown> {
+  const spec = new Map<string, unknown>();
+  for (const text of given) {
+    const cut = text.indexOf('=');
+    if (cut < 1)
+      throw new Failure(`${text} is not a field of the spec; it must be name=value.`, EXIT.misused);
+    const name = text.slice(0, cut);
+    if (spec.has(name)) throw new Failure(`The field ${name} of the spec is there twice.`, EXIT.misused);
+    spec.set(name, specValue(text.slice(cut + 1)));
+  }
+  return Object.fromEntries(spec);
+}
+
+function tasksOf(terminal: Terminal, file: string, mixed: boolean): string {
+  if (mixed) throw new Failure('With --file, everything about the tasks is in the file.', EXIT.misused);
+  const { text, value } = terminal.readJson(file);
+  if (Array.isArray(value)) return `{"tasks":${text}}`;
+  if (typeof value === 'object' && value !== null && 'tasks' in value) return text;
+  throw new Failure(`${file} must hold an array of tasks, or an object with "tasks".`, EXIT.misused);
+}
