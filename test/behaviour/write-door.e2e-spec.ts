@@ -382,6 +382,7 @@ describe('the write door', () => {
       await inspectDatabase(target, (statements) => statements.rows('SELECT 1'));
       await backUp(target, join(folder, 'backup.db'), {
         replace: false,
+        settings: { signingKeyFile: undefined },
         signal: AbortSignal.timeout(60_000),
       });
       await database.write(note('goes on'));
