@@ -40,6 +40,7 @@ class ServerProcess {
       env: {
         ...CHILD_ENV,
         CONTROL_PLANE_BIND: '127.0.0.1:0',
+        CONTROL_PLANE_DRAIN_MS: '0',
         CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
         ...Object.fromEntries(
           ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'].map((route) => [

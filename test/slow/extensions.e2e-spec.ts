@@ -49,6 +49,7 @@ function run(folder: string, file: string, args: string[], env: Record<string, s
     env: {
       ...CHILD_ENV,
       CONTROL_PLANE_BIND: '127.0.0.1:0',
+      CONTROL_PLANE_DRAIN_MS: '0',
       CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
       CONTROL_PLANE_DATABASE_URL: databases.get(folder),
       ...Object.fromEntries(
