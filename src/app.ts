@@ -16,10 +16,12 @@ import { answerUnreadable, ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
+import { ServerProof } from './http/server-proof';
 import { refuseEncoded, refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
-import { type Settings, SettingsError } from './settings';
+import { JobRunner } from './scheduling/job-runner';
+import { type Settings, SettingsError, serverFile } from './settings';
 import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, NestLogger, requestIdOf } from './telemetry/logger';
@@ -50,13 +52,17 @@ export interface ControlPlane {
    * @param cut ends it early
    */
   drain(cut?: AbortSignal): Promise<void>;
+  /** Leaves the file by which the command line of this machine finds this server; once it listens. */
+  announce(): void;
   /** Answers long polls, finishes what is in flight, writes what waits and closes the database. */
   stop(): Promise<void>;
 }
 
-/** What a test may replace. */
+/** What a test or the command line may replace. */
 export interface Replacements extends DatabaseReplacements {
   logger?: Logger;
+  /** False for a command that works on the database while no server does: it makes no admin, no keys, and runs no jobs. */
+  serves?: boolean;
 }
 
 /**
@@ -66,7 +72,7 @@ export interface Replacements extends DatabaseReplacements {
  */
 export async function createApp(settings: Settings, replacements: Replacements = {}): Promise<ControlPlane> {
   const logger = replacements.logger ?? createLogger(settings);
-  const lifecycle = new Lifecycle();
+  const lifecycle = new Lifecycle(replacements.serves);
   const extensions = loadExtensions(settings.extensions);
   const database = await openDatabase(settings, ENTITIES, extensions, replacements);
   const { clock } = database;
@@ -107,6 +113,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       else reply.removeHeader('connection');
       done();
     });
+    const proof = new ServerProof(http);
     refuseUnfit(http);
     answerUnknownRoutes(http);
     const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
@@ -131,6 +138,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
         done(error as Error);
       }
     });
+    if (!lifecycle.serves) await app.get(JobRunner).stop();
     try {
       mountDocs(app);
       await app.init();
@@ -146,8 +154,17 @@ export async function createApp(settings: Settings, replacements: Replacements =
       // Cut short, it is over: not an error.
       await sleep(settings.drainMs, undefined, { signal: cut }).catch(() => undefined);
     };
+    const announce = (): void => {
+      const path = serverFile(settings.database);
+      try {
+        proof.publish(path);
+      } catch (error) {
+        logger.warn({ err: error, path }, 'the command line will not find this server by itself');
+      }
+    };
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
+      proof.withdraw();
       // Node does not close a connection that has sent half a request or none yet, and no longer times it out.
       const grace = setTimeout(() => inFlight.hangUp(), HANG_UP_MS);
       await app.close();
@@ -156,7 +173,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       requestLog.close();
       await database.close();
     };
-    return { app, database, logger, drain, stop };
+    return { app, database, logger, announce, drain, stop };
   } catch (error) {
     overload.close();
     requestLog.close();

@@ -35,22 +35,22 @@ async function main(args: readonly string[]): Promise<void> {
     return;
   }
   const settings = readSettings();
-  if (args.includes('--migrate-only')) await migrateOnly(settings);
+  if (args.includes('--migrate-only')) console.log(await migrateOnly(settings));
   else await serve(settings);
 }
 
-/** Applies the migrations and ends. */
-export async function migrateOnly(settings: Settings): Promise<void> {
+/** Applies the migrations. @returns what to tell of it */
+export async function migrateOnly(settings: Settings): Promise<string> {
   const { openDatabase } = await import('./database/open-database.js');
   const database = await openDatabase(
     { ...settings, migrateOnStart: true },
     [],
     loadExtensions(settings.extensions),
   );
-  console.log(
-    database.applied.length === 0 ? 'The database is current.' : `Applied ${database.applied.join(', ')}.`,
-  );
   await database.close();
+  return database.applied.length === 0
+    ? 'The database is current.'
+    : `Applied ${database.applied.join(', ')}.`;
 }
 
 /**
@@ -66,7 +66,7 @@ export async function serve(settings: Settings): Promise<void> {
   ]);
   // Nobody reads what a person is told: that must not end the service.
   process.stderr.on('error', () => undefined);
-  const { app, database, logger, drain, stop } = await createApp(settings);
+  const { app, database, logger, announce, drain, stop } = await createApp(settings);
   const cut = new AbortController();
   let state: 'serving' | 'draining' | 'stopping' = 'serving';
   let signalledAt = Number.NEGATIVE_INFINITY;
@@ -119,6 +119,7 @@ export async function serve(settings: Settings): Promise<void> {
     await stop();
     throw new ListenError(settings, error as NodeJS.ErrnoException);
   }
+  announce();
   logger.info({ url: await app.getUrl() }, 'listening');
   if (isOpenToStrangers(settings))
     logger.warn(

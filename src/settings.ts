@@ -389,6 +389,9 @@ function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
 export const adminTokenFile = (database: DatabaseTarget): string =>
   fileBesideDatabase(database, 'admin-token');
 
+/** Where a running server says how the command line of its machine finds it. */
+export const serverFile = (database: DatabaseTarget): string => fileBesideDatabase(database, 'server.json');
+
 /** Where the keys are that sign configuration. */
 export const signingKeysFile = (settings: Pick<Settings, 'database' | 'signingKeyFile'>): string =>
   settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');

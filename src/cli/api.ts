@@ -1,17 +1,19 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DatabaseInUse } from '../database/database-error';
+import type { Statements } from '../database/statements';
+import type { ServerFile } from '../http/server-proof';
 import {
   adminTokenFile,
   type DatabaseTarget,
-  isInMemory,
   type Settings,
   type SqliteTarget,
+  serverFile,
 } from '../settings';
 import { EXIT, Failure } from './failure';
-import { note } from './print';
+import { ProvenConnection, readServerFile } from './local-server';
+import type { Terminal } from './terminal';
 
-const DEFAULT_URL = 'http://127.0.0.1:8080';
 const ATTEMPTS = 3;
 const FIRST_WAIT_MS = 500;
 
@@ -19,11 +21,11 @@ const FIRST_WAIT_MS = 500;
 const MAX_WAIT_MS = 10_000;
 
 const NEEDS_SERVER =
-  '\nThis needs a running server: start one with `control-plane serve`, or set CONTROL_PLANE_URL to its address.';
+  '\nThis needs a running server: start one with `control-plane serve`, or set CONTROL_PLANE_URL and\nCONTROL_PLANE_TOKEN to reach one elsewhere.';
 
 /** A call of the API. */
 export interface Call {
-  readonly method: 'GET' | 'POST' | 'DELETE';
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
   /** With its query, encoded. */
   readonly path: string;
   /** JSON. */
@@ -74,8 +76,13 @@ class Unreachable extends Error {
  * Makes one call and gives the answer's text, which is JSON or empty. What can be repeated is, a few times.
  * @throws Failure with what went wrong, in a sentence
  */
-export async function callApi(settings: Settings, access: Access, call: Call): Promise<string> {
-  const connection = await connect(settings, access);
+export async function callApi(
+  terminal: Terminal,
+  settings: Settings,
+  access: Access,
+  call: Call,
+): Promise<string> {
+  const connection = await connect(terminal, settings, access);
   try {
     for (let attempt = 1; ; attempt++) {
       const { failure, waitMs } = await attemptCall(connection, call);
@@ -150,47 +157,92 @@ function isJson({ type, text }: Answer): boolean {
 }
 
 /**
- * Finds the control plane. Where no address is set and the call allows it, a database that no server has is worked on
- * in this process.
+ * Finds the control plane. A token that was chosen for an address goes there. Otherwise the server is the one of this
+ * machine that has the database, and it proves that before any token is sent. If none runs and the call allows it, this
+ * process works on the database.
  */
-async function connect(settings: Settings, access: Access): Promise<Connection> {
-  const url = settings.url ?? DEFAULT_URL;
-  if (access.alsoWithoutServer && settings.url === undefined && !isInMemory(settings.database)) {
-    if (isThere(settings.database) || !(await answers(url))) {
-      try {
-        return await withoutServer(settings);
-      } catch (error) {
-        if (!(error instanceof DatabaseInUse)) throw error;
-      }
-    }
-  }
-  const token = findToken(settings, access, url);
-  // Without a server no token would help; without a token nobody would say that there is no server.
-  if (!token && !(await answers(url)))
-    throw new Failure(`${url} can't be reached.${NEEDS_SERVER}`, EXIT.retry);
-  if (!token)
+async function connect(terminal: Terminal, settings: Settings, access: Access): Promise<Connection> {
+  const chosen = chosenToken(settings, access);
+  if (settings.url !== undefined && chosen) return withServer(settings.url, chosen, access.timeout);
+  const file = readServerFile(settings);
+  const url = settings.url ?? file?.url;
+  const found = file && url !== undefined ? await standingOf(url, file) : 'silent';
+  if (file && url !== undefined && found === 'proven')
+    return withProvenServer(url, file, chosen ?? adminToken(settings), access.timeout);
+  if (settings.url !== undefined) {
+    if (found === 'silent' && !(await answers(settings.url)))
+      throw new Failure(`${settings.url} can't be reached.${NEEDS_SERVER}`, EXIT.retry);
     throw new Failure(
-      "There is no operator's token: set CONTROL_PLANE_TOKEN, or name a file with --token-file.",
+      `${settings.url} has not proven to be the server of ${nameOf(settings.database)} on this machine, so the admin's own ` +
+        'token was not sent there. Set CONTROL_PLANE_TOKEN, or name a file with --token-file, to send that one.',
       EXIT.misused,
     );
-  return withServer(url, token, access.timeout);
+  }
+  const { database } = settings;
+  if (access.alsoWithoutServer && isThere(database)) {
+    try {
+      return await withoutServer(terminal, settings);
+    } catch (error) {
+      if (!(error instanceof DatabaseInUse)) throw error;
+    }
+  }
+  const why =
+    found === 'stranger'
+      ? `What answers at ${url} is not the server of ${nameOf(database)}; no token was sent to it.`
+      : file
+        ? `The server that ran at ${url} does not answer.`
+        : `No server of ${nameOf(database)} is known on this machine: there is no ${serverFile(database)}.`;
+  throw new Failure(why + NEEDS_SERVER, EXIT.retry);
+}
+
+/** What listens at an address: the server that wrote the file, something else, or nothing. No token is sent. */
+export async function standingOf(url: string, file: ServerFile): Promise<'proven' | 'stranger' | 'silent'> {
+  // The server itself speaks plain HTTP; what is behind https is a proxy, which can't prove anything.
+  if (!url.startsWith('http://')) return 'stranger';
+  try {
+    const connection = await ProvenConnection.open(url, file);
+    if (connection === 'stranger') return connection;
+    connection.close();
+    return 'proven';
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    return ['ECONNREFUSED', 'EHOSTUNREACH', 'ENETUNREACH', 'EADDRNOTAVAIL', 'ENOTFOUND'].includes(code ?? '')
+      ? 'silent'
+      : 'stranger';
+  }
 }
 
 async function answers(url: string): Promise<boolean> {
   try {
-    await (await fetch(`${url}/healthz`, { signal: AbortSignal.timeout(2_000) })).body?.cancel();
+    const response = await fetch(`${url}/healthz`, {
+      redirect: 'manual',
+      signal: AbortSignal.timeout(2_000),
+    });
+    await response.body?.cancel();
     return true;
   } catch {
     return false;
   }
 }
 
-/** The same application, without listening: the same rules, the same audit log. */
-async function withoutServer(settings: Settings): Promise<Connection> {
+/**
+ * The same application, without listening: the same rules, the same audit log. It makes nothing that it was not asked
+ * for.
+ * @throws DatabaseInUse a server has the database
+ */
+async function withoutServer(terminal: Terminal, settings: Settings): Promise<Connection> {
+  if (isThere(settings.database)) {
+    const { inspectDatabase } = await import('../database/open-database.js');
+    await inspectDatabase(settings.database, (statements) => requireMigrated(statements, settings.database));
+  }
   const { createApp } = await import('../app.js');
   const { OperatorsService } = await import('../operators/operators.service.js');
-  const { app, stop } = await createApp({ ...settings, logLevel: 'silent' });
-  note(`No server runs on ${nameOf(settings.database)}: working on it directly.`);
+  // It is for the server to migrate the database, to make an admin and keys, and to do what time asks for.
+  const { app, stop } = await createApp(
+    { ...settings, logLevel: 'silent', migrateOnStart: false },
+    { serves: false },
+  );
+  terminal.note(`No server runs on ${nameOf(settings.database)}: working on it directly.`);
   const token = app.get(OperatorsService).admitCommandLine();
   return {
     name: nameOf(settings.database),
@@ -225,11 +277,7 @@ function withServer(url: string, { token, source }: Token, timeout: number): Con
           // Followed, a redirect would turn a POST into a GET and could lead the token elsewhere.
           redirect: 'manual',
           signal: AbortSignal.timeout(timeout * 1_000),
-          headers: {
-            authorization: `Bearer ${token}`,
-            ...(body === undefined ? {} : { 'content-type': 'application/json' }),
-            ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
-          },
+          headers: headersOf(token, body, idempotencyKey),
           body,
         });
         return {
@@ -242,6 +290,54 @@ function withServer(url: string, { token, source }: Token, timeout: number): Con
         throw unreachable(url, error as Error, timeout);
       }
     },
+  };
+}
+
+/** Proves the server anew for each call: it may have stopped since, and another program may have its port. */
+function withProvenServer(
+  url: string,
+  file: ServerFile,
+  { token, source }: Token,
+  timeout: number,
+): Connection {
+  return {
+    name: url,
+    tokenSource: source,
+    close: () => Promise.resolve(),
+    async send({ method, path, body, idempotencyKey }) {
+      let connection: ProvenConnection | 'stranger' | undefined;
+      try {
+        connection = await ProvenConnection.open(url, file);
+        if (connection === 'stranger')
+          throw new Failure(`${url} is another program by now; no token was sent to it.`, EXIT.retry);
+        const answer = await connection.send({
+          method,
+          path,
+          body,
+          headers: headersOf(token, body, idempotencyKey),
+          timeoutMs: timeout * 1_000,
+        });
+        return {
+          status: answer.status,
+          type: String(answer.headers['content-type'] ?? ''),
+          retryAfter: answer.headers['retry-after'] as string | undefined,
+          text: answer.text,
+        };
+      } catch (error) {
+        if (error instanceof Failure) throw error;
+        throw unreachable(url, error as Error, timeout);
+      } finally {
+        if (connection !== undefined && connection !== 'stranger') connection.close();
+      }
+    },
+  };
+}
+
+function headersOf(token: string, body: string | undefined, idempotencyKey: string | undefined) {
+  return {
+    authorization: `Bearer ${token}`,
+    ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+    ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
   };
 }
 
@@ -263,22 +359,26 @@ interface Token {
   readonly source: string;
 }
 
-/**
- * The operator's token. The admin's own, from the setting or from the file beside the database, is only ever sent to
- * this machine.
- * @returns undefined where there is none
- */
-function findToken(settings: Settings, access: Access, url: string): Token | undefined {
+/** The token that the person chose. @returns undefined if none was */
+function chosenToken(settings: Settings, { tokenFile }: Access): Token | undefined {
+  if (tokenFile !== undefined) return checked({ token: readToken(tokenFile), source: tokenFile });
+  return settings.token === undefined ? undefined : { token: settings.token, source: 'CONTROL_PLANE_TOKEN' };
+}
+
+/** The admin's own token, for a server that has proven to be the one of the database. */
+function adminToken(settings: Settings): Token {
+  if (settings.adminToken !== undefined)
+    return { token: settings.adminToken, source: 'CONTROL_PLANE_ADMIN_TOKEN' };
   const file = adminTokenFile(settings.database);
-  const local = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(new URL(url).hostname);
-  let found: Token | undefined;
-  if (access.tokenFile !== undefined)
-    found = { token: readToken(access.tokenFile), source: access.tokenFile };
-  else if (settings.token !== undefined) found = { token: settings.token, source: 'CONTROL_PLANE_TOKEN' };
-  else if (local && settings.adminToken !== undefined)
-    found = { token: settings.adminToken, source: 'CONTROL_PLANE_ADMIN_TOKEN' };
-  else if (local && existsSync(file)) found = { token: readToken(file), source: file };
-  if (found && !/^[\x21-\x7e]{1,512}$/.test(found.token))
+  if (existsSync(file)) return checked({ token: readToken(file), source: file });
+  throw new Failure(
+    "There is no operator's token: set CONTROL_PLANE_TOKEN, or name a file with --token-file.",
+    EXIT.misused,
+  );
+}
+
+function checked(found: Token): Token {
+  if (!/^[\x21-\x7e]{1,512}$/.test(found.token))
     throw new Failure(
       `The token of ${found.source} must be 1 to 512 visible ASCII characters.`,
       EXIT.misused,
@@ -305,4 +405,11 @@ export function isThere(database: DatabaseTarget): database is SqliteTarget {
 /** What a database is called, without the password that its address may hold. */
 export function nameOf(database: DatabaseTarget): string {
   return database.type === 'sqlite' ? database.path : 'the PostgreSQL database';
+}
+
+/** @throws Failure the database is not of this version yet: a command does not change that */
+export async function requireMigrated(statements: Statements, target: DatabaseTarget): Promise<void> {
+  const { pendingMigrations } = await import('../database/migrations.js');
+  if ((await pendingMigrations(statements.manager.dataSource)).length > 0)
+    throw new Failure(`${nameOf(target)} lacks migrations: control-plane migrate applies them.`, EXIT.failed);
 }

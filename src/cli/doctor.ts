@@ -8,14 +8,16 @@ import type { Statements } from '../database/statements';
 import {
   adminTokenFile,
   type PostgresTarget,
-  readSettings,
   type Settings,
   type SqliteTarget,
+  serverFile,
   signingKeysFile,
 } from '../settings';
-import { callApi } from './api';
+import { callApi, standingOf } from './api';
 import { EXIT, Failure } from './failure';
-import { print } from './print';
+import { readServerFile } from './local-server';
+import { harmless } from './print';
+import type { Terminal } from './terminal';
 
 type Verdict = 'ok' | 'warn' | 'FAIL';
 type Finding = readonly [Verdict, what: string, finding: string];
@@ -29,28 +31,26 @@ const CLOCK_TOLERANCE_MS = 60_000;
 const EARLIEST = Date.UTC(2026, 0, 1);
 
 /** Adds the command that looks for what is wrong with an installation. */
-export function addDoctor(program: Command): void {
+export function addDoctor(program: Command, terminal: Terminal): void {
   program
     .command('doctor')
     .description('check settings, files, database, clock, disk and server; changes nothing')
     .addHelpText(
       'after',
-      '\nEach line is ok, warn or FAIL, with what to do. The exit code is 1 where one is FAIL.',
+      '\nEach line is ok, warn or FAIL, with what to do. The exit code is 1 if one is FAIL.',
     )
     .action(async () => {
-      let failed = false;
-      for await (const [verdict, what, finding] of examine()) {
-        print(`${verdict.padEnd(4)}  ${what.padEnd(10)}  ${finding}`);
-        failed ||= verdict === 'FAIL';
+      for await (const [verdict, what, finding] of examine(terminal)) {
+        terminal.print(`${verdict.padEnd(4)}  ${what.padEnd(10)}  ${harmless(finding)}`);
+        if (verdict === 'FAIL') terminal.exitCode = EXIT.failed;
       }
-      if (failed) process.exitCode = EXIT.failed;
     });
 }
 
-async function* examine(): AsyncGenerator<Finding> {
+async function* examine(terminal: Terminal): AsyncGenerator<Finding> {
   let settings: Settings;
   try {
-    settings = readSettings();
+    settings = terminal.settings();
   } catch (error) {
     yield ['FAIL', 'settings', `${(error as Error).message}. Nothing else was checked.`];
     return;
@@ -59,7 +59,7 @@ async function* examine(): AsyncGenerator<Finding> {
   const target = settings.database;
   if (target.type === 'postgres') {
     yield* examineServer(target, settings);
-    yield await server(settings, false);
+    yield await server(terminal, settings, false);
     return;
   }
   const { path } = target;
@@ -82,7 +82,7 @@ async function* examine(): AsyncGenerator<Finding> {
     else yield ['warn', 'database', `${path} does not exist; the first start makes it`];
   }
   yield clock(path);
-  yield await server(settings, served);
+  yield await server(terminal, settings, served);
 }
 
 function folder(path: string): Finding {
@@ -99,7 +99,7 @@ function folder(path: string): Finding {
 
 function* files(settings: Settings, path: string): Generator<Finding> {
   const key = signingKeysFile(settings);
-  const secrets = [adminTokenFile(settings.database), key];
+  const secrets = [adminTokenFile(settings.database), serverFile(settings.database), key];
   const there = [path, `${path}-wal`, `${path}-shm`, ...secrets].filter((file) => existsSync(file));
   let well = true;
   for (const file of there) {
@@ -229,14 +229,34 @@ function clock(path: string): Finding {
     : ['ok', 'clock', `it is ${new Date(now).toISOString()}`];
 }
 
-async function server(settings: Settings, served: boolean): Promise<Finding> {
+/**
+ * Whether the server answers to the token. Only one that has proven to have this database is called well: any program can
+ * answer on a port.
+ */
+async function server(terminal: Terminal, settings: Settings, served: boolean): Promise<Finding> {
+  const expected = served || settings.url !== undefined ? 'FAIL' : 'warn';
   try {
+    const file = readServerFile(settings);
+    const url = settings.url ?? file?.url;
+    const standing = file && url !== undefined ? await standingOf(url, file) : undefined;
+    if (standing === 'stranger' && (settings.url === undefined || settings.token === undefined))
+      return [
+        expected,
+        'server',
+        `what answers at ${url} is not the server of this database; no token was sent to it`,
+      ];
     const access = { timeout: 5, alsoWithoutServer: false };
-    await callApi(settings, access, { method: 'GET', path: '/v1/tasks/stats', repeatable: true });
-    return ['ok', 'server', 'it answers, and the token is good'];
+    const call = { method: 'GET', path: '/v1/tasks/stats', repeatable: true } as const;
+    await callApi(terminal, settings, access, call);
+    return standing === 'proven'
+      ? ['ok', 'server', `it answers at ${url}, has this database, and the token is good`]
+      : [
+          'warn',
+          'server',
+          `${url} answers to the token, but has not proven to be the server of this database`,
+        ];
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    const expected = served || settings.url !== undefined;
-    return [expected ? 'FAIL' : 'warn', 'server', error.message.replaceAll('\n', ' ')];
+    return [expected, 'server', error.message.replaceAll('\n', ' ')];
   }
 }

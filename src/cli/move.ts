@@ -5,20 +5,20 @@ import { loadExtensions } from '../extensions';
 import {
   adminTokenFile,
   parseDatabaseUrl,
-  readSettings,
   type Settings,
   type SqliteTarget,
   signingKeysFile,
 } from '../settings';
 import { EXIT, Failure } from './failure';
-import { fields, note, print, table } from './print';
+import { fields, table } from './print';
+import type { Terminal } from './terminal';
 
 // Not checked by commander: its messages repeat the value, which may hold a password.
 const urlOption = (name: string, description: string) =>
   new Option(`--${name} <url>`, description).makeOptionMandatory(name === 'from');
 
 /** Adds the commands for a database that came from somewhere else. */
-export function addMoving(program: Command): void {
+export function addMoving(program: Command, terminal: Terminal): void {
   program
     .command('transfer')
     .description('copy a stopped SQLite database into an empty PostgreSQL database, and compare the two')
@@ -35,7 +35,7 @@ Examples:
   $ control-plane transfer --from sqlite:///var/lib/control-plane/control-plane.db --to postgres://control_plane@db/control_plane`,
     )
     .action(async ({ from, to, json }: { from: string; to?: string; json?: true }) => {
-      const settings = readSettings();
+      const settings = terminal.settings();
       const source = databaseOf('--from', from);
       const target = to === undefined ? settings.database : databaseOf('--to', to);
       if (source.type !== 'sqlite' || source.path === ':memory:')
@@ -56,8 +56,9 @@ Examples:
           if (done.wasBackup) await recordRestore(tx, database);
         },
       ).catch(mayRetry);
-      print(json ? JSON.stringify({ tables }) : table(tables, ['table', 'rows', 'checksum']));
-      note(whatIsLeft(source, settings.signingKeyFile));
+      if (json) terminal.printJson(JSON.stringify({ tables }));
+      else terminal.print(table(tables, ['table', 'rows', 'checksum']));
+      terminal.note(whatIsLeft(source, settings.signingKeyFile));
     });
   program
     .command('restored')
@@ -73,9 +74,10 @@ Examples:
   $ control-plane restored`,
     )
     .action(async ({ json }: { json?: true }) => {
-      const settings = readSettings();
+      const settings = terminal.settings();
       const after = await passOver(settings).catch(mayRetry);
-      print(json ? JSON.stringify({ ids_go_on_after: after }) : fields(after));
+      if (json) terminal.printJson(JSON.stringify({ ids_go_on_after: after }));
+      else terminal.print(fields(after));
     });
 }
 

@@ -1,30 +1,27 @@
-/** Makes what others wrote harmless for a terminal: control characters show as what they are. */
-function harmless(text: string): string {
-  return text.replace(
-    /[\p{Cc}\u2028\u2029\u202a-\u202e\u2066-\u2069]/gu,
-    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
-  );
-}
+/**
+ * What a terminal acts on or does not show: DEL and C1 controls, what sets the direction of text, what has no width, and
+ * line separators. JSON escapes only the C0 controls by itself.
+ */
+const INVISIBLE = /[\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+const UNSAFE = new RegExp(`[\\u0000-\\u001f]|${INVISIBLE.source}`, 'g');
+
+const escaped = (character: string): string => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;
+
+/** Makes a line that others wrote harmless for a terminal: such characters show as `\\u001b`. */
+export const harmless = (line: string): string => line.replace(UNSAFE, escaped);
+
+/** The same for JSON, whose value stays what it is: these characters stand in strings only. */
+export const harmlessJson = (text: string): string => text.replace(INVISIBLE, escaped);
 
 function cell(value: unknown): string {
   if (value === null || value === undefined) return '-';
   return harmless(typeof value === 'string' ? value : JSON.stringify(value));
 }
 
-/** Writes to standard output, where the answer goes and nothing else. */
-export function print(text: string): void {
-  process.stdout.write(text.endsWith('\n') ? text : `${text}\n`);
-}
-
-/** Writes to standard error what the person should know besides. */
-export function note(text: string): void {
-  process.stderr.write(`${text.split('\n').map(harmless).join('\n')}\n`);
-}
-
 /** A table of some fields of items, named by their columns. */
 export function table(items: readonly object[], columns: readonly string[]): string {
   const rows = [
-    columns.map((column) => column.toUpperCase()),
+    columns.map((column) => harmless(column.toUpperCase())),
     ...items.map((item) => columns.map((column) => cell((item as Record<string, unknown>)[column]))),
   ];
   const widths = columns.map((_, i) => Math.max(...rows.map((row) => [...(row[i] as string)].length)));

@@ -10,6 +10,7 @@ import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { AuditLog, PROCESS } from '../operators/audit-log';
 import { SettingsError } from '../settings';
+import { Lifecycle } from '../telemetry/lifecycle';
 import { acceptConfig, bundleText, signedText, type UnsignedBundle } from './bundle';
 import { changesBetween } from './changes';
 import {
@@ -75,6 +76,7 @@ export class ConfigService implements OnModuleInit {
     private readonly keys: SigningKeys,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
+    private readonly lifecycle: Lifecycle,
   ) {
     database.onAnnouncement(PUBLISHED, (seq) => this.catchUp(Number(seq)));
     database.onGap(() => this.catchUp());
@@ -86,7 +88,7 @@ export class ConfigService implements OnModuleInit {
    */
   async onModuleInit(): Promise<void> {
     const row = await this.loadNewest();
-    if (!row) return;
+    if (!row || !this.lifecycle.serves) return;
     const leftMs = row.expires_at - this.clock.now();
     const newestSeq = row.last_seq;
     const restored = row.seq < newestSeq;

@@ -31,8 +31,7 @@ export class SigningKeys {
    *   nothing of its content
    */
   static async load(settings: Pick<Settings, 'database' | 'signingKeyFile'>): Promise<SigningKeys> {
-    if (settings.signingKeyFile === undefined && isInMemory(settings.database))
-      return SigningKeys.of([generateKeyPairSync('ed25519').privateKey]);
+    if (settings.signingKeyFile === undefined && isInMemory(settings.database)) return SigningKeys.inMemory();
     const file = signingKeysFile(settings);
     // A path that was set from outside is not repeated; one that was derived would otherwise have to be guessed.
     const name =
@@ -43,6 +42,11 @@ export class SigningKeys {
     if (new Set(keys.jwks.map(({ kid }) => kid)).size < keys.jwks.length)
       throw new SettingsError(`${name} holds the same key twice; leave one of them.`);
     return keys;
+  }
+
+  /** A key that ends with the process. */
+  static inMemory(): Promise<SigningKeys> {
+    return SigningKeys.of([generateKeyPairSync('ed25519').privateKey]);
   }
 
   /** The RFC 7638 thumbprint of the key that signs. */

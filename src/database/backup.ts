@@ -1,7 +1,17 @@
-import { closeSync, existsSync, fsyncSync, openSync, rmSync, statSync } from 'node:fs';
-import { resolve } from 'node:path';
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readSync,
+  realpathSync,
+  rmSync,
+  type Stats,
+  statSync,
+} from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
 import Sqlite from 'better-sqlite3';
-import { adminTokenFile, type SqliteTarget, signingKeysFile } from '../settings';
+import { adminTokenFile, type Settings, type SqliteTarget, serverFile, signingKeysFile } from '../settings';
 import { DatabaseError } from './database-error';
 import { identities, quoted } from './postgres';
 import { putInPlace } from './private-file';
@@ -9,6 +19,9 @@ import type { Statements, Transaction } from './statements';
 
 /** "dcpb" as SQLite's application_id: the file is a backup, and nobody has started on it yet. */
 const BACKUP = 0x64637062;
+
+/** Where SQLite's file header holds the application_id, in bytes. */
+const APPLICATION_ID_AT = 68;
 
 const PAGES_AT_ONCE = 2_048;
 
@@ -28,24 +41,30 @@ export interface Backup {
 /**
  * Copies the database as it is at one instant, whether or not a process serves it meanwhile. The copy is checked, is
  * one file that only its owner can read, and appears under its name when it is whole and on the disk.
- * @param options.replace whether a file that is there may be replaced
+ * @param options.replace whether a backup that is there may be replaced; any other file never is
  * @param options.signal ends the copying; nothing is left behind
- * @throws DatabaseError there is no database, the file is there already, or the copy is damaged
+ * @param options.settings name other files that the name must not be one of
+ * @throws DatabaseError there is no database, the file is there already and may not be replaced, or the copy is damaged
  */
 export async function backUp(
   target: SqliteTarget,
   file: string,
-  options: { replace: boolean; signal: AbortSignal },
+  options: { replace: boolean; signal: AbortSignal; settings: Pick<Settings, 'signingKeyFile'> },
 ): Promise<Backup> {
   const path = resolve(file);
   if (!existsSync(target.path))
     throw new DatabaseError(
       `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
     );
-  if (isPartOf(target, path))
-    throw new DatabaseError(`${file} is one of the database's own files; name another.`);
+  if (isInUse(target, options.settings, path))
+    throw new DatabaseError(`${file} is one of the server's own files; name another.`);
   if (existsSync(path) && !options.replace)
     throw new DatabaseError(`${file} is there already; name another file, or replace it with --force.`);
+  // Whatever it is, somebody may need it: a key, a database that is served, the notes of last night.
+  if (existsSync(path) && !holdsBackup(path))
+    throw new DatabaseError(
+      `${file} is not a backup that nobody has started on, and --force replaces nothing else; name another file.`,
+    );
   const unfinished = `${path}.new-${process.pid}`;
   try {
     // Made here and not by SQLite, so that nobody else can read it at any time.
@@ -104,20 +123,54 @@ function finish(path: string): void {
   }
 }
 
-/** Whether the database or its secrets would be lost by a backup of this name. */
-function isPartOf(target: SqliteTarget, file: string): boolean {
-  const { path } = target;
-  const secrets = [adminTokenFile(target), signingKeysFile({ database: target, signingKeyFile: undefined })];
-  if (
-    ['', '-wal', '-shm', '-lock', '-reserve']
-      .map((suffix) => path + suffix)
-      .concat(secrets)
-      .includes(file)
-  )
-    return true;
-  if (!existsSync(file)) return false;
-  const [a, b] = [statSync(path), statSync(file)];
-  return a.dev === b.dev && a.ino === b.ino;
+/**
+ * Whether a backup of this name would take the place of something that the server needs, by whatever name the two are
+ * called: also of a file that is not there yet.
+ */
+function isInUse(
+  target: SqliteTarget,
+  { signingKeyFile }: Pick<Settings, 'signingKeyFile'>,
+  file: string,
+): boolean {
+  const used = ['', '-wal', '-shm', '-journal', '-lock', '-reserve'].map((suffix) => target.path + suffix);
+  used.push(
+    adminTokenFile(target),
+    serverFile(target),
+    signingKeysFile({ database: target, signingKeyFile }),
+  );
+  used.push(signingKeysFile({ database: target, signingKeyFile: undefined }));
+  const [named, itself] = [realPath(file), statusOf(file)];
+  return used.some((path) => {
+    const other = statusOf(path);
+    const sameFile = itself && other && itself.dev === other.dev && itself.ino === other.ino;
+    return sameFile || realPath(path) === named;
+  });
+}
+
+const statusOf = (path: string): Stats | undefined => statSync(path, { throwIfNoEntry: false });
+
+/** Without the links on the way to it; of a file that is not there, those of its folder. */
+function realPath(path: string): string {
+  if (existsSync(path)) return realpathSync(path);
+  const folder = dirname(resolve(path));
+  return join(existsSync(folder) ? realpathSync(folder) : folder, basename(path));
+}
+
+/** Whether a file is a backup that nobody has started on, by its header. */
+function holdsBackup(path: string): boolean {
+  if (!statusOf(path)?.isFile()) return false;
+  const header = Buffer.alloc(100);
+  const file = openSync(path, 'r');
+  try {
+    const read = readSync(file, header, 0, header.length, 0);
+    return (
+      read === header.length &&
+      header.toString('latin1', 0, 16) === 'SQLite format 3\0' &&
+      header.readUInt32BE(APPLICATION_ID_AT) === BACKUP
+    );
+  } finally {
+    closeSync(file);
+  }
 }
 
 /** Whether the database is a backup that nobody has started on yet. */

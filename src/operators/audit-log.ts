@@ -91,14 +91,64 @@ export class AuditLog {
     });
   }
 
-  /** Follows the chain from its first row to its end, and tells where it breaks. */
-  verify(): Promise<AuditVerification> {
-    return this.database.read(verifyChain);
+  /**
+   * Follows the chain from its first row to its end, and tells where it breaks.
+   * @param known `last_id:last_hash` of an earlier verification that was kept elsewhere: the log must still hold it
+   */
+  verify(known?: string): Promise<AuditVerification> {
+    return this.database.read((statements) => verifyLog(statements, known));
   }
 }
 
-/** The same on any connection. */
-export async function verifyChain(statements: Statements): Promise<AuditVerification> {
+/**
+ * The same on any connection: the chain, that it holds the entry that is known, and that it accounts for what can't be there
+ * without an entry. A log that was emptied or cut off with its end is a whole chain, but a shorter one than the rest of
+ * the database tells of.
+ */
+export async function verifyLog(statements: Statements, known?: string): Promise<AuditVerification> {
+  const verdict = await verifyChain(statements);
+  if (!verdict.intact) return verdict;
+  const broken = (broken_at: number | null, problem: string) => ({
+    ...verdict,
+    intact: false,
+    broken_at,
+    problem,
+  });
+  if (known !== undefined) {
+    const [id, hash] = known.split(':') as [string, string];
+    const entry = await statements.first<Pick<AuditEntity, 'hash'>>(
+      'SELECT hash FROM audit_log WHERE id = $1',
+      Number(id),
+    );
+    if (!entry) return broken(Number(id), 'the entry that is known from elsewhere is missing');
+    if (entry.hash !== hash)
+      return broken(Number(id), 'this entry has another hash than the one that is known from elsewhere');
+  }
+  const unrecorded = await statements.first<{ id: number }>(
+    `SELECT t.id FROM operator_tokens t
+     WHERE NOT EXISTS (SELECT 1 FROM audit_log a WHERE a.subject = 'operator-token/' || t.id)
+     ORDER BY t.id LIMIT 1`,
+  );
+  if (unrecorded) return broken(null, `entries are missing: none tells of operator token ${unrecorded.id}`);
+  for (const { table, action, where } of RECORDED) {
+    const row = await statements.first(
+      `SELECT 1 AS there FROM ${table} WHERE ${where}
+       AND NOT EXISTS (SELECT 1 FROM audit_log WHERE ${action}) LIMIT 1`,
+    );
+    if (row) return broken(null, `entries are missing: none tells of what ${table} holds`);
+  }
+  return verdict;
+}
+
+/** Rows of others that are not there unless the log has such an entry. Read only, and here so that a file alone can be verified. */
+const RECORDED = [
+  { table: 'agent_configs', where: '1 = 1', action: `action LIKE 'config.%'` },
+  { table: 'concurrency_windows', where: 'ceiling IS NOT NULL', action: `action = 'concurrency-limits.set'` },
+  { table: 'enrollment_tokens', where: '1 = 1', action: `action = 'enrollment-token.create'` },
+] as const;
+
+/** Follows the chain alone. */
+async function verifyChain(statements: Statements): Promise<AuditVerification> {
   const head = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
   const end = { last_id: head?.last_id ?? 0, last_hash: head?.last_hash ?? '' };
   if (!head) return { intact: false, ...end, broken_at: null, problem: 'the end of the log is not recorded' };

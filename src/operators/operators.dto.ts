@@ -1,10 +1,12 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
-import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
 import { ROLES, type Role } from '../http/decorators';
 import { IsName, OptionalIdInQuery, OptionalInteger } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
 import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
+
+const KNOWN_ENTRY = /^[1-9]\d{0,14}:[0-9a-f]{64}$/;
 
 /** Whom to give a token, and what it may do. */
 export class CreateOperatorTokenRequest {
@@ -153,6 +155,18 @@ export class AuditView {
 export class AuditPage extends PageEnd {
   @ApiProperty({ type: [AuditView] })
   items!: AuditView[];
+}
+
+/** What is known of the audit log from elsewhere. */
+export class VerificationQuery {
+  @ApiPropertyOptional({
+    description: 'An entry that was kept elsewhere: `last_id:last_hash` of an earlier verification.',
+    pattern: KNOWN_ENTRY.source,
+    example: '7:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08',
+  })
+  @IsOptional()
+  @Matches(KNOWN_ENTRY, { message: 'must be an id and its hash: 7:9f86d08…' })
+  known?: string;
 }
 
 /** Whether the audit log is as it was written. */

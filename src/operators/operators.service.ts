@@ -10,6 +10,7 @@ import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { adminTokenFile, SETTINGS, type Settings } from '../settings';
+import { Lifecycle } from '../telemetry/lifecycle';
 import { AuditLog, PROCESS } from './audit-log';
 import type { OperatorTokenEntity } from './operator-token.entity';
 import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenView } from './operators.dto';
@@ -40,30 +41,62 @@ export class OperatorsService implements OnModuleInit {
   private commandLineHash = '';
   /** The hash of the setting's token; empty where there is none. */
   private readonly settingHash: string;
+  /** The id of the setting's token, once it is stored. */
+  private settingId: number | undefined;
 
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
+    private readonly lifecycle: Lifecycle,
   ) {
     this.tokens = new RowCache(database, 'operator-tokens', CACHED_TOKENS);
     this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
     this.settingHash = settings.adminToken === undefined ? '' : hashToken(settings.adminToken);
   }
 
-  /** Sees to it that there is an admin: the one of the setting, else one whose token is left in a file. */
+  /**
+   * Sees to it that there is an admin: the one of the setting, else one whose token is left in a file. A token that an
+   * earlier setting gave goes on working until an operator withdraws it: of replicas that change the setting one after
+   * the other, none may shut out those who still hold the old one.
+   */
   async onModuleInit(): Promise<void> {
-    if (this.settingHash !== '') return this.storeBootstrap(this.settingHash, 'setting');
+    if (!this.lifecycle.serves) return;
+    if (this.settingHash !== '') await this.admitSetting();
     // Of replicas that start at once one makes it.
     await this.database.exclusively('first-admin', () => this.makeFirstAdmin());
   }
 
+  private async admitSetting(): Promise<void> {
+    const { id, revoked_at } = await this.storeBootstrap(this.settingHash, 'setting');
+    this.settingId = id;
+    if (revoked_at !== null)
+      this.logger.error(
+        { id },
+        'the token of CONTROL_PLANE_ADMIN_TOKEN was withdrawn and stays void; set another',
+      );
+    const others = await this.database.read((statements) =>
+      statements.rows<{ id: number }>(
+        `SELECT id FROM operator_tokens WHERE ${WORKS} AND origin = 'setting' AND id <> $2 ORDER BY id`,
+        this.clock.now(),
+        id,
+      ),
+    );
+    if (others.length > 0)
+      this.logger.warn(
+        { ids: others.map((other) => other.id) },
+        'tokens of earlier CONTROL_PLANE_ADMIN_TOKEN still work; withdraw them by control-plane token revoke ID',
+      );
+  }
+
   private async makeFirstAdmin(): Promise<void> {
-    const known = await this.database.write(async (tx) => {
-      await this.removeBootstrap(tx, 'setting', '');
-      return tx.first(`SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`, tx.now);
-    });
+    const known = await this.database.read((statements) =>
+      statements.first(
+        `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`,
+        this.clock.now(),
+      ),
+    );
     if (known) return;
     const token = mintToken('dcpo_');
     const path = adminTokenFile(this.settings.database);
@@ -154,19 +187,20 @@ export class OperatorsService implements OnModuleInit {
   /**
    * Withdraws a token, effective when it is answered. The same again changes nothing.
    * @throws ERR_NOT_FOUND there is no such token
-   * @throws ERR_CONFLICT a setting holds it, or it is the last admin's that works
+   * @throws ERR_CONFLICT the setting of this server holds it, or it is the last admin's that works
    */
   withdraw(by: OperatorIdentity, id: number): Promise<void> {
     return this.database.write(async (tx) => {
       const token = await tx.first<OperatorTokenEntity>('SELECT * FROM operator_tokens WHERE id = $1', id);
       if (!token) throw fail('ERR_NOT_FOUND', { operator_token_id: id });
       if (token.revoked_at !== null) return;
-      if (token.origin === 'setting') {
+      if (id === this.settingId) {
         throw fail(
           'ERR_CONFLICT',
           { origin: 'setting' },
           {
-            message: 'This token comes from CONTROL_PLANE_ADMIN_TOKEN; change the setting and start again.',
+            message:
+              'This token is the CONTROL_PLANE_ADMIN_TOKEN of this server; set another, start again, then withdraw it.',
           },
         );
       }
@@ -227,42 +261,38 @@ export class OperatorsService implements OnModuleInit {
     });
   }
 
-  /** Makes this the only token of its origin: a setting that was changed takes the old one out. */
-  private async storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<void> {
-    await this.database.write(async (tx) => {
-      await this.removeBootstrap(tx, origin, hash);
+  /** Stores the token of the process's own making or setting; one that was withdrawn stays so. */
+  private storeBootstrap(
+    hash: string,
+    origin: 'setting' | 'file',
+  ): Promise<Pick<OperatorTokenEntity, 'id' | 'revoked_at'>> {
+    return this.database.write(async (tx) => {
       const known = await tx.first<OperatorTokenEntity>(
         'SELECT * FROM operator_tokens WHERE token_hash = $1',
         hash,
       );
-      if (known?.origin === origin && known.role === 'admin' && known.revoked_at === null) return;
-      // Who sets a token that is stored already means that one, whatever became of it.
-      const [row] = await tx.rows<{ id: number }>(
+      if (known && known.revoked_at !== null) return known;
+      if (known?.origin === origin && known.role === 'admin') return known;
+      // Who sets a token that is stored already means that one, whatever it could do.
+      const [row] = await tx.rows<Pick<OperatorTokenEntity, 'id' | 'revoked_at'>>(
         `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at) VALUES ($1, 'admin', $2, $3, $4)
          ON CONFLICT (token_hash) DO UPDATE SET name = excluded.name, role = excluded.role, origin = excluded.origin,
-           expires_at = NULL, revoked_at = NULL
-         RETURNING id`,
+           expires_at = NULL
+         RETURNING id, revoked_at`,
         BOOTSTRAP,
         origin,
         hash,
         tx.now,
       );
+      const stored = row as Pick<OperatorTokenEntity, 'id' | 'revoked_at'>;
       await this.audit.record(tx, PROCESS, {
         action: 'operator-token.create',
-        subject: `operator-token/${row?.id}`,
+        subject: `operator-token/${stored.id}`,
         after: { name: BOOTSTRAP, role: 'admin', origin },
       });
+      this.tokens.announceChange(tx, hash);
+      return stored;
     });
-  }
-
-  /** Takes out what an origin gave before, but the token of this hash. */
-  private async removeBootstrap(tx: Transaction, origin: 'setting' | 'file', hash: string): Promise<void> {
-    const gone = await tx.rows<OperatorTokenEntity>(
-      'DELETE FROM operator_tokens WHERE origin = $1 AND token_hash <> $2 RETURNING *',
-      origin,
-      hash,
-    );
-    for (const token of gone) await this.recordWithdrawal(tx, PROCESS, token);
   }
 }
 

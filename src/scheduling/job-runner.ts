@@ -90,9 +90,13 @@ export class JobRunner implements BeforeApplicationShutdown {
   }
 
   /** Waits for the runs that are going; none begins after. */
-  async beforeApplicationShutdown(): Promise<void> {
+  async stop(): Promise<void> {
     this.stopping = true;
     await Promise.all(this.running.values());
+  }
+
+  beforeApplicationShutdown(): Promise<void> {
+    return this.stop();
   }
 
   private async runAlone(name: string, record: JobRecord, job: () => Promise<void>): Promise<void> {

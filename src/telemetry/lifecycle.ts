@@ -9,6 +9,9 @@ export class Lifecycle {
   private drainBeganAt = 0;
   private drainMs = 0;
 
+  /** @param serves whether the process is a server; a command that works on the database alone makes nothing at its start */
+  constructor(readonly serves = true) {}
+
   /** True from the moment the process was asked to stop: it still serves, but should get no new requests. */
   get draining(): boolean {
     return this.drain.signal.aborted;

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
@@ -698,14 +698,32 @@ describe("the admin's token", () => {
   };
   const readFile = () => readFileSync(beside.path('admin-token'), 'utf8').trim();
 
-  it('is the one of the setting; one that it was before is void', async () => {
+  it('is the one of the setting; one that it was before works until it is withdrawn, and then for good', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'the-first-token-of-the-admin' }, { folder });
     expect(await works('the-first-token-of-the-admin')).toBe(true);
     await restart('the-first-token-of-the-admin');
     expect(await works('the-first-token-of-the-admin')).toBe(true);
     await restart('the-second-token-of-the-admin');
     expect(await works('the-second-token-of-the-admin')).toBe(true);
+    // Other replicas may still have it as their setting.
+    expect(await works('the-first-token-of-the-admin')).toBe(true);
+    const withdraw = (id: number) =>
+      server.request('DELETE', `/v1/operator-tokens/${id}`, {
+        headers: { authorization: 'Bearer the-second-token-of-the-admin' },
+      });
+    const rows = await server.rows<{ id: number }>('SELECT id FROM operator_tokens ORDER BY id');
+    const [first, second] = rows.map(({ id }) => id) as [number, number];
+    const own = await withdraw(second);
+    expect([own.status, own.body.message]).toEqual([
+      409,
+      expect.stringContaining('CONTROL_PLANE_ADMIN_TOKEN'),
+    ]);
+    expect((await withdraw(first)).status).toBe(204);
     expect(await works('the-first-token-of-the-admin')).toBe(false);
+    // A replica that was forgotten starts again with the old setting: that brings nothing back.
+    await restart('the-first-token-of-the-admin');
+    expect(await works('the-first-token-of-the-admin')).toBe(false);
+    expect(await works('the-second-token-of-the-admin')).toBe(true);
   });
 
   it('may look like one of ours without being one', async () => {
@@ -744,31 +762,36 @@ describe("the admin's token", () => {
     expect(await works(readFile())).toBe(true);
   });
 
-  it('can go from the file into the setting, and out with it', async () => {
+  it('can go from the file into the setting', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'default' }, { folder });
     const token = readFile();
     await restart(token);
     expect(await works(token)).toBe(true);
-    await restart('another-token-of-the-admin');
-    expect(await works(token)).toBe(false);
-    const withdrawn = await server.rows(
-      `SELECT operator_name, "before" FROM audit_log WHERE action = 'operator-token.withdraw'`,
-    );
-    expect(withdrawn).toEqual([
-      { operator_name: 'control-plane', before: '{"name":"bootstrap","role":"admin"}' },
+    expect(await server.rows('SELECT origin, role FROM operator_tokens')).toEqual([
+      { origin: 'setting', role: 'admin' },
     ]);
   });
 
-  it('is made anew where the setting is gone and nobody else is an admin', async () => {
+  it('goes on working after a start without the setting, and no other is made', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'the-first-token-of-the-admin' }, { folder });
     await restart('default');
+    expect(await works('the-first-token-of-the-admin')).toBe(true);
+    expect(existsSync(beside.path('admin-token'))).toBe(false);
+  });
+
+  it('is made again if no admin is left', async () => {
+    server = await TestServer.start({ ADMIN_TOKEN: 'the-first-token-of-the-admin' }, { folder });
+    await server.database.write((tx) => tx.run('UPDATE operator_tokens SET revoked_at = 1'));
+    await restart('the-first-token-of-the-admin');
     expect(await works('the-first-token-of-the-admin')).toBe(false);
     expect(await works(readFile())).toBe(true);
   });
 
-  it('set to one that was withdrawn is an admin again', async () => {
+  it('set to one that could do less is an admin', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'the-first-token-of-the-admin' }, { folder });
-    await server.database.write((tx) => tx.run(`UPDATE operator_tokens SET revoked_at = 1, role = 'viewer'`));
+    await server.database.write((tx) =>
+      tx.run(`UPDATE operator_tokens SET origin = 'issued', role = 'viewer'`),
+    );
     await restart('the-first-token-of-the-admin');
     expect(await works('the-first-token-of-the-admin')).toBe(true);
   });

@@ -1,16 +1,29 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, copyFileSync, existsSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { type Ended, finding, run } from '../helpers/command-line';
+import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
 
-// Each command is a process, which takes its second on a machine that is busy with other tests.
-jest.setTimeout(90_000);
+const CLI = join(__dirname, '../../dist/cli.js');
+/** So that the program's first line finds the Node that the tests run on. */
+const NODE_FIRST = `${dirname(process.execPath)}:${process.env.PATH}`;
 
 describe('the command line with a server', () => {
   let server: TestServer;
@@ -19,7 +32,7 @@ describe('the command line with a server', () => {
   });
   afterAll(() => server.stop());
 
-  const cli = (args: string[], env: Record<string, string> = {}, input?: string) =>
+  const cli = (args: string[], env: Record<string, string> = {}, input?: string | Buffer) =>
     run(args, { cwd: server.folder, env: { ...finding(server.url), ...env }, input });
 
   /** What a command that must succeed answers as JSON. */
@@ -234,7 +247,13 @@ describe('the command line with a server', () => {
     await server.operator('POST', `/v1/tasks/${task}/cancel`);
     const { items } = await json('audit', 'list', '--action', 'task.cancel', '--subject', `task/${task}`);
     expect(items).toMatchObject([{ operator_name: 'bootstrap', subject: `task/${task}` }]);
-    expect(await json('audit', 'verify')).toMatchObject({ intact: true });
+    const kept = await json('audit', 'verify');
+    expect(kept).toMatchObject({ intact: true });
+    const known = `${kept.last_id}:${kept.last_hash}`;
+    expect((await cli(['audit', 'verify', '--known', known])).code).toBe(0);
+    const other = await cli(['audit', 'verify', '--known', `${kept.last_id}:${'0'.repeat(64)}`]);
+    expect([other.code, other.stdout]).toEqual([1, expect.stringMatching(/^intact +false$/m)]);
+    expect((await cli(['audit', 'verify', '--known', 'of-yesterday'])).code).toBe(2);
     const { code } = await cli(['audit', 'list', '--since', 'yesterday']);
     expect(code).toBe(1);
   });
@@ -246,20 +265,9 @@ describe('the command line with a server', () => {
     expect(stdout).toMatch(/^unique_key +\\u001b\[31mred\\u009b\\u202e$/m);
   });
 
-  it("finds the admin's token by itself, and sends it to this machine only", async () => {
-    const local = { URL: server.url, DATABASE_URL: 'sqlite://test.db' };
-    writeFileSync(join(server.folder, 'test.admin-token'), `${ADMIN_TOKEN}\n`);
-    expect((await run(['task', 'stats'], { cwd: server.folder, env: local })).code).toBe(0);
-    // The same server by an address that is not known to be this machine's.
-    const elsewhere = { ...local, URL: server.url.replace('127.0.0.1', '0.0.0.0') };
-    const refused = await run(['task', 'stats'], { cwd: server.folder, env: elsewhere });
-    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining('CONTROL_PLANE_TOKEN')]);
-    rmSync(join(server.folder, 'test.admin-token'));
-  });
-
   it('ends well where the reader of a pipe has had enough', async () => {
-    const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), 'task', 'list'], {
-      env: { CONTROL_PLANE_URL: server.url, CONTROL_PLANE_TOKEN: ADMIN_TOKEN },
+    const child = spawn(CLI, ['task', 'list'], {
+      env: { PATH: NODE_FIRST, CONTROL_PLANE_URL: server.url, CONTROL_PLANE_TOKEN: ADMIN_TOKEN },
     });
     let errors = '';
     child.stderr.on('data', (chunk) => {
@@ -314,7 +322,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-    expect(top).toHaveLength(13);
+    expect(top).toHaveLength(16);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);
@@ -455,7 +463,7 @@ describe('the command line without a server', () => {
     expect([made.code, made.stderr]).toEqual([0, expect.stringContaining('No server runs on')]);
     const agent = await cli(['create-agent', 'probe-1', '--json']);
     const verified = await cli(['audit', 'verify', '--json']);
-    expect(JSON.parse(verified.stdout)).toMatchObject({ intact: true, last_id: 3 });
+    expect(JSON.parse(verified.stdout)).toMatchObject({ intact: true, last_id: 2 });
 
     const { token } = JSON.parse(made.stdout);
     copyFileSync(join(folder, 'control-plane.db'), join(folder, 'test.db'));
@@ -471,12 +479,7 @@ describe('the command line without a server', () => {
     expect([altered.code, altered.stdout]).toEqual([1, expect.stringMatching(/^broken_at +2$/m)]);
     // A server has the database, so this is not the way in: the token that it gave itself ended with it.
     expect(
-      (
-        await cli(['token', 'create', 'x', '--role', 'admin'], {
-          DATABASE_URL: 'sqlite://test.db',
-          URL: NOBODY,
-        })
-      ).code,
+      (await cli(['token', 'create', 'x', '--role', 'admin'], { DATABASE_URL: 'sqlite://test.db' })).code,
     ).toBe(3);
     await server.stop({ keep: true });
   });
@@ -494,7 +497,7 @@ describe('the command line without a server', () => {
   });
 
   it('ends with its exit code where nobody reads why', async () => {
-    const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), 'tsk']);
+    const child = spawn(CLI, ['tsk'], { env: { PATH: NODE_FIRST } });
     child.stderr.destroy();
     expect((await once(child, 'close'))[0]).toBe(2);
   });
@@ -518,33 +521,33 @@ describe('the command line without a server', () => {
     expect(existsSync(join(folder, 'control-plane.db'))).toBe(false);
   });
 
-  it('serves, by the same settings as a client, and stops when it is asked to', async () => {
-    const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), 'serve'], {
+  it('serves, is found by the settings that it was started with, and stops when it is asked to', async () => {
+    // A process: what it leaves, how it ends by a signal, and how the program is started by its name.
+    const child = spawn(CLI, ['serve'], {
       cwd: folder,
       env: {
+        PATH: NODE_FIRST,
         CONTROL_PLANE_BIND: '127.0.0.1:0',
-        CONTROL_PLANE_URL: NOBODY,
         CONTROL_PLANE_TOKEN: 'of-somebody-who-calls-it',
       },
     });
-    let url = '';
-    for await (const line of createInterface({ input: child.stdout })) {
-      url = JSON.parse(line).url ?? '';
-      if (url !== '') break;
-    }
+    for await (const line of createInterface({ input: child.stdout })) if (JSON.parse(line).url) break;
     child.stdout.resume();
-    const healthy = await cli(['doctor'], { URL: url });
+    const path = join(folder, 'control-plane.server.json');
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    expect(JSON.parse(readFileSync(path, 'utf8'))).toMatchObject({ pid: child.pid });
+    const healthy = await cli(['doctor']);
     expect([healthy.code, healthy.stdout]).toEqual([
       0,
       expect.stringContaining('ok    lock        a process serves'),
     ]);
     expect(healthy.stdout).not.toMatch(/^(warn|FAIL)/m);
-    // The token of the file; and the server of the lock is not where the setting says.
-    expect((await cli(['task', 'stats'], { URL: url })).code).toBe(0);
-    const unreachable = await cli(['doctor'], { URL: NOBODY });
-    expect([unreachable.code, unreachable.stdout]).toEqual([1, expect.stringMatching(/^FAIL {2}server /m)]);
+    expect((await spawnCommand(['task', 'stats'], { cwd: folder })).code).toBe(0);
+    const elsewhere = await cli(['doctor'], { URL: NOBODY });
+    expect([elsewhere.code, elsewhere.stdout]).toEqual([1, expect.stringMatching(/^FAIL {2}server /m)]);
     child.kill('SIGTERM');
     expect((await once(child, 'exit'))[0]).toBe(0);
+    expect(existsSync(path)).toBe(false);
   });
 
   it('finds what is wrong with an installation', async () => {
@@ -580,5 +583,176 @@ describe('the command line without a server', () => {
     expect(await verdicts(without)).toEqual({ code: 1, found: ['FAIL clock', 'warn server'] });
     writeFileSync(join(folder, 'test.db'), 'not a database'.repeat(1_000));
     expect((await verdicts(without)).found).toContain('FAIL database');
+  });
+});
+
+describe('the command line and the token of the admin', () => {
+  let folder: string;
+  let server: TestServer;
+  const stranger = createServer((request, response) => {
+    seen.push(JSON.stringify(request.headers));
+    answer(request, response);
+  });
+  let seen: string[];
+  let answer: (request: IncomingMessage, response: ServerResponse) => void;
+  let url: string;
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+    server = await TestServer.start({}, { folder });
+    server.announce();
+    stranger.listen(0, '127.0.0.1');
+    await once(stranger, 'listening');
+    url = `http://127.0.0.1:${(stranger.address() as AddressInfo).port}`;
+  });
+  beforeEach(() => {
+    seen = [];
+    answer = (_request, response) =>
+      response.writeHead(200, { 'content-type': 'application/json' }).end('{"depths":[],"items":[]}');
+  });
+  afterAll(async () => {
+    stranger.close();
+    stranger.closeAllConnections();
+    await server.stop();
+  });
+
+  const own = { DATABASE_URL: 'sqlite://test.db', ADMIN_TOKEN };
+  const cli = (args: string[], env: Record<string, string> = {}) =>
+    run(args, { cwd: folder, env: { ...own, ...env } });
+  const path = () => join(folder, 'test.server.json');
+  /** Has the server's file say something else for one piece of work. */
+  const withFile = async (change: object, work: () => Promise<void>) => {
+    const text = readFileSync(path(), 'utf8');
+    writeFileSync(path(), JSON.stringify({ ...JSON.parse(text), ...change }));
+    await work().finally(() => writeFileSync(path(), text));
+  };
+
+  it('finds the server on whatever port it listens, also by another name of it, and shows it the token', async () => {
+    expect((await cli(['task', 'stats'])).code).toBe(0);
+    expect((await cli(['task', 'stats'], { URL: server.url.replace('127.0.0.1', 'localhost') })).code).toBe(
+      0,
+    );
+    expect((await cli(['create-agent', '--json'])).code).toBe(0);
+    expect((await cli(['doctor'])).stdout).toMatch(/^ok {4}server +it answers at /m);
+  });
+
+  it('takes the token of the file, if the setting says none', async () => {
+    writeFileSync(join(folder, 'test.admin-token'), `${ADMIN_TOKEN}\n`, { mode: 0o600 });
+    const { DATABASE_URL } = own;
+    expect((await run(['task', 'stats'], { cwd: folder, env: { DATABASE_URL } })).code).toBe(0);
+    rmSync(join(folder, 'test.admin-token'));
+  });
+
+  it('sends it to no other program that listens where the server did', async () => {
+    await withFile({ url }, async () => {
+      for (const args of [['task', 'list'], ['create-agent'], ['token', 'create', 'a', '--role', 'admin']]) {
+        const { code, stdout, stderr } = await cli(args);
+        expect([code, stdout]).toEqual([3, '']);
+        expect(stderr).toContain('is not the server of');
+      }
+      const { code, stdout } = await cli(['doctor']);
+      expect([code, stdout]).toEqual([
+        1,
+        expect.stringMatching(/^FAIL {2}server +what answers at .* is not the server/m),
+      ]);
+    });
+    expect(seen.length).toBeGreaterThan(0);
+    expect(seen.join()).not.toContain(ADMIN_TOKEN);
+    expect(seen.join()).not.toContain('authorization');
+  });
+
+  it('sends it to no program that has the server answer the challenge in its place', async () => {
+    answer = async (request, response) => {
+      const passedOn = await fetch(server.url + request.url, {
+        headers: { 'x-control-plane-challenge': String(request.headers['x-control-plane-challenge']) },
+      });
+      const proof = passedOn.headers.get('x-control-plane-proof') ?? '';
+      seen.push(`proof ${proof}`);
+      response
+        .writeHead(200, { 'content-type': 'application/json', 'x-control-plane-proof': proof })
+        .end('{}');
+    };
+    await withFile({ url }, async () => {
+      expect((await cli(['task', 'list'])).code).toBe(3);
+    });
+    expect((await cli(['task', 'list'], { URL: url })).code).toBe(2);
+    expect(seen.filter((one) => /^proof [0-9a-f]{64}$/.test(one))).toHaveLength(2);
+    expect(seen.join()).not.toContain(ADMIN_TOKEN);
+  });
+
+  it('sends it to no address of the setting that is not proven, and the one that was chosen for it', async () => {
+    const refused = await cli(['task', 'list'], { URL: url });
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining('CONTROL_PLANE_TOKEN')]);
+    expect(seen.join()).not.toContain('authorization');
+    expect((await cli(['task', 'list'], { URL: url, TOKEN: 'chosen-for-this-one' })).code).toBe(0);
+    expect(seen.at(-1)).toContain('Bearer chosen-for-this-one');
+    // It answers as the API would, and may be anything.
+    const { code, stdout } = await cli(['doctor'], { URL: url, TOKEN: 'chosen-for-this-one' });
+    expect([code, stdout]).toEqual([0, expect.stringMatching(/^warn {2}server .*has not proven/m)]);
+  });
+
+  it('sends a chosen token to the server of this machine only, if no address is set', async () => {
+    expect((await cli(['task', 'stats'], { TOKEN: ADMIN_TOKEN })).code).toBe(0);
+    await withFile({ url }, async () => {
+      expect((await cli(['task', 'stats'], { TOKEN: 'chosen' })).code).toBe(3);
+    });
+    expect(seen.join()).not.toContain('chosen');
+  });
+
+  it('trusts no file that others may have written', async () => {
+    chmodSync(path(), 0o644);
+    expect((await cli(['task', 'list'])).code).toBe(2);
+    chmodSync(path(), 0o600);
+    const elsewhere = join(folder, 'linked.server.json');
+    symlinkSync(path(), elsewhere);
+    expect((await cli(['task', 'list'], { DATABASE_URL: 'sqlite://linked.db' })).code).toBe(2);
+    rmSync(elsewhere);
+  });
+});
+
+describe('commands that make something without a server', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+  });
+  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+  const MAKING = [
+    ['create-agent', 'probe'],
+    ['agents', 'create'],
+    ['token', 'create', 'a', '--role', 'admin'],
+  ];
+
+  it.each(MAKING)('make no database that nobody serves: %s %s', async (...args) => {
+    const { code, stdout, stderr } = await run(args, { cwd: folder });
+    expect([code, stdout]).toEqual([3, '']);
+    expect(stderr).toContain('control-plane serve');
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  it.each(MAKING)('need one on PostgreSQL, whatever the setting says: %s %s', async (...args) => {
+    // Nothing listens there: what tried to reach the database would say that.
+    const env = { DATABASE_URL: 'postgres://control_plane@127.0.0.1:1/control_plane', ADMIN_TOKEN };
+    const { code, stderr } = await run(args, { cwd: folder, env });
+    expect([code, stderr]).toEqual([3, expect.stringContaining('This needs a running server')]);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  it('make no admin and no keys, and take nobody’s token away', async () => {
+    const server = await TestServer.start({}, { folder });
+    await server.stop({ keep: true });
+    rmSync(join(folder, 'test.signing-key.pem'));
+    const env = { DATABASE_URL: 'sqlite://test.db', ADMIN_TOKEN: 'another-token-of-another-admin' };
+    expect((await run(['create-agent', 'probe'], { cwd: folder, env })).code).toBe(0);
+    expect(readdirSync(folder).filter((name) => !name.startsWith('test.db'))).toEqual([]);
+    const again = await TestServer.start({}, { folder });
+    expect((await again.operator('GET', '/v1/agents')).body.items).toMatchObject([{ hostname: 'probe' }]);
+    const { body } = await again.operator('GET', '/v1/operator-tokens');
+    expect(body.items).toMatchObject([{ origin: 'setting', revoked_at: null }]);
+    await again.stop({ keep: true });
+  });
+
+  it('leave a database alone that has to be migrated first', async () => {
+    writeFileSync(join(folder, 'control-plane.db'), '');
+    const { code, stderr } = await run(['create-agent'], { cwd: folder });
+    expect([code, stderr]).toEqual([1, expect.stringContaining('control-plane migrate')]);
   });
 });

@@ -72,7 +72,7 @@ describe("operators' tokens", () => {
     expect(await audit('?action=operator-token.withdraw')).toHaveLength(1);
   });
 
-  it('of the setting can be withdrawn by the setting only', async () => {
+  it('of the setting can not be withdrawn while the server has it', async () => {
     const [setting] = await tokens();
     const refused = await server.operator('DELETE', `${TOKENS}/${setting.id}`);
     expect([refused.status, refused.body.error]).toEqual([409, 'ERR_CONFLICT']);
@@ -281,6 +281,61 @@ describe('the audit log', () => {
     const verdict = await verification();
     expect([verdict.intact, verdict.problem !== null]).toEqual([false, true]);
     if (!tampering.startsWith('UPDATE audit_head')) expect(verdict.broken_at).toBe(brokenAt);
+  });
+
+  it.each([
+    ['emptied with its end', ['DELETE FROM audit_log', `UPDATE audit_head SET last_id = 0, last_hash = ''`]],
+    [
+      'cut back to where it was before a token was made',
+      [
+        'DELETE FROM audit_log WHERE id > 1',
+        'UPDATE audit_head SET last_id = 1, last_hash = (SELECT hash FROM audit_log WHERE id = 1)',
+      ],
+    ],
+  ])('shows a log that was %s, though its chain is whole', async (_what, tampering) => {
+    await issue({ name: 'alice', role: 'viewer' });
+    expect(await verification()).toMatchObject({ intact: true, last_id: 2 });
+    await server.database.write(async (tx) => {
+      for (const sql of tampering) await tx.run(sql);
+    });
+    expect(await verification()).toMatchObject({
+      intact: false,
+      problem: expect.stringContaining('entries are missing'),
+    });
+  });
+
+  it.each([
+    ['configuration', () => server.operator('POST', '/v1/configs', { config: { a: 1 } })],
+    [
+      'a limit',
+      () => server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 1 }] }),
+    ],
+    ['an enrollment token', () => server.operator('POST', '/v1/enrollment-tokens', { name: 'a' })],
+  ])('shows a log that tells nothing of %s that is there', async (_what, make) => {
+    expect((await make()).status).toBeLessThan(300);
+    expect(await verification()).toMatchObject({ intact: true, last_id: 2 });
+    await server.database.write(async (tx) => {
+      await tx.run('DELETE FROM audit_log WHERE id = 2');
+      await tx.run(
+        'UPDATE audit_head SET last_id = 1, last_hash = (SELECT hash FROM audit_log WHERE id = 1)',
+      );
+    });
+    expect((await verification()).intact).toBe(false);
+  });
+
+  it('must hold an entry that was kept elsewhere', async () => {
+    const { last_id: id, last_hash: hash } = await verification();
+    await server.enqueue(dnsTask());
+    const verify = async (known: string) =>
+      (await server.operator('GET', `/v1/audit/verification?known=${known}`)).body;
+    expect(await verify(`${id}:${hash}`)).toMatchObject({ intact: true, last_id: 2 });
+    const other = { intact: false, broken_at: 1, problem: expect.stringContaining('known from elsewhere') };
+    expect(await verify(`1:${'0'.repeat(64)}`)).toMatchObject(other);
+    expect(await verify(`99:${hash}`)).toMatchObject({ ...other, broken_at: 99 });
+    for (const known of ['1', hash, `0:${hash}`, `1:${hash}0`, ''])
+      expect([known, (await server.operator('GET', `/v1/audit/verification?known=${known}`)).status]).toEqual(
+        [known, 400],
+      );
   });
 
   it('follows more entries than are read at once', async () => {

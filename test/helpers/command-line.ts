@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
+import { runCommandLine } from '../../src/cli/command-line';
 import { ADMIN_TOKEN, CHILD_ENV } from './harness';
 
 /** How a command ended. */
@@ -9,25 +10,60 @@ export interface Ended {
   stderr: string;
 }
 
-/**
- * Runs the built command line as a process.
- * @param options.env settings by their names after `CONTROL_PLANE_`
- * @param options.input what it reads from standard input
- */
-export function run(
+/** Where and with what a command runs. */
+export interface RunOptions {
+  cwd?: string;
+  /** Settings by their names after `CONTROL_PLANE_`. */
+  env?: Record<string, string>;
+  /** What it reads from standard input. */
+  input?: string | Buffer;
+  /** Interrupts it, as Ctrl-C does. */
+  signal?: AbortSignal;
+  /** Hears what it writes to standard output, as it comes. */
+  onOutput?: (text: string) => void;
+}
+
+const settingsOf = (env: Record<string, string> = {}) =>
+  Object.fromEntries(Object.entries(env).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]));
+
+/** Runs a command in this process; one at a time, since its folder is the process's. */
+export async function run(args: readonly string[], options: RunOptions = {}): Promise<Ended> {
+  const before = process.cwd();
+  if (options.cwd !== undefined) process.chdir(options.cwd);
+  const ended: Ended = { code: null, stdout: '', stderr: '' };
+  try {
+    ended.code = await runCommandLine(args, {
+      env: settingsOf(options.env),
+      stdout: {
+        write: (text) => {
+          ended.stdout += text;
+          options.onOutput?.(text);
+        },
+      },
+      stderr: {
+        write: (text) => {
+          ended.stderr += text;
+        },
+      },
+      readInput: () => Buffer.from(options.input ?? ''),
+      interruption: () => options.signal ?? new AbortController().signal,
+    });
+    return ended;
+  } finally {
+    process.chdir(before);
+  }
+}
+
+/** Runs the built command line as a process, for what only a process shows. */
+export function spawnCommand(
   args: readonly string[],
-  options: { cwd?: string; env?: Record<string, string>; input?: string } = {},
+  { cwd, env, input = '' }: RunOptions = {},
 ): Promise<Ended> {
   const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), ...args], {
-    cwd: options.cwd,
-    env: {
-      ...CHILD_ENV,
-      ...Object.fromEntries(
-        Object.entries(options.env ?? {}).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
-      ),
-    },
+    cwd,
+    env: { ...CHILD_ENV, ...settingsOf(env) },
   });
-  child.stdin.end(options.input ?? '');
+  child.stdin.end(input);
   const ended: Ended = { code: null, stdout: '', stderr: '' };
   child.stdout.on('data', (chunk) => {
     ended.stdout += chunk;

@@ -147,6 +147,11 @@ export class TestServer {
     return this.plane.database;
   }
 
+  /** Leaves the file by which the command line finds this server, as a server that was started by itself does. */
+  announce(): void {
+    this.plane.announce();
+  }
+
   /** Sends a request and reads the answer. */
   async request(method: string, path: string, { headers = {}, body }: Call = {}): Promise<Answer> {
     const raw = typeof body === 'string' || body instanceof Uint8Array;

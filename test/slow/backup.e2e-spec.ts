@@ -4,8 +4,10 @@ import {
   linkSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { open } from 'node:fs/promises';
@@ -185,21 +187,56 @@ describe('a backup', () => {
     expect(Number.isSafeInteger(second)).toBe(true);
   });
 
-  it('is made where no server runs, and replaces a file only where that is asked for', async () => {
+  it('is made where no server runs, and replaces an earlier one only if that is asked for', async () => {
     const folder = newFolder();
     await (await TestServer.start({}, { folder })).stop({ keep: true });
     const file = join(folder, 'backup.db');
-    writeFileSync(file, 'something else');
+    const written = await backUp(folder, file);
+    expect(written.code).toBe(0);
+    expect(written.stderr).toContain('test.signing-key.pem');
+    const { ino } = statSync(file);
     const refused = await backUp(folder, file);
     expect([refused.code, refused.stdout]).toEqual([1, '']);
     expect(refused.stderr).toMatch(/is there already.*--force/);
-    expect(statSync(file).size).toBe('something else'.length);
-    const written = await backUp(folder, file, '--force');
-    expect(written.code).toBe(0);
-    expect(written.stderr).toContain('test.signing-key.pem');
+    expect(statSync(file).ino).toBe(ino);
+    expect((await backUp(folder, file, '--force')).code).toBe(0);
+    expect(statSync(file).ino).not.toBe(ino);
     const examined = await run(['doctor'], { cwd: folder, env: { DATABASE_URL: 'sqlite://backup.db' } });
     expect(examined.stdout).toMatch(/^warn {2}restore /m);
     await (await restore(file)).stop();
+  });
+
+  it('replaces nothing that is not a backup: a key, a database that was started on, a text, a link to any', async () => {
+    const folder = newFolder();
+    const keys = newFolder();
+    const key = join(keys, 'key.pem');
+    const env = { DATABASE_URL: 'sqlite://test.db', SIGNING_KEY_FILE: key };
+    await (await TestServer.start({ SIGNING_KEY_FILE: key }, { folder })).stop({ keep: true });
+    await (await TestServer.start({}, { folder: keys })).stop({ keep: true });
+    writeFileSync(join(folder, 'notes.txt'), 'of last night');
+    symlinkSync(key, join(folder, 'link.db'));
+    linkSync(key, join(folder, 'hard-link.db'));
+    for (const path of [
+      key,
+      join(keys, 'test.db'),
+      ...['notes.txt', 'link.db', 'hard-link.db'].map((name) => join(folder, name)),
+    ]) {
+      const before = readFileSync(path);
+      const refused = await run(['backup', '--force', path], { cwd: folder, env });
+      expect([path, refused.code, refused.stdout]).toEqual([path, 1, '']);
+      expect(readFileSync(path)).toEqual(before);
+    }
+  });
+
+  it('takes no name that a setting gives to a file that is not there yet, through a link either', async () => {
+    const folder = newFolder();
+    await (await TestServer.start({}, { folder })).stop({ keep: true });
+    symlinkSync(folder, join(folder, 'same'));
+    const env = { DATABASE_URL: 'sqlite://test.db', SIGNING_KEY_FILE: join(folder, 'later.pem') };
+    for (const name of ['later.pem', 'same/later.pem', 'same/test.server.json', 'same/test.db-journal']) {
+      const refused = await run(['backup', name], { cwd: folder, env });
+      expect([name, refused.code, existsSync(join(folder, name))]).toEqual([name, 1, false]);
+    }
   });
 
   it.each([
@@ -215,7 +252,7 @@ describe('a backup', () => {
     const refused = await backUp(folder, name, '--force');
     expect([refused.code, refused.stderr]).toEqual([
       1,
-      `${name} is one of the database's own files; name another.\n`,
+      `${name} is one of the server's own files; name another.\n`,
     ]);
     expect((await server.enqueue(dnsTask())).length).toBe(1);
     await server.stop();

@@ -126,11 +126,21 @@ onShared('replicas on one database', () => {
     expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
   });
 
-  it('refuse an admin’s token that another started without', async () => {
+  it('keep an admin’s token that another started without, until one withdraws it', async () => {
     const read = () => first.operator('GET', '/v1/tasks');
+    const own = await read();
+    expect(own.status).toBe(200);
+    await second.stop({ keep: true });
+    second = await TestServer.start({ ADMIN_TOKEN: 'default' }, { folder: first.folder });
     expect((await read()).status).toBe(200);
     await second.stop({ keep: true });
-    second = await TestServer.start({ ADMIN_TOKEN: 'another-token-of-the-admin' }, { folder: first.folder });
+    const other = 'another-token-of-the-admin';
+    second = await TestServer.start({ ADMIN_TOKEN: other }, { folder: first.folder });
+    expect((await read()).status).toBe(200);
+    const [{ id }] = await first.rows(`SELECT id FROM operator_tokens WHERE origin = 'setting' ORDER BY id`);
+    const headers = { authorization: `Bearer ${other}` };
+    expect((await first.request('DELETE', `/v1/operator-tokens/${id}`, { headers })).status).toBe(409);
+    expect((await second.request('DELETE', `/v1/operator-tokens/${id}`, { headers })).status).toBe(204);
     expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
   });
 

@@ -1,0 +1,128 @@
+import type { Command } from 'commander';
+import { id, labelOption, pastOption } from './arguments';
+import { fields, table } from './print';
+import type { Terminal } from './terminal';
+import {
+  type Common,
+  get,
+  listing,
+  listOf,
+  perform,
+  post,
+  put,
+  query,
+  remove,
+  type Shown,
+  verb,
+} from './verbs';
+
+const credentials = (agent: object) =>
+  `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`;
+
+const AGENT = ['id', 'hostname', 'status', 'live_leases', 'last_heartbeat_at', 'labels'];
+
+/** Adds the commands about agents. */
+export function addAgents(program: Command, terminal: Terminal): void {
+  const create = async (
+    hostname: string | undefined,
+    { label: labels, ...options }: Common & { label?: Record<string, string> },
+  ) =>
+    perform(terminal, options, post('/v1/agents', { hostname, labels }, false), credentials, {
+      alsoWithoutServer: true,
+    });
+  verb(
+    program,
+    'create-agent [hostname]',
+    "create an agent by hand, and show its credentials once; works on the database's file if no server runs",
+    'create-agent probe-fra-1',
+  )
+    .addOption(labelOption())
+    .action(create);
+
+  const agents = program.command('agents').description('see the fleet, and decide about agents');
+  listing(
+    agents,
+    'list',
+    'list agents, newest first',
+    'agents list --status offline',
+    'agents list --watch 5',
+  )
+    .option('--status <status>', 'online, offline, draining, disabled or revoked')
+    .option('--hostname <hostname>', 'only this one')
+    .addOption(labelOption())
+    .action(({ status, hostname, label: labels = {}, limit, cursor, ...options }) => {
+      const label = Object.entries(labels).map(([name, value]) => `${name}:${value}`);
+      return perform(
+        terminal,
+        options,
+        get(`/v1/agents${query({ status, hostname, label, limit, cursor })}`),
+        listOf(...AGENT),
+      );
+    });
+  verb(agents, 'show', 'show an agent', 'agents show 12')
+    .argument('<id>', "the agent's id", id)
+    .action((agent, options) => perform(terminal, options, get(`/v1/agents/${agent}`), fields));
+  verb(agents, 'create [hostname]', 'the same as create-agent', 'agents create probe-fra-1 --label region=eu')
+    .addOption(labelOption())
+    .action(create);
+  for (const [name, summary] of [
+    ['disable', 'shut an agent out until it is enabled; its leases are revoked'],
+    ['enable', 'let a disabled or draining agent work again'],
+    ['drain', 'give an agent no new work; what it holds it may finish'],
+    ['revoke', 'shut an agent out for good; its leases are revoked'],
+  ] as const) {
+    verb(agents, name, summary, `agents ${name} 12`)
+      .argument('<id>', "the agent's id", id)
+      .action((agent, options) =>
+        perform(terminal, options, post(`/v1/agents/${agent}/${name}`, undefined, true), fields),
+      );
+  }
+  verb(
+    agents,
+    'labels',
+    'replace all labels of an agent; without --label it has none',
+    'agents labels 12 --label region=eu --label rack=7',
+  )
+    .argument('<id>', "the agent's id", id)
+    .addOption(labelOption())
+    .action((agent, { label: labels = {}, ...options }) =>
+      perform(terminal, options, put(`/v1/agents/${agent}/labels`, { labels }), fields),
+    );
+  listing(
+    agents,
+    'metrics <id>',
+    'list what an agent sent to /metrics, by the time it was measured, the latest first',
+    'agents metrics 12 --since 2h',
+    'agents metrics 12 --json --limit 500',
+  )
+    .addOption(pastOption('--since', 'measured from then on'))
+    .addOption(pastOption('--until', 'measured before then'))
+    .action((text: string, { since, until, limit, cursor, ...options }) =>
+      perform(
+        terminal,
+        options,
+        get(`/v1/agents/${id(text)}/metrics${query({ from: since, to: until, limit, cursor })}`),
+        samples,
+      ),
+    );
+  verb(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12 --revoke-old')
+    .argument('<id>', "the agent's id", id)
+    .option('--revoke-old', 'the token that it has is void at once, and not only when the new one is used')
+    .action((agent, { revokeOld: revoke_old, ...options }) =>
+      perform(terminal, options, post(`/v1/agents/${agent}/rotate`, { revoke_old }, false), credentials),
+    );
+  verb(agents, 'delete', 'delete an agent; its results stay, its hostname is free', 'agents delete 12')
+    .argument('<id>', "the agent's id", id)
+    .action((agent, options) =>
+      perform(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),
+    );
+}
+
+/** A line for each sample of each envelope. */
+function samples({ items }: { items: Shown[] }): string {
+  const rows = items.flatMap(({ timestamp, counters, gauges }) => [
+    ...counters.map((sample: object) => ({ timestamp, type: 'counter', ...sample })),
+    ...gauges.map((sample: object) => ({ timestamp, type: 'gauge', ...sample })),
+  ]);
+  return table(rows, ['timestamp', 'type', 'name', 'value', 'unit']);
+}

@@ -1,0 +1,111 @@
+import { Argument, type Command } from 'commander';
+import type { Terminal } from './terminal';
+
+const SHELLS = ['bash', 'zsh', 'fish'] as const;
+type Shell = (typeof SHELLS)[number];
+
+/** Adds the command that writes a shell's completion, made from the commands that there are. */
+export function addCompletion(program: Command, terminal: Terminal): void {
+  program
+    .command('completion')
+    .description('write what completes commands and options in a shell')
+    .addArgument(new Argument('<shell>', 'bash, zsh or fish').choices(SHELLS))
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ control-plane completion bash > ~/.local/share/bash-completion/completions/control-plane
+  $ control-plane completion zsh > ~/.zfunc/_control-plane      # with fpath+=~/.zfunc before compinit
+  $ control-plane completion fish > ~/.config/fish/completions/control-plane.fish`,
+    )
+    .action((shell: Shell) => terminal.print(SCRIPTS[shell](nodesOf(program))));
+}
+
+/** A command by its path, such as `task add`, and what can follow it. */
+interface Node {
+  readonly path: string;
+  readonly words: readonly { word: string; about: string }[];
+}
+
+function nodesOf(command: Command, path: readonly string[] = []): Node[] {
+  const options = command.options.flatMap(({ long, description }) =>
+    long ? [{ word: long, about: description }] : [],
+  );
+  const verbs = command.commands.map((one) => ({ word: one.name(), about: one.description() }));
+  return [
+    { path: path.join(' '), words: [...verbs, ...options, { word: '--help', about: 'display help' }] },
+    ...command.commands.flatMap((one) => nodesOf(one, [...path, one.name()])),
+  ];
+}
+
+const quoted = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** The words before the cursor that name a command, as a shell function finds them: at most two deep. */
+const bash = (nodes: readonly Node[]): string => `# bash completion of control-plane
+_control_plane() {
+  local current=\${COMP_WORDS[COMP_CWORD]} path= word words
+  for word in "\${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+    case "\${path:+$path }$word" in
+      ${nodes
+        .filter(({ path }) => path !== '')
+        .map(({ path }) => quoted(path))
+        .join('|')}) path="\${path:+$path }$word" ;;
+    esac
+  done
+  case "$path" in
+${nodes.map(({ path, words }) => `    ${quoted(path)}) words=${quoted(words.map(({ word }) => word).join(' '))} ;;`).join('\n')}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}
+complete -o default -F _control_plane control-plane
+`;
+
+const zsh = (nodes: readonly Node[]): string => `#compdef control-plane
+_control_plane() {
+  local path_= word
+  local -a entries
+  for word in "\${(@)words[2,CURRENT-1]}"; do
+    case "\${path_:+$path_ }$word" in
+      ${nodes
+        .filter(({ path }) => path !== '')
+        .map(({ path }) => `(${quoted(path)})`)
+        .join('|')}) path_="\${path_:+$path_ }$word" ;;
+    esac
+  done
+  case "$path_" in
+${nodes
+  .map(
+    ({ path, words }) =>
+      `    (${quoted(path)}) entries=(${words.map(({ word, about }) => quoted(`${word}:${about.replaceAll(':', '\\:')}`)).join(' ')}) ;;`,
+  )
+  .join('\n')}
+  esac
+  _describe 'control-plane' entries || _files
+}
+_control_plane "$@"
+`;
+
+const fish = (nodes: readonly Node[]): string =>
+  `# fish completion of control-plane
+function __control_plane_path
+  set -l path
+  for word in (commandline -opc)[2..-1]
+    set -l longer (string join ' ' -- $path $word)
+    contains -- $longer ${nodes
+      .filter(({ path }) => path !== '')
+      .map(({ path }) => quoted(path))
+      .join(' ')}; and set path $path $word
+  end
+  string join ' ' -- $path
+end
+${nodes
+  .flatMap(({ path, words }) =>
+    words.map(({ word, about }) => {
+      const what = word.startsWith('--') ? `-l ${word.slice(2)}` : `-f -a ${word}`;
+      return `complete -c control-plane -n "test (__control_plane_path | string collect -a) = ${quoted(path)}" ${what} -d ${quoted(about)}`;
+    }),
+  )
+  .join('\n')}
+`;
+
+const SCRIPTS: Readonly<Record<Shell, (nodes: readonly Node[]) => string>> = { bash, zsh, fish };

@@ -1,0 +1,97 @@
+import { type Command, InvalidArgumentError } from 'commander';
+import { whole } from './arguments';
+import { EXIT, Failure } from './failure';
+import { table } from './print';
+import type { Terminal } from './terminal';
+import { type Common, fetchText, get, listing, listOf, perform, put, query, type Shown, verb } from './verbs';
+
+const WINDOW = ['scope', 'kind', 'target', 'ceiling', 'ready', 'leased', 'waiting', 'updated_at'];
+
+/** Which window: of a target, of a kind, or of everything. */
+interface Place {
+  kind?: string;
+  target?: string;
+}
+
+/** Adds the commands about concurrency: windows and the limits on them. */
+export function addLimits(program: Command, terminal: Terminal): void {
+  const windows = program.command('windows').description('see what runs and waits, by kind and target');
+  filtered(
+    listing(
+      windows,
+      'list',
+      'list the windows that count something or have a limit, newest first',
+      'windows list --kind dns --watch',
+    ),
+  )
+    .option('--scope <scope>', 'global, kind or target')
+    .action(({ scope, kind, target, limit, cursor, ...options }) =>
+      perform(
+        terminal,
+        options,
+        get(`/v1/concurrency/windows${query({ scope, kind, target, limit, cursor })}`),
+        listOf(...WINDOW),
+      ),
+    );
+
+  const limits = program.command('limits').description('bound how many tasks run at once');
+  filtered(
+    verb(limits, 'list', 'list every limit that is set', 'limits list', 'limits list --kind dns --json'),
+  ).action(({ kind, target, ...options }: Common & Place) => listLimits(terminal, options, { kind, target }));
+  filtered(
+    verb(
+      limits,
+      'set',
+      'set the limit of a target, of a kind, or of everything; in force when this ends',
+      'limits set --kind dns --target 192.0.2.53:53 --limit 10',
+      'limits set --kind http --limit 200',
+      'limits set --limit 1000            # of everything',
+    ),
+  )
+    .requiredOption('--limit <n>', 'the most that may run at once, from 0', ceiling)
+    .action(({ kind, target, limit, ...options }) =>
+      setLimit(terminal, options, { kind, target }, limit as number),
+    );
+  filtered(
+    verb(
+      limits,
+      'lift',
+      'take the limit of a target, of a kind, or of everything away',
+      'limits lift --kind dns --target 192.0.2.53:53',
+    ),
+  ).action(({ kind, target, ...options }) => setLimit(terminal, options, { kind, target }, null));
+}
+
+const filtered = (command: Command): Command =>
+  command.option('--kind <kind>', 'of this kind').option('--target <target>', 'of this target of the kind');
+
+function ceiling(text: string): number {
+  const value = whole(text);
+  if (value < 0) throw new InvalidArgumentError('It must be a whole number from 0.');
+  return value;
+}
+
+function setLimit(terminal: Terminal, options: Common, place: Place, limit: number | null): Promise<void> {
+  if (place.target !== undefined && place.kind === undefined)
+    throw new Failure('A target is one of a kind: name that with --kind.', EXIT.misused);
+  return perform(
+    terminal,
+    options,
+    put('/v1/concurrency/limits', { limits: [{ ...place, ceiling: limit }] }),
+    ({ windows }) => table(windows, WINDOW),
+  );
+}
+
+/** Reads all pages of the windows: those with a limit are few among many. */
+async function listLimits(terminal: Terminal, options: Common, place: Place): Promise<void> {
+  const items: Shown[] = [];
+  let cursor: string | undefined;
+  do {
+    const path = `/v1/concurrency/windows${query({ ...place, limit: 500, cursor })}`;
+    const page = JSON.parse(await fetchText(terminal, options, get(path)));
+    items.push(...page.items.filter((window: Shown) => window.ceiling !== null));
+    cursor = page.next_cursor ?? undefined;
+  } while (cursor !== undefined);
+  if (options.json) terminal.printJson(JSON.stringify({ items, next_cursor: null }));
+  else terminal.print(table(items, WINDOW));
+}

@@ -1,0 +1,142 @@
+import { randomUUID } from 'node:crypto';
+import type { Command } from 'commander';
+import { futureOption, id, whole } from './arguments';
+import { EXIT, Failure } from './failure';
+import { fields, table } from './print';
+import type { Terminal } from './terminal';
+import { get, listing, listOf, perform, post, query, verb, watching } from './verbs';
+
+const TASK = ['id', 'kind', 'target', 'state', 'priority', 'attempts', 'run_at', 'created_at', 'reason'];
+
+/** Adds the commands about tasks. */
+export function addTasks(program: Command, terminal: Terminal): void {
+  const task = program.command('task').description('enqueue tasks, see what became of them');
+  verb(
+    task,
+    'add [kind] [fields...]',
+    'enqueue a task, or all of a file, all or none',
+    'task add dns query=example.com server=9.9.9.9 --priority 5',
+    'task add tcp host=192.0.2.1 port=443 --not-after 2030-01-01T00:00:00Z',
+    `task add dns 'query="123"'        # quoted as JSON: text, not a number`,
+    'task add --file tasks.json        # [{"kind": "dns", "spec": {"query": "example.com"}}, ...]',
+    'generate-tasks | control-plane task add --file -',
+  )
+    .option('--file <file>', 'a JSON array of tasks, or {"tasks": [...]}; - is standard input')
+    .option('--priority <n>', 'higher goes first', whole)
+    .addOption(futureOption('--run-at', 'not before'))
+    .addOption(futureOption('--not-after', 'no attempt begins from then on'))
+    .option('--max-attempts <n>', 'how often it is tried before it is dead', whole)
+    .option('--unique-key <key>', 'not while an unfinished task has this key')
+    .option(
+      '--idempotency-key <key>',
+      'the same key and tasks again enqueue nothing twice (default: a random one)',
+    )
+    .action((kind: string | undefined, specFields: string[], options) => {
+      const { file, priority, runAt, notAfter, maxAttempts, uniqueKey, idempotencyKey, ...common } = options;
+      const own = {
+        priority,
+        run_at: runAt,
+        not_after: notAfter,
+        max_attempts: maxAttempts,
+        unique_key: uniqueKey,
+      };
+      const body =
+        file === undefined
+          ? JSON.stringify({ tasks: [{ kind: kindOf(kind), spec: specOf(specFields), ...own }] })
+          : tasksOf(
+              terminal,
+              file,
+              kind !== undefined || Object.values(own).some((value) => value !== undefined),
+            );
+      return perform(
+        terminal,
+        common,
+        {
+          method: 'POST',
+          path: '/v1/tasks',
+          body,
+          idempotencyKey: idempotencyKey ?? randomUUID(),
+          repeatable: true,
+        },
+        (answer) => table(answer.tasks, ['id', 'state']),
+      );
+    });
+  listing(
+    task,
+    'list',
+    'list tasks, newest first',
+    'task list --state dead --kind dns',
+    'task list --json | jq .items[].id',
+  )
+    .option('--state <state>', 'scheduled, waiting, queued, leased, completed, cancelled or dead')
+    .option('--kind <kind>', 'only of this kind')
+    .option('--target <target>', 'only aimed at this')
+    .action(({ state, kind, target, limit, cursor, ...options }) =>
+      perform(
+        terminal,
+        options,
+        get(`/v1/tasks${query({ state, kind, target, limit, cursor })}`),
+        listOf(...TASK),
+      ),
+    );
+  verb(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
+    .argument('<id>', "the task's id", id)
+    .option('--cursor <cursor>', 'where the attempts shown before ended')
+    .action((of, { cursor, ...options }) =>
+      perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), fields),
+    );
+  verb(task, 'cancel', 'cancel an unfinished task; a live lease is revoked', 'task cancel 1203')
+    .argument('<id>', "the task's id", id)
+    .action((of, options) =>
+      perform(terminal, options, post(`/v1/tasks/${of}/cancel`, undefined, true), fields),
+    );
+  verb(task, 'retry', 'reopen a dead or cancelled task', 'task retry 1203')
+    .argument('<id>', "the task's id", id)
+    .action((of, options) =>
+      perform(terminal, options, post(`/v1/tasks/${of}/retry`, undefined, false), fields),
+    );
+  watching(verb(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch')).action(
+    (options) => perform(terminal, options, get('/v1/tasks/stats'), fields),
+  );
+}
+
+/** A field of a spec: what reads as JSON is that, everything else is text. */
+function specValue(text: string): unknown {
+  try {
+    const value: unknown = JSON.parse(text);
+    // 007, 1.0 and what a number can't hold exactly stay what was written.
+    return typeof value === 'number' && String(value) !== text ? text : value;
+  } catch {
+    return text;
+  }
+}
+
+function kindOf(kind: string | undefined): string {
+  if (kind === undefined || kind.includes('='))
+    throw new Failure(
+      'Name the kind of the task first, such as: task add dns query=example.com',
+      EXIT.misused,
+    );
+  return kind;
+}
+
+function specOf(given: readonly string[]): Record<string, unknown> {
+  const spec = new Map<string, unknown>();
+  for (const text of given) {
+    const cut = text.indexOf('=');
+    if (cut < 1)
+      throw new Failure(`${text} is not a field of the spec; it must be name=value.`, EXIT.misused);
+    const name = text.slice(0, cut);
+    if (spec.has(name)) throw new Failure(`The field ${name} of the spec is there twice.`, EXIT.misused);
+    spec.set(name, specValue(text.slice(cut + 1)));
+  }
+  return Object.fromEntries(spec);
+}
+
+function tasksOf(terminal: Terminal, file: string, mixed: boolean): string {
+  if (mixed) throw new Failure('With --file, everything about the tasks is in the file.', EXIT.misused);
+  const { text, value } = terminal.readJson(file);
+  if (Array.isArray(value)) return `{"tasks":${text}}`;
+  if (typeof value === 'object' && value !== null && 'tasks' in value) return text;
+  throw new Failure(`${file} must hold an array of tasks, or an object with "tasks".`, EXIT.misused);
+}
