@@ -1,4 +1,4 @@
-import { Command, CommanderError } from 'commander';
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { DatabaseError } from '../database/database-error';
 import { ExtensionError } from '../extensions';
 import { SettingsError } from '../settings';
@@ -68,6 +68,11 @@ Examples:
 
 /** Says why the command ends. @returns with which exit code */
 function explain(terminal: Terminal, error: unknown): number {
+  // One that a command itself looked at.
+  if (error instanceof InvalidArgumentError) {
+    terminal.note(`${error.message} (--help tells how)`);
+    return EXIT.misused;
+  }
   // It has said what is wrong already; asking for help is not wrong.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.misused;
   const expected = [Failure, SettingsError, DatabaseError, ExtensionError].some(

@@ -4,7 +4,7 @@ import { futureOption, id, whole } from './arguments';
 import { EXIT, Failure } from './failure';
 import { fields, table } from './print';
 import type { Terminal } from './terminal';
-import { get, listing, listOf, perform, post, query, verb, watching } from './verbs';
+import { type Common, fetchText, get, listing, listOf, perform, post, query, verb, watching } from './verbs';
 
 const TASK = ['id', 'kind', 'target', 'state', 'priority', 'attempts', 'run_at', 'created_at', 'reason'];
 
@@ -85,19 +85,76 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .action((of, { cursor, ...options }) =>
       perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), fields),
     );
-  verb(task, 'cancel', 'cancel an unfinished task; a live lease is revoked', 'task cancel 1203')
-    .argument('<id>', "the task's id", id)
-    .action((of, options) =>
-      perform(terminal, options, post(`/v1/tasks/${of}/cancel`, undefined, true), fields),
-    );
-  verb(task, 'retry', 'reopen a dead or cancelled task', 'task retry 1203')
-    .argument('<id>', "the task's id", id)
-    .action((of, options) =>
-      perform(terminal, options, post(`/v1/tasks/${of}/retry`, undefined, false), fields),
-    );
+  changing(
+    verb(
+      task,
+      'cancel [id]',
+      'cancel an unfinished task, or all that match; live leases are revoked',
+      'task cancel 1203',
+      'task cancel --kind dns --state queued --dry-run',
+      'task cancel --all',
+    ),
+  ).action((of: string | undefined, options) => change(terminal, 'cancel', of, options));
+  changing(
+    verb(
+      task,
+      'retry [id]',
+      'reopen a dead or cancelled task, or all that match',
+      'task retry 1203',
+      'task retry --state dead --kind http',
+    ),
+  ).action((of: string | undefined, options) => change(terminal, 'retry', of, options));
   watching(verb(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch')).action(
     (options) => perform(terminal, options, get('/v1/tasks/stats'), fields),
   );
+}
+
+const changing = (command: Command): Command =>
+  command
+    .option('--state <state>', 'all in this state')
+    .option('--kind <kind>', 'all of this kind')
+    .option('--target <target>', 'all aimed at this')
+    .option('--all', 'every one')
+    .option('--dry-run', 'only say how many match');
+
+interface Changing extends Common {
+  state?: string;
+  kind?: string;
+  target?: string;
+  all?: true;
+  dryRun?: true;
+}
+
+async function change(
+  terminal: Terminal,
+  name: 'cancel' | 'retry',
+  of: string | undefined,
+  { state, kind, target, all, dryRun: dry_run, ...options }: Changing,
+): Promise<void> {
+  const filter = { state, kind, target, all, dry_run };
+  const isFiltered = Object.values(filter).some((value) => value !== undefined);
+  if (of === undefined ? (state ?? kind ?? target ?? all) === undefined : isFiltered)
+    throw new Failure(
+      'Name one task by its id, or many by --state, --kind and --target, or every one by --all.',
+      EXIT.misused,
+    );
+  if (of !== undefined) {
+    const path = `/v1/tasks/${id(of)}/${name}`;
+    return perform(terminal, options, post(path, undefined, name === 'cancel'), fields);
+  }
+  // The server works on it for some seconds at a time, and says how far it came.
+  const call = post(`/v1/tasks/${name}`, filter, true);
+  let matched: number | undefined;
+  let changed = 0;
+  for (;;) {
+    const answer = JSON.parse(await fetchText(terminal, options, call));
+    matched ??= answer.matched as number;
+    changed += answer.changed;
+    if (dry_run || answer.changed === 0 || answer.changed >= answer.matched) break;
+    if (terminal.isInteractive) terminal.note(`${changed} of ${matched} so far`);
+  }
+  if (options.json) terminal.printJson(JSON.stringify({ matched, changed }));
+  else terminal.print(fields({ matched, changed }));
 }
 
 /** A field of a spec: what reads as JSON is that, everything else is text. */

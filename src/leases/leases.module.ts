@@ -4,6 +4,7 @@ import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
 import { OperatorsModule } from '../operators/operators.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
+import { BulkTasks } from './bulk-tasks';
 import { ClaimWaiters } from './claim-waiters';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
 import { LeasesController } from './leases.controller';
@@ -21,6 +22,7 @@ import { TasksService } from './tasks.service';
   providers: [
     LeasesService,
     TasksService,
+    BulkTasks,
     QueueDepth,
     QueueUpkeep,
     ClaimWaiters,

@@ -289,18 +289,27 @@ export class LeasesService {
     );
   }
 
-  /** Revokes the live lease of a task, where it has one, without touching the task; its next extend lists it. */
-  async revoke(tx: Transaction, leaseId: number): Promise<void> {
-    await this.endLeases(tx, [{ id: leaseId, state: 'revoked' }], tx.now);
+  /** Revokes live leases without touching their tasks; their holders' next extends list them. */
+  async revoke(tx: Transaction, leaseIds: readonly number[]): Promise<void> {
+    await this.endLeases(
+      tx,
+      leaseIds.map((id) => ({ id, state: 'revoked' })),
+      tx.now,
+    );
   }
 
-  /** Locks the live lease of a task, where it has one; before the task, as everybody does. */
-  async lockLive(tx: Transaction, taskId: number): Promise<void> {
-    if (!tx.dialect.concurrent) return;
-    await tx.rows(
-      `SELECT id FROM leases WHERE task_id = $1 AND state = 'active' ${tx.dialect.forUpdate()}`,
-      taskId,
+  /**
+   * Locks the live leases of tasks; before the tasks, as everybody does.
+   * @returns which are locked; undefined if nobody else could change them anyway
+   */
+  async lockLive(tx: Transaction, taskIds: readonly number[]): Promise<Set<number> | undefined> {
+    if (!tx.dialect.concurrent) return undefined;
+    const rows = await tx.rows<{ id: number }>(
+      `SELECT id FROM leases WHERE ${tx.dialect.isAmong('task_id', '$1')} AND state = 'active'
+       ORDER BY id ${tx.dialect.forUpdate()}`,
+      JSON.stringify(taskIds),
     );
+    return new Set(rows.map(({ id }) => id));
   }
 
   private async claimOrWait(

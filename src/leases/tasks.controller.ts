@@ -4,6 +4,7 @@ import { GuardedErrors } from '../http/api-errors';
 import {
   BulkWrite,
   CurrentOperator,
+  HangUp,
   IdempotencyKey,
   IdInPath,
   Operator,
@@ -11,8 +12,12 @@ import {
   ShedFirst,
 } from '../http/decorators';
 import { IdParam } from '../http/validation';
+import { BulkTasks } from './bulk-tasks';
 import {
   AttemptsQuery,
+  BulkAnswer,
+  BulkCancelRequest,
+  BulkRetryRequest,
   EnqueueRequest,
   EnqueueResponse,
   TaskDetail,
@@ -26,7 +31,10 @@ import { TasksService } from './tasks.service';
 @ApiTags('tasks')
 @Controller('v1/tasks')
 export class TasksController {
-  constructor(private readonly tasks: TasksService) {}
+  constructor(
+    private readonly tasks: TasksService,
+    private readonly bulk: BulkTasks,
+  ) {}
 
   /** Enqueues tasks, all or none, and answers in the order sent. */
   @Post()
@@ -78,6 +86,42 @@ export class TasksController {
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<TaskDetail> {
     return this.tasks.get(id, query);
+  }
+
+  /**
+   * Cancels the unfinished tasks that match, in batches; live leases are revoked. A request works for 5 s at most: if
+   * `changed` is less than `matched`, send it again until it is 0.
+   */
+  @Post('cancel')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Cancel tasks by a filter' })
+  @ApiOkResponse({ type: BulkAnswer })
+  @GuardedErrors()
+  cancelMany(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: BulkCancelRequest,
+    @HangUp() hangUp: AbortSignal,
+  ): Promise<BulkAnswer> {
+    return this.bulk.cancel(operator, body, hangUp);
+  }
+
+  /**
+   * Reopens the dead and cancelled tasks that match, in batches. One whose `unique_key` another task has by now stays as
+   * it is. A request works for 5 s at most: if `changed` is less than `matched`, send it again until it is 0.
+   */
+  @Post('retry')
+  @HttpCode(200)
+  @Operator('operator')
+  @ApiOperation({ summary: 'Retry tasks by a filter' })
+  @ApiOkResponse({ type: BulkAnswer })
+  @GuardedErrors()
+  retryMany(
+    @CurrentOperator() operator: OperatorIdentity,
+    @Body() body: BulkRetryRequest,
+    @HangUp() hangUp: AbortSignal,
+  ): Promise<BulkAnswer> {
+    return this.bulk.retry(operator, body, hangUp);
   }
 
   /** Cancels an unfinished task; a live lease on it is revoked. */

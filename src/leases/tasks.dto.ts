@@ -1,5 +1,5 @@
 import { ApiProperty, ApiPropertyOptional, PickType } from '@nestjs/swagger';
-import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { IsBoolean, IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { type ItemProblem, Items } from '../http/validation';
@@ -120,6 +120,70 @@ export class TasksQuery extends PageQuery {
   @IsString()
   @MaxLength(512)
   target?: string;
+}
+
+/** The states that a cancel is for, and a retry, in the order that many tasks are gone through. */
+export const CANCELLABLE = ['scheduled', 'waiting', 'queued', 'leased'] as const;
+export const RETRYABLE = ['dead', 'cancelled'] as const;
+
+/** Which tasks to change: those that match all that is given. */
+export abstract class BulkRequest {
+  abstract state?: TaskState | null;
+
+  /** Only tasks of this kind. */
+  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 64, example: 'dns' })
+  @IsOptional()
+  @IsString()
+  @MaxLength(64)
+  kind?: string | null;
+
+  /** Only tasks aimed at this target. */
+  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 512, example: '192.0.2.53' })
+  @IsOptional()
+  @IsString()
+  @MaxLength(512)
+  target?: string | null;
+
+  /** True to mean every task; then nothing else may be given. */
+  @ApiProperty({ required: false, nullable: true, type: Boolean, example: false })
+  @IsOptional()
+  @IsBoolean()
+  all?: boolean | null;
+
+  /** True to change nothing and only count. */
+  @ApiProperty({ required: false, nullable: true, type: Boolean, default: false, example: true })
+  @IsOptional()
+  @IsBoolean()
+  dry_run?: boolean | null;
+}
+
+/** Which unfinished tasks to cancel. */
+export class BulkCancelRequest extends BulkRequest {
+  /** Only tasks in this state; every unfinished one if it is left out. */
+  @ApiProperty({ required: false, nullable: true, enum: [...CANCELLABLE, null], example: 'queued' })
+  @IsOptional()
+  @IsIn(CANCELLABLE)
+  state?: (typeof CANCELLABLE)[number] | null;
+}
+
+/** Which ended tasks to retry. */
+export class BulkRetryRequest extends BulkRequest {
+  /** Only tasks in this state; dead and cancelled ones if it is left out. */
+  @ApiProperty({ required: false, nullable: true, enum: [...RETRYABLE, null], example: 'dead' })
+  @IsOptional()
+  @IsIn(RETRYABLE)
+  state?: (typeof RETRYABLE)[number] | null;
+}
+
+/** What became of many tasks. */
+export class BulkAnswer {
+  /** How many matched when the request began. */
+  @ApiProperty({ type: 'integer', example: 1_200 })
+  matched!: number;
+
+  /** How many of them were changed. */
+  @ApiProperty({ type: 'integer', example: 1_200 })
+  changed!: number;
 }
 
 /** A task as operators see it. */

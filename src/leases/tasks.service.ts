@@ -138,7 +138,7 @@ export class TasksService {
       if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
       if (task.state !== 'cancelled') {
         const { now } = tx;
-        if (task.lease_id !== null) await this.leases.revoke(tx, task.lease_id);
+        if (task.lease_id !== null) await this.leases.revoke(tx, [task.lease_id]);
         await tx.run(
           `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
            WHERE id = $1`,
@@ -165,7 +165,7 @@ export class TasksService {
       const task = await this.lock(tx, id);
       if (task.state !== 'dead' && task.state !== 'cancelled') throw wrongState(task.state, 'retried');
       if (task.unique_key !== null) {
-        const holder = (await this.findByKeys(tx, [task.unique_key])).get(task.unique_key);
+        const holder = (await findByKeys(tx, [task.unique_key])).get(task.unique_key);
         if (holder) throw fail('ERR_CONFLICT', { unique_key: `is held by task ${holder.id}` });
       }
       const [to] = await this.depth.readyStates(tx, [task]);
@@ -186,7 +186,7 @@ export class TasksService {
   }
 
   private async lock(tx: Transaction, id: number): Promise<TaskEntity> {
-    await this.leases.lockLive(tx, id);
+    await this.leases.lockLive(tx, [id]);
     return findTask(tx, id, tx.dialect.forUpdate());
   }
 
@@ -356,7 +356,7 @@ export class TasksService {
     const { now } = tx;
     checkTimes(tasks, now);
     const keys = tasks.flatMap((task) => task.unique_key ?? []);
-    const holders = keys.length === 0 ? new Map<string, KeyHolder>() : await this.findByKeys(tx, keys);
+    const holders = keys.length === 0 ? new Map<string, KeyHolder>() : await findByKeys(tx, keys);
     /** For each task the place of its row among the new ones, or the task that is there already. */
     const places: (number | EnqueuedTask)[] = [];
     const rows: NewTask[] = [];
@@ -412,16 +412,6 @@ export class TasksService {
     return inserted.map((row) => row.id).sort((a, b) => a - b);
   }
 
-  private async findByKeys(statements: Statements, keys: readonly string[]): Promise<Map<string, KeyHolder>> {
-    const rows = await statements.rows<KeyHolder>(
-      `SELECT t.id, t.kind, t.spec, t.state, t.unique_key FROM ${statements.dialect.rowset('$1', { key: 'text' })} AS r
-       JOIN tasks t ON t.unique_key = r.key
-       WHERE t.unique_key IS NOT NULL AND t.state IN ('scheduled', 'waiting', 'queued', 'leased')`,
-      JSON.stringify([...new Set(keys)].map((key) => ({ key }))),
-    );
-    return new Map(rows.map((row) => [row.unique_key, row]));
-  }
-
   /** One row more than the page has, where there is one. */
   private async selectPage(statements: Statements, query: TasksQuery): Promise<TaskEntity[]> {
     const before = olderThan(query);
@@ -464,6 +454,20 @@ export class TasksService {
 
 /** An unfinished task that has a unique key. */
 type KeyHolder = Pick<TaskEntity, 'id' | 'kind' | 'spec' | 'state'> & { unique_key: string };
+
+/** The unfinished tasks that have one of the unique keys, by key. */
+export async function findByKeys(
+  statements: Statements,
+  keys: readonly string[],
+): Promise<Map<string, KeyHolder>> {
+  const rows = await statements.rows<KeyHolder>(
+    `SELECT t.id, t.kind, t.spec, t.state, t.unique_key FROM ${statements.dialect.rowset('$1', { key: 'text' })} AS r
+     JOIN tasks t ON t.unique_key = r.key
+     WHERE t.unique_key IS NOT NULL AND t.state IN ('scheduled', 'waiting', 'queued', 'leased')`,
+    JSON.stringify([...new Set(keys)].map((key) => ({ key }))),
+  );
+  return new Map(rows.map((row) => [row.unique_key, row]));
+}
 
 /** Tasks that end by their `not_after`: a leased one ends by its lease. As the partial index says it, word for word. */
 const CAN_RUN_OUT = `not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`;

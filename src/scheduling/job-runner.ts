@@ -22,6 +22,12 @@ const BATCH_TARGET_MS = 50;
 const BATCH_MIN = 50;
 const BATCH_MAX = 5_000;
 
+/** How many rows the next batch takes, so that it takes about 50 ms, given how long the last one took. */
+export function nextBatchSize(limit: number, tookMs: number): number {
+  const fitting = (limit * BATCH_TARGET_MS) / Math.max(1, tookMs);
+  return Math.round(Math.min(BATCH_MAX, Math.max(BATCH_MIN, fitting)));
+}
+
 /**
  * Runs every scheduled job: one run of a job at a time, none while the process stops, with lag, duration and failures
  * recorded. A job that fails is logged and comes again at its next tick.
@@ -83,8 +89,7 @@ export class JobRunner implements BeforeApplicationShutdown {
       const gone = await batch(limit);
       total += gone;
       if (gone < limit) break;
-      const tookMs = Math.max(1, performance.now() - startedAt);
-      limit = Math.round(Math.min(BATCH_MAX, Math.max(BATCH_MIN, (limit * BATCH_TARGET_MS) / tookMs)));
+      limit = nextBatchSize(limit, performance.now() - startedAt);
     }
     return total;
   }

@@ -1,0 +1,170 @@
+import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
+
+let server: TestServer;
+let clock: TestClock;
+
+beforeAll(async () => {
+  clock = new TestClock();
+  server = await TestServer.start({}, { clock });
+});
+afterAll(() => server.stop());
+// Every case begins with tasks that have ended and limits that are lifted.
+afterEach(async () => {
+  await cancel({ all: true });
+  const limits = [{ kind: 'dns', ceiling: null }];
+  expect((await server.operator('PUT', '/v1/concurrency/limits', { limits })).status).toBe(200);
+});
+
+const cancel = (body: object): Promise<Answer> => server.operator('POST', '/v1/tasks/cancel', body);
+const retry = (body: object): Promise<Answer> => server.operator('POST', '/v1/tasks/retry', body);
+/** Tasks aimed at a target of their own, so that the cases don't meet each other's. */
+const aimedAt = (target: string, count: number, fields: object = {}) =>
+  Array.from({ length: count }, () => dnsTask(fields, { server: target }));
+const statesOf = async (ids: readonly number[]): Promise<string[]> => {
+  const rows = await server.rows<{ id: number; state: string }>('SELECT id, state FROM tasks');
+  const states = new Map(rows.map(({ id, state }) => [id, state]));
+  return ids.map((id) => states.get(id) as string);
+};
+const targetOf = async (id: number): Promise<string> =>
+  (await server.operator('GET', `/v1/tasks/${id}`)).body.target;
+const entries = async (action: string): Promise<any[]> =>
+  (await server.operator('GET', `/v1/audit?action=${action}`)).body.items;
+/** That what counts tasks agrees with the tasks. */
+async function expectCounted(): Promise<void> {
+  const [counted, real] = await Promise.all([
+    server.rows('SELECT kind, state, count FROM task_counts WHERE count > 0 ORDER BY kind, state'),
+    server.rows('SELECT kind, state, count(*) AS count FROM tasks GROUP BY kind, state ORDER BY kind, state'),
+  ]);
+  expect(counted).toEqual(real);
+  const [everything] = await server.rows(
+    `SELECT ready, leased, waiting FROM concurrency_windows WHERE scope = 'global'`,
+  );
+  const of = (state: string) =>
+    real.filter((row) => row.state === state).reduce((sum, row) => sum + row.count, 0);
+  expect(everything).toEqual({ ready: of('queued'), leased: of('leased'), waiting: of('waiting') });
+}
+
+describe('many tasks', () => {
+  it('are cancelled by a filter, in more batches than one, and the same again changes nothing', async () => {
+    const ids = await server.enqueue(...aimedAt('192.0.2.1', 700));
+    const others = await server.enqueue(...aimedAt('192.0.2.2', 2), {
+      kind: 'tcp',
+      spec: { host: '192.0.2.1', port: 80 },
+    });
+    const target = await targetOf(ids[0] as number);
+    const [known] = await entries('task.cancel-many');
+    expect((await cancel({ kind: 'dns', target, dry_run: true })).body).toEqual({ matched: 700, changed: 0 });
+    expect(new Set(await statesOf(ids))).toEqual(new Set(['queued']));
+    const answer = await cancel({ kind: 'dns', target });
+    expect([answer.status, answer.body]).toEqual([200, { matched: 700, changed: 700 }]);
+    expect(new Set(await statesOf(ids))).toEqual(new Set(['cancelled']));
+    expect(await statesOf(others)).toEqual(['queued', 'queued', 'queued']);
+    expect((await cancel({ kind: 'dns', target })).body).toEqual({ matched: 0, changed: 0 });
+    // The first batch is recorded with it, the whole at the end; nothing for what changed nothing.
+    const made = (await entries('task.cancel-many')).filter(({ id }) => id > (known?.id ?? 0));
+    expect(made).toHaveLength(2);
+    expect(made[0]).toMatchObject({
+      operator_name: 'bootstrap',
+      subject: 'tasks',
+      after: { kind: 'dns', target, matched: 700, changed: 700 },
+    });
+    expect(made[1].after).toMatchObject({ matched: 700, changed: expect.any(Number) });
+    await expectCounted();
+  });
+
+  it('are cancelled in every state that is unfinished: the holder of a lease is told', async () => {
+    const agent: Credentials = await server.register('bulk-cancel');
+    const limits = [{ kind: 'dns', ceiling: 2 }];
+    await server.operator('PUT', '/v1/concurrency/limits', { limits });
+    const ids = await server.enqueue(
+      ...aimedAt('192.0.2.3', 4),
+      ...aimedAt('192.0.2.3', 1, { run_at: '2030-01-01T00:00:00Z' }),
+    );
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { dns: 1 } })).body;
+    expect(await statesOf(ids)).toEqual(['leased', 'queued', 'waiting', 'waiting', 'scheduled']);
+    expect((await cancel({ kind: 'dns', state: 'waiting' })).body).toEqual({ matched: 2, changed: 2 });
+    expect(await statesOf(ids)).toEqual(['leased', 'queued', 'cancelled', 'cancelled', 'scheduled']);
+    expect((await cancel({ kind: 'dns' })).body).toEqual({ matched: 3, changed: 3 });
+    expect(new Set(await statesOf(ids))).toEqual(new Set(['cancelled']));
+    const lease_ids = leases.map((lease: { lease_id: number }) => lease.lease_id);
+    const extended = await server.agent(agent, '/extend', { lease_ids, extend_by_ms: 30_000 });
+    expect(extended.body).toEqual({ outcomes: [], revoked: lease_ids });
+    await expectCounted();
+  });
+
+  it('are let into the slots that a cancel freed, if they do not match themselves', async () => {
+    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 2 }] });
+    const first = await server.enqueue(...aimedAt('192.0.2.4', 2));
+    const second = await server.enqueue(...aimedAt('192.0.2.5', 3));
+    expect((await cancel({ target: await targetOf(first[0] as number) })).body.changed).toBe(2);
+    expect(await statesOf(second)).toEqual(['queued', 'queued', 'waiting']);
+    await expectCounted();
+  });
+
+  it('are retried with all their attempts before them, under the limits', async () => {
+    const ids = await server.enqueue(...aimedAt('192.0.2.6', 3, { max_attempts: 2 }));
+    const target = await targetOf(ids[0] as number);
+    await cancel({ target });
+    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 2 }] });
+    expect((await retry({ target, dry_run: true })).body).toEqual({ matched: 3, changed: 0 });
+    expect((await retry({ target, state: 'dead' })).body).toEqual({ matched: 0, changed: 0 });
+    expect((await retry({ target, state: 'cancelled' })).body).toEqual({ matched: 3, changed: 3 });
+    expect(await statesOf(ids)).toEqual(['queued', 'queued', 'waiting']);
+    expect((await retry({ target })).body).toEqual({ matched: 0, changed: 0 });
+    expect((await entries('task.retry-many'))[0].after).toEqual({
+      state: 'cancelled',
+      target,
+      matched: 3,
+      changed: 3,
+    });
+    await expectCounted();
+  });
+
+  it('keep to one unfinished task for a unique_key', async () => {
+    const add = () => server.enqueue(...aimedAt('192.0.2.7', 1, { unique_key: 'bulk' }));
+    const [first] = await add();
+    await cancel({ all: true });
+    const [second] = await add();
+    await cancel({ all: true });
+    const ids = [first, second] as number[];
+    const target = await targetOf(ids[0] as number);
+    // Of two that would both have it one is reopened; the other one stays, however often it is asked.
+    expect((await retry({ target })).body).toEqual({ matched: 2, changed: 1 });
+    expect((await retry({ target })).body).toEqual({ matched: 1, changed: 0 });
+    expect((await statesOf(ids)).sort()).toEqual(['cancelled', 'queued']);
+    await expectCounted();
+  });
+
+  it('change while others claim and enqueue, and each keeps what was decided last', async () => {
+    const agent = await server.register('bulk-race');
+    const ids = await server.enqueue(...aimedAt('192.0.2.8', 600));
+    const target = await targetOf(ids[0] as number);
+    const [answer, ...rest] = await Promise.all([
+      cancel({ target }),
+      ...Array.from({ length: 4 }, () => server.agent(agent, '/claim', { capacities: { dns: 20 } })),
+      server.operator('POST', '/v1/tasks', { tasks: aimedAt('192.0.2.8', 1) }),
+    ]);
+    for (const one of [answer as Answer, ...rest]) expect(one.status).toBeLessThan(300);
+    // What was claimed in between is there for the next one.
+    while ((await cancel({ target })).body.changed > 0);
+    expect(new Set(await statesOf(ids))).toEqual(new Set(['cancelled']));
+    expect(await server.rows(`SELECT id FROM leases WHERE state = 'active'`)).toEqual([]);
+    await expectCounted();
+  });
+
+  it.each([
+    ['cancel', {}, ['all']],
+    ['retry', { dry_run: true }, ['all']],
+    ['cancel', { all: false }, ['all']],
+    ['cancel', { all: true, kind: 'dns' }, ['all']],
+    ['cancel', { state: 'completed' }, ['state']],
+    ['retry', { state: 'queued' }, ['state']],
+    ['cancel', { kind: 1 }, ['kind']],
+    ['cancel', { all: 'yes' }, ['all']],
+    ['cancel', { all: true, dry_run: 'no' }, ['dry_run']],
+    ['retry', { agent: 1 }, ['agent']],
+  ])('are not changed by %s of %j', async (name, body, fields) => {
+    const answer = await server.operator('POST', `/v1/tasks/${name}`, body);
+    expect([answer.status, Object.keys(answer.body.details ?? {})]).toEqual([400, fields]);
+  });
+});
