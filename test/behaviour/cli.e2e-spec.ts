@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -263,6 +263,115 @@ describe('the command line with a server', () => {
     const { items } = await json('task', 'list', '--limit', '1');
     const { stdout } = await cli(['task', 'get', String(items[0].id)]);
     expect(stdout).toMatch(/^unique_key +\\u001b\[31mred\\u009b\\u202e$/m);
+    // JSON too is safe for a terminal, and its value what it was.
+    const asJson = await cli(['task', 'get', String(items[0].id), '--json']);
+    expect(asJson.stdout).not.toMatch(/[\u0080-\u009f\u200b-\u200f\u2028-\u202e\u2066-\u2069]/);
+    expect(JSON.parse(asJson.stdout).unique_key).toBe('\u001b[31mred\u009b\u202e');
+  });
+
+  it('sets, lists and lifts limits, and shows windows', async () => {
+    await server.enqueue({ kind: 'tcp', spec: { host: '192.0.2.77', port: 443 } });
+    const place = ['--kind', 'tcp', '--target', '192.0.2.77:443'];
+    expect(await json('limits', 'set', ...place, '--limit', '3')).toMatchObject({
+      windows: [{ scope: 'target', kind: 'tcp', target: '192.0.2.77:443', ceiling: 3 }],
+    });
+    await json('limits', 'set', '--kind', 'http', '--limit', '0');
+    expect((await json('limits', 'list')).items).toMatchObject([{ kind: 'http' }, { kind: 'tcp' }]);
+    expect((await json('windows', 'list', '--scope', 'target', '--kind', 'tcp')).items).toContainEqual(
+      expect.objectContaining({ target: '192.0.2.77:443', ready: 1 }),
+    );
+    for (const of of [place, ['--kind', 'http']]) expect((await cli(['limits', 'lift', ...of])).code).toBe(0);
+    expect((await json('limits', 'list')).items).toEqual([]);
+    for (const args of [['set', '--target', 'x', '--limit', '1'], ['set'], ['set', '--limit', '-1']])
+      expect((await cli(['limits', ...args])).code).toBe(2);
+  });
+
+  it("replaces an agent's labels, and lists what it measured", async () => {
+    const agent = await server.register('labelled');
+    const id = String(agent.agent_id);
+    expect((await json('agents', 'labels', id, '--label', 'a=1', '--label', 'b=2')).labels).toEqual({
+      a: '1',
+      b: '2',
+    });
+    expect((await json('agents', 'labels', id)).labels).toEqual({});
+    const sample = { name: 'rtt', value: 1.5, unit: 'ms' };
+    await server.agent(agent, '/metrics', { timestamp: new Date().toISOString(), gauges: [sample] });
+    expect((await cli(['agents', 'metrics', id, '--since', '2h'])).stdout).toMatch(/ gauge +rtt +1\.5 +ms$/m);
+    expect((await json('agents', 'metrics', id, '--until', '1h')).items).toEqual([]);
+    expect((await cli(['agents', 'metrics', 'x'])).code).toBe(2);
+  });
+
+  it('shows what differs between configurations', async () => {
+    const revisions: string[] = [];
+    for (const config of [{ a: 1 }, { a: 2 }, { a: 1, b: 3 }]) {
+      const { stdout } = await cli(['config', 'publish', '-', '--json'], {}, JSON.stringify(config));
+      revisions.push(JSON.parse(stdout).revision);
+    }
+    const [first, second, third] = revisions as [string, string, string];
+    expect((await json('config', 'diff')).changes).toHaveLength(2);
+    expect((await cli(['config', 'diff', second])).stdout).toMatch(/^replace +\/a +2$/m);
+    expect(await json('config', 'diff', first, third)).toEqual({
+      revision: third,
+      previous_revision: first,
+      changes: [{ op: 'add', path: '/b', value: 3 }],
+    });
+  });
+
+  it('cancels and retries many tasks by a filter', async () => {
+    await server.enqueue(
+      ...Array.from({ length: 3 }, () => ({ kind: 'ping', spec: { host: '192.0.2.78' } })),
+    );
+    expect(await json('task', 'cancel', '--kind', 'ping', '--dry-run')).toEqual({ matched: 3, changed: 0 });
+    expect((await cli(['task', 'cancel', '--kind', 'ping'])).stdout).toMatch(/^changed +3$/m);
+    expect(await json('task', 'retry', '--kind', 'ping', '--state', 'cancelled')).toEqual({
+      matched: 3,
+      changed: 3,
+    });
+    for (const args of [['cancel'], ['cancel', '1', '--all'], ['retry', '--dry-run'], ['retry', 'x']])
+      expect([args, (await cli(['task', ...args])).code]).toEqual([args, 2]);
+  });
+
+  it('takes instants as a time from now', async () => {
+    const before = Date.now();
+    const { tasks } = await json(
+      'task',
+      'add',
+      'dns',
+      'query=later.example',
+      '--run-at',
+      '+10m',
+      '--not-after',
+      '1d',
+    );
+    const task = await json('task', 'get', String(tasks[0].id));
+    expect(Date.parse(task.run_at) - before).toBeGreaterThanOrEqual(600_000);
+    expect(Date.parse(task.not_after) - Date.parse(task.run_at)).toBeGreaterThan(86_000_000 - 600_000);
+    expect((await json('audit', 'list', '--since', '2h')).items.length).toBeGreaterThan(0);
+    expect((await json('audit', 'list', '--until', '2h')).items).toEqual([]);
+  });
+
+  it('watches until it is interrupted, and clears nothing but a terminal', async () => {
+    const ctrlC = new AbortController();
+    let shown = 0;
+    const { code, stdout } = await run(['task', 'stats', '--watch', '1'], {
+      cwd: server.folder,
+      env: finding(server.url),
+      signal: ctrlC.signal,
+      onOutput: () => {
+        if (++shown === 2) ctrlC.abort();
+      },
+    });
+    expect([code, shown, stdout.includes('\u001b')]).toEqual([0, 2, false]);
+  });
+
+  it.each(['bash', 'zsh', 'fish'])('completes every command in %s', async (shell) => {
+    const { code, stdout } = await cli(['completion', shell]);
+    expect(code).toBe(0);
+    for (const word of ['windows', 'limits', 'lift', 'task', 'cancel', 'idempotency-key', 'dry-run'])
+      expect(stdout).toContain(word);
+    if (shell !== 'bash') return;
+    const script = `${stdout}\nCOMP_WORDS=(control-plane task ca); COMP_CWORD=2; _control_plane; echo "\${COMPREPLY[@]}"`;
+    expect(execFileSync('bash', ['-c', script], { encoding: 'utf8' })).toBe('cancel\n');
   });
 
   it('ends well where the reader of a pipe has had enough', async () => {
