@@ -27,7 +27,8 @@ ENV NODE_ENV=production \
 COPY --from=dependencies /build/node_modules /opt/control-plane/node_modules
 COPY --from=build /build/package.json /opt/control-plane/
 COPY --from=build /build/dist /opt/control-plane/dist
-RUN install -d -o node -g node -m 700 /var/lib/control-plane
+RUN install -d -o node -g node -m 700 /var/lib/control-plane \
+  && ln -s /opt/control-plane/dist/cli.js /usr/local/bin/control-plane
 # By number, so that Kubernetes can tell that it is not root.
 USER 1000:1000
 # The database and the files beside it, where nothing else is said.

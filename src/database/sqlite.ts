@@ -69,11 +69,13 @@ export function readerOptions(target: SqliteTarget): DataSourceOptions {
 
 /** What to tell of an error at opening: SQLite's own is about the file, anything else is passed on. */
 export function unopened(target: SqliteTarget, error: unknown): unknown {
-  if (!(error instanceof Sqlite.SqliteError)) return error;
-  const advice = /^SQLITE_(CANTOPEN|READONLY)/.test(error.code)
+  // By its name: the class is the one of the first copy of the driver that the process loaded.
+  if ((error as Error | undefined)?.name !== 'SqliteError') return error;
+  const { message, code } = error as InstanceType<typeof Sqlite.SqliteError>;
+  const advice = /^SQLITE_(CANTOPEN|READONLY)/.test(code)
     ? ' The process must be able to write both the file and its folder.'
     : '';
-  return new DatabaseError(`${target.path} can't be opened: ${error.message} (${error.code}).${advice}`);
+  return new DatabaseError(`${target.path} can't be opened: ${message} (${code}).${advice}`);
 }
 
 /**

@@ -515,6 +515,11 @@ describe('what is sent and answered', () => {
       await post('/v1/tasks/{id}/cancel', `/v1/tasks/${leaseOf('trace').task_id}/cancel`);
       await post('/v1/tasks/{id}/retry', `/v1/tasks/${leaseOf('http').task_id}/retry`);
       await post('/v1/tasks/{id}/cancel', `/v1/tasks/${leaseOf('http').task_id}/cancel`);
+      for (const name of ['cancel', 'retry'])
+        await call(`POST /v1/tasks/${name}`, `/v1/tasks/${name}`, {
+          headers: operator,
+          body: { kind: 'trace', dry_run: true },
+        });
 
       const timestamp = new Date(clock.now()).toISOString();
       const counters = [{ name: 'checks_total', value: 4, unit: '1' }];
