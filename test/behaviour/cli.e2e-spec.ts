@@ -637,6 +637,7 @@ describe('the command line without a server', () => {
       env: {
         PATH: NODE_FIRST,
         CONTROL_PLANE_BIND: '127.0.0.1:0',
+        CONTROL_PLANE_DRAIN_MS: '0',
         CONTROL_PLANE_TOKEN: 'of-somebody-who-calls-it',
       },
     });

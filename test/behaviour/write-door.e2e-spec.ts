@@ -383,6 +383,7 @@ describe('the write door', () => {
       await backUp(target, join(folder, 'backup.db'), {
         replace: false,
         signal: AbortSignal.timeout(60_000),
+        settings: { signingKeyFile: undefined },
       });
       await database.write(note('goes on'));
       expect(await stored()).toEqual(['goes on']);
