@@ -54,6 +54,8 @@ export interface ControlPlane {
    * @param cut ends it early
    */
   drain(cut?: AbortSignal): Promise<void>;
+  /** Leaves the file by which the command line of this machine finds this server; once it listens. */
+  announce(): void;
   /** Answers long polls, finishes what is in flight, writes what waits and closes the database. */
   stop(): Promise<void>;
 }
@@ -161,6 +163,14 @@ export async function createApp(settings: Settings, replacements: Replacements =
       lifecycle.beginDrain(settings.drainMs);
       // Cut short, it is over: not an error.
       await sleep(settings.drainMs, undefined, { signal: cut }).catch(() => undefined);
+    };
+    const announce = (): void => {
+      const path = serverFile(settings.database);
+      try {
+        proof.publish(path);
+      } catch (error) {
+        logger.warn({ err: error, path }, 'the command line will not find this server by itself');
+      }
     };
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();

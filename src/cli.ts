@@ -7,12 +7,11 @@ import { EXIT } from './cli/failure';
 // Nobody else may read what is made here: databases, keys, backups.
 process.umask(0o077);
 
-// A server goes on if nobody reads its log. A command ends, and if the reader has had enough, as `head` does, that is no
-// failure.
-if (process.argv[2] !== 'serve')
-  process.stdout.on('error', (error: NodeJS.ErrnoException) =>
-    process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed),
-  );
+/** Ends the command: if the reader has had enough, as `head` does, that is not a failure. */
+function onStandardOutputError(error: NodeJS.ErrnoException): void {
+  process.exit(error.code === 'EPIPE' ? EXIT.ok : EXIT.failed);
+}
+process.stdout.on('error', onStandardOutputError);
 
 // Nobody hears why it failed: the exit code still tells.
 process.stderr.on('error', () => undefined);
@@ -29,6 +28,8 @@ runCommandLine(process.argv.slice(2), {
   stderr: process.stderr,
   readInput: () => readFileSync(0),
   interruption,
+  // A server goes on if nobody reads its log.
+  onServe: () => process.stdout.off('error', onStandardOutputError),
 }).then((code) => {
   // A server that could not start has set its own.
   if (code !== EXIT.ok) process.exitCode = code;

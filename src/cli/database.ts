@@ -13,6 +13,7 @@ export function addDatabase(program: Command, terminal: Terminal): void {
     .addHelpText('after', '\nEvery setting is an environment variable; see docs/control-plane-deploy.md.')
     .action(async () => {
       const settings = terminal.settings();
+      terminal.beginServing();
       const main = await import('../main.js');
       await main.serve(settings).catch(main.giveUp);
     });

@@ -19,6 +19,8 @@ export interface Surroundings {
   readInput(): Buffer;
   /** Aborts when the command is asked to end, as by Ctrl-C; who asks for it ends the command himself. */
   interruption(): AbortSignal;
+  /** Called before a server begins to serve in this process. */
+  onServe?(): void;
 }
 
 /** What a command reads and writes. */
@@ -31,6 +33,11 @@ export class Terminal {
   /** @throws SettingsError */
   settings(): Settings {
     return readSettings(this.surroundings.env);
+  }
+
+  /** Lets the process be a server's. */
+  beginServing(): void {
+    this.surroundings.onServe?.();
   }
 
   get isInteractive(): boolean {
