@@ -82,6 +82,10 @@ describe('RowCache', () => {
     await reading;
     expect(cache.peek('a')).toBeUndefined();
     await load();
+    db.row = { value: 2 };
+    // The old one must not stay in its place.
+    await load(() => false);
+    expect(cache.peek('a')).toEqual({ value: 2 });
     db.row = undefined;
     await load();
     expect(cache.peek('a')).toBeUndefined();

@@ -59,7 +59,7 @@ export class RowCache<Row extends object> {
     return this.rows.get(key)?.row;
   }
 
-  /** Reads the row and, if there is one and it is wanted, keeps it. */
+  /** Reads the row and, if there is one and it is wanted or was kept before, keeps it. */
   async load(
     key: string,
     read: (statements: Statements) => Promise<Row | undefined>,
@@ -69,9 +69,9 @@ export class RowCache<Row extends object> {
     const readAt = this.now();
     const row = await this.database.read(read);
     if (before !== this.changes) return row;
-    if (row && isWanted(row)) this.rows.set(key, { row, readAt });
-    // One that is kept differs from what is there now.
-    else if (!row) this.rows.delete(key);
+    if (!row) this.rows.delete(key);
+    // One that is kept already is older than this.
+    else if (isWanted(row) || this.rows.has(key)) this.rows.set(key, { row, readAt });
     return row;
   }
 

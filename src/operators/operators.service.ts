@@ -158,7 +158,8 @@ export class OperatorsService implements OnModuleInit {
   /**
    * Tells whose token this is. The look-up is by hash, so its time says nothing about the token.
    * @param address where the call comes from, for the audit log
-   * @param beforeLookup called with the credential before the database is read for it; may throw to prevent that
+   * @param beforeLookup called with the credential, and whether a slow hash may be needed, before the database is read for it;
+   *   may throw to prevent that
    * @throws ERR_UNAUTHORIZED unknown or withdrawn
    * @throws ERR_TOKEN_EXPIRED it was right once
    * @throws ERR_UNAVAILABLE too many wait for a slow hash
@@ -166,7 +167,7 @@ export class OperatorsService implements OnModuleInit {
   async authenticate(
     token: string,
     address: string,
-    beforeLookup: (credential: string) => void,
+    beforeLookup: (credential: string, isCostly: boolean) => void,
   ): Promise<OperatorIdentity> {
     const hash = hashToken(token);
     if (sameHash(this.commandLineHash, hash)) return COMMAND_LINE;
@@ -178,7 +179,7 @@ export class OperatorsService implements OnModuleInit {
       if (key === hash && !isMinted && (token.length < MIN_SECRET || MISTYPED.test(token)))
         throw fail('ERR_UNAUTHORIZED');
       // What was right a moment ago is no guess: the row is only too old to rely on.
-      if (!this.tokens.peek(key) && key === hash) beforeLookup(`operator:${hash}`);
+      if (!this.tokens.peek(key) && key === hash) beforeLookup(`operator:${hash}`, !isMinted);
       const stored = key === hash && !isMinted ? await this.verify(token, hash) : key;
       known = stored === undefined ? undefined : await this.lookUp(stored);
       if (!known) {
@@ -356,10 +357,7 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /** Stores the token of the process's own making or setting; one that was withdrawn stays so. */
-  private storeBootstrap(
-    hash: string,
-    origin: 'setting' | 'file',
-  ): Promise<Bootstrap> {
+  private storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<Bootstrap> {
     return this.database.write(async (tx) => {
       const known = await tx.first<OperatorTokenEntity>(
         'SELECT * FROM operator_tokens WHERE token_hash = $1',

@@ -42,10 +42,9 @@ class ServerProcess {
         CONTROL_PLANE_BIND: '127.0.0.1:0',
         CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
         ...Object.fromEntries(
-          ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'].map((route) => [
-            `CONTROL_PLANE_QUOTA_${route}`,
-            'off',
-          ]),
+          ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'PUBLIC', 'OPERATOR'].map(
+            (route) => [`CONTROL_PLANE_QUOTA_${route}`, 'off'],
+          ),
         ),
         ...env,
       },
