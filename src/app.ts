@@ -6,18 +6,21 @@ import { NestFactory } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
+import { Admission } from './access/admission';
+import { DeclaredRoutes } from './access/declared-routes';
+import { Quotas } from './access/quotas';
 import { AppModule, ENTITIES } from './app.module';
 import type { Database } from './database/database';
 import { openDatabase } from './database/open-database';
 import type { DatabaseReplacements } from './database/sqlite-database';
 import { blame, loadExtensions } from './extensions';
-import { isBulkWrite, isShedFirst } from './http/decorators';
+import { Bodies } from './http/bodies';
+import { isBulkWrite, isShedFirst, MAX_BODY } from './http/decorators';
 import { answerUnreadable, ErrorFilter } from './http/error-filter';
-import { parseJsonBody } from './http/json-body';
 import { mountDocs } from './http/openapi';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { ServerProof } from './http/server-proof';
-import { refuseEncoded, refuseUnfit } from './http/unfit-requests';
+import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { JobRunner } from './scheduling/job-runner';
@@ -28,9 +31,8 @@ import { createLogger, NestLogger, requestIdOf } from './telemetry/logger';
 import { Overload } from './telemetry/overload';
 import { RequestLog } from './telemetry/request-log';
 
-/** Bodies larger than this are refused with 413, in bytes. */
-const BODY_LIMIT = 4 * 1024 * 1024;
-
+/** How large a request's headers may be, in bytes: they are kept as they come, before anybody can be asked who he is. */
+const MAX_HEADERS = 8 * 1024;
 /** How long a request's headers may take; its body has the rest of the setting's time. */
 const HEADERS_TIMEOUT_MS = 10_000;
 /** How late it may be noticed that one of these times is up. */
@@ -84,7 +86,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     if (await settleRestore(database))
       logger.warn('started on a backup; its ids go on beyond all given since');
     const adapter = new FastifyAdapter({
-      bodyLimit: BODY_LIMIT,
+      bodyLimit: MAX_BODY,
       trustProxy: settings.trustProxy,
       genReqId: (raw: IncomingMessage) => requestIdOf(raw.headers, randomUUID),
       requestIdHeader: false,
@@ -98,6 +100,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       // Node would refuse a request without a host in a body of its own; see refuseUnfit.
       http: {
         requireHostHeader: false,
+        maxHeaderSize: MAX_HEADERS,
         headersTimeout: Math.min(HEADERS_TIMEOUT_MS, settings.requestTimeoutMs),
         connectionsCheckingInterval: Math.min(CHECKING_INTERVAL_MS, settings.requestTimeoutMs / 2),
       },
@@ -117,31 +120,30 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     const proof = new ServerProof(http);
     refuseUnfit(http);
-    answerUnknownRoutes(http);
     const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
-    overload.guard(http, isShedFirst, isHealth);
-    http.addHook('onRequest', async (request) => {
-      if (isBulkWrite(request)) database.requireSpace();
-    });
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
       adapter,
       { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
     );
     const inFlight = app.get(InFlight);
+    const admission = app.get(Admission);
+    const quotas = app.get(Quotas);
+    const bodies = app.get(Bodies);
+    answerUnknownRoutes(http, (request, reply) => admission.chargeUnknown(request, reply));
+    overload.guard(http, isShedFirst, isHealth);
+    http.addHook('onRequest', async (request) => {
+      if (isBulkWrite(request)) database.requireSpace();
+    });
     inFlight.guard(http, isHealth);
-    http.removeAllContentTypeParsers();
-    http.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, body, done) => {
-      try {
-        refuseEncoded(request);
-        // Many clients name the type of a body that they do not send; a route that needs one will say so.
-        done(null, body.length === 0 ? undefined : parseJsonBody(body as Buffer));
-      } catch (error) {
-        done(error as Error);
-      }
+    admission.guard(http, isHealth);
+    bodies.guard(http, {
+      check: (caller) => quotas.checkReadable(caller),
+      charge: (caller) => quotas.chargeUnreadable(caller),
     });
     if (!lifecycle.serves) await app.get(JobRunner).stop();
     try {
+      app.get(DeclaredRoutes).publish();
       mountDocs(app);
       await app.init();
       await http.ready();
@@ -179,6 +181,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       const grace = setTimeout(() => inFlight.hangUp(), HANG_UP_MS);
       await app.close();
       clearTimeout(grace);
+      bodies.close();
       overload.close();
       requestLog.close();
       await database.close();

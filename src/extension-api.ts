@@ -13,6 +13,7 @@ export {
   AGENT_PATHS,
   Agent,
   type AgentIdentity,
+  BodyLimit,
   BulkWrite,
   CurrentAgent,
   CurrentOperator,

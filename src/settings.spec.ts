@@ -41,6 +41,9 @@ describe('the settings', () => {
       taskRetentionMs: 30 * 86_400_000,
       registerPerIp: { limit: 600, periodMs: 60_000, burst: 600 },
       failedAuthPerIp: { limit: 30, periodMs: 60_000, burst: 30 },
+      publicPerIp: { limit: 600, periodMs: 60_000, burst: 200 },
+      operatorQuota: { limit: 1_200, periodMs: 60_000, burst: 300 },
+      parseFailures: { limit: 120, periodMs: 60_000, burst: 120 },
       trustProxy: false,
       quotas: {},
     });
@@ -55,7 +58,7 @@ describe('the settings', () => {
       (match) => match[1] as string,
     );
     const routes = documented.filter((name) => name.startsWith('QUOTA_'));
-    expect([...new Set(asked), ...routes].sort()).toEqual([...documented].sort());
+    expect([...new Set([...asked, ...routes])].sort()).toEqual([...documented].sort());
     for (const name of documented.filter((one) => !FREE.includes(one))) {
       const value = 'sécret value \u0000';
       const message = refusal({ [name]: value });

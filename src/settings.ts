@@ -73,6 +73,12 @@ export interface Settings {
   readonly metricsBytesPerDay: number | null;
   readonly observationsBytesPerDay: number | null;
   readonly failedAuthPerIp: Quota | null;
+  /** Of public routes, unknown paths and calls without usable credentials, for each address. */
+  readonly publicPerIp: Quota | null;
+  /** Of each operator's token. */
+  readonly operatorQuota: Quota | null;
+  /** Bodies that can't be read, for each caller. */
+  readonly parseFailures: Quota | null;
   /** Whether the peer at this address may speak for others by `X-Forwarded-For`. */
   readonly trustProxy: ((address: string) => boolean) | false;
   readonly logLevel: (typeof LOG_LEVELS)[number];
@@ -312,6 +318,9 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
   const registerPerIp = reader.quota('REGISTER_PER_IP');
   const registerTotal = reader.quota('REGISTER_TOTAL');
   const failedAuthPerIp = reader.quota('FAILED_AUTH_PER_IP');
+  const publicPerIp = reader.quota('QUOTA_PUBLIC');
+  const operatorQuota = reader.quota('QUOTA_OPERATOR');
+  const parseFailures = reader.quota('PARSE_FAILURES');
   const leaseDurationMs = reader.integer('LEASE_DURATION_MS', 60_000, 1_000, DAY_MS);
   const shutdownTimeoutMs = reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000);
   const retryBackoffMs = reader.integer('RETRY_BACKOFF_MS', 1_000, 1, DAY_MS);
@@ -352,6 +361,10 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     observationsBytesPerDay: reader.bytes('OBSERVATIONS_BYTES_PER_DAY', 256 * MIB),
     failedAuthPerIp:
       failedAuthPerIp === undefined ? { limit: 30, periodMs: 60_000, burst: 30 } : failedAuthPerIp,
+    publicPerIp: publicPerIp === undefined ? { limit: 600, periodMs: 60_000, burst: 200 } : publicPerIp,
+    operatorQuota:
+      operatorQuota === undefined ? { limit: 1_200, periodMs: 60_000, burst: 300 } : operatorQuota,
+    parseFailures: parseFailures === undefined ? { limit: 120, periodMs: 60_000, burst: 120 } : parseFailures,
     trustProxy: readTrustProxy(reader),
     logLevel: reader.choice('LOG_LEVEL', 'info', LOG_LEVELS),
     logRequests: reader.choice('LOG_REQUESTS', 'errors', ['errors', 'all']),

@@ -1,23 +1,30 @@
 import { Reflector } from '@nestjs/core';
 import { ExecutionContextHost } from '@nestjs/core/helpers/execution-context-host';
-import type { AgentsService } from '../agents/agents.service';
-import type { OperatorsService } from '../operators/operators.service';
+import { Public } from '../http/decorators';
 import { AccessGuard } from './access.guard';
-import type { FailedAuth } from './failed-auth';
 
 describe('AccessGuard', () => {
-  it('lets nobody in where the route names nobody', async () => {
+  it('lets nobody in where the route names nobody', () => {
     class Forgetful {
       route(): void {}
     }
-    // Nobody is asked, so nobody needs to be there.
-    const guard = new AccessGuard(
-      new Reflector(),
-      {} as AgentsService,
-      {} as OperatorsService,
-      {} as FailedAuth,
+    const guard = new AccessGuard(new Reflector());
+    const request = { headers: {}, admitted: true };
+    const context = new ExecutionContextHost([request, {}], Forgetful, Forgetful.prototype.route);
+    expect(() => guard.canActivate(context)).toThrow(expect.objectContaining({ code: 'ERR_FORBIDDEN' }));
+  });
+
+  it('lets nobody in whom the hook has not admitted, whatever the route says', () => {
+    class Open {
+      @Public()
+      route(): void {}
+    }
+    const guard = new AccessGuard(new Reflector());
+    const contextOf = (request: object) =>
+      new ExecutionContextHost([request, {}], Open, Open.prototype.route);
+    expect(guard.canActivate(contextOf({ admitted: true }))).toBe(true);
+    expect(() => guard.canActivate(contextOf({}))).toThrow(
+      expect.objectContaining({ code: 'ERR_FORBIDDEN' }),
     );
-    const context = new ExecutionContextHost([{ headers: {} }, {}], Forgetful, Forgetful.prototype.route);
-    await expect(guard.canActivate(context)).rejects.toMatchObject({ code: 'ERR_FORBIDDEN', status: 403 });
   });
 });

@@ -1,6 +1,6 @@
 import { Module } from '@nestjs/common';
 import { APP_GUARD, DiscoveryModule } from '@nestjs/core';
-import { getStorageToken, ThrottlerModule } from '@nestjs/throttler';
+import { ThrottlerModule } from '@nestjs/throttler';
 import { AgentsModule } from '../agents/agents.module';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
@@ -8,13 +8,15 @@ import { PostgresDatabase } from '../database/postgres-database';
 import { OperatorsModule } from '../operators/operators.module';
 import { JobRunner } from '../scheduling/job-runner';
 import { AccessGuard } from './access.guard';
+import { Admission } from './admission';
 import { DeclaredRoutes } from './declared-routes';
 import { FailedAuth } from './failed-auth';
 import { QuotaGuard } from './quota.guard';
+import { Quotas } from './quotas';
 import { SharedBuckets } from './shared-buckets';
-import { QuotaBuckets, TokenBuckets } from './token-buckets';
+import { OwnBuckets, QuotaBuckets, TokenBuckets } from './token-buckets';
 
-/** The two global guards, in their order: who calls, and how often. */
+/** Who calls and how often, found out before the body is read; and the two global guards, in their order. */
 @Module({
   imports: [
     DiscoveryModule,
@@ -34,11 +36,15 @@ import { QuotaBuckets, TokenBuckets } from './token-buckets';
     { provide: APP_GUARD, useClass: QuotaGuard },
     {
       provide: QuotaBuckets,
-      inject: [Database, Clock, JobRunner, getStorageToken()],
+      inject: [Database, Clock, JobRunner],
       // Alone with its database, a process needs none in it.
-      useFactory: (database: Database, clock: Clock, jobs: JobRunner, own: TokenBuckets): QuotaBuckets =>
-        database instanceof PostgresDatabase ? new SharedBuckets(database, clock, jobs) : own,
+      useFactory: (database: Database, clock: Clock, jobs: JobRunner): QuotaBuckets =>
+        database instanceof PostgresDatabase
+          ? new SharedBuckets(database, clock, jobs)
+          : new OwnBuckets(clock),
     },
+    Admission,
+    Quotas,
     FailedAuth,
     DeclaredRoutes,
   ],

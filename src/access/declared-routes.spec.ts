@@ -38,6 +38,14 @@ class Forgetful {
 class Inheriting extends Forgetful {}
 Controller('inheriting')(Inheriting);
 
+@Public()
+@Controller('inheriting-by-class')
+class InheritingByClass extends DeclaredByClass {}
+
+@Agent()
+@Controller('inheriting-otherwise')
+class InheritingOtherwise extends DeclaredByClass {}
+
 @Controller('confused')
 class Confused {
   @Get()
@@ -71,6 +79,13 @@ describe('DeclaredRoutes', () => {
       /Forgetful\.open names nobody.*; Inheriting\.open names nobody/,
     );
     await expect(start(Forgetful)).rejects.not.toThrow(/Forgetful\.list/);
+  });
+
+  it('names methods that two classes declare differently: a hook could not tell which holds', async () => {
+    await expect(start(DeclaredByClass, InheritingByClass)).resolves.toBeUndefined();
+    await expect(start(DeclaredByClass, InheritingOtherwise)).rejects.toThrow(
+      /InheritingOtherwise\.list is inherited/,
+    );
   });
 
   it('names quotas that could not be kept', async () => {

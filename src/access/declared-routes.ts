@@ -1,13 +1,37 @@
 import { Injectable, type OnApplicationBootstrap } from '@nestjs/common';
 import { METHOD_METADATA } from '@nestjs/common/constants';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
+import { RouteConfig } from '@nestjs/platform-fastify';
 import { ExtensionError, extensionOf } from '../extensions';
-import { ACCESS, type Access, QUOTA, type QuotaRule } from '../http/decorators';
+import {
+  ACCESS,
+  type Access,
+  BODY_LIMIT,
+  BULK_WRITE,
+  DEFAULT_BODY_LIMIT,
+  QUOTA,
+  type QuotaRule,
+  type RouteDeclaration,
+  SHED_FIRST,
+} from '../http/decorators';
 
 /** A name that can stand in a `RateLimit` header as it is. */
 const QUOTA_NAME = /^[\w.:/-]{1,64}$/;
 
-/** Keeps the program from starting with a route that forgot to say whom it lets in. */
+type Handler = () => unknown;
+
+/** A method of a controller that serves a route. */
+interface Route {
+  readonly name: string;
+  readonly extension: string | undefined;
+  readonly handler: Handler;
+  readonly controller: Handler;
+}
+
+/**
+ * Tells Fastify's hooks what the decorators of each route say, and keeps the program from starting with a route that forgot
+ * to say whom it lets in.
+ */
 @Injectable()
 export class DeclaredRoutes implements OnApplicationBootstrap {
   constructor(
@@ -16,21 +40,28 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     private readonly reflector: Reflector,
   ) {}
 
-  /** Fails the start where a route's declaration is missing or makes no sense, naming all of them. */
+  /**
+   * Puts each route's declaration into its Fastify configuration, beside what `@RouteConfig` has put there. Call it before
+   * Nest adds the routes. A route that is not declared, or is added later, has none, and nobody is let in.
+   */
+  publish(): void {
+    const key = RouteConfig({}).KEY;
+    for (const route of this.routes()) {
+      const declared = this.declarationOf(route);
+      const config = Reflect.getMetadata(key, route.handler) as object | undefined;
+      if (declared) Reflect.defineMetadata(key, { ...config, declared }, route.handler);
+    }
+  }
+
+  /** Fails the start if a route's declaration is missing or makes no sense, naming all of them. */
   onApplicationBootstrap(): void {
     const faulty = new Set<string>();
-    const problems = this.discovery.getControllers().flatMap(({ metatype, host }) => {
-      if (!metatype) return [];
-      const prototype = metatype.prototype as Record<string, object>;
-      return this.scanner
-        .getAllMethodNames(prototype)
-        .filter((name) => Reflect.hasMetadata(METHOD_METADATA, prototype[name] as object))
-        .flatMap((name) => {
-          const problem = this.problemOf(prototype[name] as () => unknown, metatype as () => unknown);
-          if (!problem) return [];
-          faulty.add(extensionOf(host?.metatype) ?? '');
-          return [`${metatype.name}.${name} ${problem}`];
-        });
+    const accesses = new Map<Handler, string>();
+    const problems = this.routes().flatMap((route) => {
+      const problem = this.problemOf(route, accesses);
+      if (!problem) return [];
+      faulty.add(route.extension ?? '');
+      return [`${route.name} ${problem}`];
     });
     if (problems.length === 0) return;
     const message = `Routes are not declared right: ${problems.join('; ')}.`;
@@ -40,14 +71,50 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
       : new ExtensionError(names.join(', '), `is faulty: ${message}`);
   }
 
-  private problemOf(handler: () => unknown, controller: () => unknown): string | undefined {
-    const access = this.reflector.getAllAndOverride<Access | undefined>(ACCESS, [handler, controller]);
-    const rule = Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined;
-    if (!access) return 'names nobody: add @Public(), @Agent() or @Operator(role)';
-    if (!rule) return undefined;
-    if (!QUOTA_NAME.test(rule.route))
+  private routes(): Route[] {
+    return this.discovery.getControllers().flatMap(({ metatype, host }) => {
+      if (!metatype) return [];
+      const prototype = metatype.prototype as Record<string, Handler>;
+      return this.scanner
+        .getAllMethodNames(prototype)
+        .filter((name) => Reflect.hasMetadata(METHOD_METADATA, prototype[name] as Handler))
+        .map((name) => ({
+          name: `${metatype.name}.${name}`,
+          extension: extensionOf(host?.metatype),
+          handler: prototype[name] as Handler,
+          controller: metatype as Handler,
+        }));
+    });
+  }
+
+  private declarationOf({ handler, controller }: Route): RouteDeclaration | undefined {
+    const said = <T>(key: symbol): T | undefined =>
+      this.reflector.getAllAndOverride<T | undefined>(key, [handler, controller]);
+    const access = said<Access>(ACCESS);
+    return (
+      access && {
+        access,
+        quota: Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined,
+        bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
+        shedFirst: said<boolean>(SHED_FIRST) ?? false,
+        bulkWrite: said<boolean>(BULK_WRITE) ?? false,
+      }
+    );
+  }
+
+  private problemOf(route: Route, accesses: Map<Handler, string>): string | undefined {
+    const declared = this.declarationOf(route);
+    if (!declared) return 'names nobody: add @Public(), @Agent() or @Operator(role)';
+    const { access, quota } = declared;
+    // Fastify's configuration hangs on the method, which two controllers share if one inherits it.
+    const before = accesses.get(route.handler);
+    accesses.set(route.handler, JSON.stringify(access));
+    if (before !== undefined && before !== JSON.stringify(access))
+      return 'is inherited under another declaration of its class: declare it at the method';
+    if (!quota) return undefined;
+    if (!QUOTA_NAME.test(quota.route))
       return 'has a quota whose name is not made of letters, digits and _.:/-';
-    if (rule.by === 'agent' && access.kind !== 'agent') return 'has a quota by agent, but is not for agents';
+    if (quota.by === 'agent' && access.kind !== 'agent') return 'has a quota by agent, but is not for agents';
     return undefined;
   }
 }

@@ -1,36 +1,129 @@
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectThrottlerStorage } from '@nestjs/throttler';
+import { LRUCache } from 'lru-cache';
+import { Clock } from '../clock';
 import { fail } from '../errors';
-import { SETTINGS, type Settings } from '../settings';
+import { hashToken } from '../http/tokens';
+import { type Quota, SETTINGS, type Settings } from '../settings';
 import type { TokenBuckets } from './token-buckets';
 
-/** Limits how often one address may fail to prove who it is, so that guessing never comes to cost database reads. */
+/** So many credentials that failed are remembered, and for so long, in milliseconds. */
+const MAX_REMEMBERED = 10_000;
+const REMEMBERED_MS = 30_000;
+
+/** How much more than an address may fail is looked up for callers there that have not failed themselves. */
+const RESERVE = 10;
+
+/** How often one agent's id may fail within that reserve, at one address. */
+const PER_ID: Quota = { limit: 3, periodMs: 60_000, burst: 3 };
+
+/** What is known of a look-up before it is made. */
+export interface LookUp {
+  readonly agentId?: number;
+  readonly isCostly?: boolean;
+}
+
+/** A look-up that is charged already. Call one of the two when it is known what came of it. */
+export interface Attempt {
+  /** Gives the charge back: the credential is right, or was not judged. */
+  refund(): void;
+  /** Remembers the credential as wrong: it is not looked up again for half a minute. */
+  failed(): void;
+}
+
+/**
+ * Limits how often one address may have credentials looked up that are wrong, so that guessing never comes to cost
+ * database reads. An address whose bucket is empty has a reserve for those who did nothing wrong: behind one address there
+ * can be many callers, and one that guesses, or goes on with a token that was revoked, must not lock the others out.
+ */
 @Injectable()
 export class FailedAuth {
+  /** Hashes of what failed, with until when that is known. */
+  private readonly wrong = new LRUCache<string, number>({
+    // By size: a cache with `max` takes the memory for all of them at once.
+    maxSize: MAX_REMEMBERED,
+    sizeCalculation: () => 1,
+  });
+  private readonly reserve: Quota | undefined;
+
   constructor(
     @InjectThrottlerStorage() private readonly buckets: TokenBuckets,
     @Inject(SETTINGS) private readonly settings: Settings,
-  ) {}
+    private readonly clock: Clock,
+  ) {
+    const quota = settings.failedAuthPerIp;
+    this.reserve = quota
+      ? { limit: quota.limit * RESERVE, periodMs: quota.periodMs, burst: quota.burst * RESERVE }
+      : undefined;
+  }
 
-  /** @throws ERR_RATE_LIMITED the address has failed too often */
+  /**
+   * Charges the look-up of a credential to the address.
+   * @param credential what is looked up; only its hash is kept
+   * @param agentId whom it is said to be of, if that is said apart from it
+   * @param isCostly the look-up costs far more than a read: there is no reserve for it
+   * @throws ERR_UNAUTHORIZED the same credential failed a moment ago; costs nothing
+   * @throws ERR_RATE_LIMITED the address has failed too often
+   */
+  begin(address: string, credential: string, { agentId, isCostly }: LookUp = {}): Attempt {
+    const hash = this.refuseKnown(credential);
+    const taken = this.take(address, agentId, isCostly);
+    return { refund: () => this.giveBack(taken), failed: () => this.remember(hash) };
+  }
+
+  /**
+   * Makes sure, before something else is looked up, that the address may fail once more.
+   * @throws ERR_RATE_LIMITED the address has failed too often
+   */
   check(address: string): void {
-    this.judge(address, false);
+    this.giveBack(this.take(address));
   }
 
-  /** Charges a failure to the address. @throws ERR_RATE_LIMITED it has failed too often already */
+  /** Charges what was looked up and is wrong. */
   charge(address: string): void {
-    this.judge(address, true);
+    try {
+      this.take(address);
+    } catch {
+      // Others of the address have used up meanwhile what was there.
+    }
   }
 
-  private judge(address: string, take: boolean): void {
+  private refuseKnown(credential: string): string {
+    const hash = hashToken(credential);
+    const until = this.wrong.get(hash);
+    const now = this.clock.now();
+    // Also if the clock was set back: then it would be known for longer.
+    if (until !== undefined && now < until && until <= now + REMEMBERED_MS) throw fail('ERR_UNAUTHORIZED');
+    return hash;
+  }
+
+  private remember(hash: string): void {
+    this.wrong.set(hash, this.clock.now() + REMEMBERED_MS);
+  }
+
+  /** @returns what was taken from which bucket */
+  private take(address: string, agentId?: number, isCostly = false): Taken {
     const quota = this.settings.failedAuthPerIp;
-    if (!quota) return;
-    const key = `failed-auth:${address}`;
-    const { admitted, nextInMs } = take ? this.buckets.take(key, quota) : this.buckets.look(key, quota);
-    if (admitted) return;
+    if (!quota) return [];
+    const first = [`failed-auth:${address}`, quota] as const;
+    const { admitted, nextInMs } = this.buckets.take(...first);
+    if (admitted) return [first];
+    const reserve = [`failed-auth-reserve:${address}`, this.reserve as Quota] as const;
+    const wanted: Taken =
+      agentId === undefined ? [reserve] : [[`failed-auth-id:${agentId}@${address}`, PER_ID], reserve];
+    const empty = isCostly ? 0 : wanted.findIndex((bucket) => !this.buckets.take(...bucket).admitted);
+    if (empty === -1) return wanted;
+    this.giveBack(wanted.slice(0, empty));
     throw fail('ERR_RATE_LIMITED', undefined, {
       message: 'Too many failed attempts from this address.',
       retryAfterMs: nextInMs,
     });
   }
+
+  private giveBack(taken: Taken): void {
+    for (const bucket of taken) this.buckets.giveBack(...bucket);
+  }
 }
+
+/** What was taken from which bucket. */
+type Taken = readonly (readonly [key: string, quota: Quota])[];

@@ -7,9 +7,9 @@ import type { Statements, Transaction } from '../database/statements';
 import type { JobRunner } from '../scheduling/job-runner';
 import type { Quota } from '../settings';
 import { OneAtATime } from './one-at-a-time';
-import { type QuotaBuckets, type Verdict, verdictOf } from './token-buckets';
+import { type Buckets, QuotaBuckets, type Verdict, verdictOf } from './token-buckets';
 
-/** So many empty buckets are remembered; the database is asked about the others. */
+/** So many empty buckets of agents, and as many of hostnames, are remembered; the database is asked about the others. */
 const MAX_EMPTY = 100_000;
 
 const HOUR_MS = 3_600_000;
@@ -64,39 +64,21 @@ const TAKE = `
  * all that have come meanwhile.
  */
 @Injectable()
-export class SharedBuckets implements QuotaBuckets {
-  /** Buckets that let nobody in, from when until when: nothing but time fills them. */
-  private readonly empty = new LRUCache<string, { since: number; until: number }>({
-    // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: MAX_EMPTY,
-    sizeCalculation: () => 1,
-  });
-  private readonly asks: OneAtATime<Ask, Verdict>;
+export class SharedBuckets extends QuotaBuckets {
+  readonly agents: Buckets;
+  readonly hostnames: Buckets;
 
   constructor(
     private readonly database: PostgresDatabase,
     private readonly clock: Pick<Clock, 'now'>,
     private readonly jobs: JobRunner,
   ) {
+    super();
     const alone: Queries = { rows: (sql, ...values) => database.changeAlone(sql, ...values) };
-    this.asks = new OneAtATime(async (asks) => {
-      const verdicts = await this.decide(asks, alone);
-      for (const [i, { key }] of asks.entries()) this.remember(key, verdicts[i] as Verdict);
-      return verdicts;
-    });
+    const asks = new OneAtATime<Ask, Verdict>((batch) => decide(batch, alone, clock));
+    this.agents = new RememberingBuckets(database, clock, asks);
+    this.hostnames = new RememberingBuckets(database, clock, asks);
   }
-
-  take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict> {
-    const ask = { key, quota };
-    return this.refusal(key) ?? (within ? this.takeWithin(within, ask) : this.asks.run(ask));
-  }
-
-  look(key: string, quota: Quota): Verdict | Promise<Verdict> {
-    return this.refusal(key) ?? this.database.read((statements) => this.lookUp(statements, { key, quota }));
-  }
-
-  /** Does nothing: what was taken in a unit of work went with it. */
-  giveBack(): void {}
 
   /** Deletes buckets that have been full for an hour: they are the same as none. @returns how many */
   purge(): Promise<number> {
@@ -118,6 +100,36 @@ export class SharedBuckets implements QuotaBuckets {
   protected purgeHourly(): Promise<void> {
     return this.jobs.run('quota-retention', HOUR_MS, async () => void (await this.purge()));
   }
+}
+
+/** Buckets in the database, of which those that are empty are known here. */
+class RememberingBuckets implements Buckets {
+  /** Buckets that let nobody in, from when until when: nothing but time fills them. */
+  private readonly empty = new LRUCache<string, { since: number; until: number }>({
+    // By size: a cache with `max` takes the memory for all of them at once.
+    maxSize: MAX_EMPTY,
+    sizeCalculation: () => 1,
+  });
+
+  constructor(
+    private readonly database: PostgresDatabase,
+    private readonly clock: Pick<Clock, 'now'>,
+    private readonly asks: OneAtATime<Ask, Verdict>,
+  ) {}
+
+  take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict> {
+    const ask = { key, quota };
+    return this.refusal(key) ?? (within ? this.takeWithin(within, ask) : this.takeAlone(ask));
+  }
+
+  look(key: string, quota: Quota): Verdict | Promise<Verdict> {
+    return (
+      this.refusal(key) ?? this.database.read((statements) => lookUp(statements, { key, quota }, this.clock))
+    );
+  }
+
+  /** Does nothing: what was taken in a unit of work went with it. */
+  giveBack(): void {}
 
   /** The refusal of a bucket that is known to be empty. */
   private refusal(key: string): Verdict | undefined {
@@ -138,49 +150,59 @@ export class SharedBuckets implements QuotaBuckets {
     this.empty.set(key, { since, until: since + nextInMs });
   }
 
+  private async takeAlone(ask: Ask): Promise<Verdict> {
+    const verdict = await this.asks.run(ask);
+    this.remember(ask.key, verdict);
+    return verdict;
+  }
+
   private async takeWithin(tx: Transaction, ask: Ask): Promise<Verdict> {
-    const [verdict] = (await this.decide([ask], tx)) as [Verdict];
+    const [verdict] = (await decide([ask], tx, this.clock)) as [Verdict];
     // What is taken may be undone yet. A refusal rests on what is committed: others that take hold the row until then.
     if (!verdict.admitted) this.remember(ask.key, verdict);
     return verdict;
   }
+}
 
-  /** Takes for each of the requests, first come, first served. @returns a verdict for each, in their order */
-  private async decide(asks: readonly Ask[], statements: Queries): Promise<Verdict[]> {
-    const buckets = new Map<string, { key: string; asked: number } & QuotaColumns>();
-    for (const { key, quota } of asks) {
-      const bucket = buckets.get(key) ?? { key, asked: 0, ...columnsOf(quota) };
-      bucket.asked++;
-      buckets.set(key, bucket);
-    }
-    const rows = await statements.rows<BucketRow>(
-      TAKE,
-      JSON.stringify([...buckets.values()]),
-      this.clock.now(),
-    );
-    const now = this.clock.now();
-    const left = new Map(rows.map((row) => [row.key, { ...row }]));
-    return asks.map(({ key, quota }) => {
-      const bucket = left.get(key) as BucketRow;
-      const admitted = bucket.admitted > 0;
-      if (admitted) bucket.admitted--;
-      // After this one, and before those that were let in behind it.
-      const debt = bucket.debt - bucket.admitted * quota.periodMs;
-      return verdictFrom(admitted, debt, bucket.settled_at - now, quota);
-    });
+/** Takes for each of the requests, first come, first served. @returns a verdict for each, in their order */
+async function decide(
+  asks: readonly Ask[],
+  statements: Queries,
+  clock: Pick<Clock, 'now'>,
+): Promise<Verdict[]> {
+  const buckets = new Map<string, { key: string; asked: number } & QuotaColumns>();
+  for (const { key, quota } of asks) {
+    const bucket = buckets.get(key) ?? { key, asked: 0, ...columnsOf(quota) };
+    bucket.asked++;
+    buckets.set(key, bucket);
   }
+  const rows = await statements.rows<BucketRow>(TAKE, JSON.stringify([...buckets.values()]), clock.now());
+  const now = clock.now();
+  const left = new Map(rows.map((row) => [row.key, { ...row }]));
+  return asks.map(({ key, quota }) => {
+    const bucket = left.get(key) as BucketRow;
+    const admitted = bucket.admitted > 0;
+    if (admitted) bucket.admitted--;
+    // After this one, and before those that were let in behind it.
+    const debt = bucket.debt - bucket.admitted * quota.periodMs;
+    return verdictFrom(admitted, debt, bucket.settled_at - now, quota);
+  });
+}
 
-  private async lookUp(statements: Statements, { key, quota }: Ask): Promise<Verdict> {
-    const now = this.clock.now();
-    const { debt, settled_at: settledAt } = (await statements.first<Pick<BucketRow, 'debt' | 'settled_at'>>(
-      'SELECT debt, settled_at FROM quota_buckets WHERE key = $1',
-      key,
-    )) ?? { debt: 0, settled_at: now };
-    const capacity = quota.burst * quota.periodMs;
-    const owed = Math.min(capacity, Math.max(0, debt - Math.max(0, now - settledAt) * quota.limit));
-    const aheadMs = Math.min(SET_BACK_MS, Math.max(0, settledAt - now));
-    return verdictFrom(owed + quota.periodMs <= capacity, owed, aheadMs, quota);
-  }
+async function lookUp(
+  statements: Statements,
+  { key, quota }: Ask,
+  clock: Pick<Clock, 'now'>,
+): Promise<Verdict> {
+  const now = clock.now();
+  const { debt, settled_at: settledAt } = (await statements.first<Pick<BucketRow, 'debt' | 'settled_at'>>(
+    'SELECT debt, settled_at FROM quota_buckets WHERE key = $1',
+    key,
+  )) ?? { debt: 0, settled_at: now };
+  const capacity = quota.burst * quota.periodMs;
+  const owed = Math.min(capacity, Math.max(0, debt - Math.max(0, now - settledAt) * quota.limit));
+  const aheadMs = Math.min(SET_BACK_MS, Math.max(0, settledAt - now));
+  return verdictFrom(owed + quota.periodMs <= capacity, owed, aheadMs, quota);
 }
 
 type Queries = Pick<Statements, 'rows'>;

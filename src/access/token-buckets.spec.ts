@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import type { Quota } from '../settings';
-import { TokenBuckets } from './token-buckets';
+import { OwnBuckets, TokenBuckets } from './token-buckets';
 
 class Time {
   constructor(public at = 1_767_225_600_000) {}
@@ -117,30 +117,46 @@ describe('TokenBuckets', () => {
     expect(buckets.take('a', HEARTBEAT).admitted).toBe(true);
   });
 
-  it('keeps a bounded number, and drops full buckets before others', () => {
+  const hourly = { limit: 1, periodMs: 3_600_000, burst: 1 };
+
+  it('drops buckets that have run full, and no other', () => {
     const time = new Time();
     const buckets = new TokenBuckets(time, 100);
-    const hourly = { limit: 1, periodMs: 3_600_000, burst: 1 };
     // The oldest of all, and the only one that is not full when the others come.
     buckets.take('busy', hourly);
     for (let i = 0; i < 99; i++) buckets.take(`first ${i}`, HEARTBEAT);
     time.at += 60_000;
     for (let i = 0; i < 99; i++) buckets.take(`second ${i}`, HEARTBEAT);
-    expect(buckets.size).toBe(100);
+    expect(buckets.size).toBeLessThanOrEqual(100);
     expect(buckets.look('busy', hourly).admitted).toBe(false);
     expect(buckets.look('second 0', HEARTBEAT).remaining).toBe(2);
   });
 
-  it('drops what is nearest to full where no bucket is', () => {
-    const buckets = new TokenBuckets(new Time(), 3);
-    const hourly = { limit: 1, periodMs: 3_600_000, burst: 1 };
-    buckets.take('a', hourly);
-    buckets.take('b', HEARTBEAT);
-    buckets.take('c', hourly);
-    buckets.take('d', hourly);
-    expect(buckets.size).toBe(3);
-    expect(buckets.look('b', HEARTBEAT).remaining).toBe(3);
-    expect(['a', 'c', 'd'].map((key) => buckets.look(key, hourly).admitted)).toEqual([false, false, false]);
+  it('refills nobody however many others come: they share buckets, in bounds, until there is room', () => {
+    const time = new Time();
+    const buckets = new TokenBuckets(time, 100);
+    const before = Array.from({ length: 100 }, (_, i) => `before ${i}`);
+    for (const key of before) buckets.take(key, hourly);
+    let admitted = 0;
+    for (let i = 0; i < 50_000; i++) if (buckets.take(`stranger ${i}`, hourly).admitted) admitted++;
+    for (const key of before) expect([key, buckets.take(key, hourly).admitted]).toEqual([key, false]);
+    expect(buckets.size).toBeLessThanOrEqual(100 + 4_096);
+    expect(admitted).toBeGreaterThan(1_000);
+    expect(admitted).toBeLessThanOrEqual(4_096);
+    // Who shared one has no more in it for having moved.
+    time.at += 3_599_999;
+    expect(buckets.take('stranger 0', hourly).admitted).toBe(false);
+    time.at += 1;
+    for (let i = 0; i < 100; i++) expect(buckets.take(`after ${i}`, hourly).admitted).toBe(true);
+    expect(buckets.take('after 0', hourly).admitted).toBe(false);
+  });
+
+  it('keeps the buckets of agents apart from those of hostnames, which anybody can name', async () => {
+    const { agents, hostnames } = new OwnBuckets(new Time());
+    await agents.take('heartbeat:1', hourly);
+    for (let i = 0; i < 250_000; i++) void hostnames.take(`register:host:${i}`, hourly);
+    expect((await agents.take('heartbeat:1', hourly)).admitted).toBe(false);
+    expect((hostnames as TokenBuckets).size).toBeLessThanOrEqual(204_096);
   });
 
   it('serves throttlers of the library by limit and ttl', async () => {

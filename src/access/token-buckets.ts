@@ -3,11 +3,14 @@ import type { Clock } from '../clock';
 import type { Transaction } from '../database/statements';
 import type { Quota } from '../settings';
 
-/** So many buckets are kept. One takes about 150 bytes. */
-const MAX_BUCKETS = 200_000;
+/** So many buckets of strangers are kept. One takes about 150 bytes. */
+const MAX_STRANGERS = 200_000;
 
-/** How many buckets are looked at to find one that can go. */
-const EVICTION_SAMPLE = 16;
+/** How many buckets are looked at, at each new one, to find those that have run full. */
+const SWEEP = 4;
+
+/** Over how many buckets, for each quota, those are spread for whom there is no room. */
+const OVERFLOW = 4_096;
 
 /** What a bucket says to a request. */
 export interface Verdict {
@@ -19,19 +22,42 @@ export interface Verdict {
   readonly nextInMs: number;
 }
 
-/** Where the quotas of agents and hostnames are kept: in this process, or where all replicas take from them. */
-export abstract class QuotaBuckets {
+/** Token buckets by key. */
+export interface Buckets {
   /**
    * Takes one request's worth where there is that much. A refusal takes nothing.
    * @param within the unit of work that it belongs to; a caller whose unit is undone gives it back
    */
-  abstract take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict>;
+  take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict>;
 
   /** Tells what {@link take} would, and takes nothing. */
-  abstract look(key: string, quota: Quota): Verdict | Promise<Verdict>;
+  look(key: string, quota: Quota): Verdict | Promise<Verdict>;
 
   /** Gives back what one request took in a unit of work that was undone. */
-  abstract giveBack(key: string, quota: Quota): void;
+  giveBack(key: string, quota: Quota): void;
+}
+
+/**
+ * Where the quotas of agents and hostnames are kept: in this process, or where all replicas take from them. Apart from each
+ * other, so that strangers, who can name any number of hosts, take no agent's place.
+ */
+export abstract class QuotaBuckets {
+  /** By agent's id, so no more than there are agents. */
+  abstract readonly agents: Buckets;
+  /** By hostname, or by the address of whoever names none. */
+  abstract readonly hostnames: Buckets;
+}
+
+/** The buckets of a process that is alone with its database. */
+export class OwnBuckets extends QuotaBuckets {
+  readonly agents: Buckets;
+  readonly hostnames: Buckets;
+
+  constructor(clock: Pick<Clock, 'now'>) {
+    super();
+    this.agents = new TokenBuckets(clock, Number.POSITIVE_INFINITY);
+    this.hostnames = new TokenBuckets(clock);
+  }
 }
 
 /** What {@link ThrottlerStorage.increment} answers; times are whole seconds. */
@@ -49,44 +75,42 @@ interface Bucket {
 
 /**
  * Token buckets by key, as exact as the clock: `burst` requests at once, `limit` in each period after. They are bounded
- * in number: a bucket that has run full is the same as none, so those go first.
+ * in number without forgetting what anybody owes: a bucket that has run full is the same as none, so those go; if none
+ * has, new keys share buckets with each other until there is room.
  */
-export class TokenBuckets implements ThrottlerStorage, QuotaBuckets {
-  private readonly buckets = new Map<string, Bucket>();
+export class TokenBuckets implements ThrottlerStorage, Buckets {
+  private readonly buckets = new Sweeping();
+  /** What keys share for which there was no room. */
+  private readonly overflow = new Sweeping();
 
-  /** @param max how many buckets are kept at the most */
+  /** @param max how many buckets are kept; infinite if the keys can't be more than there are authenticated callers */
   constructor(
     private readonly clock: Pick<Clock, 'now'>,
-    private readonly max = MAX_BUCKETS,
+    private readonly max = MAX_STRANGERS,
   ) {}
 
   /** How many buckets are kept. */
   get size(): number {
-    return this.buckets.size;
+    return this.buckets.size + this.overflow.size;
   }
 
-  /** Takes one request's worth where there is that much. A refusal takes nothing. */
+  /** Takes one request's worth if there is that much. A refusal takes nothing. */
   take(key: string, quota: Quota): Verdict {
-    let bucket = this.settled(key);
-    const admitted = bucket === undefined || bucket.debt + quota.periodMs <= quota.burst * quota.periodMs;
-    if (bucket === undefined) {
-      this.makeRoom();
-      bucket = { debt: 0, at: this.clock.now(), quota };
-      this.buckets.set(key, bucket);
-    }
+    const bucket = this.own(key) ?? this.add(key, quota);
+    const admitted = bucket.debt + quota.periodMs <= quota.burst * quota.periodMs;
     if (admitted) bucket.debt += quota.periodMs;
     return verdictOf(admitted, bucket.debt, quota);
   }
 
   /** Tells what {@link take} would, and takes nothing. */
   look(key: string, quota: Quota): Verdict {
-    const debt = this.settled(key)?.debt ?? 0;
+    const debt = (this.own(key) ?? this.shared(key, quota))?.debt ?? 0;
     return verdictOf(debt + quota.periodMs <= quota.burst * quota.periodMs, debt, quota);
   }
 
   /** Gives back what one request took; a bucket never holds more than its burst. */
   giveBack(key: string, quota: Quota): void {
-    const bucket = this.settled(key);
+    const bucket = this.own(key) ?? this.shared(key, quota);
     if (bucket) bucket.debt = Math.max(0, bucket.debt - quota.periodMs);
   }
 
@@ -105,9 +129,16 @@ export class TokenBuckets implements ThrottlerStorage, QuotaBuckets {
     });
   }
 
+  private own(key: string): Bucket | undefined {
+    return this.settled(this.buckets.get(key));
+  }
+
+  private shared(key: string, quota: Quota): Bucket | undefined {
+    return this.overflow.size === 0 ? undefined : this.settled(this.overflow.get(sharedKey(key, quota)));
+  }
+
   /** The bucket with what it owes now. */
-  private settled(key: string): Bucket | undefined {
-    const bucket = this.buckets.get(key);
+  private settled(bucket: Bucket | undefined): Bucket | undefined {
     if (bucket) {
       const now = this.clock.now();
       bucket.debt = debtAt(bucket, now);
@@ -117,22 +148,43 @@ export class TokenBuckets implements ThrottlerStorage, QuotaBuckets {
     return bucket;
   }
 
-  /** Drops the oldest bucket that has run full; where none of a few has, the one among them that is nearest to it. */
-  private makeRoom(): void {
-    if (this.buckets.size < this.max) return;
-    const now = this.clock.now();
-    let nearest: { key: string; waitMs: number } | undefined;
-    let looked = 0;
-    for (const [key, bucket] of this.buckets) {
-      const waitMs = debtAt(bucket, now) / bucket.quota.limit;
-      if (!nearest || waitMs < nearest.waitMs) nearest = { key, waitMs };
-      if (nearest.waitMs === 0 || ++looked === EVICTION_SAMPLE) break;
-      // To the end of the order, so that the next search looks at others.
-      this.buckets.delete(key);
-      this.buckets.set(key, bucket);
-    }
-    if (nearest) this.buckets.delete(nearest.key);
+  /** A bucket for a key that has none. Who has shared one takes along what that owes. */
+  private add(key: string, quota: Quota): Bucket {
+    this.buckets.sweep(this.clock.now());
+    this.overflow.sweep(this.clock.now());
+    const shared = this.shared(key, quota);
+    const hasRoom = this.buckets.size < this.max;
+    if (shared && !hasRoom) return shared;
+    const bucket = { debt: shared?.debt ?? 0, at: this.clock.now(), quota };
+    if (hasRoom) this.buckets.set(key, bucket);
+    else this.overflow.set(sharedKey(key, quota), bucket);
+    return bucket;
   }
+}
+
+/** Buckets that are looked through by and by, to drop those that have run full. */
+class Sweeping extends Map<string, Bucket> {
+  private cursor = this.entries();
+
+  /** Looks at the next few. More are looked at than are added, so each has its turn. */
+  sweep(now: number): void {
+    for (let i = 0; i < SWEEP; i++) {
+      const { value, done } = this.cursor.next();
+      if (done) {
+        this.cursor = this.entries();
+        return;
+      }
+      const [key, bucket] = value;
+      if (debtAt(bucket, now) === 0) this.delete(key);
+    }
+  }
+}
+
+/** FNV-1a; any hash that spreads the keys will do. */
+function sharedKey(key: string, { limit, periodMs, burst }: Quota): string {
+  let hash = 0x811c9dc5;
+  for (let i = 0; i < key.length; i++) hash = Math.imul(hash ^ key.charCodeAt(i), 0x01000193);
+  return `${limit}/${periodMs},${burst}#${(hash >>> 0) % OVERFLOW}`;
 }
 
 function debtAt(bucket: Bucket, now: number): number {

@@ -57,7 +57,7 @@ export class AgentsController {
     schema: { type: 'string', minLength: 16, maxLength: 255 },
   })
   @ApiOkResponse({ type: RegisterResponse })
-  @ApiErrors('ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_FORBIDDEN', 'ERR_CONFLICT', 'ERR_RATE_LIMITED')
+  @ApiErrors('ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_FORBIDDEN', 'ERR_CONFLICT')
   register(
     @Body() body: RegisterRequest,
     @CurrentCharge() charge: Charge,

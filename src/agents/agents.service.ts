@@ -141,23 +141,36 @@ export class AgentsService {
   }
 
   /**
-   * Tells who presents this token. Answers from memory where the agent has called before.
-   * @param beforeLookup called before the database is read; may throw to prevent it
+   * Tells who presents this token. Right credentials are answered from memory if the agent has called before; wrong ones
+   * cost one read, whether there is such an agent or not, so that their time does not tell which ids are taken.
+   * @param beforeLookup called with the credential before the database is read for it; may throw to prevent that
    * @throws ERR_UNAUTHORIZED unknown agent or wrong token, in the same words
    * @throws ERR_TOKEN_EXPIRED the token was right once
    * @throws ERR_FORBIDDEN the agent is disabled or revoked
    */
-  async authenticate(agentId: number, token: string, beforeLookup: () => void): Promise<AgentIdentity> {
-    let agent = this.credentials.get(String(agentId));
-    if (!agent) {
+  async authenticate(
+    agentId: number,
+    token: string,
+    beforeLookup: (credential: string) => void,
+  ): Promise<AgentIdentity> {
+    const key = String(agentId);
+    const tokenHash = hashToken(token);
+    const isOf = (row: Credentials | undefined) =>
+      this.matchToken(row, tokenHash, this.clock.now()) !== 'none';
+    let agent = this.credentials.get(key);
+    if (!isOf(agent)) {
       // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
       if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
-      beforeLookup();
-      agent = await this.credentials.load(String(agentId), (statements) =>
-        statements.first<Credentials>(`SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE id = $1`, agentId),
+      // What was right a moment ago is no guess: the row is only too old to rely on.
+      if (!isOf(this.credentials.peek(key))) beforeLookup(`agent:${key}:${tokenHash}`);
+      agent = await this.credentials.load(
+        key,
+        (statements) =>
+          statements.first<Credentials>(`SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE id = $1`, agentId),
+        // Guessing ids must not take the place of agents that call.
+        isOf,
       );
     }
-    const tokenHash = hashToken(token);
     const refusal = this.refusalOf(agent, { tokenHash }, this.clock.now());
     if (!agent || refusal) throw refusal ?? fail('ERR_UNAUTHORIZED');
     if (agent.token_hash === tokenHash && agent.previous_token_hash !== null)

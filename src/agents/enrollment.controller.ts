@@ -7,7 +7,14 @@ import {
   ApiTags,
 } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
+import {
+  BodyLimit,
+  CurrentOperator,
+  IdInPath,
+  MEDIUM_BODY,
+  Operator,
+  type OperatorIdentity,
+} from '../http/decorators';
 import { PageQuery } from '../http/pagination';
 import { IdParam } from '../http/validation';
 import { CreatedEnrollmentToken, CreateEnrollmentTokenRequest, EnrollmentTokenPage } from './enrollment.dto';
@@ -22,6 +29,7 @@ export class EnrollmentController {
   /** Makes a token for agents to register with. It is shown once. */
   @Post()
   @Operator('admin')
+  @BodyLimit(MEDIUM_BODY)
   @Header('cache-control', 'no-store')
   @ApiOperation({ summary: 'Create an enrollment token' })
   @ApiCreatedResponse({ type: CreatedEnrollmentToken })

@@ -41,7 +41,7 @@ export class EnrollmentService {
 
   /**
    * Judges what needs no database: a typo shows by its checksum.
-   * @param charge charged to the address where this throws
+   * @param charge asked before the token is looked up
    * @throws ERR_UNAUTHORIZED a token is needed and missing, or it can't be one
    */
   inspect(shown: string | undefined, charge: Charge): Shown {
@@ -51,7 +51,7 @@ export class EnrollmentService {
     for (const token of this.settings.enrollmentTokens) known = sameHash(hashToken(token), hash) || known;
     if (known) return 'setting';
     if (shown === undefined ? this.settings.registration === 'token' : !isWellFormed('dcpe_', shown))
-      throw refused(charge);
+      throw refused();
     if (shown === undefined) return 'nothing';
     charge.beforeLookup();
     return { hash };
@@ -77,7 +77,7 @@ export class EnrollmentService {
       hash,
       tx.now,
     );
-    if (!row) throw refused(charge);
+    if (!row) throw refusedBy(charge);
     let counted = row.id !== enrolledBy;
     // The condition is part of the change: of many at once no more than are left get through.
     const left =
@@ -89,7 +89,7 @@ export class EnrollmentService {
         tx.now,
       )) === 1;
     if (!left) {
-      if ((await lookAgain()) !== row.id) throw refused(charge);
+      if ((await lookAgain()) !== row.id) throw refusedBy(charge);
       counted = false;
     }
     return { tokenId: row.id, counted, labels: JSON.parse(row.labels) as Labels };
@@ -157,9 +157,14 @@ export class EnrollmentService {
   }
 }
 
-/** Charges the address and makes the one answer for every token that is not taken. */
-function refused(charge: Charge): ApiError {
+/** Charges the look-up to the address and makes the answer. */
+function refusedBy(charge: Charge): ApiError {
   charge.failure();
+  return refused();
+}
+
+/** The one answer for every token that is not taken. */
+function refused(): ApiError {
   return fail('ERR_UNAUTHORIZED', undefined, { message: 'A valid enrollment token is needed.' });
 }
 

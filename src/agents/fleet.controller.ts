@@ -7,7 +7,14 @@ import {
   ApiTags,
 } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
+import {
+  BodyLimit,
+  CurrentOperator,
+  IdInPath,
+  MEDIUM_BODY,
+  Operator,
+  type OperatorIdentity,
+} from '../http/decorators';
 import { IdParam } from '../http/validation';
 import {
   AgentCredentials,
@@ -50,6 +57,7 @@ export class FleetController {
   /** Makes an agent by hand, in place of its registration. Its token is shown once. */
   @Post()
   @Operator('operator')
+  @BodyLimit(MEDIUM_BODY)
   @Header('cache-control', 'no-store')
   @ApiOperation({ summary: 'Create an agent' })
   @ApiCreatedResponse({ type: AgentCredentials })
@@ -64,6 +72,7 @@ export class FleetController {
   /** Replaces all labels of an agent. */
   @Put(':id/labels')
   @Operator('operator')
+  @BodyLimit(MEDIUM_BODY)
   @IdInPath()
   @ApiOperation({ summary: 'Label an agent' })
   @ApiOkResponse({ type: AgentView })

@@ -1,7 +1,7 @@
 import { Body, Controller, Get, Put, Query } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
-import { CurrentOperator, Operator, type OperatorIdentity } from '../http/decorators';
+import { BodyLimit, CurrentOperator, MAX_BODY, Operator, type OperatorIdentity } from '../http/decorators';
 import { SetLimitsRequest, SetLimitsResponse, WindowPage, WindowsQuery } from './concurrency.dto';
 import { ConcurrencyService } from './concurrency.service';
 
@@ -23,6 +23,7 @@ export class ConcurrencyController {
   /** Sets ceilings; tasks over a ceiling wait until a slot frees. */
   @Put('limits')
   @Operator('operator')
+  @BodyLimit(MAX_BODY)
   @ApiOperation({ summary: 'Set ceilings on windows' })
   @ApiOkResponse({ type: SetLimitsResponse })
   @GuardedErrors()

@@ -14,9 +14,11 @@ import { ApiErrors, GuardedErrors } from '../http/api-errors';
 import {
   AGENT_PATHS,
   Agent,
+  BodyLimit,
   BulkWrite,
   CurrentOperator,
   IdempotencyKey,
+  MAX_BODY,
   Operator,
   type OperatorIdentity,
   Public,
@@ -99,6 +101,7 @@ export class ConfigsController {
   @Post()
   @Operator('admin')
   @BulkWrite()
+  @BodyLimit(MAX_BODY)
   @ApiOperation({ summary: 'Publish a configuration' })
   @RepeatableByKey()
   @ApiCreatedResponse({ type: ConfigBundle })

@@ -1,10 +1,11 @@
 import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import type { PostgresTarget } from '../settings';
 import type { Announcement, Deliver } from './effects';
 import type { Queryable } from './postgres';
 
-const CHANNEL = 'control_plane';
+export const CHANNEL = 'control_plane';
 
 /** A notification holds 8,000 bytes at the most; more announcements than fit go in several. */
 const MAX_BYTES = 7_500;
@@ -12,7 +13,7 @@ const MAX_BYTES = 7_500;
 /** How soon after a lost connection the next try is made, in milliseconds. */
 const RETRY_MS = 500;
 
-/** How often the connection is asked whether it is there, and how long it may take to answer. */
+/** How often it is tried whether notifications arrive, and how long one may take. */
 const PROBE_MS = 1_000;
 const ANSWER_MS = 2_000;
 const CONNECT_MS = 5_000;
@@ -38,8 +39,8 @@ export async function publish(
 }
 
 /**
- * Hears what other replicas announce, on a connection of its own. When that is lost it is made anew, and whoever rests on
- * announcements is told that some may have been missed.
+ * Hears what other replicas announce, on a connection of its own. When that is lost, or notifications don't arrive by it,
+ * it is made again, and whoever rests on announcements is told that some may have been missed.
  */
 export class Announcements {
   /** By which a process knows its own announcements, which it has heard already. */
@@ -47,16 +48,24 @@ export class Announcements {
   private client: pg.Client | undefined;
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
+  private heard = false;
+  /** Told when the notification that a probe has sent is heard. */
+  private onEcho: (() => void) | undefined;
 
-  /** Whether a connection listens, as far as is known: one that went silent is noticed within 3 s. */
-  get connected(): boolean {
-    return this.client !== undefined;
+  /**
+   * Whether notifications arrive, as far as is known: tried every second. A connection that is cut, or that a pooler keeps
+   * notifications from, is noticed within 3 s.
+   */
+  get isListening(): boolean {
+    return this.client !== undefined && this.heard;
   }
 
+  /** @param notify sends a notification, by another connection than the one that listens */
   constructor(
     private readonly target: PostgresTarget,
     private readonly deliver: Deliver,
     private readonly gap: () => void,
+    private readonly notify: (payload: string) => Promise<unknown>,
   ) {}
 
   async stop(): Promise<void> {
@@ -88,22 +97,48 @@ export class Announcements {
     }
     if (this.stopped) return void client.end();
     this.client = client;
-    this.probe(client);
+    await this.probe(client);
   }
 
-  /** A connection that was cut in between says nothing, so it is asked. */
-  private probe(client: pg.Client): void {
-    this.timer = setTimeout(() => {
-      client.query('SELECT 1').then(
-        () => this.client === client && this.probe(client),
-        () => this.lost(client),
-      );
-    }, PROBE_MS).unref();
+  /**
+   * Notifies itself and waits to hear it. An answer of the connection would not do: it says nothing of a LISTEN that a pooler
+   * or a reset has dropped.
+   */
+  private async probe(client: pg.Client): Promise<void> {
+    const echo = new Promise<true>((resolve) => {
+      this.onEcho = () => resolve(true);
+    });
+    const sending = this.notify(JSON.stringify([this.id, []])).then(
+      () => true,
+      () => false,
+    );
+    // The connection itself too: it may be cut while the pool is busy.
+    const answers = await client.query('SELECT 1').then(
+      () => true,
+      () => false,
+    );
+    if (!answers) return this.lost(client);
+    const isSent = await sending;
+    if (isSent && !(await Promise.race([echo, sleep(ANSWER_MS, false, { ref: false })])))
+      return this.lost(client);
+    // A pool that is busy proves nothing; what is kept in memory is looked up again after 5 s in any case.
+    this.confirm(client, isSent);
+  }
+
+  private confirm(client: pg.Client, heard: boolean): void {
+    if (this.client !== client) return;
+    if (heard && !this.heard) {
+      this.heard = true;
+      // What was kept before was not told of changes.
+      this.gap();
+    }
+    this.timer = setTimeout(() => void this.probe(client), PROBE_MS).unref();
   }
 
   private lost(client: pg.Client): void {
     if (this.stopped || this.client !== client) return;
     this.client = undefined;
+    this.heard = false;
     clearTimeout(this.timer);
     client.end().catch(() => undefined);
     this.gap();
@@ -128,8 +163,9 @@ export class Announcements {
     let batch: Announcement[];
     try {
       [sender, batch] = JSON.parse(payload) as [string, Announcement[]];
-      if (sender === this.id) return;
-      for (const announcement of batch) this.deliver(...announcement);
+      // Its own it has heard already; that they arrive is what a probe waits for.
+      if (sender === this.id) this.onEcho?.();
+      else for (const announcement of batch) this.deliver(...announcement);
     } catch {
       // Somebody else's, or of a version that says it otherwise: whatever it was is looked up.
       this.gap();

@@ -42,8 +42,8 @@ export abstract class Database {
   /** Whether other processes may serve the same database. */
   abstract readonly isShared: boolean;
 
-  /** Whether announcements of other replicas arrive. While they don't, what rests on them must not be relied upon. */
-  abstract get hearsOthers(): boolean;
+  /** True while announcements of other replicas arrive. If false, caches may be stale: look up, and poll. */
+  abstract get isListening(): boolean;
 
   /**
    * Does something that only one replica may do at a time; it goes on when the connection that stands for it is lost, so

@@ -5,7 +5,7 @@ import { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
 import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
-import { Announcements, publish } from './announcements';
+import { Announcements, CHANNEL, publish } from './announcements';
 import { Database } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
@@ -83,6 +83,8 @@ export class PostgresDatabase extends Database {
       target,
       (topic, message) => this.deliver(topic, message),
       () => this.gap(),
+      // By another connection: one that listens is told of its own notifications even if it hears no others.
+      (payload) => this.pool.query('SELECT pg_notify($1, $2)', [CHANNEL, payload]),
     );
     this.timer = setInterval(() => void this.lookAtClock().catch(() => undefined), CLOCK_MS).unref();
   }
@@ -187,8 +189,8 @@ export class PostgresDatabase extends Database {
     return this.inside.getStore() === true;
   }
 
-  get hearsOthers(): boolean {
-    return this.announcements.connected;
+  get isListening(): boolean {
+    return this.announcements.isListening;
   }
 
   exclusively(name: string, work: () => Promise<void>): Promise<boolean> {

@@ -139,7 +139,7 @@ export class SqliteDatabase extends Database {
   }
 
   /** There are no others. */
-  get hearsOthers(): boolean {
+  get isListening(): boolean {
     return true;
   }
 

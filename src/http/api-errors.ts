@@ -32,16 +32,10 @@ export class ErrorEnvelope {
 }
 
 /** What any route can answer, whatever it does. */
-const ALWAYS: readonly ErrorCode[] = ['ERR_BACKEND', 'ERR_UNAVAILABLE'];
+const ALWAYS: readonly ErrorCode[] = ['ERR_RATE_LIMITED', 'ERR_BACKEND', 'ERR_UNAVAILABLE'];
 
-/** What any route that needs credentials can answer: both are throttled, by agent or by address. */
-const GUARDED = [
-  'ERR_VALIDATION',
-  'ERR_UNAUTHORIZED',
-  'ERR_TOKEN_EXPIRED',
-  'ERR_FORBIDDEN',
-  'ERR_RATE_LIMITED',
-] as const;
+/** What any route that needs credentials can answer. */
+const GUARDED = ['ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_TOKEN_EXPIRED', 'ERR_FORBIDDEN'] as const;
 
 const RETRY_AFTER = {
   description: 'After how many seconds the same request may succeed.',

@@ -1,5 +1,4 @@
 import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetadata } from '@nestjs/common';
-import { RouteConfig } from '@nestjs/platform-fastify';
 import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
@@ -38,16 +37,20 @@ export interface Charge {
    * @throws ERR_RATE_LIMITED
    */
   success(tx: Transaction, of: 'new' | 'known'): (() => void) | Promise<() => void>;
-  /** Charges the caller's address for credentials that are wrong. @throws ERR_RATE_LIMITED */
+  /** Charges the caller's address for a credential that was looked up and is wrong. */
   failure(): void;
-  /** Called before credentials are looked up. @throws ERR_RATE_LIMITED the address has failed too often */
+  /** Called before a credential is looked up. @throws ERR_RATE_LIMITED the address has failed too often */
   beforeLookup(): void;
 }
 
-/** A request after the guards: who it is from, and how to charge what is charged by its outcome. */
+/** A request once it is admitted: who it is from, and how to charge what is charged by its outcome. */
 export interface ControlPlaneRequest extends FastifyRequest {
   agent?: AgentIdentity;
   operator?: OperatorIdentity;
+  /** What is counted by caller is counted under this: an agent, an operator's token, or an address. */
+  caller?: string;
+  /** Set by the onRequest hook, once the caller may use the route. */
+  admitted?: true;
   /** Set on routes whose quota is charged by outcome. */
   charge?: Charge;
 }
@@ -60,6 +63,30 @@ export const AGENT_PATHS = ['', 'v1/agents'];
 
 export const ACCESS = Symbol('access');
 export const QUOTA = Symbol('quota');
+export const BODY_LIMIT = Symbol('body-limit');
+export const SHED_FIRST = Symbol('shed-first');
+export const BULK_WRITE = Symbol('bulk-write');
+
+/** How large a body a route takes that does not say so, in bytes. */
+export const DEFAULT_BODY_LIMIT = 16 * 1024;
+/** A body of many ids or labels, in bytes. */
+export const MEDIUM_BODY = 64 * 1024;
+/** The largest body that a route can take, in bytes. */
+export const MAX_BODY = 4 * 1024 * 1024;
+
+/** What the decorators of a route say, for hooks that run before Nest sees the request. */
+export interface RouteDeclaration {
+  readonly access: Access;
+  readonly quota: QuotaRule | undefined;
+  readonly bodyLimit: number;
+  readonly shedFirst: boolean;
+  readonly bulkWrite: boolean;
+}
+
+/** What the route that a request goes to declares; undefined if no controller serves it. */
+export function declarationOf(request: FastifyRequest): RouteDeclaration | undefined {
+  return (request.routeOptions.config as { declared?: RouteDeclaration } | undefined)?.declared;
+}
 
 /** Anyone may call this route. */
 export const Public = () => SetMetadata(ACCESS, { kind: 'public' } satisfies Access);
@@ -106,36 +133,27 @@ export function Quota(
   return SetMetadata(QUOTA, { route, quota, by: options.by ?? 'agent' } satisfies QuotaRule);
 }
 
+/** Takes bodies of up to so many bytes, 4 MiB at most. A route without it takes 16 KiB. */
+export function BodyLimit(bytes: number): MethodDecorator {
+  if (!Number.isInteger(bytes) || bytes < 1 || bytes > MAX_BODY)
+    throw new Error(`@BodyLimit(${bytes}): the limit must be from 1 to ${MAX_BODY} bytes`);
+  return SetMetadata(BODY_LIMIT, bytes);
+}
+
 /** Under overload this route is turned away before the others: it takes on work, they finish it. */
-export const ShedFirst = () => routeConfig({ shedFirst: true });
+export const ShedFirst = () => SetMetadata(SHED_FIRST, true);
 
 /**
  * While the database's disk is nearly full this route answers 503: it stores much that can be sent again, and what an
  * operator does in an emergency needs the room.
  */
-export const BulkWrite = () => routeConfig({ bulkWrite: true });
+export const BulkWrite = () => SetMetadata(BULK_WRITE, true);
 
 /** Whether the route that a request goes to is marked so. */
-export function isBulkWrite(request: FastifyRequest): boolean {
-  return (request.routeOptions.config as { bulkWrite?: boolean }).bulkWrite === true;
-}
-
-const routeConfigs = new WeakMap<object, object>();
-
-/** As Nest's `RouteConfig`, which keeps only the last of several. */
-function routeConfig(part: object): MethodDecorator {
-  return (target, key, descriptor) => {
-    const handler = descriptor.value as object;
-    const config = { ...routeConfigs.get(handler), ...part };
-    routeConfigs.set(handler, config);
-    RouteConfig(config)(target, key, descriptor);
-  };
-}
+export const isBulkWrite = (request: FastifyRequest): boolean => declarationOf(request)?.bulkWrite === true;
 
 /** Whether the route that a request goes to is marked so. */
-export function isShedFirst(request: FastifyRequest): boolean {
-  return (request.routeOptions.config as { shedFirst?: boolean }).shedFirst === true;
-}
+export const isShedFirst = (request: FastifyRequest): boolean => declarationOf(request)?.shedFirst === true;
 
 const requestOf = (context: ExecutionContext) => context.switchToHttp().getRequest<ControlPlaneRequest>();
 

@@ -4,6 +4,9 @@ import { fail } from '../errors';
 /** How deep a body may nest. Nothing of the contract needs more than a few levels; observations may carry some. */
 export const MAX_DEPTH = 64;
 
+/** In a larger body it is not looked for which name is there twice, in bytes: that costs many times the parsing. */
+const MAX_SEARCHED = 64 * 1024;
+
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 const COLON = 0x3a;
@@ -25,8 +28,12 @@ export function parseJsonBody(body: Buffer): unknown {
   }
   const members = { count: 0 };
   inspect(value, [], members);
-  if (members.count !== countMembers(text)) {
-    throw fail('ERR_VALIDATION', { [findDuplicate(text)]: 'must not be there twice' });
+  if (members.count !== countMembers(body)) {
+    const name = body.length <= MAX_SEARCHED ? findDuplicate(text) : undefined;
+    throw fail(
+      'ERR_VALIDATION',
+      name === undefined ? { body: 'must not hold a name twice' } : { [name]: 'must not be there twice' },
+    );
   }
   return value;
 }
@@ -73,14 +80,14 @@ function nameOf(path: (string | number)[]): string {
   return path.length === 0 ? 'body' : path.join('.').toWellFormed().replaceAll('\0', '\ufffd').slice(0, 200);
 }
 
-/** Counts the members written in a text that is known to be JSON: its colons outside strings. */
-function countMembers(text: string): number {
+/** Counts the members written in a body that is known to be JSON: its colons outside strings. By bytes, which is quicker. */
+function countMembers(body: Buffer): number {
   let count = 0;
-  for (let i = 0; i < text.length; i++) {
-    const code = text.charCodeAt(i);
-    if (code === COLON) count++;
-    else if (code === QUOTE) {
-      for (i++; text.charCodeAt(i) !== QUOTE; i++) if (text.charCodeAt(i) === BACKSLASH) i++;
+  for (let i = 0; i < body.length; i++) {
+    const byte = body[i];
+    if (byte === COLON) count++;
+    else if (byte === QUOTE) {
+      for (i++; body[i] !== QUOTE; i++) if (body[i] === BACKSLASH) i++;
     }
   }
   return count;

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import fc from 'fast-check';
-import { hashToken, isWellFormed, mintToken, sameHash } from './tokens';
+import { hashSecret, hashToken, isHashOf, isWellFormed, mintToken, sameHash } from './tokens';
 
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
 
@@ -72,5 +72,17 @@ describe('tokens', () => {
     expect(sameHash(hash, hashToken('b'))).toBe(false);
     expect(sameHash(hash, '')).toBe(false);
     expect(sameHash('', '')).toBe(true);
+  });
+
+  it('that a person chose are stored salted, and are compared by what is stored', async () => {
+    const [first, second] = [
+      await hashSecret('a-secret-of-24-characters'),
+      await hashSecret('a-secret-of-24-characters'),
+    ];
+    expect(first).toMatch(/^scrypt\$[\w-]{22}\$[\w-]{43}$/);
+    expect(second).not.toBe(first);
+    expect(await isHashOf(first, 'a-secret-of-24-characters')).toBe(true);
+    expect(await isHashOf(first, 'a-secret-of-24-characterz')).toBe(false);
+    expect(await isHashOf(hashToken('a-secret-of-24-characters'), 'a-secret-of-24-characters')).toBe(false);
   });
 });

@@ -1,4 +1,4 @@
-import { hash, randomBytes, timingSafeEqual } from 'node:crypto';
+import { hash, randomBytes, scrypt, timingSafeEqual } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 
 /** Whose token it is: an agent's, an operator's, or one to enroll agents with. */
@@ -48,4 +48,25 @@ export function hashToken(token: string): string {
 /** Compares two hashes in a time that does not depend on where they differ. */
 export function sameHash(a: string, b: string): boolean {
   return a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b));
+}
+
+/** The cost: 32 MiB and about a fifth of a second of one core. Source: OWASP's Password Storage Cheat Sheet, scrypt. */
+const SCRYPT = { N: 2 ** 15, r: 8, p: 3, maxmem: 64 * 1024 * 1024 };
+const SLOW_HASH = /^scrypt\$([\w-]+)\$([\w-]+)$/;
+
+/**
+ * What is stored of a secret that a person chose, which can be guessed: `scrypt$salt$key`. It is worked out beside the event
+ * loop; a caller sees to it that strangers can't ask for many.
+ */
+export async function hashSecret(secret: string, salt = randomBytes(16)): Promise<string> {
+  const key = await new Promise<Buffer>((resolve, reject) => {
+    scrypt(secret, salt, 32, SCRYPT, (error, derived) => (error ? reject(error) : resolve(derived)));
+  });
+  return `scrypt$${salt.toString('base64url')}$${key.toString('base64url')}`;
+}
+
+/** Whether what is stored is of this secret. Takes as long as {@link hashSecret}. */
+export async function isHashOf(stored: string, secret: string): Promise<boolean> {
+  const salt = SLOW_HASH.exec(stored)?.[1];
+  return salt !== undefined && sameHash(stored, await hashSecret(secret, Buffer.from(salt, 'base64url')));
 }

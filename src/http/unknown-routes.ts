@@ -1,11 +1,15 @@
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { fail } from '../errors';
 
 /**
  * Answers paths that nobody serves with 404 and known paths with another method with 405 and `Allow`, before the body
  * is read. Call it before the routes are added: it learns them as they come.
+ * @param charge counts such a request against its sender; what it throws is answered instead
  */
-export function answerUnknownRoutes(http: FastifyInstance): void {
+export function answerUnknownRoutes(
+  http: FastifyInstance,
+  charge: (request: FastifyRequest, reply: FastifyReply) => void,
+): void {
   const methodsByPath = new Map<string, { pattern: RegExp; methods: Set<string> }>();
   http.addHook('onRoute', (route) => {
     let entry = methodsByPath.get(route.url);
@@ -20,6 +24,11 @@ export function answerUnknownRoutes(http: FastifyInstance): void {
     // `/v1/agents/claim` is a path of its own: a GET of it must not be taken for the agent named "claim".
     const exact = methodsByPath.get(path);
     if (!request.is404 && (!exact || exact.methods.has(request.method))) return done();
+    try {
+      charge(request, reply);
+    } catch (error) {
+      return done(error as Error);
+    }
     const allowed = new Set<string>(exact?.methods);
     if (!exact) {
       for (const { pattern, methods } of methodsByPath.values()) {

@@ -5,9 +5,12 @@ import {
   AGENT_PATHS,
   Agent,
   type AgentIdentity,
+  BodyLimit,
   CurrentAgent,
   HangUp,
   IdempotencyKey,
+  MAX_BODY,
+  MEDIUM_BODY,
   Quota,
   ShedFirst,
 } from '../http/decorators';
@@ -32,6 +35,7 @@ export class LeasesController {
   @HttpCode(200)
   @Agent()
   @Quota('claim', '12/minute', { burst: 6 })
+  @BodyLimit(MEDIUM_BODY)
   @ShedFirst()
   @ApiOperation({ summary: 'Claim tasks' })
   @ApiHeader({
@@ -55,6 +59,7 @@ export class LeasesController {
   @HttpCode(200)
   @Agent()
   @Quota('extend', '30/minute', { burst: 10 })
+  @BodyLimit(MEDIUM_BODY)
   @ApiOperation({ summary: 'Extend leases' })
   @ApiOkResponse({ type: ExtendResponse })
   @GuardedErrors()
@@ -67,6 +72,7 @@ export class LeasesController {
   @HttpCode(200)
   @Agent()
   @Quota('report', '12/minute', { burst: 6 })
+  @BodyLimit(MAX_BODY)
   @ApiOperation({ summary: 'Report observations' })
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()

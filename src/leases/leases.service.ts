@@ -340,7 +340,7 @@ export class LeasesService {
         }
         const leftMs = until - performance.now();
         // Where word of other replicas does not arrive, there is nothing to wait for but time.
-        const sleepMs = this.database.hearsOthers ? leftMs : Math.min(leftMs, POLL_MS);
+        const sleepMs = this.database.isListening ? leftMs : Math.min(leftMs, POLL_MS);
         if (
           !(await waiter.woken(sleepMs, hangUp)) &&
           (sleepMs === leftMs || hangUp.aborted || waiter.isReleased)

@@ -2,11 +2,13 @@ import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/com
 import { ApiCreatedResponse, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import {
+  BodyLimit,
   BulkWrite,
   CurrentOperator,
   HangUp,
   IdempotencyKey,
   IdInPath,
+  MAX_BODY,
   Operator,
   type OperatorIdentity,
   ShedFirst,
@@ -41,6 +43,7 @@ export class TasksController {
   @Operator('operator')
   @ShedFirst()
   @BulkWrite()
+  @BodyLimit(MAX_BODY)
   @ApiOperation({ summary: 'Enqueue tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',

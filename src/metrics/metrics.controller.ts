@@ -5,9 +5,11 @@ import {
   AGENT_PATHS,
   Agent,
   type AgentIdentity,
+  BodyLimit,
   BulkWrite,
   CurrentAgent,
   IdInPath,
+  MAX_BODY,
   Operator,
   Quota,
 } from '../http/decorators';
@@ -27,6 +29,7 @@ export class MetricsController {
   @Agent()
   @Quota('metrics', '60/minute', { burst: 10 })
   @BulkWrite()
+  @BodyLimit(MAX_BODY)
   @ApiOperation({ summary: 'Push metrics' })
   @ApiAcceptedResponse({ type: MetricsResponse })
   @GuardedErrors()

@@ -18,7 +18,7 @@ export class OperatorTokenEntity {
   @Column('text')
   origin!: 'setting' | 'file' | 'issued';
 
-  /** SHA-256 of the token, in hex. */
+  /** SHA-256 of the token, in hex; of one that a person chose, its slow hash: `scrypt$salt$key`. */
   @Column('text', { unique: true })
   token_hash!: string;
 

@@ -1,14 +1,16 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable, Logger, type OnModuleInit } from '@nestjs/common';
+import { LRUCache } from 'lru-cache';
 import { Clock, toTimestamp } from '../clock';
 import { CoalescedWrite } from '../database/coalesced-write';
 import { Database } from '../database/database';
 import { writePrivately } from '../database/private-file';
 import { RowCache } from '../database/row-cache';
-import type { Transaction } from '../database/statements';
+import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
-import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
+import { hashSecret, hashToken, isHashOf, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { adminTokenFile, SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
 import { AuditLog, PROCESS } from './audit-log';
@@ -19,16 +21,33 @@ import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenVie
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
 
+/** So many secrets that a person chose are known in memory once they were verified. */
+const MAX_VERIFIED = 100;
+/** A secret is compared with so many that are stored slowly hashed; there is one, or two while the setting changes. */
+const MAX_COMPARED = 5;
+/** So many wait for a slow hash to be worked out; one is at a time. */
+const MAX_VERIFYING = 16;
+/** A setting's secret has at least so many characters. */
+const MIN_SECRET = 24;
+/** How long a replica waits for another one that stores the setting's token, in milliseconds. */
+const STORING_MS = 50;
+
 /** A token's last use is recorded when the one on record is older than this, in milliseconds. */
 const USE_RECORDED_MS = 60_000;
 
 type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
+
+/** A token that the process stored itself. */
+type Bootstrap = Pick<OperatorTokenEntity, 'id' | 'revoked_at'>;
 
 /** Whoever may use the database's file may do anything: the command line, where no server runs. */
 const COMMAND_LINE: OperatorIdentity = { tokenId: 0, name: 'command line', role: 'admin', address: 'local' };
 
 /** A token that works at an instant, `$1`. */
 const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
+
+/** Has the form of a token that the program made, whatever its checksum. */
+const MISTYPED = /^dcpo_[0-9A-Za-z]{49}$/;
 
 /** Owns operator_tokens: who operates the control plane. */
 @Injectable()
@@ -39,10 +58,12 @@ export class OperatorsService implements OnModuleInit {
   private readonly uses: CoalescedWrite<number, undefined>;
   /** The hash of the command line's token; empty where it asked for none. */
   private commandLineHash = '';
-  /** The hash of the setting's token; empty where there is none. */
-  private readonly settingHash: string;
   /** The id of the setting's token, once it is stored. */
   private settingId: number | undefined;
+  /** Of a secret that a person chose, by its SHA-256, which is kept in memory only: the slow hash that is stored. */
+  private readonly verified = new LRUCache<string, string>({ max: MAX_VERIFIED });
+  private verifying = 0;
+  private lastVerified: Promise<unknown> = Promise.resolve();
 
   constructor(
     private readonly database: Database,
@@ -53,7 +74,6 @@ export class OperatorsService implements OnModuleInit {
   ) {
     this.tokens = new RowCache(database, 'operator-tokens', CACHED_TOKENS);
     this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
-    this.settingHash = settings.adminToken === undefined ? '' : hashToken(settings.adminToken);
   }
 
   /**
@@ -63,13 +83,14 @@ export class OperatorsService implements OnModuleInit {
    */
   async onModuleInit(): Promise<void> {
     if (!this.lifecycle.serves) return;
-    if (this.settingHash !== '') await this.admitSetting();
+    const { adminToken } = this.settings;
+    if (adminToken !== undefined) await this.admitSetting(adminToken);
     // Of replicas that start at once one makes it.
     await this.database.exclusively('first-admin', () => this.makeFirstAdmin());
   }
 
-  private async admitSetting(): Promise<void> {
-    const { id, revoked_at } = await this.storeBootstrap(this.settingHash, 'setting');
+  private async admitSetting(secret: string): Promise<void> {
+    const { id, revoked_at } = await this.storeSetting(secret);
     this.settingId = id;
     if (revoked_at !== null)
       this.logger.error(
@@ -107,35 +128,109 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /**
+   * Stores the setting's token. One that a person chose is stored as a slow hash, which is another each time it is made: of
+   * replicas that start at once one makes it, and the others find it.
+   */
+  private async storeSetting(secret: string): Promise<Bootstrap> {
+    if (isWellFormed('dcpo_', secret)) return this.storeBootstrap(hashToken(secret), 'setting');
+    let stored = await this.findChosen(secret);
+    while (stored === undefined) {
+      const isOurTurn = await this.database.exclusively('admin-setting', async () => {
+        stored = await this.findChosen(secret);
+        if (stored !== undefined) return;
+        const made = await hashSecret(secret);
+        await this.storeBootstrap(made, 'setting');
+        stored = made;
+      });
+      if (!isOurTurn) await sleep(STORING_MS);
+    }
+    this.verified.set(hashToken(secret), stored);
+    return this.storeBootstrap(stored, 'setting');
+  }
+
+  /** The slow hash that is stored of a secret, whether it works or not. */
+  private async findChosen(secret: string): Promise<string | undefined> {
+    for (const stored of await this.database.read((statements) => chosen(statements)))
+      if (await isHashOf(stored, secret)) return stored;
+    return undefined;
+  }
+
+  /**
    * Tells whose token this is. The look-up is by hash, so its time says nothing about the token.
    * @param address where the call comes from, for the audit log
-   * @param beforeLookup called before the database is read; may throw to prevent it
+   * @param beforeLookup called with the credential, and whether a slow hash may be needed, before the database is read for it;
+   *   may throw to prevent that
    * @throws ERR_UNAUTHORIZED unknown or withdrawn
    * @throws ERR_TOKEN_EXPIRED it was right once
+   * @throws ERR_UNAVAILABLE too many wait for a slow hash
    */
-  async authenticate(token: string, address: string, beforeLookup: () => void): Promise<OperatorIdentity> {
+  async authenticate(
+    token: string,
+    address: string,
+    beforeLookup: (credential: string, isCostly: boolean) => void,
+  ): Promise<OperatorIdentity> {
     const hash = hashToken(token);
     if (sameHash(this.commandLineHash, hash)) return COMMAND_LINE;
-    // A typo shows by its checksum. The setting's token can be any string, also one that looks like ours.
-    if (token.startsWith('dcpo_') && !isWellFormed('dcpo_', token) && !sameHash(this.settingHash, hash))
-      throw fail('ERR_UNAUTHORIZED');
-    let known = this.tokens.get(hash);
+    const key = this.verified.get(hash) ?? hash;
+    let known = this.tokens.get(key);
     if (!known) {
-      beforeLookup();
-      known = await this.tokens.load(hash, (statements) =>
-        statements.first<Known>(
-          `SELECT id, name, role, expires_at, last_used_at FROM operator_tokens
-           WHERE token_hash = $1 AND revoked_at IS NULL`,
-          hash,
-        ),
-      );
-      if (!known) throw fail('ERR_UNAUTHORIZED');
+      // A typo shows by its checksum. What a person chose can be any string, also one that looks like ours.
+      const isMinted = isWellFormed('dcpo_', token);
+      if (key === hash && !isMinted && (token.length < MIN_SECRET || MISTYPED.test(token)))
+        throw fail('ERR_UNAUTHORIZED');
+      // What was right a moment ago is no guess: the row is only too old to rely on.
+      if (!this.tokens.peek(key) && key === hash) beforeLookup(`operator:${hash}`, !isMinted);
+      const stored = key === hash && !isMinted ? await this.verify(token, hash) : key;
+      known = stored === undefined ? undefined : await this.lookUp(stored);
+      if (!known) {
+        // It was withdrawn: from now on it is a guess like any other.
+        this.verified.delete(hash);
+        throw fail('ERR_UNAUTHORIZED');
+      }
     }
     const now = this.clock.now();
     if (known.expires_at !== null && known.expires_at <= now)
       throw fail('ERR_TOKEN_EXPIRED', undefined, { message: 'The token has expired.' });
     if ((known.last_used_at ?? 0) <= now - USE_RECORDED_MS) this.recordUse(known, now);
     return { tokenId: known.id, name: known.name, role: known.role, address };
+  }
+
+  private lookUp(stored: string): Promise<Known | undefined> {
+    return this.tokens.load(stored, (statements) =>
+      statements.first<Known>(
+        `SELECT id, name, role, expires_at, last_used_at FROM operator_tokens
+         WHERE token_hash = $1 AND revoked_at IS NULL`,
+        stored,
+      ),
+    );
+  }
+
+  /**
+   * Finds the slow hash of a secret among those that work, and remembers it. Those that are known to be of another secret
+   * cost nothing: with the setting present, and after the first call without it, no guess makes the process work.
+   * @throws ERR_UNAVAILABLE too many wait already
+   */
+  private async verify(secret: string, hash: string): Promise<string | undefined> {
+    const rows = await this.database.read((statements) => chosen(statements, { works: true }));
+    const others = new Set(this.verified.values());
+    const candidates = rows.filter((stored) => !others.has(stored));
+    if (candidates.length === 0) return undefined;
+    if (this.verifying >= MAX_VERIFYING)
+      throw fail('ERR_UNAVAILABLE', { reason: 'verifying' }, { retryAfterMs: 1_000 });
+    this.verifying++;
+    // One after the other: each takes tens of megabytes and a thread that files are read by, too.
+    const turn = this.lastVerified.then(async () => {
+      for (const stored of candidates) if (await isHashOf(stored, secret)) return stored;
+      return undefined;
+    });
+    this.lastVerified = turn.catch(() => undefined);
+    try {
+      const stored = await turn;
+      if (stored !== undefined) this.verified.set(hash, stored);
+      return stored;
+    } finally {
+      this.verifying--;
+    }
   }
 
   /** Makes a token for the command line in this process. It is stored nowhere and ends with the process. */
@@ -262,10 +357,7 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /** Stores the token of the process's own making or setting; one that was withdrawn stays so. */
-  private storeBootstrap(
-    hash: string,
-    origin: 'setting' | 'file',
-  ): Promise<Pick<OperatorTokenEntity, 'id' | 'revoked_at'>> {
+  private storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<Bootstrap> {
     return this.database.write(async (tx) => {
       const known = await tx.first<OperatorTokenEntity>(
         'SELECT * FROM operator_tokens WHERE token_hash = $1',
@@ -274,7 +366,7 @@ export class OperatorsService implements OnModuleInit {
       if (known && known.revoked_at !== null) return known;
       if (known?.origin === origin && known.role === 'admin') return known;
       // Who sets a token that is stored already means that one, whatever it could do.
-      const [row] = await tx.rows<Pick<OperatorTokenEntity, 'id' | 'revoked_at'>>(
+      const [row] = await tx.rows<Bootstrap>(
         `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at) VALUES ($1, 'admin', $2, $3, $4)
          ON CONFLICT (token_hash) DO UPDATE SET name = excluded.name, role = excluded.role, origin = excluded.origin,
            expires_at = NULL
@@ -284,7 +376,7 @@ export class OperatorsService implements OnModuleInit {
         hash,
         tx.now,
       );
-      const stored = row as Pick<OperatorTokenEntity, 'id' | 'revoked_at'>;
+      const stored = row as Bootstrap;
       await this.audit.record(tx, PROCESS, {
         action: 'operator-token.create',
         subject: `operator-token/${stored.id}`,
@@ -294,6 +386,15 @@ export class OperatorsService implements OnModuleInit {
       return stored;
     });
   }
+}
+
+/** What is stored slowly hashed, newest first: all of it, or the newest few that work. */
+async function chosen(statements: Statements, { works } = { works: false }): Promise<string[]> {
+  const rows = await statements.rows<Pick<OperatorTokenEntity, 'token_hash'>>(
+    `SELECT token_hash FROM operator_tokens WHERE token_hash LIKE 'scrypt$%'
+     ${works ? 'AND revoked_at IS NULL' : ''} ORDER BY id DESC ${works ? `LIMIT ${MAX_COMPARED}` : ''}`,
+  );
+  return rows.map(({ token_hash: stored }) => stored);
 }
 
 function viewOf(row: OperatorTokenEntity): OperatorTokenView {

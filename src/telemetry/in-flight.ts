@@ -5,22 +5,15 @@ import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
 
-/** A body up to this size is always taken in: a heartbeat, a claim, a report of the usual size. In bytes. */
-const SMALL_BODY = 64 * 1024;
-/** How much the larger bodies of all requests that are not answered may come to, in bytes. */
-const MAX_LARGE_BODIES = 256 * 1024 * 1024;
-
 /**
  * Bounds how many requests are worked on at once. One counts from when its body is there until it is answered, so that
- * slow senders take nobody's place; a claim that waits for work costs next to nothing and counts apart. Large
- * bodies are bounded from when they are announced, for they are kept in memory before anyone knows who sends them.
+ * slow senders take nobody's place; a claim that waits for work costs next to nothing and counts apart.
  */
 @Injectable()
 export class InFlight {
   private readonly unanswered = new Set<ServerResponse>();
   private readonly connections = new Set<Socket>();
   private waiting = 0;
-  private largeBodies = 0;
 
   constructor(
     @Inject(SETTINGS) private readonly settings: Pick<Settings, 'maxInFlight' | 'maxWaitingClaims'>,
@@ -35,9 +28,7 @@ export class InFlight {
     function leave(this: ServerResponse): void {
       unanswered.delete(this);
     }
-    http.addHook('onRequest', (request, reply, done) => {
-      done(check(request) ?? this.announce(sizeOf(request, http.initialConfig.bodyLimit), reply.raw));
-    });
+    http.addHook('onRequest', (request, _reply, done) => done(check(request)));
     http.addHook('preValidation', (request, reply, done) => {
       // Again, for many may have been let in while their bodies were on the way.
       const refusal = check(request);
@@ -63,29 +54,11 @@ export class InFlight {
     };
   }
 
-  /** Counts a body until its request is answered. @returns why it can't be taken in */
-  private announce(size: number, response: ServerResponse): Error | undefined {
-    if (size <= SMALL_BODY) return undefined;
-    if (this.largeBodies + size > MAX_LARGE_BODIES) return tooMany();
-    this.largeBodies += size;
-    response.once('close', () => {
-      this.largeBodies -= size;
-    });
-    return undefined;
-  }
-
   /** Ends every connection on which there is nothing to answer: the idle ones, and who is slow to say what it wants. */
   hangUp(): void {
     const busy = new Set([...this.unanswered].map(({ socket }) => socket));
     for (const socket of this.connections) if (!busy.has(socket)) socket.destroy();
   }
-}
-
-/** How large a request says that its body is; at the most the limit, for what is beyond that is not taken in. */
-function sizeOf({ headers }: FastifyRequest, limit = 0): number {
-  if (headers['transfer-encoding'] !== undefined) return limit;
-  const length = Number(headers['content-length'] ?? 0);
-  return length <= limit ? length : 0;
 }
 
 const tooMany = () =>

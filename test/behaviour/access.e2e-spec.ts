@@ -1,10 +1,12 @@
+import crypto from 'node:crypto';
 import { existsSync, mkdtempSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
+import { Clock } from '../../src/clock';
 import type { SqlValue } from '../../src/database/statements';
 import type { Role } from '../../src/http/decorators';
-import { hashToken, mintToken } from '../../src/http/tokens';
+import { hashSecret, hashToken, mintToken } from '../../src/http/tokens';
 import {
   ADMIN_TOKEN,
   besideDatabase,
@@ -166,7 +168,21 @@ describe('an agent', () => {
     expect(await readsOf(() => heartbeat({ ...agent, auth_token: withTypo(agent.auth_token) }))).toBe(0);
     expect(await readsOf(() => heartbeat(agent))).toBe(1);
     expect(await readsOf(() => heartbeat(agent))).toBe(0);
-    expect(await readsOf(() => heartbeat({ ...agent, auth_token: strangersToken() }))).toBe(0);
+  });
+
+  it('costs one read with a wrong token, whether there is such an agent, known or not, or none', async () => {
+    await start();
+    const [known, unknown] = [await server.register('a'), await server.register('b')];
+    await heartbeat(known);
+    for (const id of [known.agent_id, unknown.agent_id, 999]) {
+      const wrong = { agent_id: id, auth_token: strangersToken() };
+      expect([id, await readsOf(() => heartbeat(wrong))]).toEqual([id, 1]);
+      // The same again is known to be wrong.
+      expect([id, await readsOf(() => heartbeat(wrong))]).toEqual([id, 0]);
+      const typo = { agent_id: id, auth_token: withTypo(strangersToken()) };
+      expect([id, await readsOf(() => heartbeat(typo))]).toEqual([id, 0]);
+    }
+    expect(await readsOf(() => heartbeat(known))).toBe(0);
   });
 
   it('is told that its token has expired, if it was the right one', async () => {
@@ -352,18 +368,22 @@ describe('POST /register in token mode', () => {
     expect((await register({}, { 'x-enrollment-token': ENROLLMENT })).status).toBe(200);
   });
 
-  it('charges wrong ones to the address', async () => {
+  it('charges those that were looked up to the address, and not those that are missing or no tokens of ours', async () => {
     await start({
       REGISTRATION: 'token',
       ENROLLMENT_TOKENS: ENROLLMENT,
       FAILED_AUTH_PER_IP: '30/1m,2',
     });
-    expect((await register({ hostname: 'a' })).status).toBe(401);
-    expect((await register({ hostname: 'a' })).status).toBe(401);
-    const third = await register({ hostname: 'a' });
-    expect([third.status, third.headers.get('retry-after')]).toEqual([429, '2']);
-    // Whoever has a token is not kept out by the others.
-    expect((await register({ hostname: 'a' }, { 'x-enrollment-token': ENROLLMENT })).status).toBe(200);
+    const withToken = (token: string) => register({ hostname: 'a' }, { 'x-enrollment-token': token });
+    for (let i = 0; i < 25; i++) {
+      expect((await register({ hostname: 'a' })).status).toBe(401);
+      expect((await withToken('wrong')).status).toBe(401);
+    }
+    // Two, and ten times as many of callers that have not failed.
+    for (let i = 0; i < 22; i++) expect((await withToken(mintToken('dcpe_'))).status).toBe(401);
+    const refused = await withToken(mintToken('dcpe_'));
+    expect([refused.status, refused.headers.get('retry-after')]).toEqual([429, '2']);
+    expect((await withToken(ENROLLMENT)).status).toBe(200);
   });
 });
 
@@ -435,9 +455,16 @@ describe('wrong credentials', () => {
       body: { agent_id: 1 },
     });
 
-  it('are let through 30 times a minute from one address', async () => {
+  /** Guesses for one agent until an address is told to wait. @returns how often it was let in */
+  const guesses = async (headers: Record<string, string> = {}): Promise<number> => {
+    let count = 0;
+    while ((await guess(headers)).status === 401) count++;
+    return count;
+  };
+
+  it('are looked up 30 times a minute from one address, and then 3 times for one agent', async () => {
     await start({ FAILED_AUTH_PER_IP: 'default' });
-    for (let i = 0; i < 30; i++) expect((await guess()).status).toBe(401);
+    expect(await guesses()).toBe(33);
     const refused = await guess();
     expect(refused.status).toBe(429);
     expect(refused.body).toMatchObject({ error: 'ERR_RATE_LIMITED', retryable: true });
@@ -447,46 +474,79 @@ describe('wrong credentials', () => {
     expect((await guess()).status).toBe(429);
   });
 
-  it('cost no read of the database once the address has nothing left, and known agents are not kept out', async () => {
-    await start({ FAILED_AUTH_PER_IP: '30/1m,3' });
-    const [known, unknown] = [await server.register('a'), await server.register('b')];
-    await heartbeat(known);
-    // Whatever is missing counts; the token of an operator too.
-    expect((await server.request('POST', '/heartbeat', { body: {} })).status).toBe(401);
-    expect((await server.request('GET', '/v1/agents')).status).toBe(401);
-    expect((await guess({ 'x-agent-id': '99' })).status).toBe(401);
+  it('are charged only if they cost a look-up: what is missing, malformed or mistyped is not', async () => {
+    await start({ FAILED_AUTH_PER_IP: '30/1m,1' });
+    const agent = await server.register('a');
+    const same = { 'x-agent-token': strangersToken() };
+    expect((await guess(same)).status).toBe(401);
+    for (let i = 0; i < 35; i++) {
+      expect((await server.request('POST', '/heartbeat', { body: {} })).status).toBe(401);
+      expect((await guess({ 'x-agent-id': 'one' })).status).toBe(400);
+      expect((await guess({ 'x-agent-token': withTypo(agent.auth_token) })).status).toBe(401);
+      expect((await server.request('GET', '/v1/agents')).status).toBe(401);
+      // Known to be wrong since it was looked up.
+      expect((await guess(same)).status).toBe(401);
+    }
+    expect(await readsOf(async () => expect((await heartbeat(agent)).status).toBe(200))).toBe(1);
+  });
 
+  it('are charged as calls of a stranger if they cost none', async () => {
+    await start({ QUOTA_PUBLIC: '60/1m,3' });
+    const agent = await server.register('a');
+    const missing = () => server.request('POST', '/heartbeat', { body: {} });
+    for (let i = 0; i < 3; i++) expect((await missing()).status).toBe(401);
+    const refused = await missing();
+    expect([refused.status, refused.body.details]).toEqual([429, { quota: 'public' }]);
+    expect((await server.request('GET', '/v1/agents')).status).toBe(429);
+    expect((await heartbeat(agent)).status).toBe(200);
+    expect((await server.operator('GET', '/v1/agents')).status).toBe(200);
+  });
+
+  it('keep no neighbour out that has not failed itself, and cost no read once nothing is left', async () => {
+    await start({ FAILED_AUTH_PER_IP: '30/1m,2' });
+    const [known, unknown] = [await server.register('a'), await server.register('b')];
+    const operator = await issue('viewer');
+    await heartbeat(known);
+    expect(await guesses({ 'x-agent-id': '99' })).toBe(5);
+    // Nobody knows yet that these are right.
+    expect((await heartbeat(unknown)).status).toBe(200);
+    expect((await server.request('GET', '/v1/agents', { headers: operator })).status).toBe(200);
+    // What is left of the twenty that there are beside: right ones cost none of them.
+    let left = 0;
+    while ((await guess({ 'x-agent-id': String(1_000 + left) })).status === 401) left++;
+    expect(left).toBe(17);
+    const cold = await server.register('c');
     expect(
       await readsOf(async () => {
         expect((await guess({ 'x-agent-id': '99' })).status).toBe(429);
         expect((await guess({ 'x-agent-id': String(known.agent_id) })).status).toBe(429);
         const headers = { authorization: `Bearer ${mintToken('dcpo_')}` };
         expect((await server.request('GET', '/v1/agents', { headers })).status).toBe(429);
-        // Nobody knows yet that this one is right; it must wait with the others.
-        expect((await heartbeat(unknown)).status).toBe(429);
+        expect((await heartbeat(cold)).status).toBe(429);
         expect((await heartbeat(known)).status).toBe(200);
+        expect((await heartbeat(unknown)).status).toBe(200);
       }),
     ).toBe(0);
     clock.advance(2_000);
-    expect((await heartbeat(unknown)).status).toBe(200);
+    expect((await heartbeat(cold)).status).toBe(200);
   });
 
   it('are counted by address: IPv6 by its /64', async () => {
     await start({ FAILED_AUTH_PER_IP: '30/1m,1', TRUST_PROXY: '127.0.0.1' });
-    const from = async (address: string) => (await guess({ 'x-forwarded-for': address })).status;
-    expect(await from('192.0.2.1')).toBe(401);
-    expect(await from('192.0.2.1')).toBe(429);
-    expect(await from('::ffff:192.0.2.1')).toBe(429);
-    expect(await from('192.0.2.2')).toBe(401);
-    expect(await from('2001:db8::1')).toBe(401);
-    expect(await from('2001:db8::ffff:2')).toBe(429);
-    expect(await from('2001:db8:0:1::1')).toBe(401);
+    const from = (address: string) => guesses({ 'x-forwarded-for': address });
+    expect(await from('192.0.2.1')).toBe(4);
+    expect(await from('192.0.2.1')).toBe(0);
+    expect(await from('::ffff:192.0.2.1')).toBe(0);
+    expect(await from('192.0.2.2')).toBe(4);
+    expect(await from('2001:db8::1')).toBe(4);
+    expect(await from('2001:db8::ffff:2')).toBe(0);
+    expect(await from('2001:db8:0:1::1')).toBe(4);
   });
 
-  it('do not hide behind a header where no proxy is trusted', async () => {
+  it('do not hide behind a header if no proxy is trusted', async () => {
     await start({ FAILED_AUTH_PER_IP: '30/1m,1' });
-    expect((await guess({ 'x-forwarded-for': '192.0.2.1' })).status).toBe(401);
-    expect((await guess({ 'x-forwarded-for': '192.0.2.2' })).status).toBe(429);
+    expect(await guesses({ 'x-forwarded-for': '192.0.2.1' })).toBe(4);
+    expect(await guesses({ 'x-forwarded-for': '192.0.2.2' })).toBe(0);
   });
 
   it('are not limited where the setting says so', async () => {
@@ -568,13 +628,14 @@ describe("an agent's quota", () => {
   it('counts what fails after it was admitted, and not what was never the caller', async () => {
     await start({ QUOTA_HEARTBEAT: 'default' });
     const [agent, other] = [await server.register('a'), await server.register('b')];
-    for (let i = 0; i < 5; i++) {
-      expect((await server.agent(agent, '/heartbeat', { agent_id: other.agent_id })).status).toBe(403);
+    for (let i = 0; i < 5; i++)
       expect((await heartbeat({ ...agent, auth_token: strangersToken() })).status).toBe(401);
-    }
-    for (let i = 0; i < 3; i++)
-      expect((await server.agent(agent, '/heartbeat', { colour: 'red' })).status).toBe(400);
+    // It is charged before the body is read, so before it is known whom that is for.
+    expect((await server.agent(agent, '/heartbeat', { agent_id: other.agent_id })).status).toBe(403);
+    for (let i = 0; i < 2; i++)
+      expect((await server.agent(agent, '/heartbeat', { config_status: 'applied' })).status).toBe(400);
     expect((await heartbeat(agent)).status).toBe(429);
+    expect((await heartbeat(other)).status).toBe(200);
   });
 
   it('follows its setting', async () => {
@@ -726,6 +787,59 @@ describe("the admin's token", () => {
     expect(await works('the-second-token-of-the-admin')).toBe(true);
   });
 
+  it('is known by its slow hash where the setting is not; that is worked out once, and strangers wait their turn', async () => {
+    const token = 'a-token-of-another-replica';
+    server = await TestServer.start(
+      { ADMIN_TOKEN: 'default', FAILED_AUTH_PER_IP: '30/1m,1' },
+      { folder, clock: new TestClock() },
+    );
+    const stored = await hashSecret(token);
+    await server.database.write((tx) =>
+      tx.run(
+        `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at) VALUES ('a', 'admin', 'setting', $1, 1)`,
+        stored,
+      ),
+    );
+    const slow = jest.spyOn(crypto, 'scrypt');
+    try {
+      // There is no reserve for what costs so much.
+      for (let i = 0; i < 40; i++) await works(`guess-of-at-least-24-chars-${i}`);
+      expect(slow).toHaveBeenCalledTimes(1);
+      expect(await works(token)).toBe(false);
+      (server.app.get(Clock) as TestClock).advance(2_000);
+      expect(await works(token)).toBe(true);
+      expect(slow).toHaveBeenCalledTimes(2);
+      expect(await works(token)).toBe(true);
+      (server.app.get(Clock) as TestClock).advance(2_000);
+      expect(await works('a-guess-that-costs-nothing-now')).toBe(false);
+      expect(slow).toHaveBeenCalledTimes(2);
+    } finally {
+      slow.mockRestore();
+    }
+  });
+
+  it('is stored slowly hashed, and worked out once for each process', async () => {
+    const token = 'the-first-token-of-the-admin';
+    server = await TestServer.start({ ADMIN_TOKEN: token }, { folder });
+    const [row] = await server.rows('SELECT token_hash FROM operator_tokens');
+    expect(row.token_hash).toMatch(/^scrypt\$[\w-]{22}\$[\w-]{43}$/);
+    expect(JSON.stringify(row)).not.toContain(hashToken(token));
+    // The setting is there: what it is not costs no slow hash, and what it is costs none.
+    const slow = jest.spyOn(crypto, 'scrypt');
+    try {
+      expect(await works(token)).toBe(true);
+      expect(await works('another-token-of-somebody')).toBe(false);
+      expect(slow).not.toHaveBeenCalled();
+    } finally {
+      slow.mockRestore();
+    }
+    await restart(token);
+    expect(await server.rows('SELECT id, token_hash FROM operator_tokens')).toEqual([
+      { id: expect.any(Number), token_hash: row.token_hash },
+    ]);
+    expect(await works(token)).toBe(true);
+  });
+
   it('may look like one of ours without being one', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'dcpo_not-made-by-this-program' }, { folder });
     expect(await works('dcpo_not-made-by-this-program')).toBe(true);
@@ -798,12 +912,69 @@ describe("the admin's token", () => {
 });
 
 describe('what is public', () => {
-  it('needs no credentials and charges nobody', async () => {
+  const get = (path: string, from?: string) =>
+    server.request('GET', path, { headers: from === undefined ? {} : { 'x-forwarded-for': from } });
+
+  it('needs no credentials and charges nobody if its quota is off', async () => {
     await start({ FAILED_AUTH_PER_IP: '30/1m,1' });
     for (const path of ['/healthz', '/readyz', '/docs', '/docs-json', '/docs-yaml']) {
-      const answer = await server.request('GET', path);
+      const answer = await get(path);
       expect([path, answer.status, answer.headers.has('ratelimit')]).toEqual([path, 200, false]);
     }
-    expect((await server.request('GET', '/v1/agents')).status).toBe(401);
+    expect((await get('/v1/agents')).status).toBe(401);
+  });
+
+  it('has one quota for each address over all of it, unknown paths and methods included', async () => {
+    await start({ QUOTA_PUBLIC: '60/1m,4', TRUST_PROXY: '127.0.0.1' });
+    const paths = ['/docs-json', '/.well-known/jwks.json', '/nobody-serves-this', '/claim'];
+    const statuses = [200, 200, 404, 405];
+    for (const [i, path] of paths.entries()) {
+      const answer = await get(path, '192.0.2.1');
+      expect([path, answer.status]).toEqual([path, statuses[i]]);
+      expect(answer.headers.get('ratelimit-policy')).toBe('"public";q=4;w=4');
+      expect(answer.headers.get('ratelimit')).toBe(`"public";r=${3 - i};t=1`);
+    }
+    for (const path of paths) {
+      const refused = await get(path, '192.0.2.1');
+      expect([path, refused.status, refused.headers.get('retry-after')]).toEqual([path, 429, '1']);
+    }
+    expect((await get('/docs-json', '192.0.2.2')).status).toBe(200);
+    // Whoever has credentials, or registers, is not counted there.
+    const { status } = await register({ hostname: 'a' }, { 'x-forwarded-for': '192.0.2.1' });
+    expect(status).toBe(200);
+    clock.advance(1_000);
+    expect((await get('/docs-json', '192.0.2.1')).status).toBe(200);
+  });
+
+  it('tells load balancers of its health, whatever else was asked; strangers have a quota for that too', async () => {
+    await start({ QUOTA_PUBLIC: '60/1m,2', TRUST_PROXY: '127.0.0.1' });
+    for (let i = 0; i < 3; i++) await get('/nobody-serves-this', '192.0.2.1');
+    expect((await get('/healthz', '192.0.2.1')).status).toBe(200);
+    expect((await get('/readyz', '192.0.2.1')).status).toBe(200);
+    expect((await get('/readyz', '192.0.2.1')).status).toBe(429);
+    for (let i = 0; i < 10; i++) expect((await get('/readyz')).status).toBe(200);
+  });
+});
+
+describe("an operator's quota", () => {
+  it('is of its token, and comes before its role and the body', async () => {
+    await start({ QUOTA_OPERATOR: '60/1m,2' });
+    const [viewer, other] = [await issue('viewer'), await issue('viewer')];
+    const enqueue = (headers: Record<string, string>) =>
+      server.request('POST', '/v1/tasks', { headers, body: '{' });
+    const list = (headers: Record<string, string>) => server.request('GET', '/v1/agents', { headers });
+    const answer = await list(viewer);
+    expect(answer.headers.get('ratelimit-policy')).toBe('"operator";q=2;w=2');
+    expect(answer.headers.get('ratelimit')).toBe('"operator";r=1;t=1');
+    expect((await enqueue(viewer)).status).toBe(403);
+    const refused = await list(viewer);
+    expect([refused.status, refused.headers.get('retry-after'), refused.body.details]).toEqual([
+      429,
+      '1',
+      { quota: 'operator' },
+    ]);
+    expect((await list(other)).status).toBe(200);
+    clock.advance(1_000);
+    expect((await list(viewer)).status).toBe(200);
   });
 });

@@ -279,6 +279,11 @@ describe('bad input', () => {
       ['a key twice', () => '{"agent_id":1,"agent_id":1,"capacities":{}}', 'agent_id'],
       ['a key twice, deep', () => observation('{"a":{"b":1,"b":2}}'), 'completed.0.observations.0.value.a.b'],
       [
+        'a key twice, in a body of more than 64 KiB: the name is not searched for',
+        () => `{"agent_id":1,"agent_id":1,"completed":[],"cancelled":[]${' '.repeat(65_536)}}`,
+        'body',
+      ],
+      [
         'a key twice, once escaped',
         () => observation('{"a":1,"\\u0061":2}'),
         'completed.0.observations.0.value.a',
@@ -337,10 +342,45 @@ describe('bad input', () => {
       expect(answer).toMatchObject({ status: 413, body: { error: 'ERR_VALIDATION', retryable: false } });
     });
 
+    it.each([
+      ['/register', 16],
+      ['/heartbeat', 16],
+      ['/claim', 64],
+      ['/extend', 64],
+      ['/v1/agents/claim', 64],
+      ['/v1/operator-tokens', 16],
+      ['/v1/enrollment-tokens', 64],
+      ['/report', 4_096],
+      ['/metrics', 4_096],
+      ['/v1/tasks', 4_096],
+      ['/v1/configs', 4_096],
+    ])('of more than %s takes: %i KiB', async (path, kib) => {
+      const send = (bytes: number) =>
+        server.request('POST', path, {
+          headers: {
+            ...credentialsOf(agent),
+            authorization: `Bearer ${ADMIN_TOKEN}`,
+            'content-type': 'application/json',
+          },
+          body: `{"${'x'.repeat(bytes - 6)}":1}`,
+        });
+      const refused = await send(kib * 1_024 + 1);
+      expect(refused).toMatchObject({
+        status: 413,
+        body: {
+          error: 'ERR_VALIDATION',
+          details: { body: `must not be larger than ${kib * 1_024} bytes` },
+        },
+      });
+      // Read to its end: the field is not known, or too long a name to be named.
+      expect((await send(kib * 1_024)).status).not.toBe(413);
+    });
+
     it('of more than 4 MiB, and lets the client read so that is still sending it', async () => {
       // In a process of its own, as agents are: in this one, client and server never work at the same time.
       const post = `fetch('${server.url}/claim', {
-        method: 'POST', headers: { 'content-type': 'application/json' }, body: ' '.repeat(32 * 1024 * 1024),
+        method: 'POST', body: ' '.repeat(32 * 1024 * 1024),
+        headers: ${JSON.stringify({ ...credentialsOf(agent), 'content-type': 'application/json' })},
       }).then(async (answer) => console.log(answer.status, await answer.text()))`;
       const { stdout } = await promisify(execFile)(process.execPath, ['-e', post]);
       expect(stdout).toMatch(/^413 .*"ERR_VALIDATION"/);

@@ -1,9 +1,8 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { Bodies } from '../../src/http/bodies';
 import { ClaimWaiters } from '../../src/leases/claim-waiters';
-import { InFlight } from '../../src/telemetry/in-flight';
-import { type Credentials, dnsTask, TestServer } from '../helpers/harness';
+import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
 const IDLE = 2_000;
 const SLOW = 200;
@@ -49,6 +48,12 @@ describe('slow and silent clients', () => {
     return opened;
   }
 
+  /** Waits until the bodies that have arrived take so much memory. */
+  async function held(least: number, below = Number.POSITIVE_INFINITY): Promise<void> {
+    const bodies = server.app.get(Bodies);
+    while (bodies.heldBytes < least || bodies.heldBytes >= below) await new Promise(setImmediate);
+  }
+
   /** All that is received until the other side ends it. */
   async function received(socket: Socket): Promise<string> {
     let text = '';
@@ -72,7 +77,7 @@ describe('slow and silent clients', () => {
     await start({ MAX_IN_FLIGHT: '5' });
     await open(IDLE);
     const headers = await open(SLOW, 'GET /healthz HTTP/1.1\r\nHost: a\r\n');
-    const length = await open(SLOW, `${BODY}content-length: 60000\r\n\r\n{`);
+    const length = await open(SLOW, `${BODY}content-length: 16000\r\n\r\n{`);
     const chunked = await open(50, `${BODY}transfer-encoding: chunked\r\n\r\n1\r\n{\r\n`);
     for (let i = 0; i < 5; i++) {
       for (const socket of headers) socket.write('X: y\r\n');
@@ -84,30 +89,102 @@ describe('slow and silent clients', () => {
     for (const socket of sockets) expect([socket.destroyed, socket.bytesRead]).toEqual([false, 0]);
   });
 
-  it('can not fill the memory with bodies: beyond 256 MiB only small ones are taken in', async () => {
+  it('can not fill the memory with bodies that they never finish: an address has 2 MiB, and agents have their own', async () => {
     await start({});
-    const report = (value: string) => {
-      const completed = [{ lease_id: 999, observations: [{ name: 'a', value }] }];
-      return server.agent(agent, '/report', { completed, cancelled: [] });
-    };
-    const large = 'x'.repeat(100_000);
-    expect((await report(large)).status).toBe(200);
-    // A body without a length may be as large as the limit.
-    const chunked = await open(63, `${BODY}transfer-encoding: chunked\r\n\r\n1\r\n{\r\n`);
-    await open(1, `${BODY}content-length: ${4 * 1024 * 1024}\r\n\r\n{`);
-    // Until the last of them has arrived; a report meanwhile could take its place.
-    const inFlight = server.app.get(InFlight);
-    while (Reflect.get(inFlight, 'largeBodies') < 64 * 4 * 1024 * 1024) await sleep(10);
-    const refused = await report(large);
-    expect(refused).toMatchObject({ status: 503, body: { error: 'ERR_UNAVAILABLE', retryable: true } });
+    const almost = `${BODY}content-length: 16000\r\n\r\n${' '.repeat(15_999)}`;
+    const strangers = await open(131, almost);
+    const body = `{}${' '.repeat(3_000)}`;
+    const register = async () =>
+      (await server.request('POST', '/register', { headers: { 'content-type': 'application/json' }, body }))
+        .status;
+    await held(131 * 15_999);
+    expect(await register()).toBe(503);
     await work();
-    // What is refused anyway, and what was hung up, takes nothing.
-    const [tooLarge] = await open(1, `${BODY}content-length: 99999999\r\n\r\n{`);
-    expect(String(await once(tooLarge as Socket, 'data'))).toMatch(/^HTTP\/1\.1 413 /);
-    chunked[0]?.destroy();
-    let taken = await report(large);
-    while (taken.status === 503) taken = await report(large);
-    expect(taken.status).toBe(200);
+    for (const socket of strangers) expect([socket.destroyed, socket.bytesRead]).toEqual([false, 0]);
+    // What was hung up takes nothing.
+    strangers[0]?.destroy();
+    await held(130 * 15_999, 131 * 15_999);
+    expect(await register()).toBe(200);
+  });
+
+  it("take nobody's place by what they only announce, nor by more than one caller may have", async () => {
+    await start({});
+    const other = await server.register('probe-2');
+    const report = (who: Credentials) => {
+      const completed = [{ lease_id: 999, observations: [{ name: 'a', value: 'x'.repeat(100_000) }] }];
+      return server.agent(who, '/report', { completed, cancelled: [] });
+    };
+    const head = `POST /report HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nx-agent-id: ${agent.agent_id}\r\nx-agent-token: ${agent.auth_token}\r\n`;
+    // As large as the limit by what they say: more than all that is held for everybody.
+    const slow = await open(100, `${head}transfer-encoding: chunked\r\n\r\n1\r\n{\r\n`);
+    await held(100);
+    expect((await report(agent)).status).toBe(200);
+    for (const socket of slow) socket.destroy();
+    await held(0, 1);
+    const size = 4 * 1024 * 1024;
+    await open(8, `${head}content-length: ${size}\r\n\r\n${' '.repeat(size - 1)}`);
+    await held(8 * (size - 1));
+    const mine = await report(agent);
+    expect(mine).toMatchObject({ status: 503, body: { error: 'ERR_UNAVAILABLE', retryable: true } });
+    expect((await report(other)).status).toBe(200);
+    await server.enqueue(dnsTask());
+  });
+
+  it('are refused before their body is read, asked for or parsed, unless they are known', async () => {
+    await start({ QUOTA_PUBLIC: '600/1m,3' });
+    const { hostname, port } = new URL(server.url);
+    const send = async (head: string, body: string) => {
+      const socket = connect(Number(port), hostname).on('error', () => undefined);
+      sockets.push(socket);
+      let text = '';
+      socket.on('data', (chunk) => {
+        text += chunk;
+      });
+      socket.write(
+        `POST /report HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n${head}\r\n${body}`,
+      );
+      while (!text.includes('}')) await once(socket, 'data');
+      return text;
+    };
+    const known = `x-agent-id: ${agent.agent_id}\r\nx-agent-token: ${agent.auth_token}\r\n`;
+    // Half a body: whoever waited for the rest would not answer.
+    expect(await send('content-length: 4000000\r\n', '{"agent_id"')).toMatch(/^HTTP\/1\.1 401 /);
+    expect(await send('transfer-encoding: chunked\r\n', '1\r\n{\r\n')).toMatch(/^HTTP\/1\.1 401 /);
+    const expecting = 'content-length: 24\r\nexpect: 100-continue\r\n';
+    expect(await send(expecting, '')).toMatch(/^HTTP\/1\.1 401 /);
+    // Those who say nothing of themselves have a quota, and others at the same address are not kept out by it.
+    expect(await send('content-length: 4000000\r\n', '{')).toMatch(/^HTTP\/1\.1 429 /);
+    const reply = connect(Number(port), hostname);
+    sockets.push(reply);
+    reply.write(
+      `POST /heartbeat HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n${known}${expecting}\r\n`,
+    );
+    expect(String(await once(reply, 'data'))).toBe('HTTP/1.1 100 Continue\r\n\r\n');
+    reply.write(`{"agent_id":${agent.agent_id}}`.padEnd(24));
+    expect(String(await once(reply, 'data'))).toMatch(/^HTTP\/1\.1 200 /);
+  });
+
+  it('that send what can not be read are turned away before it is read, and nobody else is', async () => {
+    await start({ PARSE_FAILURES: '60/1m,2' });
+    const other = await server.register('probe-2');
+    const send = (who: Credentials, body: string) =>
+      server.request('POST', '/report', {
+        headers: { ...credentialsOf(who), 'content-type': 'application/json' },
+        body,
+      });
+    expect((await send(agent, '{')).status).toBe(400);
+    expect((await send(agent, '{"a":1,"a":2}')).status).toBe(400);
+    const refused = await send(agent, `{"agent_id":${agent.agent_id},"completed":[],"cancelled":[]}`);
+    expect(refused).toMatchObject({ status: 429, body: { details: { quota: 'parse-failures' } } });
+    expect(refused.headers.get('retry-after')).toBe('1');
+    expect((await send(other, `{"agent_id":${other.agent_id},"completed":[],"cancelled":[]}`)).status).toBe(
+      200,
+    );
+    const register = (body: string) =>
+      server.request('POST', '/register', { headers: { 'content-type': 'application/json' }, body });
+    expect((await register('[')).status).toBe(400);
+    expect((await register('[')).status).toBe(400);
+    expect((await register('{}')).status).toBe(429);
   });
 
   it('are told that it took too long, and the connection ends', async () => {

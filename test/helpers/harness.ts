@@ -10,8 +10,8 @@ import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
 import { PostgresDatabases } from './postgres-databases';
 
-/** The operator's token that every test's server knows. */
-export const ADMIN_TOKEN = 'an-admin-token-for-tests-only';
+/** The operator's token that every test's server knows. As one that was minted: a slow hash would slow every start. */
+export const ADMIN_TOKEN = 'dcpo_HJQeijoq4qFnjlYGZmrlSuVgk6zCcJaJUn7SLiTOqun3Vz151';
 
 /** The environment of a process that a test starts: no settings, and what was compiled once is not compiled again. */
 export const CHILD_ENV = {
@@ -108,12 +108,22 @@ export class TestServer {
     { folder: given, ...replacements }: Replacements & { folder?: string } = {},
   ): Promise<TestServer> {
     const folder = given ?? mkdtempSync(join(tmpdir(), 'control-plane-'));
-    const quotas = ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG'].map(
-      (route) => `QUOTA_${route}`,
-    );
+    const quotas = [
+      'REGISTER',
+      'HEARTBEAT',
+      'CLAIM',
+      'EXTEND',
+      'REPORT',
+      'METRICS',
+      'CONFIG',
+      'PUBLIC',
+      'OPERATOR',
+    ].map((route) => `QUOTA_${route}`);
     const named: Record<string, string> = {
       ...Object.fromEntries(
-        [...quotas, 'REGISTER_PER_IP', 'REGISTER_TOTAL', 'FAILED_AUTH_PER_IP'].map((name) => [name, 'off']),
+        [...quotas, 'REGISTER_PER_IP', 'REGISTER_TOTAL', 'FAILED_AUTH_PER_IP', 'PARSE_FAILURES'].map(
+          (name) => [name, 'off'],
+        ),
       ),
       DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,

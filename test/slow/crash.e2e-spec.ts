@@ -43,10 +43,9 @@ class ServerProcess {
         CONTROL_PLANE_DRAIN_MS: '0',
         CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
         ...Object.fromEntries(
-          ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'].map((route) => [
-            `CONTROL_PLANE_QUOTA_${route}`,
-            'off',
-          ]),
+          ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'PUBLIC', 'OPERATOR'].map(
+            (route) => [`CONTROL_PLANE_QUOTA_${route}`, 'off'],
+          ),
         ),
         ...env,
       },

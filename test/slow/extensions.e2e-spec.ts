@@ -53,7 +53,10 @@ function run(folder: string, file: string, args: string[], env: Record<string, s
       CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
       CONTROL_PLANE_DATABASE_URL: databases.get(folder),
       ...Object.fromEntries(
-        ['REGISTER', 'CLAIM', 'REPORT'].map((route) => [`CONTROL_PLANE_QUOTA_${route}`, 'off']),
+        ['REGISTER', 'CLAIM', 'REPORT', 'PUBLIC', 'OPERATOR'].map((route) => [
+          `CONTROL_PLANE_QUOTA_${route}`,
+          'off',
+        ]),
       ),
       ...env,
     },

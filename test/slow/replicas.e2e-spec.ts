@@ -258,10 +258,9 @@ class Replica {
               REGISTER_PER_IP: 'off',
               REGISTER_TOTAL: 'off',
               ...Object.fromEntries(
-                ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'].map((route) => [
-                  `QUOTA_${route}`,
-                  'off',
-                ]),
+                ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'PUBLIC', 'OPERATOR'].map(
+                  (route) => [`QUOTA_${route}`, 'off'],
+                ),
               ),
               ...env,
             }).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),

@@ -126,6 +126,38 @@ onShared('replicas on one database', () => {
     expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
   });
 
+  it('refuse it within 5 s, also where what is announced is lost without a trace', async () => {
+    const { body } = await first.operator('POST', '/v1/operator-tokens', { name: 'a', role: 'viewer' });
+    const agent = await first.register('probe');
+    const read = () =>
+      second.request('GET', '/v1/tasks', { headers: { authorization: `Bearer ${body.token}` } });
+    const config = () => second.request('GET', '/config', { headers: credentialsOf(agent) });
+    const announcements = Reflect.get(second.database, 'announcements');
+    const hear = announcements.hear.bind(announcements);
+    const spy = jest.spyOn(announcements, 'hear').mockImplementation((payload) => {
+      if (String(payload).includes(announcements.id)) hear(payload);
+    });
+    try {
+      expect([(await read()).status, (await config()).status]).toEqual([200, 404]);
+      await first.operator('DELETE', `/v1/operator-tokens/${body.id}`);
+      await first.operator('POST', `/v1/agents/${agent.agent_id}/revoke`);
+      expect(second.database.isListening).toBe(true);
+      expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+      expect((await until(config, ({ status }) => status === 403)).status).toBe(403);
+    } finally {
+      spy.mockRestore();
+    }
+  });
+
+  it('do not count as listening once their LISTEN is gone, though its connection answers, and listen again', async () => {
+    const listening = async () => second.database.isListening;
+    expect(await until(listening, (is) => is)).toBe(true);
+    const client = Reflect.get(Reflect.get(second.database, 'announcements'), 'client');
+    await client.query('UNLISTEN *');
+    expect(await until(listening, (is) => !is)).toBe(false);
+    expect(await until(listening, (is) => is)).toBe(true);
+  });
+
   it('keep an admin’s token that another started without, until one withdraws it', async () => {
     const read = () => first.operator('GET', '/v1/tasks');
     const own = await read();

@@ -210,7 +210,7 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
     const taken = Promise.withResolvers<void>();
     const gate = Promise.withResolvers<void>();
     const undone = replica(0).database.write(async (tx) => {
-      const buckets = replica(0).app.get(QuotaBuckets, { strict: false });
+      const { hostnames: buckets } = replica(0).app.get(QuotaBuckets, { strict: false });
       expect(await buckets.take('register:host:b', quota, tx)).toMatchObject({ admitted: true });
       taken.resolve();
       await gate.promise;
