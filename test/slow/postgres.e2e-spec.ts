@@ -174,7 +174,7 @@ onShared('a server of PostgreSQL', () => {
         }));
         expect(said).toEqual({
           transaction_isolation: 'read committed',
-          lock_timeout: '5s',
+          lock_timeout: '9s',
           statement_timeout: '10s',
         });
         const holder = new pg.Client(url);
