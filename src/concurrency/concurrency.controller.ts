@@ -13,7 +13,7 @@ export class ConcurrencyController {
   /** Lists the live windows. */
   @Get('windows')
   @Operator('viewer')
-  @ApiOperation({ summary: 'List concurrency windows' })
+  @ApiOperation({ operationId: 'listConcurrencyWindows', summary: 'List concurrency windows' })
   @ApiOkResponse({ type: WindowPage })
   @GuardedErrors()
   windows(@Query() query: WindowsQuery): Promise<WindowPage> {
@@ -23,7 +23,7 @@ export class ConcurrencyController {
   /** Sets ceilings; tasks over a ceiling wait until a slot frees. */
   @Put('limits')
   @Operator('operator')
-  @ApiOperation({ summary: 'Set ceilings on windows' })
+  @ApiOperation({ operationId: 'setConcurrencyLimits', summary: 'Set ceilings on windows' })
   @ApiOkResponse({ type: SetLimitsResponse })
   @GuardedErrors()
   async setLimits(

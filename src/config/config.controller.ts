@@ -53,7 +53,7 @@ export class ConfigController {
   @Get('config')
   @Agent()
   @Quota('config', '6/h', { burst: 2 })
-  @ApiOperation({ summary: 'Fetch the configuration' })
+  @ApiOperation({ operationId: 'fetchConfig', summary: 'Fetch the configuration' })
   @ApiHeader({
     name: 'If-None-Match',
     required: false,
@@ -80,7 +80,7 @@ export class ConfigController {
   }
 }
 
-const RevisionInPath = () => ApiParam({ name: 'revision', example: 'a3f1c2d4e5b60718' });
+const RevisionInPath = () => ApiParam({ name: 'revision' });
 
 const RepeatableByKey = () =>
   ApiHeader({
@@ -99,7 +99,7 @@ export class ConfigsController {
   @Post()
   @Operator('admin')
   @BulkWrite()
-  @ApiOperation({ summary: 'Publish a configuration' })
+  @ApiOperation({ operationId: 'publishConfig', summary: 'Publish a configuration' })
   @RepeatableByKey()
   @ApiCreatedResponse({ type: ConfigBundle })
   @GuardedErrors('ERR_CONFLICT')
@@ -114,7 +114,7 @@ export class ConfigsController {
   /** Lists what was published, newest first, with how far the roll-out of each is. */
   @Get()
   @Operator('viewer')
-  @ApiOperation({ summary: 'List configurations' })
+  @ApiOperation({ operationId: 'listConfigs', summary: 'List configurations' })
   @ApiOkResponse({ type: ConfigPage })
   @GuardedErrors()
   list(@Query() query: PageQuery): Promise<ConfigPage> {
@@ -125,7 +125,7 @@ export class ConfigsController {
   @Get(':revision')
   @Operator('viewer')
   @RevisionInPath()
-  @ApiOperation({ summary: 'Show a configuration' })
+  @ApiOperation({ operationId: 'getConfig', summary: 'Show a configuration' })
   @ApiOkResponse({ type: ConfigDetail })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('revision') revision: string): Promise<ConfigDetail> {
@@ -136,7 +136,7 @@ export class ConfigsController {
   @Get(':revision/diff')
   @Operator('viewer')
   @RevisionInPath()
-  @ApiOperation({ summary: 'Compare a configuration with the one before' })
+  @ApiOperation({ operationId: 'diffConfig', summary: 'Compare a configuration with the one before' })
   @ApiOkResponse({ type: ConfigDiff })
   @GuardedErrors('ERR_NOT_FOUND')
   diff(@Param('revision') revision: string): Promise<ConfigDiff> {
@@ -147,7 +147,7 @@ export class ConfigsController {
   @Post(':revision/rollback')
   @Operator('admin')
   @RevisionInPath()
-  @ApiOperation({ summary: 'Go back to a configuration' })
+  @ApiOperation({ operationId: 'rollBackConfig', summary: 'Go back to a configuration' })
   @RepeatableByKey()
   @ApiBody({ type: RollbackRequest, required: false })
   @ApiCreatedResponse({ type: ConfigBundle })
@@ -171,7 +171,7 @@ export class VerifyingKeysController {
   /** Lists the public keys that verify the signatures of configuration bundles. */
   @Get('jwks.json')
   @Public()
-  @ApiOperation({ summary: 'List the keys that verify configuration' })
+  @ApiOperation({ operationId: 'listVerificationKeys', summary: 'List the keys that verify configuration' })
   @ApiOkResponse({ type: VerifyingKeys })
   @ApiErrors()
   keys(): VerifyingKeys {

@@ -33,7 +33,7 @@ export class LeasesController {
   @Agent()
   @Quota('claim', '12/minute', { burst: 6 })
   @ShedFirst()
-  @ApiOperation({ summary: 'Claim tasks' })
+  @ApiOperation({ operationId: 'claimTasks', summary: 'Claim tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
@@ -55,7 +55,7 @@ export class LeasesController {
   @HttpCode(200)
   @Agent()
   @Quota('extend', '30/minute', { burst: 10 })
-  @ApiOperation({ summary: 'Extend leases' })
+  @ApiOperation({ operationId: 'extendLeases', summary: 'Extend leases' })
   @ApiOkResponse({ type: ExtendResponse })
   @GuardedErrors()
   extend(@CurrentAgent() agent: AgentIdentity, @Body() body: ExtendRequest): Promise<ExtendResponse> {
@@ -67,7 +67,7 @@ export class LeasesController {
   @HttpCode(200)
   @Agent()
   @Quota('report', '12/minute', { burst: 6 })
-  @ApiOperation({ summary: 'Report observations' })
+  @ApiOperation({ operationId: 'reportLeases', summary: 'Report observations' })
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()
   report(@CurrentAgent() agent: AgentIdentity, @Body() body: ReportRequest): Promise<ReportResponse> {

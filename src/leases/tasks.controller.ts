@@ -1,5 +1,12 @@
 import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
-import { ApiCreatedResponse, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import {
+  ApiCreatedResponse,
+  ApiExtension,
+  ApiHeader,
+  ApiOkResponse,
+  ApiOperation,
+  ApiTags,
+} from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import {
   BulkWrite,
@@ -41,7 +48,8 @@ export class TasksController {
   @Operator('operator')
   @ShedFirst()
   @BulkWrite()
-  @ApiOperation({ summary: 'Enqueue tasks' })
+  @ApiExtension('x-changes-fleet', false)
+  @ApiOperation({ operationId: 'enqueueTasks', summary: 'Enqueue tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
@@ -60,7 +68,7 @@ export class TasksController {
   /** Lists tasks, newest first. */
   @Get()
   @Operator('viewer')
-  @ApiOperation({ summary: 'List tasks' })
+  @ApiOperation({ operationId: 'listTasks', summary: 'List tasks' })
   @ApiOkResponse({ type: TaskPage })
   @GuardedErrors()
   list(@Query() query: TasksQuery): Promise<TaskPage> {
@@ -70,7 +78,7 @@ export class TasksController {
   /** How many tasks of each kind are in each state, and how old the oldest is. */
   @Get('stats')
   @Operator('viewer')
-  @ApiOperation({ summary: 'Show the depth of the queue' })
+  @ApiOperation({ operationId: 'getTaskStats', summary: 'Show the depth of the queue' })
   @ApiOkResponse({ type: TaskStats })
   @GuardedErrors()
   stats(): Promise<TaskStats> {
@@ -81,7 +89,7 @@ export class TasksController {
   @Get(':id')
   @Operator('viewer')
   @IdInPath()
-  @ApiOperation({ summary: 'Show a task' })
+  @ApiOperation({ operationId: 'getTask', summary: 'Show a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<TaskDetail> {
@@ -129,7 +137,7 @@ export class TasksController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Cancel a task' })
+  @ApiOperation({ operationId: 'cancelTask', summary: 'Cancel a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   cancel(
@@ -144,7 +152,7 @@ export class TasksController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Retry a task' })
+  @ApiOperation({ operationId: 'retryTask', summary: 'Retry a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   retry(

@@ -27,7 +27,7 @@ export class MetricsController {
   @Agent()
   @Quota('metrics', '60/minute', { burst: 10 })
   @BulkWrite()
-  @ApiOperation({ summary: 'Push metrics' })
+  @ApiOperation({ operationId: 'pushMetrics', summary: 'Push metrics' })
   @ApiAcceptedResponse({ type: MetricsResponse })
   @GuardedErrors()
   async push(@CurrentAgent() agent: AgentIdentity, @Body() body: MetricsRequest): Promise<MetricsResponse> {
@@ -45,7 +45,7 @@ export class AgentMetricsController {
   @Get(':id/metrics')
   @Operator('viewer')
   @IdInPath()
-  @ApiOperation({ summary: "List an agent's metrics" })
+  @ApiOperation({ operationId: 'listAgentMetrics', summary: "List an agent's metrics" })
   @ApiOkResponse({ type: MetricsPage })
   @GuardedErrors('ERR_NOT_FOUND')
   list(@Param('id', IdParam) id: number, @Query() query: MetricsQuery): Promise<MetricsPage> {
