@@ -1,23 +1,25 @@
 import 'reflect-metadata';
 import { randomUUID } from 'node:crypto';
-import type { IncomingMessage } from 'node:http';
+import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http';
+import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { NestFactory } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions } from 'fastify';
 import type { Logger } from 'pino';
 import { AppModule, ENTITIES } from './app.module';
 import type { Database } from './database/database';
 import { openDatabase } from './database/open-database';
 import type { DatabaseReplacements } from './database/sqlite-database';
 import { blame, loadExtensions } from './extensions';
+import { AnswerLimits } from './http/answer-limits';
 import { isBulkWrite, isShedFirst } from './http/decorators';
-import { answerUnreadable, ErrorFilter } from './http/error-filter';
+import { mountDocumentation } from './http/documentation';
+import { ErrorFilter } from './http/error-filter';
 import { parseJsonBody } from './http/json-body';
-import { mountDocs } from './http/openapi';
+import { answerUnreadable, checkProtocol, refuseEncoded } from './http/protocol-checks';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { ServerProof } from './http/server-proof';
-import { refuseEncoded, refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { JobRunner } from './scheduling/job-runner';
@@ -46,6 +48,8 @@ export interface ControlPlane {
   readonly app: NestFastifyApplication;
   readonly database: Database;
   readonly logger: Logger;
+  /** What answers cost that are being sent. */
+  readonly answers: AnswerLimits;
   /** Leaves the file by which the command line of this machine finds this server; once it listens. */
   announce(): void;
   /**
@@ -78,6 +82,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const { clock } = database;
   const overload = new Overload(settings, database);
   const requestLog = new RequestLog(logger, settings.logRequests);
+  const answers = new AnswerLimits(settings, logger);
   try {
     if (await settleRestore(database))
       logger.warn('started on a backup; its ids go on beyond all given since');
@@ -92,8 +97,11 @@ export async function createApp(settings: Settings, replacements: Replacements =
       connectionTimeout: CONNECTION_TIMEOUT_MS,
       keepAliveTimeout: KEEP_ALIVE_MS,
       requestTimeout: settings.requestTimeoutMs,
-      clientErrorHandler: answerUnreadable,
-      // Node would refuse a request without a host in a body of its own; see refuseUnfit.
+      clientErrorHandler: (error: NodeJS.ErrnoException, socket: Socket) =>
+        answerUnreadable(error, socket, answers),
+      serverFactory: (handler: RequestListener, options: FastifyServerOptions) =>
+        createHttpServer(answers.guard(handler), options),
+      // Node would refuse a request without a host in a body of its own; see checkProtocol.
       http: {
         requireHostHeader: false,
         headersTimeout: Math.min(HEADERS_TIMEOUT_MS, settings.requestTimeoutMs),
@@ -106,15 +114,10 @@ export async function createApp(settings: Settings, replacements: Replacements =
     http.server.maxConnections = settings.maxConnections;
     secureAnswers(http);
     requestLog.attach(http);
-    http.addHook('onSend', (_request, reply, _payload, done) => {
-      // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive.
-      if (lifecycle.draining) reply.header('connection', 'close');
-      // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
-      else reply.removeHeader('connection');
-      done();
-    });
+    sayWhetherKept(http, lifecycle);
+    answers.account(http);
     const proof = new ServerProof(http);
-    refuseUnfit(http);
+    checkProtocol(http, answers);
     answerUnknownRoutes(http);
     const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
     overload.guard(http, isShedFirst, isHealth);
@@ -140,7 +143,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     if (!lifecycle.serves) await app.get(JobRunner).stop();
     try {
-      mountDocs(app);
+      if (settings.docs) mountDocumentation(app);
       await app.init();
       await http.ready();
     } catch (error) {
@@ -170,14 +173,39 @@ export async function createApp(settings: Settings, replacements: Replacements =
       await app.close();
       clearTimeout(grace);
       overload.close();
+      answers.close();
       requestLog.close();
       await database.close();
     };
-    return { app, database, logger, announce, drain, stop };
+    return { app, database, logger, answers, announce, drain, stop };
   } catch (error) {
     overload.close();
+    answers.close();
     requestLog.close();
     await database.close();
     throw error instanceof SettingsError ? error : blame(error, extensions);
   }
+}
+
+/** Makes the one HTTP server. Fastify by itself binds a second one to the other addresses of `localhost`, without our limits. */
+function createHttpServer(handler: RequestListener, options: FastifyServerOptions): Server {
+  const { http, keepAliveTimeout, requestTimeout, connectionTimeout } = options as FastifyServerOptions & {
+    http: object;
+  };
+  const server = createServer(http, handler);
+  server.keepAliveTimeout = keepAliveTimeout as number;
+  server.requestTimeout = requestTimeout as number;
+  return server.setTimeout(connectionTimeout);
+}
+
+/** Says on each answer whether the connection is kept, and for HTTP/1.0 in words: its clients wait for the end otherwise. */
+function sayWhetherKept(http: FastifyInstance, lifecycle: Lifecycle): void {
+  http.addHook('onSend', ({ raw }, reply, _payload, done) => {
+    // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive.
+    if (lifecycle.draining || !reply.raw.shouldKeepAlive) reply.header('connection', 'close');
+    // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
+    else if (raw.httpVersion === '1.0' || reply.hasHeader('connection'))
+      reply.header('connection', 'keep-alive');
+    done();
+  });
 }
