@@ -1,10 +1,11 @@
 import 'reflect-metadata';
 import { randomUUID } from 'node:crypto';
-import type { IncomingMessage } from 'node:http';
+import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http';
+import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { NestFactory } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
-import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOptions } from 'fastify';
 import type { Logger } from 'pino';
 import { Admission } from './access/admission';
 import { DeclaredRoutes } from './access/declared-routes';
@@ -14,13 +15,14 @@ import type { Database } from './database/database';
 import { openDatabase } from './database/open-database';
 import type { DatabaseReplacements } from './database/sqlite-database';
 import { blame, loadExtensions } from './extensions';
+import { AnswerLimits } from './http/answer-limits';
 import { Bodies } from './http/bodies';
 import { isBulkWrite, isShedFirst, MAX_BODY } from './http/decorators';
-import { answerUnreadable, ErrorFilter } from './http/error-filter';
-import { mountDocs } from './http/openapi';
+import { mountDocumentation } from './http/documentation';
+import { ErrorFilter } from './http/error-filter';
+import { answerUnreadable, checkProtocol } from './http/protocol-checks';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { ServerProof } from './http/server-proof';
-import { refuseUnfit } from './http/unfit-requests';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { JobRunner } from './scheduling/job-runner';
@@ -48,8 +50,8 @@ export interface ControlPlane {
   readonly app: NestFastifyApplication;
   readonly database: Database;
   readonly logger: Logger;
-  /** Leaves the file by which the command line of this machine finds this server; once it listens. */
-  announce(): void;
+  /** What answers cost that are being sent. */
+  readonly answers: AnswerLimits;
   /**
    * Goes on serving for the time of the setting, so that nobody is sent here any more when it stops: readiness fails,
    * connections close with their next answer, and waiting claims are answered.
@@ -82,6 +84,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
   const { clock } = database;
   const overload = new Overload(settings, database);
   const requestLog = new RequestLog(logger, settings.logRequests);
+  const answers = new AnswerLimits(settings, logger);
   try {
     if (await settleRestore(database))
       logger.warn('started on a backup; its ids go on beyond all given since');
@@ -96,8 +99,11 @@ export async function createApp(settings: Settings, replacements: Replacements =
       connectionTimeout: CONNECTION_TIMEOUT_MS,
       keepAliveTimeout: KEEP_ALIVE_MS,
       requestTimeout: settings.requestTimeoutMs,
-      clientErrorHandler: answerUnreadable,
-      // Node would refuse a request without a host in a body of its own; see refuseUnfit.
+      clientErrorHandler: (error: NodeJS.ErrnoException, socket: Socket) =>
+        answerUnreadable(error, socket, answers),
+      serverFactory: (handler: RequestListener, options: FastifyServerOptions) =>
+        createHttpServer(answers.guard(handler), options),
+      // Node would refuse a request without a host in a body of its own; see checkProtocol.
       http: {
         requireHostHeader: false,
         maxHeaderSize: MAX_HEADERS,
@@ -111,15 +117,10 @@ export async function createApp(settings: Settings, replacements: Replacements =
     http.server.maxConnections = settings.maxConnections;
     secureAnswers(http);
     requestLog.attach(http);
-    http.addHook('onSend', (_request, reply, _payload, done) => {
-      // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive.
-      if (lifecycle.draining) reply.header('connection', 'close');
-      // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
-      else reply.removeHeader('connection');
-      done();
-    });
+    sayWhetherKept(http, lifecycle);
+    answers.account(http);
     const proof = new ServerProof(http);
-    refuseUnfit(http);
+    checkProtocol(http, answers);
     const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
@@ -144,7 +145,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     if (!lifecycle.serves) await app.get(JobRunner).stop();
     try {
       app.get(DeclaredRoutes).publish();
-      mountDocs(app);
+      if (settings.docs) mountDocumentation(app);
       await app.init();
       await http.ready();
     } catch (error) {
@@ -166,14 +167,6 @@ export async function createApp(settings: Settings, replacements: Replacements =
       // Cut short, it is over: not an error.
       await sleep(settings.drainMs, undefined, { signal: cut }).catch(() => undefined);
     };
-    const announce = (): void => {
-      const path = serverFile(settings.database);
-      try {
-        proof.publish(path);
-      } catch (error) {
-        logger.warn({ err: error, path }, 'the command line will not find this server by itself');
-      }
-    };
     const stop = async (): Promise<void> => {
       lifecycle.beginStop();
       proof.withdraw();
@@ -183,14 +176,39 @@ export async function createApp(settings: Settings, replacements: Replacements =
       clearTimeout(grace);
       bodies.close();
       overload.close();
+      answers.close();
       requestLog.close();
       await database.close();
     };
-    return { app, database, logger, announce, drain, stop };
+    return { app, database, logger, answers, announce, drain, stop };
   } catch (error) {
     overload.close();
+    answers.close();
     requestLog.close();
     await database.close();
     throw error instanceof SettingsError ? error : blame(error, extensions);
   }
+}
+
+/** Makes the one HTTP server. Fastify by itself binds a second one to the other addresses of `localhost`, without our limits. */
+function createHttpServer(handler: RequestListener, options: FastifyServerOptions): Server {
+  const { http, keepAliveTimeout, requestTimeout, connectionTimeout } = options as FastifyServerOptions & {
+    http: object;
+  };
+  const server = createServer(http, handler);
+  server.keepAliveTimeout = keepAliveTimeout as number;
+  server.requestTimeout = requestTimeout as number;
+  return server.setTimeout(connectionTimeout);
+}
+
+/** Says on each answer whether the connection is kept, and for HTTP/1.0 in words: its clients wait for the end otherwise. */
+function sayWhetherKept(http: FastifyInstance, lifecycle: Lifecycle): void {
+  http.addHook('onSend', ({ raw }, reply, _payload, done) => {
+    // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive.
+    if (lifecycle.draining || !reply.raw.shouldKeepAlive) reply.header('connection', 'close');
+    // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
+    else if (raw.httpVersion === '1.0' || reply.hasHeader('connection'))
+      reply.header('connection', 'keep-alive');
+    done();
+  });
 }

@@ -94,6 +94,12 @@ export interface Settings {
   readonly maxConnections: number;
   /** How long a request may take to arrive. */
   readonly requestTimeoutMs: number;
+  /** How long a client may take to read an answer, besides the time that its size gives. */
+  readonly answerTimeoutMs: number;
+  /** How many bytes of answers may wait for their clients. */
+  readonly maxAnswerBytes: number;
+  /** Whether the documentation is served: `/docs`, `/docs-json`, `/docs-yaml`. */
+  readonly docs: boolean;
   /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
   readonly signingKeyFile: string | undefined;
   /** Where the command line finds the server; undefined when nothing is said. Not the server's. */
@@ -376,6 +382,9 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     maxWaitingClaims: reader.integer('MAX_WAITING_CLAIMS', 100_000, 0, 1_000_000),
     maxConnections: reader.integer('MAX_CONNECTIONS', 150_000, 1, 1_000_000),
     requestTimeoutMs: reader.integer('REQUEST_TIMEOUT_MS', 30_000, 1_000, 600_000),
+    answerTimeoutMs: reader.integer('ANSWER_TIMEOUT_MS', 30_000, 1_000, 600_000),
+    maxAnswerBytes: reader.integer('MAX_ANSWER_BYTES', 256 * MIB, 32 * MIB, 65_536 * MIB),
+    docs: reader.choice('DOCS', 'on', ['on', 'off']) === 'on',
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
     url: readUrl(reader),
     token: readToken(reader),

@@ -37,7 +37,7 @@ export class AgentsController {
   @HttpCode(200)
   @Public()
   @Quota('register', '1/10m', { burst: 1, by: 'hostname' })
-  @ApiOperation({ summary: 'Register an agent' })
+  @ApiOperation({ operationId: 'registerAgent', summary: 'Register an agent' })
   @ApiHeader({
     name: 'X-Enrollment-Token',
     required: false,
@@ -82,7 +82,7 @@ export class AgentsController {
   @HttpCode(200)
   @Agent()
   @Quota('heartbeat', '6/minute', { burst: 3 })
-  @ApiOperation({ summary: 'Send a heartbeat' })
+  @ApiOperation({ operationId: 'sendHeartbeat', summary: 'Send a heartbeat' })
   @ApiOkResponse({ type: HeartbeatResponse })
   @GuardedErrors()
   heartbeat(

@@ -73,14 +73,14 @@ export class HeartbeatRequest {
     type: String,
     minLength: 1,
     maxLength: 64,
-    example: 'a3f1c2d4e5b60718',
+    example: null,
   })
   @IsOptional()
   @Matches(/^[\x21-\x7e]{1,64}$/, { message: 'must be 1 to 64 visible ASCII characters' })
   config_revision?: string | null;
 
   /** What came of it; goes with `config_revision`. */
-  @ApiProperty({ required: false, nullable: true, enum: CONFIG_STATUSES, example: 'applied' })
+  @ApiProperty({ required: false, nullable: true, enum: [...CONFIG_STATUSES, null], example: null })
   @IsOptional()
   @IsIn(CONFIG_STATUSES)
   config_status?: ConfigStatus | null;

@@ -31,7 +31,7 @@ export class EnrollmentController {
   @Operator('admin')
   @BodyLimit(MEDIUM_BODY)
   @Header('cache-control', 'no-store')
-  @ApiOperation({ summary: 'Create an enrollment token' })
+  @ApiOperation({ operationId: 'createEnrollmentToken', summary: 'Create an enrollment token' })
   @ApiCreatedResponse({ type: CreatedEnrollmentToken })
   @GuardedErrors()
   create(
@@ -44,7 +44,7 @@ export class EnrollmentController {
   /** Lists enrollment tokens, newest first; expired, used up and withdrawn ones too. */
   @Get()
   @Operator('admin')
-  @ApiOperation({ summary: 'List enrollment tokens' })
+  @ApiOperation({ operationId: 'listEnrollmentTokens', summary: 'List enrollment tokens' })
   @ApiOkResponse({ type: EnrollmentTokenPage })
   @GuardedErrors()
   list(@Query() query: PageQuery): Promise<EnrollmentTokenPage> {
@@ -56,7 +56,7 @@ export class EnrollmentController {
   @HttpCode(204)
   @Operator('admin')
   @IdInPath()
-  @ApiOperation({ summary: 'Withdraw an enrollment token' })
+  @ApiOperation({ operationId: 'withdrawEnrollmentToken', summary: 'Withdraw an enrollment token' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
   withdraw(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {

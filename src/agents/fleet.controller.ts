@@ -36,7 +36,7 @@ export class FleetController {
   /** Lists agents, newest first. */
   @Get()
   @Operator('viewer')
-  @ApiOperation({ summary: 'List agents' })
+  @ApiOperation({ operationId: 'listAgents', summary: 'List agents' })
   @ApiOkResponse({ type: AgentPage })
   @GuardedErrors()
   list(@Query() query: AgentsQuery): Promise<AgentPage> {
@@ -47,7 +47,7 @@ export class FleetController {
   @Get(':id')
   @Operator('viewer')
   @IdInPath()
-  @ApiOperation({ summary: 'Show an agent' })
+  @ApiOperation({ operationId: 'getAgent', summary: 'Show an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number): Promise<AgentView> {
@@ -59,7 +59,7 @@ export class FleetController {
   @Operator('operator')
   @BodyLimit(MEDIUM_BODY)
   @Header('cache-control', 'no-store')
-  @ApiOperation({ summary: 'Create an agent' })
+  @ApiOperation({ operationId: 'createAgent', summary: 'Create an agent' })
   @ApiCreatedResponse({ type: AgentCredentials })
   @GuardedErrors('ERR_CONFLICT')
   create(
@@ -74,7 +74,7 @@ export class FleetController {
   @Operator('operator')
   @BodyLimit(MEDIUM_BODY)
   @IdInPath()
-  @ApiOperation({ summary: 'Label an agent' })
+  @ApiOperation({ operationId: 'setAgentLabels', summary: 'Label an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND')
   setLabels(
@@ -91,7 +91,7 @@ export class FleetController {
   @Operator('operator')
   @Header('cache-control', 'no-store')
   @IdInPath()
-  @ApiOperation({ summary: "Change an agent's token" })
+  @ApiOperation({ operationId: 'rotateAgentToken', summary: "Change an agent's token" })
   @ApiOkResponse({ type: AgentCredentials })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   rotate(
@@ -107,7 +107,7 @@ export class FleetController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Disable an agent' })
+  @ApiOperation({ operationId: 'disableAgent', summary: 'Disable an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   disable(
@@ -122,7 +122,7 @@ export class FleetController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Enable an agent' })
+  @ApiOperation({ operationId: 'enableAgent', summary: 'Enable an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   enable(
@@ -137,7 +137,7 @@ export class FleetController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Drain an agent' })
+  @ApiOperation({ operationId: 'drainAgent', summary: 'Drain an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   drain(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<AgentView> {
@@ -149,7 +149,7 @@ export class FleetController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Revoke an agent' })
+  @ApiOperation({ operationId: 'revokeAgent', summary: 'Revoke an agent' })
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   revoke(
@@ -164,7 +164,7 @@ export class FleetController {
   @HttpCode(204)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Delete an agent' })
+  @ApiOperation({ operationId: 'deleteAgent', summary: 'Delete an agent' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
   remove(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {

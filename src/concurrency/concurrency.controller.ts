@@ -13,7 +13,7 @@ export class ConcurrencyController {
   /** Lists the live windows. */
   @Get('windows')
   @Operator('viewer')
-  @ApiOperation({ summary: 'List concurrency windows' })
+  @ApiOperation({ operationId: 'listConcurrencyWindows', summary: 'List concurrency windows' })
   @ApiOkResponse({ type: WindowPage })
   @GuardedErrors()
   windows(@Query() query: WindowsQuery): Promise<WindowPage> {
@@ -24,7 +24,7 @@ export class ConcurrencyController {
   @Put('limits')
   @Operator('operator')
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ summary: 'Set ceilings on windows' })
+  @ApiOperation({ operationId: 'setConcurrencyLimits', summary: 'Set ceilings on windows' })
   @ApiOkResponse({ type: SetLimitsResponse })
   @GuardedErrors()
   async setLimits(

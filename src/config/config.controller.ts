@@ -55,7 +55,7 @@ export class ConfigController {
   @Get('config')
   @Agent()
   @Quota('config', '6/h', { burst: 2 })
-  @ApiOperation({ summary: 'Fetch the configuration' })
+  @ApiOperation({ operationId: 'fetchConfig', summary: 'Fetch the configuration' })
   @ApiHeader({
     name: 'If-None-Match',
     required: false,
@@ -82,7 +82,7 @@ export class ConfigController {
   }
 }
 
-const RevisionInPath = () => ApiParam({ name: 'revision', example: 'a3f1c2d4e5b60718' });
+const RevisionInPath = () => ApiParam({ name: 'revision' });
 
 const RepeatableByKey = () =>
   ApiHeader({
@@ -102,7 +102,7 @@ export class ConfigsController {
   @Operator('admin')
   @BulkWrite()
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ summary: 'Publish a configuration' })
+  @ApiOperation({ operationId: 'publishConfig', summary: 'Publish a configuration' })
   @RepeatableByKey()
   @ApiCreatedResponse({ type: ConfigBundle })
   @GuardedErrors('ERR_CONFLICT')
@@ -117,7 +117,7 @@ export class ConfigsController {
   /** Lists what was published, newest first, with how far the roll-out of each is. */
   @Get()
   @Operator('viewer')
-  @ApiOperation({ summary: 'List configurations' })
+  @ApiOperation({ operationId: 'listConfigs', summary: 'List configurations' })
   @ApiOkResponse({ type: ConfigPage })
   @GuardedErrors()
   list(@Query() query: PageQuery): Promise<ConfigPage> {
@@ -128,7 +128,7 @@ export class ConfigsController {
   @Get(':revision')
   @Operator('viewer')
   @RevisionInPath()
-  @ApiOperation({ summary: 'Show a configuration' })
+  @ApiOperation({ operationId: 'getConfig', summary: 'Show a configuration' })
   @ApiOkResponse({ type: ConfigDetail })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('revision') revision: string): Promise<ConfigDetail> {
@@ -139,7 +139,7 @@ export class ConfigsController {
   @Get(':revision/diff')
   @Operator('viewer')
   @RevisionInPath()
-  @ApiOperation({ summary: 'Compare a configuration with the one before' })
+  @ApiOperation({ operationId: 'diffConfig', summary: 'Compare a configuration with the one before' })
   @ApiOkResponse({ type: ConfigDiff })
   @GuardedErrors('ERR_NOT_FOUND')
   diff(@Param('revision') revision: string): Promise<ConfigDiff> {
@@ -150,7 +150,7 @@ export class ConfigsController {
   @Post(':revision/rollback')
   @Operator('admin')
   @RevisionInPath()
-  @ApiOperation({ summary: 'Go back to a configuration' })
+  @ApiOperation({ operationId: 'rollBackConfig', summary: 'Go back to a configuration' })
   @RepeatableByKey()
   @ApiBody({ type: RollbackRequest, required: false })
   @ApiCreatedResponse({ type: ConfigBundle })
@@ -174,7 +174,7 @@ export class VerifyingKeysController {
   /** Lists the public keys that verify the signatures of configuration bundles. */
   @Get('jwks.json')
   @Public()
-  @ApiOperation({ summary: 'List the keys that verify configuration' })
+  @ApiOperation({ operationId: 'listVerificationKeys', summary: 'List the keys that verify configuration' })
   @ApiOkResponse({ type: VerifyingKeys })
   @ApiErrors()
   keys(): VerifyingKeys {

@@ -156,7 +156,8 @@ export class ConfigChange {
   @ApiProperty({
     required: false,
     anyOf: [
-      ...(['number', 'string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
+      { type: 'number', format: 'double', nullable: true },
+      ...(['string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
       { type: 'array', items: {}, nullable: true },
     ],
     example: '192.0.2.53',

@@ -3,7 +3,7 @@ import type { FastifyInstance } from 'fastify';
 import { type ApiError, fail } from '../errors';
 import { type ControlPlaneRequest, DEFAULT_BODY_LIMIT, declarationOf, MAX_BODY } from './decorators';
 import { parseJsonBody } from './json-body';
-import { refuseEncoded } from './unfit-requests';
+import { refuseEncoded } from './protocol-checks';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;

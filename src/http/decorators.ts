@@ -108,7 +108,7 @@ export const Operator = (role: Role) =>
   );
 
 /** Documents the `:id` of a path. */
-export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1, example: 1 } });
+export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1 } });
 
 /** What a route's quota is and what it is counted by. */
 export interface QuotaRule {

@@ -1,9 +1,7 @@
-import type { Socket } from 'node:net';
 import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, Logger } from '@nestjs/common';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ApiError, fail } from '../errors';
 import type { ErrorEnvelope } from './api-errors';
-import { API_HEADERS } from './security-headers';
 
 /** Fastify's own refusals, by code, in the catalogue's words. */
 const FASTIFY_ERRORS: Record<string, () => ApiError> = {
@@ -46,33 +44,6 @@ export function toEnvelope(error: ApiError): ErrorEnvelope {
   if (error.details) envelope.details = error.details;
   return envelope;
 }
-
-/** Answers what could not be read as HTTP, or did not arrive in time, on its bare socket; then the connection ends. */
-export function answerUnreadable(error: NodeJS.ErrnoException, socket: Socket): void {
-  if (!socket.writable || error.code === 'ECONNRESET') {
-    socket.destroy();
-    return;
-  }
-  const [status, text, problem] = UNREADABLE[error.code ?? ''] ?? [
-    400,
-    'Bad Request',
-    'is not HTTP that can be read',
-  ];
-  const body = JSON.stringify(toEnvelope(fail('ERR_VALIDATION', { request: problem }, { status })));
-  socket.end(
-    `HTTP/1.1 ${status} ${text}\r\nContent-Type: application/json; charset=utf-8\r\n${SECURITY}` +
-      `Content-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
-  );
-}
-
-const SECURITY = Object.entries(API_HEADERS)
-  .map(([name, value]) => `${name}: ${value}\r\n`)
-  .join('');
-
-const UNREADABLE: Record<string, [status: number, text: string, problem: string]> = {
-  HPE_HEADER_OVERFLOW: [431, 'Request Header Fields Too Large', 'has headers that are too large'],
-  ERR_HTTP_REQUEST_TIMEOUT: [408, 'Request Timeout', 'did not arrive in time'],
-};
 
 /** Headers that say when to try again. */
 export function retryHeaders(error: ApiError): Record<string, string> {

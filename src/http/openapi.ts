@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import {
   DocumentBuilder,
@@ -5,15 +6,14 @@ import {
   type OpenAPIObject,
   type OperationObject,
   type ParameterObject,
+  type ReferenceObject,
   type SchemaObject,
   SwaggerModule,
 } from '@nestjs/swagger';
-import { Clock, toTimestamp } from '../clock';
 import { ErrorEnvelope } from './api-errors';
 import { toApiError, toEnvelope } from './error-filter';
 
-/** The document's own version: it changes when the contract does. */
-const CONTRACT_VERSION = '1.0.0';
+const { version } = require(join(__dirname, '../../package.json')) as { version: string };
 
 /** Describes every route of the application. */
 export function describeApi(app: NestFastifyApplication): OpenAPIObject {
@@ -24,7 +24,9 @@ export function describeApi(app: NestFastifyApplication): OpenAPIObject {
         'configuration. Operators enqueue tasks and watch the fleet. Every agent path exists twice: at the root and ' +
         'under `/v1/agents`. Errors are always `{error, message, retryable, details?}`.',
     )
-    .setVersion(CONTRACT_VERSION)
+    .setVersion(version)
+    // Relative to the document, so that it is right behind a path prefix too.
+    .addServer('.', 'Where this document was fetched.')
     .addApiKey(
       { type: 'apiKey', in: 'header', name: 'X-Agent-Id', description: "The agent's id." },
       'agentId',
@@ -35,27 +37,50 @@ export function describeApi(app: NestFastifyApplication): OpenAPIObject {
     )
     .addBearerAuth({ type: 'http', scheme: 'bearer', description: "An operator's token." }, 'operator')
     .build();
-  const document = SwaggerModule.createDocument(app, config, {
-    operationIdFactory: (controller, method) => `${controller.replace(/Controller$/, '')}_${method}`,
-  });
-  for (const { get, post, put, delete: remove } of Object.values(document.paths)) {
-    for (const operation of [get, post, put, remove]) if (operation) refine(operation);
+  const document = SwaggerModule.createDocument(app, config, { operationIdFactory });
+  for (const [path, { get, post, put, delete: remove }] of Object.entries(document.paths)) {
+    for (const operation of [get, post, put, remove]) {
+      if (!operation) continue;
+      refine(operation, operation === get);
+      // An agent's path of the second place: the same operation, which needs a name of its own.
+      if (document.paths[path.replace(/^\/v1\/agents\//, '/')] && path.startsWith('/v1/agents/'))
+        operation.operationId += 'V1';
+    }
   }
+  typeNumbers(document);
+  addTaskExamples(document);
   return document;
 }
 
-/** What holds for every operation and stands above no route. */
-function refine(operation: OperationObject): void {
-  operation.parameters = (operation.parameters as ParameterObject[] | undefined)?.map(withoutExample);
-  if (operation.requestBody) operation.responses = { ...operation.responses, ...unfitBodies() };
+/** Names an operation that does not name itself: `list` of `DomainsController` is `listDomains`. */
+function operationIdFactory(controller: string, method: string): string {
+  return `${method.replace(/\[\d+\]$/, '')}${controller.replace(/Controller$/, '')}`;
 }
 
-/** The page fills examples in: with those of optional parameters, every list that is tried would be a filtered one. */
+/** What holds for every operation and stands above no route. */
+function refine(operation: OperationObject & { 'x-role'?: string }, isRead: boolean): void {
+  operation.parameters = (operation.parameters as ParameterObject[] | undefined)?.map(withoutExample);
+  if (operation.requestBody) operation.responses = { ...operation.responses, ...unfitBodies() };
+  // An operator's route names its role; an agent's is known by the headers that it needs.
+  operation['x-role'] ??= operation.security?.some((needed) => 'agentId' in needed) ? 'agent' : 'public';
+  const role = operation['x-role'];
+  operation.description = [operation.description, `**Role:** ${role}.`].filter(Boolean).join('\n\n');
+  // The page does not offer these until somebody asks for it. An operation can say otherwise.
+  if (!isRead && role !== 'agent' && role !== 'public') {
+    const marked = operation as { 'x-changes-fleet'?: boolean };
+    marked['x-changes-fleet'] ??= true;
+  }
+}
+
+/**
+ * The page fills examples in. With those of optional parameters every list would be a filtered one, with those of required
+ * ones somebody else's agent would be the one that is revoked.
+ */
 function withoutExample(parameter: ParameterObject): ParameterObject {
   const { example, ...schema } = parameter.schema as SchemaObject;
-  if (parameter.required || example === undefined) return parameter;
+  if (example === undefined) return parameter;
   const hint = schema.default === undefined && !schema.enum ? [`For example \`${example}\`.`] : [];
-  return { ...parameter, schema, description: [parameter.description, ...hint].join(' ') };
+  return { ...parameter, schema, description: [parameter.description, ...hint].filter(Boolean).join(' ') };
 }
 
 /** How a body is refused before any route sees it. */
@@ -79,19 +104,33 @@ function unfitBodies(): OperationObject['responses'] {
   );
 }
 
-/** The document with the present as the example of when metrics were measured: an older one would be refused. */
-function withPresent(document: OpenAPIObject, nowMs: number): OpenAPIObject {
-  const request = document.components?.schemas?.MetricsRequest as SchemaObject | undefined;
-  Object.assign(request?.properties?.timestamp ?? {}, { example: toTimestamp(nowMs) });
-  return document;
+/**
+ * Types every number as a 64-bit integer unless its class says `format: 'double'`: TypeScript has one type for both, and
+ * nearly all of ours are ids, counts and milliseconds.
+ */
+function typeNumbers(part: unknown): void {
+  if (typeof part !== 'object' || part === null) return;
+  const schema = part as { type?: unknown; format?: string };
+  if ((schema.type === 'number' && schema.format !== 'double') || schema.type === 'integer')
+    Object.assign(schema, { type: 'integer', format: 'int64' });
+  for (const [name, value] of Object.entries(part)) if (!/^examples?$/.test(name)) typeNumbers(value);
 }
 
-/** Serves the document: Swagger UI at `/docs`, the document at `/docs-json` and `/docs-yaml`. */
-export function mountDocs(app: NestFastifyApplication): void {
-  SwaggerModule.setup('docs', app, () => describeApi(app), {
-    jsonDocumentUrl: 'docs-json',
-    yamlDocumentUrl: 'docs-yaml',
-    patchDocumentOnRequest: (_request, _response, document) => withPresent(document, app.get(Clock).now()),
-    swaggerOptions: { persistAuthorization: false, displayRequestDuration: true, tryItOutEnabled: true },
-  });
+/** Gives every kind, those of extensions too, an example of a task that can be claimed at once. */
+function addTaskExamples(document: OpenAPIObject): void {
+  const schemas = document.components?.schemas ?? {};
+  const deref = (schema: SchemaObject | ReferenceObject): SchemaObject =>
+    '$ref' in schema ? (schemas[schema.$ref.split('/').pop() as string] as SchemaObject) : schema;
+  const request = document.paths['/v1/tasks']?.post?.requestBody;
+  const { spec: specOf } = schemas.TaskInput ? (deref(schemas.TaskInput).properties ?? {}) : {};
+  const specs = specOf && 'anyOf' in specOf ? specOf.anyOf : undefined;
+  if (!request || '$ref' in request || !specs) return;
+  const examples: Record<string, { summary: string; value: object }> = {};
+  for (const { properties = {}, required = [] } of specs.map(deref)) {
+    const { kind: kinds, ...fields } = properties as Record<string, SchemaObject>;
+    const spec = Object.fromEntries(required.map((name) => [name, fields[name]?.example]));
+    for (const kind of (kinds?.enum ?? []) as string[])
+      examples[kind] = { summary: `A ${kind} task that runs now`, value: { tasks: [{ kind, spec }] } };
+  }
+  Object.assign(request.content['application/json'] ?? {}, { examples });
 }

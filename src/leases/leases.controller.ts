@@ -37,7 +37,7 @@ export class LeasesController {
   @Quota('claim', '12/minute', { burst: 6 })
   @BodyLimit(MEDIUM_BODY)
   @ShedFirst()
-  @ApiOperation({ summary: 'Claim tasks' })
+  @ApiOperation({ operationId: 'claimTasks', summary: 'Claim tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
@@ -60,7 +60,7 @@ export class LeasesController {
   @Agent()
   @Quota('extend', '30/minute', { burst: 10 })
   @BodyLimit(MEDIUM_BODY)
-  @ApiOperation({ summary: 'Extend leases' })
+  @ApiOperation({ operationId: 'extendLeases', summary: 'Extend leases' })
   @ApiOkResponse({ type: ExtendResponse })
   @GuardedErrors()
   extend(@CurrentAgent() agent: AgentIdentity, @Body() body: ExtendRequest): Promise<ExtendResponse> {
@@ -73,7 +73,7 @@ export class LeasesController {
   @Agent()
   @Quota('report', '12/minute', { burst: 6 })
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ summary: 'Report observations' })
+  @ApiOperation({ operationId: 'reportLeases', summary: 'Report observations' })
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()
   report(@CurrentAgent() agent: AgentIdentity, @Body() body: ReportRequest): Promise<ReportResponse> {

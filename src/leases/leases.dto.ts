@@ -47,7 +47,7 @@ export class ClaimRequest {
     type: Number,
     minimum: 0,
     maximum: 30_000,
-    example: 20_000,
+    example: 0,
   })
   @IsOptional()
   @IsInt()
@@ -110,7 +110,8 @@ export class Observation {
   /** Any JSON. */
   @ApiProperty({
     anyOf: [
-      ...(['number', 'string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
+      { type: 'number', format: 'double', nullable: true },
+      ...(['string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
       { type: 'array', items: {}, nullable: true },
     ],
     example: 12.5,

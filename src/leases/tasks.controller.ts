@@ -1,5 +1,12 @@
 import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
-import { ApiCreatedResponse, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import {
+  ApiCreatedResponse,
+  ApiExtension,
+  ApiHeader,
+  ApiOkResponse,
+  ApiOperation,
+  ApiTags,
+} from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import {
   BodyLimit,
@@ -44,7 +51,8 @@ export class TasksController {
   @ShedFirst()
   @BulkWrite()
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ summary: 'Enqueue tasks' })
+  @ApiExtension('x-changes-fleet', false)
+  @ApiOperation({ operationId: 'enqueueTasks', summary: 'Enqueue tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
@@ -63,7 +71,7 @@ export class TasksController {
   /** Lists tasks, newest first. */
   @Get()
   @Operator('viewer')
-  @ApiOperation({ summary: 'List tasks' })
+  @ApiOperation({ operationId: 'listTasks', summary: 'List tasks' })
   @ApiOkResponse({ type: TaskPage })
   @GuardedErrors()
   list(@Query() query: TasksQuery): Promise<TaskPage> {
@@ -73,7 +81,7 @@ export class TasksController {
   /** How many tasks of each kind are in each state, and how old the oldest is. */
   @Get('stats')
   @Operator('viewer')
-  @ApiOperation({ summary: 'Show the depth of the queue' })
+  @ApiOperation({ operationId: 'getTaskStats', summary: 'Show the depth of the queue' })
   @ApiOkResponse({ type: TaskStats })
   @GuardedErrors()
   stats(): Promise<TaskStats> {
@@ -84,7 +92,7 @@ export class TasksController {
   @Get(':id')
   @Operator('viewer')
   @IdInPath()
-  @ApiOperation({ summary: 'Show a task' })
+  @ApiOperation({ operationId: 'getTask', summary: 'Show a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<TaskDetail> {
@@ -132,7 +140,7 @@ export class TasksController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Cancel a task' })
+  @ApiOperation({ operationId: 'cancelTask', summary: 'Cancel a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   cancel(
@@ -147,7 +155,7 @@ export class TasksController {
   @HttpCode(200)
   @Operator('operator')
   @IdInPath()
-  @ApiOperation({ summary: 'Retry a task' })
+  @ApiOperation({ operationId: 'retryTask', summary: 'Retry a task' })
   @ApiOkResponse({ type: TaskDetail })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   retry(

@@ -33,13 +33,13 @@ export class TaskInput {
   })
   priority?: number | null;
 
-  /** Not before this instant. */
+  /** Not before this instant: RFC 3339, such as `2030-01-01T00:00:00Z`. */
   @ApiProperty({
     required: false,
     nullable: true,
     type: String,
     format: 'date-time',
-    example: '2030-01-01T00:00:00Z',
+    example: null,
   })
   run_at?: string | null;
 
@@ -49,7 +49,7 @@ export class TaskInput {
     nullable: true,
     type: String,
     format: 'date-time',
-    example: '2030-01-01T01:00:00Z',
+    example: null,
   })
   not_after?: string | null;
 
@@ -66,7 +66,7 @@ export class TaskInput {
   max_attempts?: number | null;
 
   /**
-   * While an unfinished task has this key, an equal one is not added: the answer names the one that is there. One of
+   * Such as `example.com/A/hourly`. While an unfinished task has this key, an equal one is not added: the answer names the one that is there. One of
    * another kind or spec is a conflict.
    */
   @ApiProperty({
@@ -75,7 +75,7 @@ export class TaskInput {
     type: String,
     minLength: 1,
     maxLength: 255,
-    example: 'example.com/A/hourly',
+    example: null,
   })
   unique_key?: string | null;
 }

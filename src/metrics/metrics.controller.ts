@@ -30,7 +30,7 @@ export class MetricsController {
   @Quota('metrics', '60/minute', { burst: 10 })
   @BulkWrite()
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ summary: 'Push metrics' })
+  @ApiOperation({ operationId: 'pushMetrics', summary: 'Push metrics' })
   @ApiAcceptedResponse({ type: MetricsResponse })
   @GuardedErrors()
   async push(@CurrentAgent() agent: AgentIdentity, @Body() body: MetricsRequest): Promise<MetricsResponse> {
@@ -48,7 +48,7 @@ export class AgentMetricsController {
   @Get(':id/metrics')
   @Operator('viewer')
   @IdInPath()
-  @ApiOperation({ summary: "List an agent's metrics" })
+  @ApiOperation({ operationId: 'listAgentMetrics', summary: "List an agent's metrics" })
   @ApiOkResponse({ type: MetricsPage })
   @GuardedErrors('ERR_NOT_FOUND')
   list(@Param('id', IdParam) id: number, @Query() query: MetricsQuery): Promise<MetricsPage> {

@@ -12,7 +12,7 @@ export class Sample {
   @ApiProperty({ example: 'queries_total', minLength: 1, maxLength: 255 })
   name!: string;
 
-  @ApiProperty({ type: Number, example: 1_042 })
+  @ApiProperty({ type: Number, format: 'double', example: 1_042 })
   value!: number;
 
   @ApiProperty({ required: false, nullable: true, type: String, maxLength: 64, example: '1' })
@@ -29,8 +29,9 @@ export class MetricsRequest {
   @Max(Number.MAX_SAFE_INTEGER)
   agent_id?: number | null;
 
+  // No example: any would be too old one day. The page shows the present for a date-time without one.
   /** When it was measured: RFC 3339, from 30 days ago to 5 minutes ahead. */
-  @ApiProperty({ type: String, format: 'date-time', maxLength: 64, example: '2026-01-01T00:00:00.000Z' })
+  @ApiProperty({ type: String, format: 'date-time', maxLength: 64 })
   @IsTimestamp()
   timestamp!: string;
 

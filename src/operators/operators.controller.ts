@@ -35,7 +35,7 @@ export class OperatorsController {
   @Post('operator-tokens')
   @Operator('admin')
   @Header('cache-control', 'no-store')
-  @ApiOperation({ summary: "Create an operator's token" })
+  @ApiOperation({ operationId: 'createOperatorToken', summary: "Create an operator's token" })
   @ApiCreatedResponse({ type: CreatedOperatorToken })
   @GuardedErrors()
   create(
@@ -48,7 +48,7 @@ export class OperatorsController {
   /** Lists operators' tokens, newest first; withdrawn ones too. */
   @Get('operator-tokens')
   @Operator('admin')
-  @ApiOperation({ summary: "List operators' tokens" })
+  @ApiOperation({ operationId: 'listOperatorTokens', summary: "List operators' tokens" })
   @ApiOkResponse({ type: OperatorTokenPage })
   @GuardedErrors()
   list(@Query() query: PageQuery): Promise<OperatorTokenPage> {
@@ -60,7 +60,7 @@ export class OperatorsController {
   @HttpCode(204)
   @Operator('admin')
   @IdInPath()
-  @ApiOperation({ summary: "Withdraw an operator's token" })
+  @ApiOperation({ operationId: 'withdrawOperatorToken', summary: "Withdraw an operator's token" })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   withdraw(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
@@ -70,7 +70,7 @@ export class OperatorsController {
   /** Lists changes that operators made, newest first. */
   @Get('audit')
   @Operator('admin')
-  @ApiOperation({ summary: 'List changes' })
+  @ApiOperation({ operationId: 'listAuditEntries', summary: 'List changes' })
   @ApiOkResponse({ type: AuditPage })
   @GuardedErrors()
   changes(@Query() query: AuditQuery): Promise<AuditPage> {
@@ -83,7 +83,7 @@ export class OperatorsController {
    */
   @Get('audit/verification')
   @Operator('admin')
-  @ApiOperation({ summary: 'Verify the audit log' })
+  @ApiOperation({ operationId: 'verifyAuditLog', summary: 'Verify the audit log' })
   @ApiOkResponse({ type: AuditVerification })
   @GuardedErrors()
   verification(@Query() query: VerificationQuery): Promise<AuditVerification> {

@@ -25,7 +25,7 @@ export class HealthController {
   @Get('healthz')
   @Public()
   @HttpCode(200)
-  @ApiOperation({ summary: 'Is the process alive?' })
+  @ApiOperation({ operationId: 'checkLiveness', summary: 'Is the process alive?' })
   @ApiOkResponse({ type: Health })
   @ApiErrors()
   alive(): Health {
@@ -38,7 +38,7 @@ export class HealthController {
    */
   @Get('readyz')
   @Public()
-  @ApiOperation({ summary: 'Should this process get requests?' })
+  @ApiOperation({ operationId: 'checkReadiness', summary: 'Should this process get requests?' })
   @ApiOkResponse({ type: Health })
   @ApiErrors()
   async ready(): Promise<Health> {

@@ -1,4 +1,6 @@
 import { readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { RequestMethod } from '@nestjs/common';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
@@ -22,6 +24,7 @@ import {
 
 const ROOT = join(__dirname, '../..');
 const CONTRACT = readFileSync(join(ROOT, 'docs', 'control-plane-api.md'), 'utf8');
+const PACKAGE = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
 const COMMITTED = readFileSync(join(ROOT, 'docs', 'openapi.json'), 'utf8');
 
 /** As the contract's table has it. */
@@ -69,7 +72,7 @@ beforeAll(async () => {
   clock = new TestClock();
   server = await TestServer.start({}, { clock });
   document = (await server.request('GET', '/docs-json')).body;
-  api = new ApiDocument(document);
+  api = new ApiDocument(document, () => clock.now());
   routes = declaredRoutes();
   ({ operations } = api);
 });
@@ -197,14 +200,37 @@ describe('every route', () => {
 });
 
 describe('every operation of the document', () => {
-  it('has a summary, a tag and a name of its own', () => {
+  it('has a summary, a tag, a description and a name of its own', () => {
     const names = new Set<string>();
-    for (const [name, { summary, tags, operationId }] of operations) {
+    for (const [name, { summary, tags, description, operationId }] of operations) {
       expect([name, summary]).toEqual([name, expect.stringMatching(/^[A-Z].{5,}/)]);
       expect([name, tags]).toEqual([name, [expect.any(String)]]);
+      expect([name, description]).toEqual([
+        name,
+        expect.stringMatching(/^[A-Z][\s\S]{10,}\.\n\n\*\*Role:\*\* \w+\.$/),
+      ]);
+      // A verb and a noun: generated clients make a method of it.
+      expect([name, operationId]).toEqual([name, expect.stringMatching(/^[a-z]+(?:[A-Z][a-z]+)+(?:V1)?$/)]);
       names.add(operationId);
     }
     expect(names.size).toBe(operations.size);
+  });
+
+  it('says which role it needs, for programs and for people', () => {
+    for (const { name, access } of routes) {
+      const role = access?.kind === 'operator' ? access.role : access?.kind;
+      const operation = operations.get(name);
+      expect([name, operation['x-role']]).toEqual([name, role]);
+      expect(operation.description).toContain(`**Role:** ${role}.`);
+    }
+  });
+
+  it('that changes the fleet is marked, so that the page does not offer to send it at once', () => {
+    const harmless = ['POST /v1/tasks'];
+    for (const { name, access } of routes) {
+      const changes = access?.kind === 'operator' && !name.startsWith('GET ') && !harmless.includes(name);
+      expect([name, operations.get(name)['x-changes-fleet'] === true]).toEqual([name, changes]);
+    }
   });
 
   it('asks for the credentials that its route does', () => {
@@ -296,20 +322,14 @@ describe('every operation of the document', () => {
           parameter.name,
           parameter.in === 'path',
         ]);
-        // An optional one with an example would be sent by everyone who tries the page.
-        if (!parameter.required) {
-          const { example, schema } = parameter;
-          expect([name, parameter.name, example, schema.example]).toEqual([
-            name,
-            parameter.name,
-            undefined,
-            undefined,
-          ]);
-          continue;
-        }
-        const where = `${name} ?${parameter.name}`;
-        const example = parameter.example ?? api.exampleOf(parameter.schema, where, missing);
-        if (example !== undefined) wrong.push(...api.problemsOf(where, parameter.schema, example));
+        // One with an example would be sent by everyone who tries the page: a filter nobody wants, somebody else's agent.
+        const { example, schema } = parameter;
+        expect([name, parameter.name, example, schema.example]).toEqual([
+          name,
+          parameter.name,
+          undefined,
+          undefined,
+        ]);
       }
     }
     expect([missing, wrong]).toEqual([[], []]);
@@ -329,34 +349,83 @@ describe('the document', () => {
     expect(describeApi(server.app)).toEqual(describeApi(server.app));
   });
 
-  it('shows the present where an instant that is too old is refused', async () => {
-    const own = new TestClock();
-    own.advance(400 * 86_400_000);
-    const later = await TestServer.start({}, { clock: own });
+  it('has a page with all that it needs, behind a path prefix too', async () => {
+    // As a proxy does that serves several programs, each under a path of its own.
+    const proxy = createServer(async (request, response) => {
+      const path = /^\/probes(\/.*)$/.exec(request.url as string)?.[1];
+      const { status, headers, body } = path
+        ? await server.request(request.method as string, path)
+        : { status: 404, headers: new Headers(), body: '' };
+      response.writeHead(status, { 'content-type': headers.get('content-type') ?? 'text/plain' });
+      response.end(typeof body === 'string' ? body : JSON.stringify(body));
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
     try {
-      const { components } = (await later.request('GET', '/docs-json')).body;
-      const { example } = components.schemas.MetricsRequest.properties.timestamp;
-      expect(example).toBe(new Date(own.now()).toISOString());
-      const page = await later.request('GET', '/docs/swagger-ui-init.js');
-      expect(String(page.body)).toContain(example);
+      const base = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}/probes/docs`;
+      const page = await fetch(base);
+      expect([page.status, page.headers.get('content-type')]).toEqual([
+        200,
+        expect.stringContaining('text/html'),
+      ]);
+      const html = await page.text();
+      const links = [...html.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, link]) => link as string);
+      expect(links).toContain('docs/swagger-ui-bundle.js');
+      for (const link of links) {
+        const asset = await fetch(new URL(link, base));
+        expect([link, asset.status]).toEqual([link, 200]);
+        await asset.arrayBuffer();
+      }
+      const script = await (await fetch(new URL('docs/start.js', base))).text();
+      const [, url] = /url: '([^']+)'/.exec(script) as RegExpExecArray;
+      const at = new URL(url as string, base);
+      const served = (await (await fetch(at)).json()) as any;
+      expect(served).toEqual(document);
+      // Calls go to where the document came from.
+      expect(new URL(served.servers[0].url, at).pathname).toBe('/probes/');
+      expect(served.servers).toHaveLength(1);
     } finally {
-      await later.stop();
+      await new Promise((resolve) => proxy.close(resolve));
+    }
+    const slash = await fetch(`${server.url}/docs/`, { redirect: 'manual' });
+    expect([slash.status, slash.headers.get('location')]).toEqual([308, '../docs']);
+  });
+
+  it('types every number as a 64-bit integer but for the values that are measured or free', () => {
+    const wrong: string[] = [];
+    const fractional = new Set<string>();
+    const visit = (part: any, where: string): void => {
+      if (typeof part !== 'object' || part === null) return;
+      if (part.type === 'number') {
+        fractional.add(where.replace(/^\/components\/schemas\//, ''));
+        if (part.format !== 'double') wrong.push(where);
+      }
+      if (part.type === 'integer' && part.format !== 'int64') wrong.push(where);
+      for (const [name, value] of Object.entries(part))
+        if (!/^examples?$/.test(name)) visit(value, `${where}/${name}`);
+    };
+    visit(document, '');
+    expect(wrong).toEqual([]);
+    expect([...fractional].sort()).toEqual([
+      'ConfigChange/properties/value/anyOf/0',
+      'Observation/properties/value/anyOf/0',
+      'Sample/properties/value',
+    ]);
+  });
+
+  it('has an example of a task of each kind that can be claimed at once', async () => {
+    const { examples, schema } = jsonOf(operations.get('POST /v1/tasks').requestBody.content);
+    expect(Object.keys(examples).sort()).toEqual(['dns', 'http', 'ping', 'tcp', 'trace']);
+    for (const [kind, { value }] of Object.entries<any>(examples)) {
+      expect(value.tasks).toEqual([{ kind, spec: expect.any(Object) }]);
+      expect(api.problemsOf(`example ${kind}`, schema, value)).toEqual([]);
+      const { body } = await server.operator('POST', '/v1/tasks', value);
+      expect([kind, body.tasks[0].state]).toEqual([kind, 'queued']);
+      await server.operator('POST', `/v1/tasks/${body.tasks[0].id}/cancel`);
     }
   });
 
-  it('has a page with all that it needs', async () => {
-    const page = await server.request('GET', '/docs');
-    expect([page.status, page.headers.get('content-type')]).toEqual([
-      200,
-      expect.stringContaining('text/html'),
-    ]);
-    expect(page.body).toContain('swagger-ui');
-    const assets = [...page.body.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, path]: any) => path);
-    expect(assets.length).toBeGreaterThan(2);
-    for (const asset of assets) {
-      const path = new URL(asset, `${server.url}/docs`).pathname;
-      expect([path, (await server.request('GET', path)).status]).toEqual([path, 200]);
-    }
+  it('has the version of the program', () => {
+    expect(document.info.version).toBe(PACKAGE.version);
   });
 
   it('refers to nothing that is not in it, and has nothing that nobody refers to', () => {
@@ -477,7 +546,7 @@ describe('what is sent and answered', () => {
         ),
         { kind: 'http', spec: { url: 'https://example.com/', method: 'GET' } },
         { kind: 'tcp', spec: { host: 'example.com', port: 443 } },
-        { kind: 'ping', spec: { host: 'example.com', count: 2, rate_limit_per_sec: 0.5 } },
+        { kind: 'ping', spec: { host: 'example.com', count: 2, rate_limit_per_sec: 2 } },
         { kind: 'trace', spec: { host: 'example.com', max_hops: null } },
         dnsTask({ run_at: '2030-01-01T00:00:00Z', not_after: '2031-01-01T00:00:00Z' }),
       );
@@ -659,28 +728,28 @@ describe('what is sent and answered', () => {
       expect(who.agent_id).toBe(1);
       const published = async () =>
         (await own.operator('GET', '/v1/configs')).body.items[0]?.revision ?? 'none';
-      // A claim that finds nothing would wait as long as its example says.
-      await own.enqueue(dnsTask());
       for (const { name, access } of routes) {
         const { requestBody } = operations.get(name);
         if (!requestBody) continue;
-        const { schema, example } = jsonOf(requestBody.content);
+        const { schema, examples = {} } = jsonOf(requestBody.content);
         const headers =
           access?.kind === 'operator' ? operator : access?.kind === 'agent' ? credentialsOf(who) : {};
-        if (name.endsWith('/claim')) await own.enqueue(dnsTask());
         const [method, path] = name.split(' ') as [string, string];
-        const at = path.replace('{id}', '1').replace('{revision}', await published());
-        const answer = await own.request(method, at, {
-          headers,
-          body: example ?? api.exampleOf(schema, name, []),
-        });
-        // The second place's registration of the same hostname meets a live agent.
-        const expected = name === 'POST /v1/agents/register' ? ['409'] : successesOf(operations.get(name));
-        expect([name, answer.body.details, expected]).toEqual([
-          name,
-          answer.body.details,
-          expect.arrayContaining([String(answer.status)]),
-        ]);
+        const bodies = [
+          api.exampleOf(schema, name, []),
+          ...Object.values(examples).map(({ value }: any) => value),
+        ];
+        for (const body of bodies) {
+          const at = path.replace('{id}', '1').replace('{revision}', await published());
+          const answer = await own.request(method, at, { headers, body });
+          // The second place's registration of the same hostname meets a live agent.
+          const expected = name === 'POST /v1/agents/register' ? ['409'] : successesOf(operations.get(name));
+          expect([name, answer.body.details, expected]).toEqual([
+            name,
+            answer.body.details,
+            expect.arrayContaining([String(answer.status)]),
+          ]);
+        }
       }
     } finally {
       await own.stop();

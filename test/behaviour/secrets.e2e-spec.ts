@@ -47,6 +47,7 @@ describe('a secret', () => {
   );
   const file = (name: string) => readFileSync(join(folder, name), 'utf8').trim();
 
+  const clock = new TestClock();
   const start = (env: Record<string, string>) =>
     TestServer.start(
       {
@@ -55,13 +56,13 @@ describe('a secret', () => {
         LOG_REQUESTS: 'all',
         ...env,
       },
-      { folder, logger, clock: new TestClock() },
+      { folder, logger, clock },
     );
 
   beforeAll(async () => {
     secrets.set('enrollment token', `enrollment-${mintToken('dcpa_')}`);
     server = await start({ ADMIN_TOKEN: 'default' });
-    api = new ApiDocument((await server.request('GET', '/docs-json')).body);
+    api = new ApiDocument((await server.request('GET', '/docs-json')).body, () => clock.now());
     secrets.set('admin token', file(ADMIN_FILE));
     // An operator's, as it is stored when it was issued.
     operator = mintToken('dcpo_');
@@ -196,7 +197,7 @@ describe('a secret', () => {
         statuses.add((await send(method, path, call)).status);
       }
     }
-    for (const path of ['/docs', '/docs-json', '/docs-yaml', '/docs/swagger-ui-init.js']) {
+    for (const path of ['/docs', '/docs-json', '/docs-yaml', '/docs/start.js']) {
       for (const secret of [...secrets.values()].slice(0, 7)) {
         await send('GET', path, { headers: { authorization: `Bearer ${secret}` } });
         await send('GET', `${path}?token=${secret}`, {});

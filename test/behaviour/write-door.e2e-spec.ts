@@ -384,7 +384,6 @@ describe('the write door', () => {
         replace: false,
         settings: { signingKeyFile: undefined },
         signal: AbortSignal.timeout(60_000),
-        settings: { signingKeyFile: undefined },
       });
       await database.write(note('goes on'));
       expect(await stored()).toEqual(['goes on']);

@@ -41,7 +41,11 @@ export class ApiDocument {
   });
   private readonly validators = new Map<string, ValidateFunction>();
 
-  constructor(readonly document: any) {
+  /** @param now the present of the server, which is the example of an instant that has none */
+  constructor(
+    readonly document: any,
+    private readonly now: () => number = Date.now,
+  ) {
     addFormats(this.ajv);
     this.ajv.addSchema({ $id: 'document', components: toJsonSchema(document.components) });
     this.operations = new Map(
@@ -105,6 +109,7 @@ export class ApiDocument {
     }
     if (schema.type === 'array') return [this.exampleOf(schema.items, `${where}[]`, missing)];
     if (schema.default !== undefined) return schema.default;
+    if (schema.format === 'date-time') return new Date(this.now()).toISOString();
     missing.push(where);
     return undefined;
   }

@@ -153,6 +153,10 @@ export class TestServer {
     return this.plane.app;
   }
 
+  get answers(): ControlPlane['answers'] {
+    return this.plane.answers;
+  }
+
   get database(): ControlPlane['database'] {
     return this.plane.database;
   }
