@@ -172,7 +172,7 @@ describe('a host', () => {
       'a/b',
       'a\\b',
     ],
-    ...['a?b', 'a#b', 'a@b', 'a%41', '*', 'a,b', 'h.example..', 'x'.repeat(64), `${'a.'.repeat(127)}aa`],
+    ...['a?b', 'a#b', 'a@b', 'a%41', '*', 'a,b', 'h.example..', 'x'.repeat(256), `${'a.'.repeat(127)}aaa`],
     // Read as an address by some and as a name by others, or as two addresses.
     ...[
       '127.1',

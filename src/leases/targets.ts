@@ -3,8 +3,7 @@ import { domainToASCII } from 'node:url';
 import { registerDecorator } from 'class-validator';
 import { IPv6 } from 'ipaddr.js';
 
-/** As long as a host name is in a DNS message, written with dots. */
-const MAX_NAME = 253;
+const MAX_NAME = 255;
 const MAX_URL = 2_048;
 /** The port of a DNS server that names none. */
 const DNS_PORT = 53;
@@ -14,9 +13,11 @@ const HIDDEN = /[\s\p{Cc}\p{Cf}\p{Cs}]/u;
 /** Everything else in ASCII would be read as a delimiter, decoded, or dropped. */
 const NAME_CHARACTERS = /^[-_.a-z0-9\u0080-\u{10ffff}]+$/iu;
 /** Underscores are no part of a host name, but are in use. A leading hyphen would be an option of the agent's tools. */
-const NAME = /^(?!-)[-_a-z0-9]{1,63}(?:\.[-_a-z0-9]{1,63})*$/;
+const NAME = /^(?!-)[-_a-z0-9]+(?:\.[-_a-z0-9]+)*$/;
+/** A full stop, or a character that is read as one. */
+const FINAL_DOT = /[.\u3002\uff0e\uff61]$/;
 /** The last label begins with no digit, so that it is no number, and no label claims to be Punycode. */
-const PLAIN_NAME = /^(?!-)(?:(?!xn--)[-_a-z0-9]{1,63}\.)*(?!xn--)[_a-z][-_a-z0-9]{0,62}$/;
+const PLAIN_NAME = /^(?!-)(?:(?!xn--)[-_a-z0-9]+\.)*(?!xn--)[_a-z][-_a-z0-9]*$/;
 
 /** What a host must be, in the words of the API. */
 export const HOST_FORM = 'must be a host name or an address, such as probe.example.net or 2001:db8::7';
@@ -42,7 +43,7 @@ export function canonicalHost(text: string): string | undefined {
   const bracketed = text.startsWith('[') && text.endsWith(']');
   if (bracketed || text.includes(':')) return canonicalIPv6(bracketed ? text.slice(1, -1) : text);
   if (text.length > MAX_NAME + 1 || HIDDEN.test(text) || !NAME_CHARACTERS.test(text)) return undefined;
-  const name = text.replace(/\.$/, '');
+  const name = text.replace(FINAL_DOT, '');
   // Most names are canonical already, and the URL parser has nothing to find in them.
   if (PLAIN_NAME.test(name) && name.length <= MAX_NAME) return name;
   const ascii = domainToASCII(name);
@@ -87,7 +88,7 @@ export function storedHost(text: string): string {
   if (text.startsWith('[')) return text.slice(1, -1);
   if (!/[^\0-\x7f]/.test(text)) return text;
   const host = canonicalHost(text) ?? text;
-  return /[.\u3002\uff0e\uff61]$/.test(text) ? `${host}.` : host;
+  return FINAL_DOT.test(text) ? `${host}.` : host;
 }
 
 /** The same for a DNS server, with its port if that was sent. */

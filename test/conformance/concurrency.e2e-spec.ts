@@ -441,7 +441,11 @@ describe('concurrency windows', () => {
         windows(query).then(({ body }) => body.items.map((w: any) => `${w.scope} ${w.kind} ${w.target}`));
       expect((await named('?scope=global')).sort()).toEqual(['global null null']);
       expect((await named('?scope=kind')).sort()).toEqual(['kind dns null', 'kind ping null']);
-      expect((await named('?kind=dns')).sort()).toEqual(['kind dns null', 'target dns a:53', 'target dns b:53']);
+      expect((await named('?kind=dns')).sort()).toEqual([
+        'kind dns null',
+        'target dns a:53',
+        'target dns b:53',
+      ]);
       expect((await named('?target=a')).sort()).toEqual(['target dns a:53', 'target ping a']);
       expect(await named('?scope=target&kind=ping&target=c')).toEqual(['target ping c']);
       expect(await named('?kind=whois')).toEqual([]);

@@ -101,41 +101,52 @@ describe('targets', () => {
     ['dns', 'ns.example:0', 'a DNS server'],
   ])('of %s can not be %j: a limit and a filter say what they can be', async (kind, target, form) => {
     const message = expect.stringContaining(form);
-    expect(await limit({ ceiling: 5 }, { kind, target, ceiling: 0 })).toMatchObject(refused('limits.1.target', message));
+    expect(await limit({ ceiling: 5 }, { kind, target, ceiling: 0 })).toMatchObject(
+      refused('limits.1.target', message),
+    );
     for (const path of ['/v1/tasks', '/v1/concurrency/windows'])
       expect(await list(path, { kind, target })).toMatchObject(refused('target', message));
     // All or none: the limit beside it was not set either.
-    expect((await list('/v1/concurrency/windows', { scope: 'global' })).body.items).toMatchObject([{ ceiling: null }]);
+    expect((await list('/v1/concurrency/windows', { scope: 'global' })).body.items).toMatchObject([
+      { ceiling: null },
+    ]);
   });
 
   it('that no kind can have are refused by filters without a kind, each kind named', async () => {
     for (const path of ['/v1/tasks', '/v1/concurrency/windows']) {
       const { status, body } = await list(path, { target: '127.1' });
       expect(status).toBe(400);
-      for (const kind of ['dns', 'http', 'ping', 'tcp', 'trace']) expect(body.details.target).toContain(`as ${kind}, it `);
+      for (const kind of ['dns', 'http', 'ping', 'tcp', 'trace'])
+        expect(body.details.target).toContain(`as ${kind}, it `);
     }
   });
 
-  it.each(['DNS', 'whois', '__proto__', 'dns '])('need a kind that there is: %j is refused, naming those', async (kind) => {
-    const message = 'must be one of dns, http, ping, tcp, trace';
-    for (const target of [undefined, 'a']) {
-      expect(await limit({ kind, target, ceiling: 1 })).toMatchObject(refused('limits.0.kind', message));
-    }
-  });
+  it.each(['DNS', 'whois', '__proto__', 'dns '])(
+    'need a kind that there is: %j is refused, naming those',
+    async (kind) => {
+      const message = 'must be one of dns, http, ping, tcp, trace';
+      for (const target of [undefined, 'a']) {
+        expect(await limit({ kind, target, ceiling: 1 })).toMatchObject(refused('limits.0.kind', message));
+      }
+    },
+  );
 
   it('that are one window can not be in a list twice, however they are spelt', async () => {
     const twice = [
       { kind: 'ping', target: 'twice.example', ceiling: 1 },
       { kind: 'ping', target: 'Twice.Example.', ceiling: 2 },
     ];
-    expect(await limit(...twice)).toMatchObject(refused('limits.1', 'names a window that is in the list already'));
+    expect(await limit(...twice)).toMatchObject(
+      refused('limits.1', 'names a window that is in the list already'),
+    );
     expect((await list('/v1/concurrency/windows', { target: 'twice.example' })).body.items).toEqual([]);
   });
 
   it('stay with their kind: the resolver of the agents is no server of that name', async () => {
     await limit({ kind: 'dns', target: 'resolver', ceiling: 0 });
     const states = [];
-    for (const server of [undefined, null, 'resolver']) states.push((await enqueue('dns', { query: 'a', server })).body.tasks[0].state);
+    for (const server of [undefined, null, 'resolver'])
+      states.push((await enqueue('dns', { query: 'a', server })).body.tasks[0].state);
     expect(states).toEqual(['waiting', 'waiting', 'queued']);
     await limit({ kind: 'dns', target: 'resolver', ceiling: null });
   });
@@ -156,7 +167,11 @@ describe('targets', () => {
   it.each([
     ['ping', { host: 'MÜNCHEN.example.', count: 2 }, { host: 'xn--mnchen-3ya.example.', count: 2 }],
     ['tcp', { port: 80, host: '[2001:DB8::7]' }, { port: 80, host: '2001:DB8::7' }],
-    ['dns', { query: '_sip._tcp.Example.', server: '192.0.2.53' }, { query: '_sip._tcp.Example.', server: '192.0.2.53' }],
+    [
+      'dns',
+      { query: '_sip._tcp.Example.', server: '192.0.2.53' },
+      { query: '_sip._tcp.Example.', server: '192.0.2.53' },
+    ],
     ['dns', { query: '.', server: null }, { query: '.', server: null }],
   ])('of %s %j: agents get %j', async (kind, spec, stored) => {
     const { body } = await enqueue(kind, spec);
@@ -164,7 +179,13 @@ describe('targets', () => {
     expect(task.body.spec).toEqual({ kind, ...stored });
   });
 
-  it.each(['a b', 'a\u0000b', 'a\nb', '\u202ea', 'a\u200bb', 'a\ud800', ''])('a name to look up can not be %j', async (query) => {
-    expect(await enqueue('dns', { query })).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
-  });
+  it.each(['a b', 'a\u0000b', 'a\nb', '\u202ea', 'a\u200bb', 'a\ud800', ''])(
+    'a name to look up can not be %j',
+    async (query) => {
+      expect(await enqueue('dns', { query })).toMatchObject({
+        status: 400,
+        body: { error: 'ERR_VALIDATION' },
+      });
+    },
+  );
 });

@@ -277,14 +277,14 @@ describe('the tasks of operators', () => {
 
     it.each<[string, object, string]>([
       ['dns', { query: 'example.com' }, 'resolver'],
-      ['dns', { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' }, 'ns1.example.com'],
+      ['dns', { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' }, 'ns1.example.com:53'],
       ['dns', { query: '例え.jp', server: null, record_type: null }, 'resolver'],
-      ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '2001:db8::53'],
-      ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com'],
+      ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '[2001:db8::53]:53'],
+      ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com:443'],
       ['http', { url: 'http://example.com:8080', method: 'DELETE' }, 'example.com:8080'],
-      ['http', { url: 'https://example.com:443/', method: null }, 'example.com'],
+      ['http', { url: 'https://example.com:443/', method: null }, 'example.com:443'],
       ['http', { url: 'http://[2001:db8::1]:81/' }, '[2001:db8::1]:81'],
-      ['http', { url: 'https://bücher.example/' }, 'xn--bcher-kva.example'],
+      ['http', { url: 'https://bücher.example/' }, 'xn--bcher-kva.example:443'],
       ['tcp', { host: 'Example.COM', port: 443 }, 'example.com:443'],
       ['tcp', { host: '2001:DB8::1', port: 1 }, '[2001:db8::1]:1'],
       ['tcp', { host: '[2001:db8::1]', port: 65_535 }, '[2001:db8::1]:65535'],
@@ -311,9 +311,11 @@ describe('the tasks of operators', () => {
     ])('%s takes %j, aimed at %s', async (kind, spec, target) => {
       const [id] = await server.enqueue({ kind, spec });
       expect((await get(`/v1/tasks/${id}`)).body).toMatchObject({ kind, target });
-      // It goes to the agent as it was written, with the kind in it.
+      // It goes to the agent as it was written, with the kind in it; URLs as the URL standard writes them.
       const agent = await server.register('probe-1');
-      expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec });
+      const { host, url } = spec as { host?: string; url?: string };
+      const written = { ...(url && { url: new URL(url).href }), ...(host && { host: host.replace(/^\[|\]$/g, '') }) };
+      expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec, ...written });
     });
 
     it('may repeat the kind, and must not contradict it', async () => {
