@@ -2,11 +2,14 @@ import { existsSync, statSync } from 'node:fs';
 import Sqlite from 'better-sqlite3';
 import type { DataSource } from 'typeorm';
 import type { SqliteTarget } from '../settings';
-import { DatabaseError } from './database-error';
+import { ForeignDatabase } from './database-error';
 import { unopened } from './sqlite';
 
 /** The name of the migration that every database of this program begins with. */
 const FIRST_MIGRATION = 'Initial1764000000000';
+
+/** Of the tables that it makes, those whose names others have too. */
+const FIRST_TABLES = ['agents', 'tasks', 'leases', 'results', 'audit_log', 'task_counts'];
 
 /** So many tables are named in a message. */
 const MAX_NAMED = 5;
@@ -14,7 +17,7 @@ const MAX_NAMED = 5;
 /**
  * Sees to it that a SQLite file, if there is one, is a database of this program or an empty one, before anything is
  * written to it or beside it: no lock, no log, no table.
- * @throws DatabaseError another program's, in one sentence; that of the original control plane is named as such
+ * @throws ForeignDatabase another program's, in one sentence; that of the original control plane is named as such
  */
 export function refuseForeign(target: SqliteTarget): void {
   const { path } = target;
@@ -24,7 +27,7 @@ export function refuseForeign(target: SqliteTarget): void {
     file = new Sqlite(path, { readonly: true, timeout: 5_000 });
     const tables = tablesOf(file);
     if (tables.length === 0 || isOurs(file, tables)) return;
-    throw new DatabaseError(
+    throw new ForeignDatabase(
       isOriginal(file)
         ? `${path} is the database of the original control plane and not of this program: name a new one in ` +
             `CONTROL_PLANE_DATABASE_URL, and take over its agents and queued tasks with control-plane import-original ${path}`
@@ -42,7 +45,7 @@ export function refuseForeign(target: SqliteTarget): void {
  * Sees to it that tables of the names that the first migration makes, or its own `migrations`, are not another
  * program's. Tables of other names may be there: PostgreSQL databases are shared by some.
  * @param applied the names in the table `migrations`, or undefined if there is none
- * @throws DatabaseError they are
+ * @throws ForeignDatabase they are
  */
 export async function refuseForeignTables(
   source: DataSource,
@@ -50,19 +53,17 @@ export async function refuseForeignTables(
 ): Promise<void> {
   if (applied?.includes(FIRST_MIGRATION)) return;
   const found = applied !== undefined && applied.length > 0 ? ['migrations'] : [];
-  for (const { tableName } of source.entityMetadatas) await note(tableName);
-  for (const tableName of ['agents', 'tasks', 'leases']) await note(tableName);
+  const runner = source.createQueryRunner();
+  try {
+    for (const table of FIRST_TABLES) if (await runner.hasTable(table)) found.push(table);
+  } finally {
+    await runner.release();
+  }
   if (found.length > 0)
-    throw new DatabaseError(
+    throw new ForeignDatabase(
       `The database has tables of another program (${named(found)}), which have the names of this program's: ` +
         'make a database for it alone',
     );
-
-  async function note(table: string): Promise<void> {
-    if (found.includes(table)) return;
-    const runner = source.createQueryRunner();
-    if (await runner.hasTable(table).finally(() => runner.release())) found.push(table);
-  }
 }
 
 /** Whether a SQLite file is a database of the original control plane: by the tables and columns that it is known by. */

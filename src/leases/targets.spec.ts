@@ -1,7 +1,7 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { domainToUnicode } from 'node:url';
 import fc from 'fast-check';
-import targetCases from '../../test/cases/targets.json';
-import urlCases from '../../test/cases/urls.json';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
 import {
   canonicalHost,
@@ -14,14 +14,19 @@ import {
 } from './targets';
 import type { TaskKindHandler } from './task-kinds';
 
-const KINDS: Record<string, TaskKindHandler<never>> = {
+const cases = (name: string) => JSON.parse(readFileSync(join(__dirname, '../../test/cases', name), 'utf8'));
+const targetCases: { kind: string; canonical: string; specs: object[]; not_the_same_as?: string }[] =
+  cases('targets.json');
+const urlCases: { refused: string[]; taken: Record<string, string> } = cases('urls.json');
+
+const KINDS: Record<string, unknown> = {
   dns: new DnsKind(),
   http: new HttpKind(),
   ping: new PingKind(),
   tcp: new TcpKind(),
   trace: new TraceKind(),
 };
-const kindOf = (name: string) => KINDS[name] as Required<TaskKindHandler<never>>;
+const kindOf = (name: string) => KINDS[name] as Required<TaskKindHandler>;
 
 /** A label of a name in lower case that is no number and no Punycode. */
 const label = fc.stringMatching(/^[a-z][a-z0-9_-]{0,14}[a-z0-9]$/).filter((text) => !text.startsWith('xn--'));

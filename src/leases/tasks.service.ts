@@ -30,7 +30,8 @@ import type {
   TaskView,
 } from './tasks.dto';
 
-const DEFAULT_MAX_ATTEMPTS = 5;
+/** How often a task is tried that does not say. */
+export const DEFAULT_MAX_ATTEMPTS = 5;
 
 /** So many attempts are shown at once: a task that is retried again and again has any number of them. */
 const ATTEMPTS_SHOWN = 500;

@@ -277,7 +277,11 @@ describe('the tasks of operators', () => {
 
     it.each<[string, object, string]>([
       ['dns', { query: 'example.com' }, 'resolver'],
-      ['dns', { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' }, 'ns1.example.com:53'],
+      [
+        'dns',
+        { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' },
+        'ns1.example.com:53',
+      ],
       ['dns', { query: '例え.jp', server: null, record_type: null }, 'resolver'],
       ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '[2001:db8::53]:53'],
       ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com:443'],
@@ -314,7 +318,10 @@ describe('the tasks of operators', () => {
       // It goes to the agent as it was written, with the kind in it; URLs as the URL standard writes them.
       const agent = await server.register('probe-1');
       const { host, url } = spec as { host?: string; url?: string };
-      const written = { ...(url && { url: new URL(url).href }), ...(host && { host: host.replace(/^\[|\]$/g, '') }) };
+      const written = {
+        ...(url && { url: new URL(url).href }),
+        ...(host && { host: host.replace(/^\[|\]$/g, '') }),
+      };
       expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec, ...written });
     });
 
