@@ -35,7 +35,8 @@ export async function importAgents(
     notes: [] as [number, string][],
     clashes: [] as number[],
   };
-  const given = await tx.first<{ id: number | null }>(`SELECT ${tx.dialect.lastId('agents', 'id')} AS id`);
+  // By rows, deleted ones included, and not by the counter: PostgreSQL does not set that back with a transaction.
+  const taken = new Set((await tx.rows<{ id: number }>('SELECT id FROM agents')).map((row) => row.id));
   const hostnames = new Set(
     (
       await tx.rows<{ hostname: string }>(
@@ -44,7 +45,7 @@ export async function importAgents(
     ).map((row) => hostnameOf(row.hostname)),
   );
   for (const agent of fresh) {
-    if (agent.id <= (given?.id ?? 0)) {
+    if (taken.has(agent.id)) {
       result.clashes.push(agent.id);
       continue;
     }

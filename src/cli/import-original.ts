@@ -87,7 +87,7 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
                 'their ids: import into a new database. Nothing was changed.',
             );
           // Before tasks get new ones: what agents still hold of the original must name nothing here.
-          const after = await goOnAfter(tx, last);
+          const after = await goOnAfter(tx, last, dryRun);
           const tasks = await importTasks(tx, kinds, original.queuedTasks(through.tasks));
           const report: Report = {
             dry_run: dryRun,
