@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import type { OriginalAgent } from '../database/original';
 import type { Transaction } from '../database/statements';
+import { isName } from '../http/text';
 import { hashToken, isImportedToken } from '../http/tokens';
+import { hostnameKey, MAX_HOSTNAME } from './hostnames';
 
 /** What became of the agents of another database. */
 export interface ImportedAgents {
@@ -12,12 +14,10 @@ export interface ImportedAgents {
   notes: [id: number, note: string][];
 }
 
-/** A hostname as registrations are compared: two spellings of it are one agent. */
-const hostnameOf = (text: string): string => text.normalize('NFC').toLowerCase().replace(/\.$/, '');
-
 /**
  * Stores agents of the original control plane under their ids, with their tokens hashed, so that they go on without
- * noticing. Each is as one that registered openly: it gets its name back by its hostname when it has been silent.
+ * noticing. Each is as one that registered openly, for the original's agents keep no token when they restart: they get
+ * their name back by it when they have been silent. Unlike one that did so here, it is not deleted for being silent.
  * @param through the last id that an earlier import covered; those up to it are not touched again
  * @param tokenExpiry when tokens given now expire, in ms since the epoch
  * @returns ids that another agent has: if there is one, nothing may be kept
@@ -37,31 +37,38 @@ export async function importAgents(
   };
   // By rows, deleted ones included, and not by the counter: PostgreSQL does not set that back with a transaction.
   const taken = new Set((await tx.rows<{ id: number }>('SELECT id FROM agents')).map((row) => row.id));
-  const hostnames = new Set(
+  const keys = new Set(
     (
-      await tx.rows<{ hostname: string }>(
-        `SELECT hostname FROM agents WHERE hostname IS NOT NULL AND state <> 'deleted'`,
+      await tx.rows<{ key: string }>(
+        `SELECT hostname_key AS key FROM agents WHERE hostname_key IS NOT NULL AND state <> 'deleted'`,
       )
-    ).map((row) => hostnameOf(row.hostname)),
+    ).map((row) => row.key),
   );
   for (const agent of fresh) {
     if (taken.has(agent.id)) {
       result.clashes.push(agent.id);
       continue;
     }
-    const name = hostnameOf(agent.hostname);
-    const isFree = name !== '' && name.length <= 255 && !hostnames.has(name);
-    if (isFree) hostnames.add(name);
-    else result.notes.push([agent.id, 'has no hostname now: another agent has it']);
+    const { hostname } = agent;
+    const key = hostnameKey(hostname);
+    const problem =
+      hostname === '' || hostname.length > MAX_HOSTNAME || !isName(hostname)
+        ? 'it can not be one'
+        : keys.has(key)
+          ? 'another agent has it'
+          : undefined;
+    if (problem === undefined) keys.add(key);
+    else result.notes.push([agent.id, `has no hostname now: ${problem}`]);
     const isUsable = isImportedToken(agent.auth_token);
     if (!isUsable)
       result.notes.push([agent.id, 'has a token of an unknown form: rotate it, or let it register']);
     const registeredAt = Math.min(agent.created_at ?? tx.now, tx.now);
     await tx.run(
-      `INSERT INTO agents (id, hostname, state, token_hash, token_expires_at, registered_at, updated_at)
-       VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+      `INSERT INTO agents (id, hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at, updated_at)
+       VALUES ($1, $2, $3, 'open', $4, $5, $6, $7, $8)`,
       agent.id,
-      isFree ? agent.hostname : null,
+      problem === undefined ? hostname : null,
+      problem === undefined ? key : null,
       agent.state,
       hashToken(isUsable ? agent.auth_token : randomUUID()),
       tokenExpiry,
