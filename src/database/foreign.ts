@@ -1,4 +1,4 @@
-import { existsSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import Sqlite from 'better-sqlite3';
 import type { DataSource } from 'typeorm';
 import type { SqliteTarget } from '../settings';
@@ -21,7 +21,9 @@ const MAX_NAMED = 5;
  */
 export function refuseForeign(target: SqliteTarget): void {
   const { path } = target;
-  if (path === ':memory:' || !existsSync(path) || statSync(path).size === 0) return;
+  const stats = path === ':memory:' ? undefined : statSync(path, { throwIfNoEntry: false });
+  // What is no file at all is said by who locks it.
+  if (!stats?.isFile() || stats.size === 0) return;
   let file: Sqlite.Database | undefined;
   try {
     file = new Sqlite(path, { readonly: true, timeout: 5_000 });
