@@ -64,8 +64,8 @@ export async function importAgents(
       result.notes.push([agent.id, 'has a token of an unknown form: rotate it, or let it register']);
     const registeredAt = Math.min(agent.created_at ?? tx.now, tx.now);
     await tx.run(
-      `INSERT INTO agents (id, hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at, updated_at)
-       VALUES ($1, $2, $3, 'open', $4, $5, $6, $7, $8)`,
+      `INSERT INTO agents (id, hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at)
+       VALUES ($1, $2, $3, 'open', $4, $5, $6, $7)`,
       agent.id,
       problem === undefined ? hostname : null,
       problem === undefined ? key : null,
@@ -73,7 +73,6 @@ export async function importAgents(
       hashToken(isUsable ? agent.auth_token : randomUUID()),
       tokenExpiry,
       registeredAt,
-      tx.now,
     );
     await tx.run(
       'INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) VALUES ($1, $2)',
