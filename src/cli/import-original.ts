@@ -1,9 +1,10 @@
 import { existsSync } from 'node:fs';
 import type { Command } from 'commander';
 import { loadExtensions } from '../extensions';
-import { readSettings, type Settings } from '../settings';
+import type { Settings } from '../settings';
 import { mayRetry, refuseServed } from './move';
-import { note, print, table } from './print';
+import { table } from './print';
+import type { Terminal } from './terminal';
 
 interface Options {
   dryRun?: true;
@@ -27,7 +28,7 @@ class Rehearsed extends Error {
 }
 
 /** Adds the command that takes over from the original control plane. */
-export function addImportOriginal(program: Command): void {
+export function addImportOriginal(program: Command, terminal: Terminal): void {
   program
     .command('import-original <file>')
     .description("take over the agents and queued tasks of the original control plane's SQLite database")
@@ -44,9 +45,11 @@ Examples:
   $ CONTROL_PLANE_DATABASE_URL=sqlite:///var/lib/control-plane/new.db control-plane import-original /var/lib/control-plane/control-plane.db`,
     )
     .action(async (file: string, { dryRun, json }: Options) => {
-      const settings = readSettings();
+      const settings = terminal.settings();
       const report = await importOriginal(settings, file, dryRun ?? false).catch(mayRetry);
-      print(json ? JSON.stringify(report) : textOf(report));
+      if (json) terminal.printJson(JSON.stringify(report));
+      else terminal.print(textOf(report));
+      if (report.dry_run) terminal.note('Nothing was kept: --dry-run.');
     });
 }
 
@@ -138,6 +141,5 @@ function textOf(report: Report): string {
       `${tasks.held_by_agents} tasks were given to agents, and the original does not say which are done: they stay behind.`,
     );
   if (report.notes.length > 0) lines.push('', table(report.notes, ['subject', 'note']));
-  if (report.dry_run) note('Nothing was kept: --dry-run.');
   return lines.join('\n');
 }

@@ -57,14 +57,9 @@ export async function backUp(
     throw new DatabaseError(
       `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
     );
-<<<<<<< HEAD
+  refuseForeign(target);
   if (isInUse(target, options.settings, path))
     throw new DatabaseError(`${file} is one of the server's own files; name another.`);
-=======
-  refuseForeign(target);
-  if (isPartOf(target, path))
-    throw new DatabaseError(`${file} is one of the database's own files; name another.`);
->>>>>>> eb613f3 (feat(import-original): take over agents and queued tasks; refuse a foreign database before touching it)
   if (existsSync(path) && !options.replace)
     throw new DatabaseError(`${file} is there already; name another file, or replace it with --force.`);
   // Whatever it is, somebody may need it: a key, a database that is served, the notes of last night.

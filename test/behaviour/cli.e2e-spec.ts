@@ -431,11 +431,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-<<<<<<< HEAD
-    expect(top).toHaveLength(16);
-=======
-    expect(top).toHaveLength(14);
->>>>>>> eb613f3 (feat(import-original): take over agents and queued tasks; refuse a foreign database before touching it)
+    expect(top).toHaveLength(17);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);

@@ -7,7 +7,7 @@ import { ForeignDatabase } from '../../src/database/database-error';
 import { inspectDatabase, openDatabase } from '../../src/database/open-database';
 import { OriginalDatabase } from '../../src/database/original';
 import { readSettings } from '../../src/settings';
-import { run } from '../helpers/command-line';
+import { run, spawnCommand } from '../helpers/command-line';
 import { writeOriginal } from '../helpers/original-database';
 
 describe('a database of another program', () => {
@@ -36,7 +36,11 @@ describe('a database of another program', () => {
       () => openDatabase(settings()),
       () => inspectDatabase(target, () => Promise.resolve()),
       () =>
-        backUp(target, join(folder, 'backup.db'), { replace: false, signal: new AbortController().signal }),
+        backUp(target, join(folder, 'backup.db'), {
+          replace: false,
+          settings: settings(),
+          signal: new AbortController().signal,
+        }),
     ];
     for (const attempt of attempts) {
       const error = await attempt().then(
@@ -138,10 +142,8 @@ describe('a database of another program', () => {
     it('doctor says the same as the start, and the settings of the original stop neither', async () => {
       writeOriginal(path, {});
       const names = readdirSync(folder);
-      const [started, checked] = await Promise.all([
-        run(['serve'], { cwd: folder, env: env() }),
-        run(['doctor'], { cwd: folder, env: env() }),
-      ]);
+      const started = await spawnCommand(['serve'], { cwd: folder, env: env() });
+      const checked = await run(['doctor'], { cwd: folder, env: env() });
       expect([started.code, started.stdout]).toEqual([1, '']);
       expect(started.stderr.trim()).toMatch(/^\S+ is the database of the original control plane [^\n]*$/);
       expect(checked.code).toBe(1);
