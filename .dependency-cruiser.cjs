@@ -24,7 +24,7 @@ const MAY_IMPORT = {
   operators: [...SHARED, ...LEAVES],
 
   // The program's own folder at the root: what main may use, it may too.
-  cli: ['main', 'app', 'database', 'http', ...LEAVES, 'config', 'operators'],
+  cli: ['main', 'app', 'database', 'http', ...LEAVES, 'config', 'operators', 'agents', 'leases'],
 
   access: ['http', 'database', 'scheduling', ...LEAVES, 'agents', 'operators'],
 };

@@ -67,6 +67,11 @@ export async function serve(settings: Settings): Promise<void> {
   // Nobody reads what a person is told: that must not end the service.
   process.stderr.on('error', () => undefined);
   const { app, database, logger, announce, drain, stop } = await createApp(settings);
+  if (settings.ignored.length > 0)
+    logger.warn(
+      { settings: settings.ignored },
+      'settings of the original control plane are ignored; see docs/from-the-original.md',
+    );
   const cut = new AbortController();
   let state: 'serving' | 'draining' | 'stopping' = 'serving';
   let signalledAt = Number.NEGATIVE_INFINITY;

@@ -176,4 +176,13 @@ describe('a quota', () => {
   ])('%s', (text, quota) => {
     expect(parseQuota(text)).toEqual(quota);
   });
+
+  it('ignore what is set for the original control plane, and say so', () => {
+    const settings = readSettings({ CONTROL_PLANE_BASE_URL: 'http://127.0.0.1:8088/v1/agents' });
+    expect(settings.ignored).toEqual(['CONTROL_PLANE_BASE_URL']);
+    expect(readSettings({}).ignored).toEqual([]);
+    expect(() => readSettings({ CONTROL_PLANE_BASE_URI: '' })).toThrow(
+      /CONTROL_PLANE_BASE_URI is not a setting/,
+    );
+  });
 });

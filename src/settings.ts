@@ -108,6 +108,8 @@ export interface Settings {
   readonly token: string | undefined;
   /** Packages or paths that are loaded as parts of the application. */
   readonly extensions: readonly string[];
+  /** Variables that are set for the original control plane's command line and mean nothing here. */
+  readonly ignored: readonly string[];
 }
 
 /** The injection token of {@link Settings}. */
@@ -117,6 +119,8 @@ export const SETTINGS = Symbol('settings');
 export class SettingsError extends Error {}
 
 const PREFIX = 'CONTROL_PLANE_';
+/** The original control plane's command line reads these; an environment that was made for it must not stop the start. */
+const ORIGINALS = [`${PREFIX}BASE_URL`];
 const UNITS_MS: Record<string, number> = { s: 1_000, m: 60_000, h: 3_600_000, d: DAY_MS };
 
 /**
@@ -389,9 +393,11 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     url: readUrl(reader),
     token: readToken(reader),
     extensions: readExtensions(reader),
+    ignored: Object.freeze(ORIGINALS.filter((name) => name in env)),
   };
   // Checked last, when every name that is known has been asked for.
   for (const name of Object.keys(env)) {
+    if (ORIGINALS.includes(name)) continue;
     if (name.startsWith(PREFIX) && !reader.known.has(name) && !name.startsWith(`${PREFIX}TEST_`)) {
       throw new SettingsError(`${name} is not a setting of this program; see docs/control-plane-deploy.md`);
     }

@@ -9,7 +9,7 @@ import type { SqlValue, Statements, Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
 import type { AgentIdentity, OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, pageOf } from '../http/pagination';
-import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
+import { hashToken, isAgentToken, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
@@ -160,7 +160,7 @@ export class AgentsService {
     let agent = this.credentials.get(key);
     if (!isOf(agent)) {
       // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
-      if (!isWellFormed('dcpa_', token)) throw fail('ERR_UNAUTHORIZED');
+      if (!isAgentToken(token)) throw fail('ERR_UNAUTHORIZED');
       // What was right a moment ago is no guess: the row is only too old to rely on.
       if (!isOf(this.credentials.peek(key))) beforeLookup(`agent:${key}:${tokenHash}`);
       agent = await this.credentials.load(

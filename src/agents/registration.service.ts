@@ -6,7 +6,7 @@ import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { Charge } from '../http/decorators';
-import { hashToken, isWellFormed, mintToken } from '../http/tokens';
+import { hashToken, isAgentToken, mintToken } from '../http/tokens';
 import { AuditLog, PROCESS } from '../operators/audit-log';
 import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
@@ -396,7 +396,7 @@ function verdictOn(agent: OnTrial, now: number): 'stays' | 'waits' | 'gone' {
 }
 
 function hashOf({ token }: Proof): string | undefined {
-  return token !== undefined && isWellFormed('dcpa_', token) ? hashToken(token) : undefined;
+  return token !== undefined && isAgentToken(token) ? hashToken(token) : undefined;
 }
 
 function superseded() {

@@ -9,6 +9,7 @@ import { addConfigs } from './configs';
 import { addDatabase } from './database';
 import { addDoctor } from './doctor';
 import { EXIT, Failure } from './failure';
+import { addImportOriginal } from './import-original';
 import { addLimits } from './limits';
 import { addMoving } from './move';
 import { addTasks } from './tasks';
@@ -55,6 +56,7 @@ Examples:
     );
   addDatabase(program, terminal);
   addMoving(program, terminal);
+  addImportOriginal(program, terminal);
   addDoctor(program, terminal);
   addAgents(program, terminal);
   addTasks(program, terminal);

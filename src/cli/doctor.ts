@@ -2,7 +2,7 @@ import { accessSync, constants, existsSync, statfsSync, statSync } from 'node:fs
 import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { Clock } from '../clock';
-import { DatabaseError, DatabaseInUse } from '../database/database-error';
+import { DatabaseError, DatabaseInUse, ForeignDatabase } from '../database/database-error';
 import { lockDatabase } from '../database/sqlite';
 import type { Statements } from '../database/statements';
 import {
@@ -55,7 +55,13 @@ async function* examine(terminal: Terminal): AsyncGenerator<Finding> {
     yield ['FAIL', 'settings', `${(error as Error).message}. Nothing else was checked.`];
     return;
   }
-  yield ['ok', 'settings', 'every CONTROL_PLANE_* variable is known and in range'];
+  yield settings.ignored.length > 0
+    ? [
+        'warn',
+        'settings',
+        `${settings.ignored.join(', ')} is the original control plane's, and means nothing here`,
+      ]
+    : ['ok', 'settings', 'every CONTROL_PLANE_* variable is known and in range'];
   const target = settings.database;
   if (target.type === 'postgres') {
     yield* examineServer(target, settings);
@@ -142,8 +148,11 @@ async function* database(
     yield* await inspectDatabase(target, (statements) => contents(statements, settings));
   } catch (error) {
     const { message } = error as Error;
-    const reason = error instanceof DatabaseError ? message : `${path} can't be read: ${message}.`;
-    yield ['FAIL', 'database', `${reason} Where it is damaged, restore a backup`];
+    if (error instanceof ForeignDatabase) yield ['FAIL', 'database', message];
+    else {
+      const reason = error instanceof DatabaseError ? message : `${path} can't be read: ${message}.`;
+      yield ['FAIL', 'database', `${reason} If it is damaged, restore a backup`];
+    }
   }
 }
 

@@ -82,15 +82,10 @@ Examples:
 }
 
 async function passOver(settings: Settings): Promise<object> {
-  const { inspectDatabase, openDatabase } = await import('../database/open-database.js');
-  const { connectionsOfOthers } = await import('../database/postgres.js');
+  const { openDatabase } = await import('../database/open-database.js');
   const { recordRestore } = await import('../operators/restore.js');
   const { database: target } = settings;
-  if (target.type === 'postgres' && (await inspectDatabase(target, connectionsOfOthers)) > 0)
-    throw new Failure(
-      'Servers are connected to the database: stop them all first, for they give ids meanwhile.',
-      EXIT.retry,
-    );
+  await refuseServed(target);
   if (target.type === 'sqlite' && !existsSync(target.path))
     throw new Failure(`There is no database ${target.path}.`, EXIT.failed);
   const database = await openDatabase(settings, [], loadExtensions(settings.extensions));
@@ -101,13 +96,26 @@ async function passOver(settings: Settings): Promise<object> {
   }
 }
 
+/** Refuses a PostgreSQL database that servers are connected to; a SQLite file has its lock. */
+export async function refuseServed(target: Settings['database']): Promise<void> {
+  if (target.type !== 'postgres') return;
+  const { inspectDatabase } = await import('../database/open-database.js');
+  const { connectionsOfOthers } = await import('../database/postgres.js');
+  if ((await inspectDatabase(target, connectionsOfOthers)) > 0)
+    throw new Failure(
+      'Servers are connected to the database: stop them all first, for they give ids meanwhile.',
+      EXIT.retry,
+    );
+}
+
 function databaseOf(option: string, url: string): Settings['database'] {
   const database = parseDatabaseUrl(url);
   if (typeof database === 'string') throw new Failure(`${option} ${database}`, EXIT.misused);
   return database;
 }
 
-function mayRetry(error: unknown): never {
+/** Passes an error on, with the exit code that says to try again if that can help. */
+export function mayRetry(error: unknown): never {
   if (error instanceof DatabaseInUse || error instanceof DatabaseUnreachable)
     throw new Failure(error.message, EXIT.retry);
   throw error;

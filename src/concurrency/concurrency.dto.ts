@@ -21,7 +21,10 @@ export class WindowsQuery extends PageQuery {
   @MaxLength(64)
   kind?: string;
 
-  @ApiPropertyOptional({ description: 'Only windows of this target.', example: '192.0.2.53' })
+  @ApiPropertyOptional({
+    description: 'Only windows of this target, in any spelling.',
+    example: '192.0.2.53:53',
+  })
   @IsOptional()
   @IsString()
   @MaxLength(512)
@@ -38,7 +41,7 @@ export class WindowView {
   kind!: string | null;
 
   /** The target; null for the wider scopes. */
-  @ApiProperty({ type: String, nullable: true, example: '192.0.2.53' })
+  @ApiProperty({ type: String, nullable: true, example: '192.0.2.53:53' })
   target!: string | null;
 
   /** The most that may be ready and leased together; null is unlimited. */
@@ -73,12 +76,12 @@ export class WindowPage extends PageEnd {
 
 /** The ceiling of one window: of a target where a kind and a target are given, of a kind, or of everything. */
 export class LimitInput {
-  /** The kind; left out for the ceiling over everything. */
+  /** One of the kinds that there are; left out for the ceiling over everything. */
   @ApiProperty({ required: false, type: String, nullable: true, example: 'dns' })
   kind?: string | null;
 
-  /** The target within the kind, as the kind derives it from a spec. */
-  @ApiProperty({ required: false, type: String, nullable: true, example: '192.0.2.53' })
+  /** The target within the kind, in any spelling of it. */
+  @ApiProperty({ required: false, type: String, nullable: true, example: '192.0.2.53:53' })
   target?: string | null;
 
   /** The most that may be ready and leased together; null lifts the limit. */

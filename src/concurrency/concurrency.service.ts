@@ -3,8 +3,10 @@ import { Cron, CronExpression } from '@nestjs/schedule';
 import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
+import { type ErrorDetails, fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { type Page, type PageQuery, pageOf } from '../http/pagination';
+import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
@@ -33,6 +35,17 @@ export interface Place {
 export interface CeilingListener {
   before(tx: Transaction): Promise<void>;
   after(tx: Transaction): Promise<void>;
+}
+
+/** Knows the kinds of tasks, and how each spells its targets. */
+export interface TargetNames {
+  /** Every kind there is, sorted. */
+  names(): string[];
+  has(kind: string): boolean;
+  /** The spelling under which a kind's windows are kept, or what is wrong with the text. */
+  parseTarget(kind: string, text: string): { target: string } | { problem: string };
+  /** The targets that a text can mean, of the kind or of any. @throws ERR_VALIDATION there is none */
+  findTargets(text: string, kind?: string): Place[];
 }
 
 /** A window that holds more than its ceiling, and by how much. */
@@ -67,6 +80,7 @@ function windowsOf({ kind, target }: Place): [WindowScope, string, string][] {
 @Injectable()
 export class ConcurrencyService {
   private readonly ceilingListeners: CeilingListener[] = [];
+  private targetNames: TargetNames | undefined;
 
   constructor(
     private readonly database: Database,
@@ -79,6 +93,11 @@ export class ConcurrencyService {
   /** Has this called, in the transaction, when ceilings are changed: the tasks must be made to fit them. */
   onCeilings(listener: CeilingListener): void {
     this.ceilingListeners.push(listener);
+  }
+
+  /** Says who knows the kinds, and spells the targets of limits and filters as their tasks' are. */
+  spellTargetsWith(names: TargetNames): void {
+    this.targetNames = names;
   }
 
   /**
@@ -230,14 +249,10 @@ export class ConcurrencyService {
   /**
    * Sets ceilings, all or none, effective at commit: tasks over a lowered one go back to waiting, leases run on.
    * @returns the windows that were set
+   * @throws ERR_VALIDATION a kind that there is not, a target that its kind can't have, or one window twice
    */
   async setCeilings(by: OperatorIdentity, limits: readonly LimitInput[]): Promise<WindowView[]> {
-    const windows = limits.map((limit) => ({
-      scope: (limit.kind ? (limit.target ? 'target' : 'kind') : 'global') as WindowScope,
-      kind: limit.kind ?? '',
-      target: limit.target ?? '',
-      ceiling: limit.ceiling,
-    }));
+    const windows = this.windowsToSet(limits);
     return this.database.write(async (tx) => {
       for (const { before } of this.ceilingListeners) await before(tx);
       await this.lock(tx);
@@ -276,8 +291,37 @@ export class ConcurrencyService {
     });
   }
 
-  /** Lists windows that count something, have a ceiling, or did until lately; newest first. */
+  /** Which windows the limits name, each by the spelling under which tasks count in it. @throws ERR_VALIDATION */
+  private windowsToSet(limits: readonly LimitInput[]) {
+    const problems: ErrorDetails = {};
+    const seen = new Set<string>();
+    const windows = limits.map((limit, i) => {
+      const kind = limit.kind ?? '';
+      const scope: WindowScope = kind ? (limit.target ? 'target' : 'kind') : 'global';
+      let target = '';
+      if (kind && this.targetNames && !this.targetNames.has(kind)) {
+        problems[`limits.${i}.kind`] = `must be one of ${this.targetNames.names().join(', ')}`;
+      } else if (limit.target) {
+        const parsed = this.targetNames?.parseTarget(kind, limit.target) ?? { target: limit.target };
+        if ('target' in parsed) target = parsed.target;
+        else problems[`limits.${i}.target`] = parsed.problem;
+      }
+      const key = keyOf(scope, kind, target);
+      if (seen.has(key)) problems[`limits.${i}`] ??= 'names a window that is in the list already';
+      seen.add(key);
+      return { scope, kind, target, ceiling: limit.ceiling };
+    });
+    const named = Object.entries(problems).slice(0, MAX_PROBLEMS);
+    if (named.length > 0) throw fail('ERR_VALIDATION', Object.fromEntries(named));
+    return windows;
+  }
+
+  /**
+   * Lists windows that count something, have a ceiling, or did until lately; newest first.
+   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have
+   */
   async list(query: WindowsQuery & PageQuery): Promise<Page<WindowView>> {
+    const targets = query.target ? this.targetNames?.findTargets(query.target, query.kind) : undefined;
     return this.database.read(async ({ manager }) => {
       const limit = query.limit ?? 50;
       const builder = manager
@@ -293,7 +337,14 @@ export class ConcurrencyService {
       if (query.cursor !== undefined) builder.andWhere('w.id < :cursor', { cursor: query.cursor });
       if (query.scope) builder.andWhere('w.scope = :scope', { scope: query.scope });
       if (query.kind) builder.andWhere('w.kind = :kind', { kind: query.kind });
-      if (query.target) builder.andWhere('w.target = :target', { target: query.target });
+      if (targets) {
+        const any = targets.map((_, i) => `(w.kind = :kind${i} AND w.target = :target${i})`).join(' OR ');
+        const named = targets.flatMap(({ kind, target }, i) => [
+          [`kind${i}`, kind],
+          [`target${i}`, target],
+        ]);
+        builder.andWhere(`(${any})`, Object.fromEntries(named));
+      }
       return pageOf(await builder.getMany(), limit, (row) => row.id, viewOf);
     });
   }

@@ -13,6 +13,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import Sqlite from 'better-sqlite3';
 import { adminTokenFile, type Settings, type SqliteTarget, serverFile, signingKeysFile } from '../settings';
 import { DatabaseError } from './database-error';
+import { refuseForeign } from './foreign';
 import { identities, quoted } from './postgres';
 import { putInPlace } from './private-file';
 import type { Statements, Transaction } from './statements';
@@ -56,6 +57,7 @@ export async function backUp(
     throw new DatabaseError(
       `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
     );
+  refuseForeign(target);
   if (isInUse(target, options.settings, path))
     throw new DatabaseError(`${file} is one of the server's own files; name another.`);
   if (existsSync(path) && !options.replace)
@@ -209,4 +211,32 @@ export async function passOverIds(tx: Transaction, now: number): Promise<Record<
   );
   await tx.run('PRAGMA application_id = 0');
   return Object.fromEntries(rows.map(({ name, seq }) => [name, seq]));
+}
+
+/**
+ * Has the ids of tables go on after those that were given elsewhere. Never goes back.
+ * @param last by the table's name
+ * @param isRehearsal whether only the answer is wanted: PostgreSQL does not take this back with its transaction
+ * @returns the ids after which these tables go on
+ */
+export async function goOnAfter(
+  tx: Transaction,
+  last: Readonly<Record<string, number>>,
+  isRehearsal: boolean,
+): Promise<Record<string, number>> {
+  const after: Record<string, number> = {};
+  for (const [table, given] of Object.entries(last)) {
+    const known =
+      (await tx.first<{ id: number | null }>(`SELECT ${tx.dialect.lastId(table, 'id')} AS id`))?.id ?? 0;
+    after[table] = Math.max(known, given);
+    if (given <= known || isRehearsal) continue;
+    if (tx.dialect.name === 'postgres') {
+      const identity = (await identities(tx)).find((one) => one.table === table);
+      await tx.run('SELECT setval($1, $2)', identity?.sequence as string, given);
+    } else {
+      await tx.run('DELETE FROM sqlite_sequence WHERE name = $1', table);
+      await tx.run('INSERT INTO sqlite_sequence (name, seq) VALUES ($1, $2)', table, given);
+    }
+  }
+  return after;
 }

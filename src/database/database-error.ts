@@ -6,3 +6,6 @@ export class DatabaseUnreachable extends DatabaseError {}
 
 /** Another process has the database. */
 export class DatabaseInUse extends DatabaseError {}
+
+/** It is another program's. */
+export class ForeignDatabase extends DatabaseError {}

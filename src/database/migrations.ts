@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { DataSource, MigrationInterface, QueryRunner } from 'typeorm';
 import { type Extension, ExtensionError, migrationsTable } from '../extensions';
 import { DatabaseError } from './database-error';
+import { refuseForeignTables } from './foreign';
 
 type MigrationClass = new () => MigrationInterface;
 
@@ -21,21 +22,24 @@ export function knownMigrations(folder = FOLDER): MigrationClass[] {
 
 /**
  * Tells whether the database has every migration.
- * @throws DatabaseError where it has one that this version does not know: a newer version wrote it.
+ * @throws DatabaseError it has one that this version does not know (a newer version wrote it), or another program's tables
  */
 export async function pendingMigrations(source: DataSource): Promise<string[]> {
   const known = source.migrations.map((migration) => migration.name ?? migration.constructor.name);
   const runner = source.createQueryRunner();
   const exists = await runner.hasTable('migrations').finally(() => runner.release());
-  const applied: { name: string }[] = exists ? await source.query('SELECT name FROM migrations') : [];
-  const unknown = applied.filter((row) => !known.includes(row.name));
+  // Another program's table of this name need not have a column of this name.
+  const applied: { name?: string }[] = exists ? await source.query('SELECT * FROM migrations') : [];
+  const names = applied.map(({ name }) => String(name));
+  await refuseForeignTables(source, exists ? names : undefined);
+  const unknown = names.filter((name) => !known.includes(name));
   if (unknown.length > 0) {
     throw new DatabaseError(
-      `The database was written by a newer version of this program (migration ${unknown[0]?.name}). ` +
+      `The database was written by a newer version of this program (migration ${unknown[0]}). ` +
         'Start that version, or restore a backup made by this one.',
     );
   }
-  const have = new Set(applied.map((row) => row.name));
+  const have = new Set(names);
   return known.filter((name) => !have.has(name));
 }
 

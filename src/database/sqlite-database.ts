@@ -5,6 +5,7 @@ import type { Settings, SqliteTarget } from '../settings';
 import { Database } from './database';
 import { sqliteDialect } from './dialect';
 import { DiskSpace, type FreeSpace } from './disk-space';
+import { refuseForeign } from './foreign';
 import { knownMigrations, migrate } from './migrations';
 import { lockDatabase, readerOptions, takeGeneration, unopened, writerOptions } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
@@ -68,6 +69,7 @@ export class SqliteDatabase extends Database {
     extensions: readonly Extension[],
     { clock = new SteadyClock(), freeSpace, lockWaitMs }: DatabaseReplacements = {},
   ): Promise<SqliteDatabase> {
+    refuseForeign(target);
     const unlock = lockDatabase(target);
     const writer = new DataSource({
       ...writerOptions(target),
@@ -112,9 +114,10 @@ export class SqliteDatabase extends Database {
 
   /**
    * Reads a database file beside whoever serves it, without its lock.
-   * @throws DatabaseError it can't be opened
+   * @throws DatabaseError it can't be opened, or is another program's
    */
   static async inspect<T>(target: SqliteTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
+    refuseForeign(target);
     const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
     await source.initialize().catch((error: unknown) => {
       throw unopened(target, error);

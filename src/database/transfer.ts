@@ -5,6 +5,7 @@ import { type Extension, migrationsTable } from '../extensions';
 import type { PostgresTarget, SqliteTarget } from '../settings';
 import { isBackup } from './backup';
 import { DatabaseError } from './database-error';
+import { refuseForeign } from './foreign';
 import { IS_OUR_TABLE, identities, quoted } from './postgres';
 import { PostgresDatabase } from './postgres-database';
 import { lockDatabase } from './sqlite';
@@ -61,6 +62,7 @@ export async function transfer(
   finish: (tx: Transaction, database: PostgresDatabase, done: Transfer) => Promise<void>,
 ): Promise<Transfer> {
   if (!existsSync(from.path)) throw new DatabaseError(`There is no database ${from.path}.`);
+  refuseForeign(from);
   const unlock = lockDatabase(from);
   let source: Sqlite.Database | undefined;
   let database: PostgresDatabase | undefined;

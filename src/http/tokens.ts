@@ -40,6 +40,16 @@ export function isWellFormed(prefix: TokenPrefix, token: string): boolean {
   );
 }
 
+/** The tokens of agents that were taken over from the original control plane: random UUIDs. */
+const IMPORTED = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+
+/** Whether a token has the form of those that the original control plane gave to its agents. */
+export const isImportedToken = (token: string): boolean => IMPORTED.test(token);
+
+/** Whether a text can be an agent's token, so that it is worth a look into the database. */
+export const isAgentToken = (token: string): boolean =>
+  isWellFormed('dcpa_', token) || isImportedToken(token);
+
 /** What is stored of a token: its SHA-256 in hex. A plain hash is enough, for nobody can guess 256 random bits. */
 export function hashToken(token: string): string {
   return hash('sha256', token, 'hex');

@@ -11,10 +11,25 @@ import {
   Min,
   MinLength,
 } from 'class-validator';
+import {
+  canonicalHost,
+  HOST_FORM,
+  HOST_PORT_FORM,
+  hostPortOf,
+  IsDnsName,
+  IsDnsServer,
+  IsHost,
+  joinHostPort,
+  parseDnsServer,
+  parseHostPort,
+  parseWebUrl,
+  storedDnsServer,
+  storedHost,
+} from './targets';
 import { TaskKind, type TaskKindHandler } from './task-kinds';
 
-const HOST = /^[^\s\p{Cc}/?#@\\]{1,255}$/u;
-const HOST_MESSAGE = 'must be a host name or an address of 1 to 255 characters';
+/** The target of DNS lookups that name no server: whatever the agents resolve with. */
+const RESOLVER = 'resolver';
 
 class DnsSpec {
   /** The name to look up. */
@@ -22,12 +37,13 @@ class DnsSpec {
   @IsString()
   @MinLength(1)
   @MaxLength(255)
+  @IsDnsName()
   query!: string;
 
-  /** The DNS server to ask; the agent's own resolver where it is left out. */
+  /** The DNS server to ask, as host or host:port; the agent's own resolver if it is left out. */
   @ApiProperty({ required: false, nullable: true, type: String, example: '192.0.2.53' })
   @IsOptional()
-  @Matches(HOST, { message: HOST_MESSAGE })
+  @IsDnsServer()
   server?: string | null;
 
   /** The record type in capitals, such as AAAA; A where it is left out. */
@@ -43,11 +59,25 @@ class DnsSpec {
   record_type?: string | null;
 }
 
-/** A DNS lookup, aimed at the server asked, or at the resolvers of the agents. */
+/** A DNS lookup, aimed at the server asked with its port, or at the resolvers of the agents. */
 @TaskKind('dns', { spec: DnsSpec })
 export class DnsKind implements TaskKindHandler<DnsSpec> {
-  target(spec: DnsSpec): string {
-    return spec.server?.toLowerCase() ?? 'resolver';
+  readonly targetForm =
+    "must be a DNS server, such as 192.0.2.53:53 or [2001:db8::53]:53, or 'resolver' for the agents' own";
+
+  target({ server }: DnsSpec): string {
+    return (server && this.parseTarget(server === RESOLVER ? `${server}:53` : server)) || RESOLVER;
+  }
+
+  /** `resolver` is the agents' own; a server of that name is `resolver:53`. */
+  parseTarget(text: string): string | undefined {
+    if (text === RESOLVER) return RESOLVER;
+    const server = parseDnsServer(text);
+    return server && joinHostPort(server);
+  }
+
+  canonicalFields({ server }: DnsSpec): Partial<DnsSpec> {
+    return server ? { server: storedDnsServer(server) } : {};
   }
 }
 
@@ -67,25 +97,32 @@ class HttpSpec {
   method?: string | null;
 }
 
-/** An HTTP request, aimed at the URL's host. */
+/** An HTTP request, aimed at the URL's host and port. */
 @TaskKind('http', { spec: HttpSpec })
 export class HttpKind implements TaskKindHandler<HttpSpec> {
-  check(spec: HttpSpec): { url?: string } {
-    const url = URL.parse(spec.url);
-    if (url === null || !/^https?:$/.test(url.protocol) || url.hostname === '')
-      return { url: 'must be an http or https URL' };
-    // Credentials would be stored in clear and shown to every viewer.
-    return url.username !== '' || url.password !== '' ? { url: 'must not hold credentials' } : {};
+  readonly targetForm = HOST_PORT_FORM;
+
+  check({ url }: HttpSpec): { url?: string } {
+    const parsed = parseWebUrl(url);
+    return typeof parsed === 'string' ? { url: parsed } : {};
   }
 
-  target(spec: HttpSpec): string {
-    return new URL(spec.url).host;
+  target({ url }: HttpSpec): string {
+    return joinHostPort(hostPortOf(new URL(url)));
+  }
+
+  parseTarget(text: string): string | undefined {
+    return parseTargetWithPort(text);
+  }
+
+  canonicalFields({ url }: HttpSpec): Partial<HttpSpec> {
+    return { url: new URL(url).href };
   }
 }
 
 class TcpSpec {
   @ApiProperty({ example: 'example.com' })
-  @Matches(HOST, { message: HOST_MESSAGE })
+  @IsHost()
   host!: string;
 
   @ApiProperty({ example: 443, minimum: 1, maximum: 65_535 })
@@ -98,15 +135,46 @@ class TcpSpec {
 /** A TCP connection, aimed at host and port. */
 @TaskKind('tcp', { spec: TcpSpec })
 export class TcpKind implements TaskKindHandler<TcpSpec> {
-  target(spec: TcpSpec): string {
-    const host = spec.host.toLowerCase();
-    return `${host.includes(':') && !host.startsWith('[') ? `[${host}]` : host}:${spec.port}`;
+  readonly targetForm = HOST_PORT_FORM;
+
+  target({ host, port }: TcpSpec): string {
+    return joinHostPort({ host: canonicalHost(host) ?? host, port });
+  }
+
+  parseTarget(text: string): string | undefined {
+    return parseTargetWithPort(text);
+  }
+
+  canonicalFields({ host }: TcpSpec): Partial<TcpSpec> {
+    return { host: storedHost(host) };
+  }
+}
+
+function parseTargetWithPort(text: string): string | undefined {
+  const target = parseHostPort(text);
+  return target && joinHostPort(target);
+}
+
+/** A kind that is aimed at a host, without a port. */
+abstract class HostKind implements TaskKindHandler<{ host: string }> {
+  readonly targetForm = HOST_FORM;
+
+  target({ host }: { host: string }): string {
+    return canonicalHost(host) ?? host;
+  }
+
+  parseTarget(text: string): string | undefined {
+    return canonicalHost(text);
+  }
+
+  canonicalFields({ host }: { host: string }): { host: string } {
+    return { host: storedHost(host) };
   }
 }
 
 class PingSpec {
   @ApiProperty({ example: '192.0.2.1' })
-  @Matches(HOST, { message: HOST_MESSAGE })
+  @IsHost()
   host!: string;
 
   /** How many echo requests. */
@@ -165,15 +233,11 @@ class PingSpec {
 
 /** ICMP echo requests, aimed at the host. */
 @TaskKind('ping', { spec: PingSpec })
-export class PingKind implements TaskKindHandler<PingSpec> {
-  target(spec: PingSpec): string {
-    return spec.host.toLowerCase();
-  }
-}
+export class PingKind extends HostKind {}
 
 class TraceSpec {
   @ApiProperty({ example: 'example.com' })
-  @Matches(HOST, { message: HOST_MESSAGE })
+  @IsHost()
   host!: string;
 
   @ApiProperty({ required: false, nullable: true, type: Number, example: 30, minimum: 1, maximum: 255 })
@@ -186,8 +250,4 @@ class TraceSpec {
 
 /** The route to a host, aimed at the host. */
 @TaskKind('trace', { spec: TraceSpec })
-export class TraceKind implements TaskKindHandler<TraceSpec> {
-  target(spec: TraceSpec): string {
-    return spec.host.toLowerCase();
-  }
-}
+export class TraceKind extends HostKind {}

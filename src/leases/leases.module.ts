@@ -2,6 +2,7 @@ import { Module } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { AgentsModule } from '../agents/agents.module';
 import { ConcurrencyModule } from '../concurrency/concurrency.module';
+import { ConcurrencyService } from '../concurrency/concurrency.service';
 import { OperatorsModule } from '../operators/operators.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
 import { BulkTasks } from './bulk-tasks';
@@ -35,4 +36,8 @@ import { TasksService } from './tasks.service';
   ],
   exports: [TaskKinds],
 })
-export class LeasesModule {}
+export class LeasesModule {
+  constructor(concurrency: ConcurrencyService, kinds: TaskKinds) {
+    concurrency.spellTargetsWith(kinds);
+  }
+}

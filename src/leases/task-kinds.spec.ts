@@ -199,6 +199,74 @@ describe('the registry of task kinds', () => {
     );
   });
 
+  describe('a target in a limit or a filter', () => {
+    @TaskKind('spelt', { spec: WhoisSpec })
+    class SpeltKind implements TaskKindHandler<WhoisSpec> {
+      readonly targetForm = 'must be a word';
+      target(spec: WhoisSpec): string {
+        return spec.name.toLowerCase();
+      }
+      parseTarget(text: string): string | undefined {
+        if (text === 'throws') throw new Error('can not read it');
+        return /^\w+$/.test(text) ? text.toLowerCase() : undefined;
+      }
+      canonicalFields(spec: WhoisSpec): Partial<WhoisSpec> {
+        return spec.name === 'Stored' ? { name: 'stored' } : {};
+      }
+    }
+
+    it('is spelt as its kind spells it, or refused in its words', async () => {
+      const kinds = await start(SpeltKind);
+      expect(kinds.parseTarget('spelt', 'Word')).toEqual({ target: 'word' });
+      for (const text of ['two words', '', 'throws'])
+        expect(kinds.parseTarget('spelt', text)).toEqual({ problem: 'must be a word' });
+    });
+
+    it('of a kind that does not say is taken as it is written, without hidden characters', async () => {
+      const kinds = await start(WhoisKind);
+      for (const kind of ['whois', 'gone'])
+        expect(kinds.parseTarget(kind, 'As It Is.')).toEqual({ target: 'As It Is.' });
+      for (const text of ['a\0', 'a\u202eb', '\ud800', 'a\u200b'])
+        expect(kinds.parseTarget('whois', text)).toHaveProperty('problem');
+      expect(kinds.parseTarget('whois', 't'.repeat(600))).toEqual({ target: 't'.repeat(512) });
+    });
+
+    it('is looked for under every kind that can have it, or the one that is said', async () => {
+      const kinds = await start(SpeltKind, WhoisKind, PingKind);
+      expect(kinds.findTargets('Word')).toEqual([
+        { kind: 'dns', target: 'word:53' },
+        { kind: 'ping', target: 'word' },
+        { kind: 'spelt', target: 'word' },
+        { kind: 'whois', target: 'Word' },
+      ]);
+      expect(kinds.findTargets('Word', 'ping')).toEqual([{ kind: 'ping', target: 'word' }]);
+      expect(() => kinds.findTargets('127.1', 'spelt')).toThrow(
+        expect.objectContaining({ code: 'ERR_VALIDATION', details: { target: 'must be a word' } }),
+      );
+    });
+
+    it('goes with the fields of a spec that are stored in another spelling', async () => {
+      const kinds = await start(SpeltKind);
+      expect(kinds.accept('spelt', { source: null, name: 'Stored' })).toEqual({
+        spec: '{"kind":"spelt","source":null,"name":"stored"}',
+        target: 'stored',
+      });
+    });
+
+    it.each(['parseTarget', 'canonicalFields'])('stops the start if %s is not a method', async (name) => {
+      @TaskKind('odd', { spec: WhoisSpec })
+      class OddKind {
+        constructor() {
+          Object.assign(this, { [name]: 5 });
+        }
+        target(): string {
+          return 'x';
+        }
+      }
+      expect(await refusal(OddKind)).toMatch(new RegExp(`${name} that is not a method`));
+    });
+  });
+
   it('names the kinds of a claim that there are not', async () => {
     const kinds = await start();
     const problem = (...names: string[]): unknown => {

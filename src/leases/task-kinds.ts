@@ -32,8 +32,21 @@ export interface TakenReport<Spec extends object = object> {
 
 /** A kind of task. The provider that implements it is decorated with {@link TaskKind}. */
 export interface TaskKindHandler<Spec extends object = object> {
-  /** What a check is aimed at: tasks with the same target share a concurrency window. */
+  /**
+   * What a check is aimed at, in its one spelling: tasks with the same target share a concurrency window. At most 512
+   * characters count.
+   */
   target(spec: Spec): string;
+  /**
+   * Gives a target that an operator wrote, in a limit or a filter, the spelling that `target` gives it. Must take what
+   * `target` gave, and give it back as it is. A kind without this has its targets written exactly.
+   * @returns undefined if no task of the kind can have such a target
+   */
+  parseTarget?(text: string): string | undefined;
+  /** What a target must be, for who wrote one that `parseTarget` does not take: 'must be host:port, such as …'. */
+  readonly targetForm?: string;
+  /** Fields of an accepted spec that are stored in another spelling than they were sent in. */
+  canonicalFields?(spec: Spec): Partial<Spec>;
   /** Problems that the spec's decorators can't express, by field of the spec. */
   check?(spec: Spec): ErrorDetails;
   /**
@@ -51,6 +64,7 @@ export interface AcceptedSpec {
 }
 
 const MAX_TARGET = 512;
+const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}]/u;
 
 const KindMark = DiscoveryService.createDecorator<TaskKindOptions>();
 
@@ -94,8 +108,9 @@ export class TaskKinds implements OnModuleInit {
         return owner === undefined ? new Error(named) : new ExtensionError(owner, `is faulty: ${named}`);
       };
       if (typeof handler?.target !== 'function') throw refuse('has no target(spec) method');
-      if (handler.onReports !== undefined && typeof handler.onReports !== 'function')
-        throw refuse('has an onReports that is not a method');
+      for (const name of ['onReports', 'parseTarget', 'canonicalFields'] as const)
+        if (handler[name] !== undefined && typeof handler[name] !== 'function')
+          throw refuse(`has ${name === 'onReports' ? 'an' : 'a'} ${name} that is not a method`);
       if (known?.handler === handler) continue;
       if (known) throw refuse(`is there already, of ${known.handler.constructor.name}`);
       this.kinds.set(options.kind, { options, handler, extension });
@@ -137,12 +152,46 @@ export class TaskKinds implements OnModuleInit {
       const target: unknown = entry.handler.target(value);
       if (typeof target !== 'string' || target === '')
         throw new TypeError(`target(spec) gave no text: ${typeof target}`);
-      return { spec: JSON.stringify({ kind, ...fields }), target: target.slice(0, MAX_TARGET) };
+      const stored = { kind, ...fields, ...entry.handler.canonicalFields?.(value) };
+      return { spec: JSON.stringify(stored), target: target.slice(0, MAX_TARGET) };
     } catch (error) {
       // Sent again it would fail again: it is the caller's to change, and the kind's owner's to mend.
       this.logger.error({ kind, err: error }, 'a task kind failed on a spec');
       return { problems: { [`${path}spec`]: `is more than the kind ${kind} can handle` } };
     }
+  }
+
+  /** The spelling of a target under which a kind's tasks and windows are kept, or what is wrong with it. */
+  parseTarget(kind: string, text: string): { target: string } | { problem: string } {
+    const handler = this.kinds.get(kind)?.handler;
+    if (!handler?.parseTarget)
+      return HIDDEN.test(text)
+        ? { problem: 'must not hold control characters or characters that are not seen' }
+        : { target: text.slice(0, MAX_TARGET) };
+    try {
+      const target: unknown = handler.parseTarget(text);
+      if (typeof target === 'string' && target !== '') return { target: target.slice(0, MAX_TARGET) };
+    } catch (error) {
+      // The text is refused: a kind that can't read it has no task with such a target.
+      this.logger.error({ kind, err: error }, 'a task kind failed on a target');
+    }
+    return { problem: handler.targetForm ?? `is not a target of the kind ${kind}` };
+  }
+
+  /**
+   * What a target that an operator looks for can mean: of the kind, if it is said, else one for each kind that can have
+   * such a target.
+   * @throws ERR_VALIDATION no kind that is asked can have it
+   */
+  findTargets(text: string, kind?: string): { kind: string; target: string }[] {
+    // A kind that is gone with its extension has its tasks still.
+    const asked = kind === undefined ? this.names() : [kind];
+    const parsed = asked.map((name) => ({ kind: name, ...this.parseTarget(name, text) }));
+    const found = parsed.flatMap((one) => ('target' in one ? [{ kind: one.kind, target: one.target }] : []));
+    if (found.length > 0) return found;
+    const named = kind === undefined ? (one: string) => `as ${one}, it ` : () => '';
+    const problems = parsed.flatMap((one) => ('problem' in one ? [named(one.kind) + one.problem] : []));
+    throw fail('ERR_VALIDATION', { target: problems.join('; ') });
   }
 
   /** Whether a kind wants to be told of reports. */

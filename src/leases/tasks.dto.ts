@@ -115,7 +115,10 @@ export class TasksQuery extends PageQuery {
   @MaxLength(64)
   kind?: string;
 
-  @ApiPropertyOptional({ description: 'Only tasks aimed at this target.', example: '192.0.2.53' })
+  @ApiPropertyOptional({
+    description: 'Only tasks aimed at this target, in any spelling.',
+    example: '192.0.2.53:53',
+  })
   @IsOptional()
   @IsString()
   @MaxLength(512)
@@ -195,7 +198,7 @@ export class TaskView {
   kind!: string;
 
   /** What it is aimed at, as the kind derives it from the spec. */
-  @ApiProperty({ example: '192.0.2.53' })
+  @ApiProperty({ example: '192.0.2.53:53' })
   target!: string;
 
   @ApiProperty({

@@ -1,6 +1,7 @@
 import { Injectable } from '@nestjs/common';
 import canonicalize from 'canonicalize';
 import { Clock, toTimestamp } from '../clock';
+import type { Place } from '../concurrency/concurrency.service';
 import { Database } from '../database/database';
 import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
@@ -29,7 +30,8 @@ import type {
   TaskView,
 } from './tasks.dto';
 
-const DEFAULT_MAX_ATTEMPTS = 5;
+/** How often a task is tried that does not say. */
+export const DEFAULT_MAX_ATTEMPTS = 5;
 
 /** So many attempts are shown at once: a task that is retried again and again has any number of them. */
 const ATTEMPTS_SHOWN = 500;
@@ -102,10 +104,15 @@ export class TasksService {
     });
   }
 
-  /** Lists tasks, newest first. */
-  list(query: TasksQuery): Promise<Page<TaskView>> {
+  /**
+   * Lists tasks, newest first.
+   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have
+   */
+  async list(query: TasksQuery): Promise<Page<TaskView>> {
+    const { kind, target } = query;
+    const targets = target === undefined ? undefined : this.kinds.findTargets(target, kind);
     return this.database.read(async (statements) => {
-      return pageOf(await this.selectPage(statements, query), query.limit, (row) => row.id, viewOf);
+      return pageOf(await this.selectPage(statements, query, targets), query.limit, (row) => row.id, viewOf);
     });
   }
 
@@ -413,20 +420,28 @@ export class TasksService {
   }
 
   /** One row more than the page has, where there is one. */
-  private async selectPage(statements: Statements, query: TasksQuery): Promise<TaskEntity[]> {
+  private async selectPage(
+    statements: Statements,
+    query: TasksQuery,
+    targets: readonly Place[] | undefined,
+  ): Promise<TaskEntity[]> {
     const before = olderThan(query);
     const wanted = query.limit + 1;
-    const { kind, state, target } = query;
-    if (target !== undefined) {
+    const { kind, state } = query;
+    if (targets !== undefined) {
+      // A page of each, merged: one index serves them.
+      const values = targets.flatMap((place) => [place.kind, place.target]);
+      const pages = targets.map(
+        (_, i) =>
+          `SELECT * FROM (SELECT * FROM tasks WHERE kind = $${2 * i + 4} AND target = $${2 * i + 5} AND id < $1
+            AND (CAST($3 AS text) IS NULL OR state = $3) ORDER BY id DESC LIMIT $2) AS p${i}`,
+      );
       return statements.rows<TaskEntity>(
-        `SELECT * FROM tasks WHERE target = $1 AND id < $2 AND (CAST($3 AS text) IS NULL OR kind = $3)
-           AND (CAST($4 AS text) IS NULL OR state = $4)
-         ORDER BY id DESC LIMIT $5`,
-        target,
+        `${pages.join(' UNION ALL ')} ORDER BY id DESC LIMIT $2`,
         before,
-        kind ?? null,
-        state ?? null,
         wanted,
+        state ?? null,
+        ...values,
       );
     }
     if (kind === undefined && state === undefined) {

@@ -37,3 +37,28 @@ export async function recordTransfer(
     after: { from, rows: Object.fromEntries(tables.map(({ table, rows }) => [table, rows])) },
   });
 }
+
+/** How far an import from the original control plane went: the last of its ids that were covered. */
+export interface ImportRecord {
+  readonly through: { readonly agents: number; readonly tasks: number };
+}
+
+/** Tells how far the imports so far went; nowhere, if there was none. */
+export async function findImport(tx: Transaction): Promise<ImportRecord['through']> {
+  const row = await tx.first<{ after: string }>(
+    `SELECT "after" FROM audit_log WHERE action = $1 ORDER BY id DESC LIMIT 1`,
+    IMPORT,
+  );
+  return row ? (JSON.parse(row.after) as ImportRecord).through : { agents: 0, tasks: 0 };
+}
+
+/** Records what was taken over from the original control plane, and how far that went. */
+export async function recordImport(
+  tx: Transaction,
+  database: Database,
+  done: ImportRecord & Readonly<Record<string, unknown>>,
+): Promise<void> {
+  await new AuditLog(database).record(tx, PROCESS, { action: IMPORT, subject: 'database', after: done });
+}
+
+const IMPORT = 'database.import-original';

@@ -431,7 +431,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-    expect(top).toHaveLength(16);
+    expect(top).toHaveLength(17);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);

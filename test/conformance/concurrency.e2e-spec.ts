@@ -441,8 +441,12 @@ describe('concurrency windows', () => {
         windows(query).then(({ body }) => body.items.map((w: any) => `${w.scope} ${w.kind} ${w.target}`));
       expect((await named('?scope=global')).sort()).toEqual(['global null null']);
       expect((await named('?scope=kind')).sort()).toEqual(['kind dns null', 'kind ping null']);
-      expect((await named('?kind=dns')).sort()).toEqual(['kind dns null', 'target dns a', 'target dns b']);
-      expect((await named('?target=a')).sort()).toEqual(['target dns a', 'target ping a']);
+      expect((await named('?kind=dns')).sort()).toEqual([
+        'kind dns null',
+        'target dns a:53',
+        'target dns b:53',
+      ]);
+      expect((await named('?target=a')).sort()).toEqual(['target dns a:53', 'target ping a']);
       expect(await named('?scope=target&kind=ping&target=c')).toEqual(['target ping c']);
       expect(await named('?kind=whois')).toEqual([]);
       for (const size of [1, 3, 7, 8]) {
@@ -468,7 +472,7 @@ describe('concurrency windows', () => {
       await limit({ kind: 'tcp', ceiling: 3 }, { kind: 'http', ceiling: 3 });
       await limit({ kind: 'http', ceiling: null });
       await cancel(idle);
-      const six = ['global', 'kind dns', 'kind http', 'kind tcp', 'target dns busy', 'target dns idle'];
+      const six = ['global', 'kind dns', 'kind http', 'kind tcp', 'target dns busy:53', 'target dns idle:53'];
       clock.advance(DAY_MS - 1);
       expect(await purge()).toBe(0);
       expect(await kept()).toEqual(six);

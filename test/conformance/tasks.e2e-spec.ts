@@ -277,14 +277,18 @@ describe('the tasks of operators', () => {
 
     it.each<[string, object, string]>([
       ['dns', { query: 'example.com' }, 'resolver'],
-      ['dns', { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' }, 'ns1.example.com'],
+      [
+        'dns',
+        { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' },
+        'ns1.example.com:53',
+      ],
       ['dns', { query: '例え.jp', server: null, record_type: null }, 'resolver'],
-      ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '2001:db8::53'],
-      ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com'],
+      ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '[2001:db8::53]:53'],
+      ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com:443'],
       ['http', { url: 'http://example.com:8080', method: 'DELETE' }, 'example.com:8080'],
-      ['http', { url: 'https://example.com:443/', method: null }, 'example.com'],
+      ['http', { url: 'https://example.com:443/', method: null }, 'example.com:443'],
       ['http', { url: 'http://[2001:db8::1]:81/' }, '[2001:db8::1]:81'],
-      ['http', { url: 'https://bücher.example/' }, 'xn--bcher-kva.example'],
+      ['http', { url: 'https://bücher.example/' }, 'xn--bcher-kva.example:443'],
       ['tcp', { host: 'Example.COM', port: 443 }, 'example.com:443'],
       ['tcp', { host: '2001:DB8::1', port: 1 }, '[2001:db8::1]:1'],
       ['tcp', { host: '[2001:db8::1]', port: 65_535 }, '[2001:db8::1]:65535'],
@@ -311,9 +315,14 @@ describe('the tasks of operators', () => {
     ])('%s takes %j, aimed at %s', async (kind, spec, target) => {
       const [id] = await server.enqueue({ kind, spec });
       expect((await get(`/v1/tasks/${id}`)).body).toMatchObject({ kind, target });
-      // It goes to the agent as it was written, with the kind in it.
+      // It goes to the agent as it was written, with the kind in it; URLs as the URL standard writes them.
       const agent = await server.register('probe-1');
-      expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec });
+      const { host, url } = spec as { host?: string; url?: string };
+      const written = {
+        ...(url && { url: new URL(url).href }),
+        ...(host && { host: host.replace(/^\[|\]$/g, '') }),
+      };
+      expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec, ...written });
     });
 
     it('may repeat the kind, and must not contradict it', async () => {
@@ -409,15 +418,28 @@ describe('the tasks of operators', () => {
       const options = {
         state: [undefined, 'queued', 'scheduled', 'leased', 'completed', 'cancelled', 'dead', 'waiting'],
         kind: [undefined, 'dns', 'ping', 'http', 'whois'],
-        target: [undefined, '192.0.2.1', 'resolver', 'nowhere'],
+        target: [undefined, '192.0.2.1', '192.0.2.1:53', 'resolver', 'nowhere'],
       };
       for (const state of options.state) {
         for (const kind of options.kind) {
           for (const target of options.target) {
             const filter = { state, kind, target };
             const given = Object.entries(filter).filter(([, value]) => value !== undefined);
-            const wanted = all.filter((task) => given.every(([name, value]) => task[name] === value));
             const text = given.map(([name, value]) => `&${name}=${value}`).join('');
+            const hasPort = /:\d+$/.test(target ?? ':53');
+            if ((kind === 'http' && !hasPort) || (kind === 'ping' && target !== undefined && hasPort)) {
+              expect([text, (await get(`/v1/tasks?${text}`)).status]).toEqual([text, 400]);
+              continue;
+            }
+            // A DNS server has its port in its target.
+            const targetOf = (task: any) =>
+              task.kind === 'dns' && !hasPort && target !== 'resolver' ? `${target}:53` : target;
+            const wanted = all.filter(
+              (task) =>
+                (state ?? task.state) === task.state &&
+                (kind ?? task.kind) === task.kind &&
+                (target === undefined || targetOf(task) === task.target),
+            );
             expect([text, await walk(text, 500)]).toEqual([text, wanted.map((task) => task.id)]);
           }
         }
@@ -471,9 +493,10 @@ describe('the tasks of operators', () => {
 
     it('takes filters as they are written, not as patterns or SQL', async () => {
       await server.enqueue(dnsTask());
-      for (const target of ['%25', 'resolve_', "' OR 1=1 --", 'RESOLVER']) {
+      for (const target of ['resolve_', 'RESOLVER'])
         expect((await get(`/v1/tasks?target=${encodeURIComponent(target)}`)).body.items).toEqual([]);
-      }
+      for (const target of ['%25', "' OR 1=1 --"])
+        expect((await get(`/v1/tasks?target=${encodeURIComponent(target)}`)).status).toBe(400);
     });
   });
 
@@ -519,7 +542,7 @@ describe('the tasks of operators', () => {
       const plain = {
         id,
         kind: 'dns',
-        target: '192.0.2.53',
+        target: '192.0.2.53:53',
         spec: { kind: 'dns', query: 'example.com', server: '192.0.2.53' },
         state: 'queued',
         reason: null,

@@ -213,7 +213,7 @@ const step: fc.Arbitrary<Step[]> = fc.oneof(
   },
 );
 
-const targetOf = (kind: Kind, host: number) => (kind === 'dns' ? `ns${host}` : `host${host}:443`);
+const targetOf = (kind: Kind, host: number) => (kind === 'dns' ? `ns${host}:53` : `host${host}:443`);
 const specOf = (kind: Kind, host: number) =>
   kind === 'dns'
     ? { kind, query: 'example.com', server: `ns${host}` }

@@ -2,7 +2,8 @@ import { ApiProperty } from '@nestjs/swagger';
 import { IsOptional, Matches, MaxLength } from 'class-validator';
 
 const DOMAIN = /^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]$/i;
-const SERVER = /^[a-z0-9.-]{1,253}(?::\d{1,5})?$/i;
+/** A host, or host:port. */
+export const SERVER = /^[a-z0-9.-]{1,253}(?::\d{1,5})?$/i;
 
 /** What a whois task takes. */
 export class WhoisSpec {

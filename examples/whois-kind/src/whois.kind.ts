@@ -6,11 +6,13 @@ import {
   type Transaction,
 } from 'dns-agent-control-plane/extension';
 import { DomainsService } from './domains.service';
-import { WhoisSpec } from './whois.dto';
+import { SERVER, WhoisSpec } from './whois.dto';
 
 /** Asks a whois server about a domain. */
 @TaskKind('whois', { spec: WhoisSpec })
 export class WhoisKind implements TaskKindHandler<WhoisSpec> {
+  readonly targetForm = 'must be a whois server, such as whois.example.net or whois.example.net:4343';
+
   constructor(private readonly domains: DomainsService) {}
 
   check({ server }: WhoisSpec): ErrorDetails {
@@ -20,10 +22,21 @@ export class WhoisKind implements TaskKindHandler<WhoisSpec> {
 
   /** Tasks that ask the same server share a window: a ceiling on it is kept across the fleet. */
   target({ server }: WhoisSpec): string {
-    return server?.toLowerCase() ?? 'whois.iana.org';
+    return spell(server ?? 'whois.iana.org');
+  }
+
+  /** The same for a target in a limit or a filter: one server has one spelling, however it was written. */
+  parseTarget(text: string): string | undefined {
+    return SERVER.test(text) ? spell(text) : undefined;
   }
 
   onReports(tx: Transaction, reports: readonly TakenReport<WhoisSpec>[]): Promise<void> {
     return this.domains.record(tx, reports);
   }
+}
+
+/** Lower case, without a final dot, and without the port that is usual. */
+function spell(server: string): string {
+  const [host = '', port] = server.toLowerCase().split(':');
+  return host.replace(/\.$/, '') + (port === undefined || Number(port) === 43 ? '' : `:${Number(port)}`);
 }

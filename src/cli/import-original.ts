@@ -1,0 +1,145 @@
+import { existsSync } from 'node:fs';
+import type { Command } from 'commander';
+import { loadExtensions } from '../extensions';
+import type { Settings } from '../settings';
+import { mayRetry, refuseServed } from './move';
+import { table } from './print';
+import type { Terminal } from './terminal';
+
+interface Options {
+  dryRun?: true;
+  json?: true;
+}
+
+/** What was taken over, and what was not. */
+interface Report {
+  dry_run: boolean;
+  agents: { taken_over: number; already_there: number };
+  tasks: { taken_over: number; invalid: number; held_by_agents: number };
+  ids_go_on_after: Record<string, number>;
+  notes: { subject: string; note: string }[];
+}
+
+/** Thrown to undo what a rehearsal did. */
+class Rehearsed extends Error {
+  constructor(readonly report: Report) {
+    super('rehearsed');
+  }
+}
+
+/** Adds the command that takes over from the original control plane. */
+export function addImportOriginal(program: Command, terminal: Terminal): void {
+  program
+    .command('import-original <file>')
+    .description("take over the agents and queued tasks of the original control plane's SQLite database")
+    .option('--dry-run', 'say what would be taken over, and keep nothing')
+    .option('--json', 'say what was taken over as JSON')
+    .addHelpText(
+      'after',
+      `
+FILE is only read. Agents keep their ids and tokens, so they go on when this program answers at the address that they
+know. Stop the original first, and this program's servers too. Can be repeated: only what is new is taken over then.
+What moves, what does not, and which settings suit the agents: docs/from-the-original.md.
+
+Examples:
+  $ CONTROL_PLANE_DATABASE_URL=sqlite:///var/lib/control-plane/new.db control-plane import-original /var/lib/control-plane/control-plane.db`,
+    )
+    .action(async (file: string, { dryRun, json }: Options) => {
+      const settings = terminal.settings();
+      const report = await importOriginal(settings, file, dryRun ?? false).catch(mayRetry);
+      if (json) terminal.printJson(JSON.stringify(report));
+      else terminal.print(textOf(report));
+      if (report.dry_run) terminal.note('Nothing was kept: --dry-run.');
+    });
+}
+
+/**
+ * Takes over from a database of the original control plane, in one transaction.
+ * @throws DatabaseError it is none, or the settings' database has agents of its own under the same ids
+ * @throws DatabaseInUse a server has the settings' database
+ */
+export async function importOriginal(settings: Settings, path: string, dryRun: boolean): Promise<Report> {
+  const { OriginalDatabase } = await import('../database/original.js');
+  const { DatabaseError } = await import('../database/database-error.js');
+  const { openDatabase } = await import('../database/open-database.js');
+  const { goOnAfter } = await import('../database/backup.js');
+  const { importAgents } = await import('../agents/imported-agents.js');
+  const { importTasks, withKinds } = await import('../leases/imported-tasks.js');
+  const { findImport, recordImport } = await import('../operators/restore.js');
+  const original = OriginalDatabase.open(path);
+  try {
+    await refuseServed(settings.database);
+    // A rehearsal leaves no new file behind.
+    const { database: target } = settings;
+    const isNew = target.type === 'sqlite' && !existsSync(target.path);
+    const database = await openDatabase(
+      dryRun && isNew ? { ...settings, database: { type: 'sqlite', path: ':memory:' } } : settings,
+      [],
+      loadExtensions(settings.extensions),
+    );
+    try {
+      return await withKinds((kinds) =>
+        database.write(async (tx) => {
+          const through = await findImport(tx);
+          const last = original.lastIds();
+          const expiry = settings.agentTokenLifetimeMs === 0 ? null : tx.now + settings.agentTokenLifetimeMs;
+          const agents = await importAgents(tx, original.agents(), through.agents, expiry);
+          if (agents.clashes.length > 0)
+            throw new DatabaseError(
+              `The database has agents of its own under ids of the original's (${listOf(agents.clashes)}), and agents keep ` +
+                'their ids: import into a new database. Nothing was changed.',
+            );
+          // Before tasks get new ones: what agents still hold of the original must name nothing here.
+          const after = await goOnAfter(tx, last, dryRun);
+          const tasks = await importTasks(tx, kinds, original.queuedTasks(through.tasks));
+          const report: Report = {
+            dry_run: dryRun,
+            agents: { taken_over: agents.taken, already_there: agents.known },
+            tasks: { taken_over: tasks.taken, invalid: tasks.invalid, held_by_agents: original.countTaken() },
+            ids_go_on_after: after,
+            notes: [
+              ...agents.notes.map(([id, text]) => ({ subject: `agent/${id}`, note: text })),
+              ...tasks.notes.map(([id, text]) => ({ subject: `task/${id}`, note: text })),
+            ],
+          };
+          if (dryRun) throw new Rehearsed(report);
+          await recordImport(tx, database, {
+            from: original.path,
+            agents: report.agents,
+            tasks: report.tasks,
+            through: {
+              agents: Math.max(through.agents, last.agents),
+              tasks: Math.max(through.tasks, last.tasks),
+            },
+          });
+          return report;
+        }),
+      );
+    } finally {
+      await database.close();
+    }
+  } catch (error) {
+    if (error instanceof Rehearsed) return error.report;
+    throw error;
+  } finally {
+    original.close();
+  }
+}
+
+function listOf(ids: readonly number[]): string {
+  return `${ids.slice(0, 5).join(', ')}${ids.length > 5 ? ', ...' : ''}`;
+}
+
+function textOf(report: Report): string {
+  const { agents, tasks } = report;
+  const lines = [
+    `${agents.taken_over} agents ${report.dry_run ? 'would be' : 'were'} taken over; ${agents.already_there} are there already.`,
+    `${tasks.taken_over} queued tasks ${report.dry_run ? 'would be' : 'were'} taken over; ${tasks.invalid} are not valid here.`,
+  ];
+  if (tasks.held_by_agents > 0)
+    lines.push(
+      `${tasks.held_by_agents} tasks were given to agents, and the original does not say which are done: they stay behind.`,
+    );
+  if (report.notes.length > 0) lines.push('', table(report.notes, ['subject', 'note']));
+  return lines.join('\n');
+}

@@ -1,0 +1,107 @@
+import { statSync } from 'node:fs';
+import Sqlite from 'better-sqlite3';
+import type { DataSource } from 'typeorm';
+import type { SqliteTarget } from '../settings';
+import { ForeignDatabase } from './database-error';
+import { unopened } from './sqlite';
+
+/** The name of the migration that every database of this program begins with. */
+const FIRST_MIGRATION = 'Initial1764000000000';
+
+/** Of the tables that it makes, those whose names others have too. */
+const FIRST_TABLES = ['agents', 'tasks', 'leases', 'results', 'audit_log', 'task_counts'];
+
+/** So many tables are named in a message. */
+const MAX_NAMED = 5;
+
+/**
+ * Sees to it that a SQLite file, if there is one, is a database of this program or an empty one, before anything is
+ * written to it or beside it: no lock, no log, no table.
+ * @throws ForeignDatabase another program's, in one sentence; that of the original control plane is named as such
+ */
+export function refuseForeign(target: SqliteTarget): void {
+  const { path } = target;
+  const stats = path === ':memory:' ? undefined : statSync(path, { throwIfNoEntry: false });
+  // What is no file at all is said by who locks it.
+  if (!stats?.isFile() || stats.size === 0) return;
+  let file: Sqlite.Database | undefined;
+  try {
+    file = new Sqlite(path, { readonly: true, timeout: 5_000 });
+    const tables = tablesOf(file);
+    if (tables.length === 0 || isOurs(file, tables)) return;
+    throw new ForeignDatabase(
+      isOriginal(file)
+        ? `${path} is the database of the original control plane and not of this program: name a new one in ` +
+            `CONTROL_PLANE_DATABASE_URL, and take over its agents and queued tasks with control-plane import-original ${path}`
+        : `${path} is not a database of this program (it has ${named(tables)}): name another one in ` +
+            'CONTROL_PLANE_DATABASE_URL',
+    );
+  } catch (error) {
+    throw unopened(target, error);
+  } finally {
+    file?.close();
+  }
+}
+
+/**
+ * Sees to it that tables of the names that the first migration makes, or its own `migrations`, are not another
+ * program's. Tables of other names may be there: PostgreSQL databases are shared by some.
+ * @param applied the names in the table `migrations`, or undefined if there is none
+ * @throws ForeignDatabase they are
+ */
+export async function refuseForeignTables(
+  source: DataSource,
+  applied: readonly string[] | undefined,
+): Promise<void> {
+  if (applied?.includes(FIRST_MIGRATION)) return;
+  const found = applied !== undefined && applied.length > 0 ? ['migrations'] : [];
+  const runner = source.createQueryRunner();
+  try {
+    for (const table of FIRST_TABLES) if (await runner.hasTable(table)) found.push(table);
+  } finally {
+    await runner.release();
+  }
+  if (found.length > 0)
+    throw new ForeignDatabase(
+      `The database has tables of another program (${named(found)}), which have the names of this program's: ` +
+        'make a database for it alone',
+    );
+}
+
+/** Whether a SQLite file is a database of the original control plane: by the tables and columns that it is known by. */
+export function isOriginal(file: Sqlite.Database): boolean {
+  return Object.entries(ORIGINAL).every(([table, columns]) => {
+    const there = file.prepare('SELECT name FROM pragma_table_info(?)').pluck().all(table);
+    return columns.every((column) => there.includes(column));
+  });
+}
+
+/** Of the original's schema, what is read of it. */
+export const ORIGINAL: Readonly<Record<string, readonly string[]>> = {
+  sequences: ['name', 'value'],
+  agents: ['id', 'hostname', 'auth_token', 'created_at', 'last_heartbeat', 'disabled', 'revoked'],
+  tasks: ['id', 'kind', 'spec', 'status'],
+};
+
+function isOurs(file: Sqlite.Database, tables: readonly string[]): boolean {
+  if (!tables.includes('migrations')) return false;
+  const columns = file.prepare(`SELECT name FROM pragma_table_info('migrations')`).pluck().all();
+  if (!columns.includes('name')) return false;
+  const applied = file.prepare('SELECT name FROM migrations').pluck().all();
+  // A first start that ended before the first migration was applied leaves the empty table.
+  return applied.includes(FIRST_MIGRATION) || (applied.length === 0 && tables.length === 1);
+}
+
+function tablesOf(file: Sqlite.Database): string[] {
+  return file
+    .prepare(
+      `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name`,
+    )
+    .pluck()
+    .all() as string[];
+}
+
+function named(tables: readonly string[]): string {
+  const rest = tables.length > MAX_NAMED ? ', ...' : '';
+  return `${tables.length === 1 ? 'a table' : 'tables'} ${tables.slice(0, MAX_NAMED).join(', ')}${rest}`;
+}

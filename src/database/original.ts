@@ -1,0 +1,127 @@
+import { existsSync } from 'node:fs';
+import Sqlite from 'better-sqlite3';
+import { DatabaseError } from './database-error';
+import { isOriginal } from './foreign';
+import { unopened } from './sqlite';
+
+/** An agent as the original control plane keeps it. */
+export interface OriginalAgent {
+  readonly id: number;
+  readonly hostname: string;
+  /** As it is: the original does not hash it. */
+  readonly auth_token: string;
+  /** In ms since the epoch; null if it is not known. */
+  readonly created_at: number | null;
+  readonly last_heartbeat: number | null;
+  readonly state: 'active' | 'disabled' | 'revoked';
+}
+
+/** A task as the original control plane keeps it. */
+export interface OriginalTask {
+  readonly id: number;
+  readonly kind: string;
+  /** JSON, with the kind repeated in it. */
+  readonly spec: string;
+}
+
+/** The ids that the original gives from counters: the last of each. */
+export type OriginalIds = Readonly<Record<'agents' | 'tasks' | 'leases', number>>;
+
+/**
+ * A database of the original control plane, opened to be read: one state of it, whether or not its server runs. What it
+ * keeps beyond this (leases, metrics, configurations, windows) is not read.
+ */
+export class OriginalDatabase {
+  private constructor(
+    readonly path: string,
+    private readonly file: Sqlite.Database,
+  ) {}
+
+  /** @throws DatabaseError it can't be opened, or is no such database */
+  static open(path: string): OriginalDatabase {
+    if (!existsSync(path)) throw new DatabaseError(`There is no database ${path}.`);
+    let file: Sqlite.Database | undefined;
+    try {
+      file = new Sqlite(path, { readonly: true, timeout: 5_000 });
+      if (!isOriginal(file))
+        throw new DatabaseError(
+          `${path} is not a database of the original control plane, or of a version of it that is not known: it must have ` +
+            'the tables agents, tasks and sequences, with their columns. Nothing was changed.',
+        );
+      file.exec('BEGIN');
+      return new OriginalDatabase(path, file);
+    } catch (error) {
+      file?.close();
+      throw unopened({ type: 'sqlite', path }, error);
+    }
+  }
+
+  /** Every agent, by id. */
+  agents(): OriginalAgent[] {
+    return this.select<Row>('agents').map((row) => ({
+      id: Number(row.id),
+      hostname: String(row.hostname),
+      auth_token: String(row.auth_token),
+      created_at: instantOf(row.created_at),
+      last_heartbeat: instantOf(row.last_heartbeat),
+      state: isSet(row.revoked) ? 'revoked' : isSet(row.disabled) ? 'disabled' : 'active',
+    }));
+  }
+
+  /** The tasks that wait for an agent, by id, beyond the one given. */
+  *queuedTasks(after: number): Generator<OriginalTask> {
+    const rows = this.file
+      .prepare(`SELECT id, kind, spec FROM ${'tasks'} WHERE status = 'queued' AND id > ? ORDER BY id`)
+      .iterate(after) as IterableIterator<Row>;
+    for (const row of rows) yield { id: Number(row.id), kind: String(row.kind), spec: String(row.spec) };
+  }
+
+  /** How many tasks an agent has or had: the original never marks one as done. */
+  countTaken(): number {
+    return this.file
+      .prepare(`SELECT count(*) FROM ${'tasks'} WHERE status <> 'queued'`)
+      .pluck()
+      .get() as number;
+  }
+
+  /** The last ids that it gave. */
+  lastIds(): OriginalIds {
+    const counters = new Map(
+      this.select<{ name: string; value: number }>('sequences').map(({ name, value }) => [
+        name,
+        Number(value),
+      ]),
+    );
+    const last = (counter: string, table: string) => Math.max(counters.get(counter) ?? 0, this.maxId(table));
+    return {
+      agents: last('agent_id', 'agents'),
+      tasks: last('task_id', 'tasks'),
+      leases: last('lease_id', 'leases'),
+    };
+  }
+
+  close(): void {
+    this.file.close();
+  }
+
+  private maxId(table: string): number {
+    const exists = this.file.prepare('SELECT 1 FROM sqlite_schema WHERE name = ?').get(table);
+    return exists ? ((this.file.prepare(`SELECT max(id) FROM "${table}"`).pluck().get() as number) ?? 0) : 0;
+  }
+
+  private select<R>(table: 'agents' | 'sequences'): R[] {
+    return this.file.prepare(`SELECT * FROM "${table}" ORDER BY 1`).all() as R[];
+  }
+}
+
+type Row = Record<string, unknown>;
+
+const isSet = (value: unknown): boolean => Number(value) !== 0;
+
+/** Reads `2026-01-01 00:00:00`, UTC, as SQLite's CURRENT_TIMESTAMP writes it, and RFC 3339. */
+function instantOf(value: unknown): number | null {
+  if (typeof value !== 'string') return null;
+  const text = value.replace(' ', 'T');
+  const instant = Date.parse(/(?:Z|[+-]\d\d:?\d\d)$/.test(text) ? text : `${text}Z`);
+  return Number.isFinite(instant) && instant > 0 ? instant : null;
+}
