@@ -138,7 +138,8 @@ export class Bodies {
       done();
     });
     http.addHook('onSend', (request, reply, _payload, done) => {
-      if (hasBody(request.raw) && !request.raw.complete) discard(request.raw, limitOfRest(request, reply));
+      if (hasBody(request.raw) && !request.raw.complete && !request.raw.readableEnded)
+        discard(request.raw, limitOfRest(request, reply));
       done();
     });
     // Node would ask for the body before anybody is asked who he is.
@@ -256,13 +257,13 @@ const limitOfRest = ({ agent, operator }: ControlPlaneRequest, { statusCode }: {
  * bounds, then it is.
  */
 function discard(raw: IncomingMessage, most: number): void {
-  const { socket } = raw;
   let left = most;
-  const overdue = setTimeout(() => socket.destroy(), DISCARDING_MS).unref();
+  // Of a request that has not ended its connection goes with it.
+  const overdue = setTimeout(() => raw.destroy(), DISCARDING_MS).unref();
   raw
     .on('data', (chunk: Buffer) => {
       left -= chunk.length;
-      if (left < 0) socket.destroy();
+      if (left < 0) raw.destroy();
     })
     .once('close', () => clearTimeout(overdue))
     .once('error', () => undefined)

@@ -438,8 +438,8 @@ describe('an openly registered agent', () => {
         const ids = JSON.stringify(Array.from({ length: 1_200 }, (_, i) => ({ id: 1_000_000 + i })));
         const from = `FROM ${tx.dialect.rowset('$1', { id: 'integer' })} AS r`;
         await tx.run(
-          `INSERT INTO agents (id, origin, state, token_hash, registered_at, trial_ends_at, updated_at)
-           SELECT id, 'open', 'active', '-', 0, 0, 0 ${from}`,
+          `INSERT INTO agents (id, origin, state, token_hash, registered_at, trial_ends_at)
+           SELECT id, 'open', 'active', '-', 0, 0 ${from}`,
           ids,
         );
         await tx.run(`INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) SELECT id, 0 ${from}`, ids);
