@@ -121,7 +121,8 @@ export async function createApp(settings: Settings, replacements: Replacements =
     answers.account(http);
     const proof = new ServerProof(http);
     checkProtocol(http, answers);
-    const isHealth = (request: FastifyRequest) => /^\/(healthz|readyz)$/.test(request.routeOptions.url ?? '');
+    const isHealth = (request: FastifyRequest) =>
+      /^\/(healthz|livez|readyz)$/.test(request.routeOptions.url ?? '');
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
       adapter,

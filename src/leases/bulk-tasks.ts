@@ -1,4 +1,5 @@
 import { Injectable } from '@nestjs/common';
+import type { Place } from '../concurrency/concurrency.service';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
@@ -9,6 +10,7 @@ import { Lifecycle } from '../telemetry/lifecycle';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
 import type { TaskEntity, TaskState } from './task.entity';
+import { TaskKinds } from './task-kinds';
 import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tasks.dto';
 import { findByKeys } from './tasks.service';
 
@@ -33,8 +35,10 @@ interface Change {
   apply(tx: Transaction, tasks: readonly TaskEntity[]): Promise<number>;
 }
 
-/** The tasks of one target, or of one kind and state: what one index finds in the order of ids. */
-type Part = { readonly target: string } | { readonly kind: string; readonly state: TaskState };
+/** The tasks of one target of a kind, or of one kind and state: what one index finds in the order of ids. */
+type Part =
+  | { readonly kind: string; readonly target: string }
+  | { readonly kind: string; readonly state: TaskState };
 
 /**
  * Cancels and retries tasks by the filter of their list. Each batch is a transaction of about 50 ms, so that nobody waits
@@ -44,6 +48,7 @@ type Part = { readonly target: string } | { readonly kind: string; readonly stat
 export class BulkTasks {
   constructor(
     private readonly database: Database,
+    private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
     private readonly leases: LeasesService,
     private readonly audit: AuditLog,
@@ -54,7 +59,7 @@ export class BulkTasks {
    * Cancels the unfinished tasks that match; live leases are revoked. Goes on for 5 s at most, or until the caller hangs
    * up: the same again does the rest, and nothing twice.
    * @returns how many matched when it began, and how many were changed
-   * @throws ERR_VALIDATION there is neither a filter nor `all`
+   * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
    */
   cancel(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
     return this.change(by, request, hangUp, {
@@ -68,7 +73,7 @@ export class BulkTasks {
    * Reopens the dead and cancelled tasks that match, as a single retry does. One whose unique_key another task has by now
    * stays as it is. Goes on as {@link cancel} does.
    * @returns how many matched when it began, and how many were changed
-   * @throws ERR_VALIDATION there is neither a filter nor `all`
+   * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
    */
   retry(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
     return this.change(by, request, hangUp, {
@@ -91,11 +96,12 @@ export class BulkTasks {
       throw fail('ERR_VALIDATION', { all: 'must be true if there is no kind, state or target' });
     if (filtered && request.all === true)
       throw fail('ERR_VALIDATION', { all: 'must not come with a kind, state or target' });
+    const targets = target == null ? undefined : this.kinds.findTargets(target, kind ?? undefined);
     const matches = (row: Row) =>
       (kind == null || row.kind === kind) &&
-      (target == null || row.target === target) &&
+      (targets === undefined || targets.some((one) => row.kind === one.kind && row.target === one.target)) &&
       (state == null ? change.states.includes(row.state) : row.state === state);
-    const { parts, lastId, matched } = await this.survey(request, change.states, matches);
+    const { parts, lastId, matched } = await this.survey(request, targets, change.states, matches);
     const filter = { kind: kind ?? undefined, state: state ?? undefined, target: target ?? undefined };
     const record = (tx: Transaction, changed: number) =>
       this.audit.record(tx, by, {
@@ -133,7 +139,8 @@ export class BulkTasks {
 
   /** What there is to go through, up to which id, and how many match. */
   private async survey(
-    { kind, state, target }: BulkRequest,
+    { kind, state }: BulkRequest,
+    targets: readonly Place[] | undefined,
     states: readonly TaskState[],
     matches: (row: Row) => boolean,
   ): Promise<{ parts: Part[]; lastId: number; matched: number }> {
@@ -141,18 +148,20 @@ export class BulkTasks {
       statements.first<{ id: number | null }>('SELECT max(id) AS id FROM tasks'),
     );
     const lastId = last?.id ?? 0;
-    if (target != null) {
+    if (targets !== undefined) {
       let matched = 0;
-      let after: number | undefined = 0;
-      while (after !== undefined) {
-        const from: number = after;
-        const rows = await this.database.read((statements) =>
-          rowsAfter(statements, { target }, from, lastId, COUNTED_AT_ONCE),
-        );
-        matched += rows.filter(matches).length;
-        after = rows.length < COUNTED_AT_ONCE ? undefined : rows.at(-1)?.id;
+      for (const part of targets) {
+        let after: number | undefined = 0;
+        while (after !== undefined) {
+          const from: number = after;
+          const rows = await this.database.read((statements) =>
+            rowsAfter(statements, part, from, lastId, COUNTED_AT_ONCE),
+          );
+          matched += rows.filter(matches).length;
+          after = rows.length < COUNTED_AT_ONCE ? undefined : rows.at(-1)?.id;
+        }
       }
-      return { parts: [{ target }], lastId, matched };
+      return { parts: [...targets], lastId, matched };
     }
     const wanted = (await this.database.read((statements) => this.depth.depths(statements))).filter(
       (depth) =>
@@ -245,8 +254,9 @@ function rowsAfter(
   const columns = 'id, kind, target, state';
   return 'target' in part
     ? statements.rows<Row>(
-        `SELECT ${columns} FROM tasks WHERE target = $1 AND id > $2 AND id <= $3 ORDER BY id LIMIT $4`,
+        `SELECT ${columns} FROM tasks WHERE target = $1 AND kind = $2 AND id > $3 AND id <= $4 ORDER BY id LIMIT $5`,
         part.target,
+        part.kind,
         after,
         lastId,
         limit,

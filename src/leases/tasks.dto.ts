@@ -140,7 +140,7 @@ export abstract class BulkRequest {
   @MaxLength(64)
   kind?: string | null;
 
-  /** Only tasks aimed at this target. */
+  /** Only tasks aimed at this target, in any spelling. */
   @ApiProperty({ required: false, nullable: true, type: String, maxLength: 512, example: '192.0.2.53' })
   @IsOptional()
   @IsString()

@@ -32,6 +32,16 @@ export class HealthController {
     return { status: 'ok' };
   }
 
+  /** The same by the name that Kubernetes and its tools use. */
+  @Get('livez')
+  @Public()
+  @ApiOperation({ operationId: 'checkLivez', summary: 'Is the process alive?' })
+  @ApiOkResponse({ type: Health })
+  @ApiErrors()
+  live(): Health {
+    return this.alive();
+  }
+
   /**
    * The service takes requests: the database takes writes, its disk has room, and nobody has asked the process to stop.
    * Migrations are current whenever the process runs at all.

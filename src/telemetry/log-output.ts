@@ -129,6 +129,8 @@ export class LogOutput implements DestinationStream {
   }
 }
 
+const ignoreError = (): void => undefined;
+
 /** Takes everything and keeps nothing. */
 const NOWHERE: Sink = {
   blocks: false,
@@ -145,8 +147,8 @@ function standardOutput(): Sink {
     if (!stats.isFIFO() && !stats.isSocket())
       return { blocks: true, write: (bytes, done) => writeToFile(1, bytes, done) };
     const { stdout } = process;
-    // Each write is told of its own error.
-    stdout.on('error', () => undefined);
+    // Each write is told of its own error. Once for the process, however many loggers it has.
+    if (!stdout.listeners('error').includes(ignoreError)) stdout.on('error', ignoreError);
     return {
       blocks: false,
       write: (bytes, done) => {

@@ -506,6 +506,7 @@ describe('what is sent and answered', () => {
 
     // Public ones.
     await call('GET /healthz', '/healthz');
+    await call('GET /livez', '/livez');
     await call('GET /readyz', '/readyz');
     await call('GET /.well-known/jwks.json', '/.well-known/jwks.json');
 

@@ -53,7 +53,16 @@ describe('many tasks', () => {
     });
     const target = await targetOf(ids[0] as number);
     const [known] = await entries('task.cancel-many');
-    expect((await cancel({ kind: 'dns', target, dry_run: true })).body).toEqual({ matched: 700, changed: 0 });
+    // In whatever spelling, and under every kind that can have it.
+    for (const filter of [
+      { kind: 'dns', target },
+      { target },
+      { kind: 'dns', target: target.replace(/:53$/, '') },
+    ])
+      expect((await cancel({ ...filter, dry_run: true })).body).toEqual({ matched: 700, changed: 0 });
+    expect((await cancel({ kind: 'tcp', target: 'no port', dry_run: true })).body.details).toEqual({
+      target: expect.stringContaining('host:port'),
+    });
     expect(new Set(await statesOf(ids))).toEqual(new Set(['queued']));
     const answer = await cancel({ kind: 'dns', target });
     expect([answer.status, answer.body]).toEqual([200, { matched: 700, changed: 700 }]);
