@@ -41,6 +41,10 @@ export class Initial1764000000000 implements MigrationInterface {
       `CREATE UNIQUE INDEX agents_hostname ON agents (hostname_key)
         WHERE hostname_key IS NOT NULL AND state <> 'deleted'`,
       // Those that registered openly a short while ago: who never comes back is found without reading the fleet.
+      // Operators' lists.
+      `CREATE INDEX agents_by_state ON agents (state, id)`,
+      `CREATE INDEX agents_by_enrollment_token ON agents (enrollment_token_id, id)
+        WHERE enrollment_token_id IS NOT NULL`,
       `CREATE INDEX agents_on_trial ON agents (trial_ends_at) WHERE trial_ends_at IS NOT NULL`,
       // Few agents have any, so they are not columns of each.
       `CREATE TABLE agent_owner_tokens (
@@ -111,7 +115,11 @@ export class Initial1764000000000 implements MigrationInterface {
         "after" text,
         hash text NOT NULL
       )`,
-      `CREATE INDEX audit_log_by_subject ON audit_log (subject, id)`,
+      // Operators' lists, each in the order that it is shown in.
+      `CREATE INDEX audit_log_by_time ON audit_log (at, id)`,
+      `CREATE INDEX audit_log_by_subject ON audit_log (subject, at, id)`,
+      `CREATE INDEX audit_log_by_action ON audit_log (action, at, id)`,
+      `CREATE INDEX audit_log_by_token ON audit_log (operator_token_id, at, id)`,
       `CREATE TABLE audit_head (
         id integer NOT NULL PRIMARY KEY CHECK (id = 1),
         last_id ${bigint} NOT NULL,

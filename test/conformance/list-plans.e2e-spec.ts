@@ -1,0 +1,96 @@
+import { ADMIN_TOKEN, onPostgres, TestServer } from '../helpers/harness';
+
+type Statement = [sql: string, values: (string | number | null)[]];
+
+/** Made for filters; to go by ids alone, as the primary keys do, is none of them. */
+const FILTER_INDEXES =
+  /audit_log_by|agents_by|agents_hostname|agent_labels_by_value|tasks_by|agent_metrics_by_time/;
+
+/** Every filter of every list, and how filters go together. */
+const LISTS: Record<string, string[]> = {
+  '/v1/audit': [
+    'action=agent.disable',
+    'subject=agent/1',
+    'operator_token_id=1',
+    'since=2026-01-01T00:00:00Z',
+    'until=2030-01-01T00:00:00Z',
+    'action=agent.disable&since=2026-01-01T00:00:00Z&until=2030-01-01T00:00:00Z&cursor=7',
+    'subject=agent/1&action=agent.disable&operator_token_id=1',
+  ],
+  '/v1/agents': [
+    'status=online',
+    'status=offline',
+    'status=draining',
+    'status=disabled',
+    'status=revoked',
+    'hostname=probe-1',
+    'hostname=probe-1&status=disabled',
+    'label=region:fra',
+    'label=region:fra&label=rack:7&status=online&cursor=7',
+    'enrollment_token_id=1',
+  ],
+  '/v1/tasks': [
+    'kind=dns',
+    'state=dead',
+    'kind=dns&state=dead',
+    'target=192.0.2.53:53',
+    'kind=dns&target=192.0.2.53:53',
+    'kind=dns&target=192.0.2.53:53&state=dead&cursor=7',
+  ],
+  '/v1/agents/1/metrics': ['from=2026-01-01T00:00:00Z', 'to=2030-01-01T00:00:00Z', 'cursor=1767225600000-73'],
+};
+
+describe('a list with a filter', () => {
+  let server: TestServer;
+
+  beforeAll(async () => {
+    server = await TestServer.start();
+    await server.register('probe-1');
+    // One of each kind, so that lists by state look for each.
+    await server.enqueue({ kind: 'dns', spec: { query: 'a.example', server: '192.0.2.53' } });
+  });
+  afterAll(() => server.stop());
+
+  /** The statements of one request. */
+  async function statementsOf(path: string): Promise<Statement[]> {
+    const seen: Statement[] = [];
+    const read = server.database.read.bind(server.database);
+    const spy = jest.spyOn(server.database, 'read').mockImplementation((work) =>
+      read((statements) => {
+        const record =
+          (name: 'rows' | 'first') =>
+          (sql: string, ...values: Statement[1]) => {
+            seen.push([sql, values]);
+            return statements[name](sql, ...values);
+          };
+        return work(
+          Object.assign(Object.create(statements), { rows: record('rows'), first: record('first') }),
+        );
+      }),
+    );
+    const { status } = await server.request('GET', path, {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}` },
+    });
+    spy.mockRestore();
+    expect(status).toBe(200);
+    return seen.filter(([sql]) => /FROM (audit_log|agents|tasks|agent_metrics)\b/.test(sql));
+  }
+
+  async function planOf([sql, values]: Statement): Promise<string> {
+    const rows = await server.rows(`${onPostgres ? 'EXPLAIN' : 'EXPLAIN QUERY PLAN'} ${sql}`, ...values);
+    return rows.map((row) => row['QUERY PLAN'] ?? row.detail).join('\n');
+  }
+
+  it.each(Object.entries(LISTS).flatMap(([path, queries]) => queries.map((query) => `${path}?${query}`)))(
+    'is served by an index: %s',
+    async (path) => {
+      const statements = await statementsOf(path);
+      expect(statements.length).toBeGreaterThan(0);
+      const plans = await Promise.all(statements.map(planOf));
+      for (const plan of plans)
+        expect(plan).not.toMatch(/Seq Scan|SCAN (a|tasks|audit_log|agents|agent_metrics)\b/);
+      // Not the order of ids with the filter as an afterthought: that reads all that is newer than what is looked for.
+      expect(plans.join('\n')).toMatch(FILTER_INDEXES);
+    },
+  );
+});
