@@ -153,8 +153,9 @@ async function main() {
       completed,
       cancelled: [],
     });
-    for (const { lease_id, reason } of rejected)
-      console.error(`lease ${lease_id} was not ours any more: ${reason}`);
+    // One that is rejected does not end the agent: the others were taken, and its task is tried again when the lease ends.
+    for (const { lease_id, reason, details } of rejected)
+      console.error(`lease ${lease_id} was rejected: ${reason} ${details ? JSON.stringify(details) : ''}`);
     console.log(`reported ${acknowledged} of ${leases.length}`);
     left -= leases.length;
   }

@@ -57,6 +57,8 @@ export interface Settings {
   readonly agentTokenLifetimeMs: number;
   readonly leaseDurationMs: number;
   readonly leaseLifetimeMs: number;
+  /** The most live leases of one agent, whatever capacities it names. */
+  readonly maxLeasesPerAgent: number;
   readonly heartbeatTimeoutMs: number;
   readonly retryBackoffMs: number;
   readonly retryBackoffMaxMs: number;
@@ -351,6 +353,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
       leaseDurationMs,
       7 * DAY_MS,
     ),
+    maxLeasesPerAgent: reader.integer('MAX_LEASES_PER_AGENT', 1_000, 1, 100_000),
     heartbeatTimeoutMs: reader.integer('HEARTBEAT_TIMEOUT_MS', 45_000, 1_000, DAY_MS),
     retryBackoffMs,
     retryBackoffMaxMs: reader.integer(

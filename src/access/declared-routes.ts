@@ -9,6 +9,7 @@ import {
   BODY_LIMIT,
   BULK_WRITE,
   DEFAULT_BODY_LIMIT,
+  JUDGED_ALONE,
   QUOTA,
   type QuotaRule,
   type RouteDeclaration,
@@ -98,6 +99,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
         bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
         shedFirst: said<boolean>(SHED_FIRST) ?? false,
         bulkWrite: said<boolean>(BULK_WRITE) ?? false,
+        judgedAlone: said<readonly string[]>(JUDGED_ALONE) ?? [],
       }
     );
   }

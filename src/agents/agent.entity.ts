@@ -139,7 +139,7 @@ export class ConfigStateEntity {
   @Column('text')
   status!: ConfigStatus;
 
-  /** Why it failed. */
+  /** Why it failed, as a JSON string: it may hold what a database can't keep as it is. */
   @Column('text', { nullable: true })
   message!: string | null;
 

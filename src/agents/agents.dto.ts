@@ -3,12 +3,13 @@ import { Transform } from 'class-transformer';
 import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
 import { IsName, OptionalIdInQuery } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
-import { IsId } from '../http/validation';
+import { AgentBody, IsId } from '../http/validation';
 import { AGENT_ORIGINS, type AgentOrigin, CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
 import { MAX_HOSTNAME } from './hostnames';
 import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
 
 /** Who wants to become an agent. */
+@AgentBody()
 export class RegisterRequest {
   /** The name that the identity is kept by; without one each registration makes a new identity. */
   @ApiProperty({
@@ -60,6 +61,7 @@ export class RegisterResponse extends AgentCredentials {
 }
 
 /** A sign of life. */
+@AgentBody()
 export class HeartbeatRequest {
   /** The caller's own id. */
   @ApiProperty({ example: 1 })

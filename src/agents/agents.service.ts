@@ -3,6 +3,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { Clock, toTimestamp } from '../clock';
 import { ConfigService } from '../config/config.service';
 import { CoalescedWrite } from '../database/coalesced-write';
+import { Conditions } from '../database/conditions';
 import { Database } from '../database/database';
 import { RowCache } from '../database/row-cache';
 import type { SqlValue, Statements, Transaction } from '../database/statements';
@@ -199,12 +200,13 @@ export class AgentsService {
   /**
    * Makes sure, in the transaction of a write for an agent, that it is still in service and that the token still works
    * with which it was authenticated: what an operator or a hand-over ended since then has no effect any more.
+   * @param alone whether nobody else may write for it until the unit ends
    * @throws ERR_UNAUTHORIZED the token was voided, or the agent deleted
    * @throws ERR_TOKEN_EXPIRED the token expired while the call waited
    * @throws ERR_FORBIDDEN the agent was disabled or revoked
    */
-  async requireInService(tx: Transaction, agent: AgentIdentity): Promise<Standing> {
-    const row = (await this.credentialsOf(tx, [agent.id])).get(agent.id);
+  async requireInService(tx: Transaction, agent: AgentIdentity, alone?: 'alone'): Promise<Standing> {
+    const row = (await this.credentialsOf(tx, [agent.id], alone)).get(agent.id);
     const refusal = this.refusalOf(row, agent, tx.now);
     if (!row || refusal) throw refusal ?? fail('ERR_UNAUTHORIZED');
     return { takesWork: row.state === 'active', hadLease: row.first_lease_at !== null };
@@ -236,26 +238,24 @@ export class AgentsService {
     return this.database.read(async (statements) => {
       const { hostname, status, label = [], enrollment_token_id: enrolledBy, limit } = query;
       const byHeartbeat = status === 'online' || status === 'offline';
-      const labels = label.flatMap((one) => parseLabel(one) ?? []);
-      // Only where they are asked for, so that their index leads to the agents and not the other way round.
-      const labelled = label.map(
-        (_, i) =>
-          `AND a.id IN (SELECT agent_id FROM agent_labels WHERE name = $${8 + 2 * i} AND value = $${9 + 2 * i})`,
-      );
+      const filters = new Conditions(`a.state <> 'deleted'`)
+        .add(query.cursor === undefined ? undefined : olderThan(query), (id) => `a.id < ${id}`)
+        .add(hostname === undefined ? undefined : hostnameKey(hostname), (key) => `a.hostname_key = ${key}`)
+        .add(byHeartbeat ? 'active' : status, (state) => `a.state = ${state}`)
+        .add(byHeartbeat ? this.silentSince() : undefined, (since) =>
+          status === 'online' ? `h.last_heartbeat_at > ${since}` : `h.last_heartbeat_at <= ${since}`,
+        )
+        .add(enrolledBy, (id) => `a.enrollment_token_id = ${id}`);
+      for (const [name, value] of label.flatMap((one) => [parseLabel(one) ?? []]))
+        filters.add(
+          name,
+          (of) =>
+            `a.id IN (SELECT agent_id FROM agent_labels WHERE name = ${of} AND value = ${filters.bind(value ?? '')})`,
+        );
+      const most = filters.bind(limit + 1);
       const rows = await statements.rows<KnownAgent>(
-        `${SELECT_AGENT} WHERE a.id < $1 AND a.state <> 'deleted'
-           AND (CAST($2 AS text) IS NULL OR a.hostname_key = $2) AND (CAST($3 AS text) IS NULL OR a.state = $3)
-           AND (CAST($4 AS text) IS NULL OR (h.last_heartbeat_at > $5) = ($4 = 'online'))
-           AND (CAST($6 AS bigint) IS NULL OR a.enrollment_token_id = $6) ${labelled.join(' ')}
-         ORDER BY a.id DESC LIMIT $7`,
-        olderThan(query),
-        hostname === undefined ? null : hostnameKey(hostname),
-        byHeartbeat ? 'active' : (status ?? null),
-        byHeartbeat ? status : null,
-        this.silentSince(),
-        enrolledBy ?? null,
-        limit + 1,
-        ...labels,
+        `${SELECT_AGENT} ${filters.where} ORDER BY a.id DESC LIMIT ${most}`,
+        ...filters.values,
       );
       const page = pageOf(rows, limit, (row) => row.id);
       return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
@@ -408,10 +408,14 @@ export class AgentsService {
   }
 
   /** What each of the agents may be told apart by; nobody changes it until the unit ends. Unknown ones are left out. */
-  private async credentialsOf(tx: Transaction, agentIds: readonly number[]): Promise<Map<number, Standings>> {
+  private async credentialsOf(
+    tx: Transaction,
+    agentIds: readonly number[],
+    alone?: 'alone',
+  ): Promise<Map<number, Standings>> {
     const rows = await tx.rows<Standings>(
       `SELECT ${CREDENTIAL_COLUMNS}, first_lease_at FROM agents
-       WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id ${tx.dialect.forShare()}`,
+       WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id ${alone ? tx.dialect.forUpdate() : tx.dialect.forShare()}`,
       JSON.stringify([...new Set(agentIds)]),
     );
     return new Map(rows.map((row) => [row.id, row]));

@@ -11,7 +11,7 @@ import type { ConfigStateView, HeartbeatRequest } from './agents.dto';
 /** What so many agents said last is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
 
-/** What an agent says about its configuration. */
+/** What an agent says about its configuration; the message as it is stored. */
 export type ConfigReport = Pick<ConfigStateEntity, 'revision' | 'status' | 'message'>;
 
 /** Owns agent_config_states: which configuration each agent said last that it uses, or could not. */
@@ -62,9 +62,14 @@ export class ConfigStates {
       JSON.stringify(agentIds),
     );
     return new Map(
-      rows.map(({ agent_id, reported_at, ...report }) => [
+      rows.map(({ agent_id, revision, status, message, reported_at }) => [
         agent_id,
-        { ...report, reported_at: toTimestamp(reported_at) },
+        {
+          revision,
+          status,
+          message: message === null ? null : JSON.parse(message),
+          reported_at: toTimestamp(reported_at),
+        },
       ]),
     );
   }
@@ -105,7 +110,7 @@ export function configReportOf(heartbeat: HeartbeatRequest): ConfigReport | unde
   if (message && status !== 'failed')
     problems.config_message = 'must be there only where config_status is failed';
   if (!revision || !status || Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
-  return { revision, status, message: message ?? null };
+  return { revision, status, message: message == null ? null : JSON.stringify(message) };
 }
 
 const textOf = ({ revision, status, message }: ConfigReport): string =>

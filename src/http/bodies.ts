@@ -172,7 +172,8 @@ export class Bodies {
   }
 
   private read(request: ControlPlaneRequest, payload: IncomingMessage, done: Done): void {
-    const limit = declarationOf(request)?.bodyLimit ?? DEFAULT_BODY_LIMIT;
+    const declaration = declarationOf(request);
+    const limit = declaration?.bodyLimit ?? DEFAULT_BODY_LIMIT;
     const length = request.headers['content-length'];
     const announced = length === undefined ? undefined : Number(length);
     if (announced !== undefined && announced > limit) throw tooLarge(limit);
@@ -186,7 +187,7 @@ export class Bodies {
       payload.off('data', onData).off('end', onEnd).off('error', onError);
       this.incoming.delete(body);
       if (error) done(error);
-      else this.parse(body, caller, done);
+      else this.parse(body, declaration?.judgedAlone ?? [], caller, done);
     };
     const body = new IncomingBody(this.now(), limit, announced, this.hold(request, response), end);
     const onData = (chunk: Buffer): void => {
@@ -199,11 +200,11 @@ export class Bodies {
     payload.on('data', onData).on('end', onEnd).on('error', onError);
   }
 
-  private parse(body: IncomingBody, caller: string, done: Done): void {
+  private parse(body: IncomingBody, judgedAlone: readonly string[], caller: string, done: Done): void {
     let value: unknown;
     try {
       // Many clients name the type of a body that they do not send; a route that needs one will say so.
-      value = body.received === 0 ? undefined : parseJsonBody(body.bytes);
+      value = body.received === 0 ? undefined : parseJsonBody(body.bytes, judgedAlone);
     } catch (refusal) {
       this.failures.charge(caller);
       done(refusal as Error);

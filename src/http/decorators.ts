@@ -1,3 +1,4 @@
+import type { ServerResponse } from 'node:http';
 import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetadata } from '@nestjs/common';
 import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
@@ -66,6 +67,7 @@ export const QUOTA = Symbol('quota');
 export const BODY_LIMIT = Symbol('body-limit');
 export const SHED_FIRST = Symbol('shed-first');
 export const BULK_WRITE = Symbol('bulk-write');
+export const JUDGED_ALONE = Symbol('judged-alone');
 
 /** How large a body a route takes that does not say so, in bytes. */
 export const DEFAULT_BODY_LIMIT = 16 * 1024;
@@ -81,6 +83,8 @@ export interface RouteDeclaration {
   readonly bodyLimit: number;
   readonly shedFirst: boolean;
   readonly bulkWrite: boolean;
+  /** Lists of the body whose items are judged alone. */
+  readonly judgedAlone: readonly string[];
 }
 
 /** What the route that a request goes to declares; undefined if no controller serves it. */
@@ -140,6 +144,9 @@ export function BodyLimit(bytes: number): MethodDecorator {
   return SetMetadata(BODY_LIMIT, bytes);
 }
 
+/** The items of these lists of the body are judged alone: one that is wrong does not make the others wrong. */
+export const JudgedAlone = (...lists: string[]) => SetMetadata(JUDGED_ALONE, lists);
+
 /** Under overload this route is turned away before the others: it takes on work, they finish it. */
 export const ShedFirst = () => SetMetadata(SHED_FIRST, true);
 
@@ -180,13 +187,19 @@ export const CurrentCharge = createParamDecorator(
 /** A signal that aborts when the caller hangs up before it was answered. */
 export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
   const controller = new AbortController();
-  const response = context.switchToHttp().getResponse().raw;
-  const abortUnanswered = () => {
-    if (!response.writableFinished) controller.abort();
-  };
-  // Who hung up while the guards were at work has closed already.
-  if (response.destroyed) abortUnanswered();
-  else response.once('close', abortUnanswered);
+  const response: ServerResponse = context.switchToHttp().getResponse().raw;
+  const { socket } = requestOf(context).raw;
+  const abort = () => controller.abort();
+  // One who hung up while the guards were at work has closed already.
+  if (response.destroyed || socket.destroyed || socket.readableEnded) abort();
+  else {
+    // The end of what it sends comes turns of the event loop before the close; Node answers nobody after either.
+    socket.once('end', abort);
+    response.once('close', () => {
+      socket.off('end', abort);
+      if (!response.writableFinished) abort();
+    });
+  }
   return controller.signal;
 });
 

@@ -8,6 +8,8 @@ test.each([
   ['a list that has it last', '"b", W/"c","a3f1"'],
   ['a list with empty elements and tabs', ' ,\t"b" , ,"a3f1"\t,'],
   ['a list with a comma inside another tag', '"b,c", "a3f1"'],
+  ['the tag without quotes', 'a3f1'],
+  ['the tag without quotes, with space around', ' a3f1\t'],
   ['anything', '*'],
   ['anything, with space around', ' * '],
 ])('%s names it', (_, header) => {
@@ -18,7 +20,8 @@ test.each([
   ['no header', undefined],
   ['an empty header', ''],
   ['another tag', '"a3f2"'],
-  ['the tag without quotes', 'a3f1'],
+  ['another tag without quotes', 'a3f2'],
+  ['the tag without quotes in a list', 'a3f1, "b"'],
   ['the tag in other case', '"A3F1"'],
   ['a tag that holds it', '"xa3f1"'],
   ['it within a tag with a comma', '"b,a3f1"'],

@@ -42,6 +42,14 @@ function declaredBy(target: Class): Declared {
   return known;
 }
 
+const fromAgents = new WeakSet<object>();
+
+/**
+ * Marks the body of an agent's request: fields that it does not declare are ignored, since agents and servers are upgraded in
+ * any order. In other bodies they are problems.
+ */
+export const AgentBody = (): ClassDecorator => (target) => void fromAgents.add(target);
+
 type Metadata = ReturnType<ReturnType<typeof getMetadataStorage>['getTargetValidationMetadatas']>;
 
 /**
@@ -111,7 +119,8 @@ export function checkFields<T extends object>(
   let unknown = 0;
   for (const name of Object.keys(plain)) {
     if (fields.has(name)) (value as Record<string, unknown>)[name] = (plain as Record<string, unknown>)[name];
-    else if (unknown++ < MAX_PROBLEMS) problems[path + name] = 'is not a field of this request';
+    else if (!fromAgents.has(target) && unknown++ < MAX_PROBLEMS)
+      problems[path + name] = 'is not a field of this request';
   }
   if (isRight?.(value)) return { value, problems };
   collect(
@@ -122,17 +131,36 @@ export function checkFields<T extends object>(
   return { value, problems };
 }
 
+/** What a value must be for these checks of class-validator to say anything about it. */
+const EXPECTS: Readonly<Record<string, string>> = {
+  min: 'number',
+  max: 'number',
+  minLength: 'string',
+  maxLength: 'string',
+  isLength: 'string',
+  matches: 'string',
+};
+
+/** One problem for each field: first that it is required, then its type, then its range. */
 function collect(errors: ValidationError[], path: string, problems: ErrorDetails): void {
   for (const error of errors) {
-    for (const [constraint, text] of Object.entries(error.constraints ?? {})) {
-      const [field, message] =
-        constraint === ITEMS ? splitItemProblem(path + error.property, text) : [path + error.property, text];
-      problems[field] ??= message.startsWith(`${error.property} `)
-        ? message.slice(error.property.length + 1)
-        : message;
-    }
+    const [field, message] = problemOf(error, path);
+    if (message !== undefined) problems[field] ??= message;
     collect(error.children ?? [], `${path}${error.property}.`, problems);
   }
+}
+
+function problemOf({ property, value, constraints }: ValidationError, path: string): [string, string?] {
+  const field = path + property;
+  if (constraints === undefined) return [field];
+  if (value === undefined || value === null) return [field, 'is required'];
+  const failed = Object.keys(constraints);
+  const name = failed.find((constraint) => !(constraint in EXPECTS)) ?? (failed[0] as string);
+  const text = constraints[name] as string;
+  if (name === ITEMS) return splitItemProblem(field, text);
+  const expected = EXPECTS[name];
+  if (expected !== undefined && typeof value !== expected) return [field, `must be a ${expected}`];
+  return [field, text.startsWith(`${property} `) ? text.slice(property.length + 1) : text];
 }
 
 const ITEMS = 'items';

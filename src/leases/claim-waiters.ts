@@ -5,6 +5,11 @@ import { Lifecycle } from '../telemetry/lifecycle';
 /** A claim that waits for tasks of some kinds. */
 export interface Waiter {
   /**
+   * Stands in line for these kinds and no others, keeping its place where it stands already. A wake-up that was not used and may
+   * have been for a kind that it leaves goes to the next in that line.
+   */
+  standFor(kinds: readonly string[]): void;
+  /**
    * True when tasks may be there, false when the time is up, the caller hung up or the process drains or stops.
    * @throws ERR_UNAVAILABLE too many wait already
    */
@@ -47,24 +52,19 @@ export class ClaimWaiters {
    * Stands in line for the kinds, on behalf of an agent. Do it before looking for tasks, so that none can slip in between.
    */
   enlist(kinds: readonly string[], agentId: number): Waiter {
-    const waiter: WaitingClaim = new WaitingClaim(
-      () => {
-        for (const kind of kinds) removeFrom(this.byKind, kind, waiter);
-      },
-      () => removeFrom(this.byAgent, agentId, waiter),
-      () => {
-        for (const kind of kinds) this.wake(kind, 1);
-      },
-      this.asleep,
-      this.lifecycle,
-      this.inFlight,
-    );
-    for (const kind of kinds) addTo(this.byKind, kind, waiter);
+    const lines: Lines = {
+      join: (kind, claim) => addTo(this.byKind, kind, claim),
+      leave: (kind, claim) => removeFrom(this.byKind, kind, claim),
+      passOn: (kind) => this.wake(kind, 1),
+      forget: (claim) => removeFrom(this.byAgent, agentId, claim),
+    };
+    const waiter = new WaitingClaim(lines, this.asleep, this.lifecycle, this.inFlight);
+    waiter.standFor(kinds);
     addTo(this.byAgent, agentId, waiter);
     return waiter;
   }
 
-  /** Has the claims of an agent look again: what it may do may have changed, or its token be void. */
+  /** Has the claims of an agent look again: it may hold more than before, what it may do may have changed, or its token be void. */
   wakeAgent(agentId: number): void {
     for (const waiter of this.byAgent.get(agentId) ?? []) waiter.signal();
   }
@@ -104,7 +104,18 @@ function removeFrom<Key>(sets: Map<Key, Set<WaitingClaim>>, key: Key, waiter: Wa
   if (set?.size === 0) sets.delete(key);
 }
 
+/** The lines that a claim can stand in, by kind. */
+interface Lines {
+  join(kind: string, claim: WaitingClaim): void;
+  leave(kind: string, claim: WaitingClaim): void;
+  /** Wakes the next in a line. */
+  passOn(kind: string): void;
+  /** Is told when the claim waits for nothing any more. */
+  forget(claim: WaitingClaim): void;
+}
+
 class WaitingClaim implements Waiter {
+  private kinds: readonly string[] = [];
   private signalled = false;
   private used = true;
   private notify: (() => void) | undefined;
@@ -113,9 +124,7 @@ class WaitingClaim implements Waiter {
   private releaseTimer: NodeJS.Timeout | undefined;
 
   constructor(
-    private readonly leaveLines: () => void,
-    private readonly leaveAgent: () => void,
-    private readonly passOn: () => void,
+    private readonly lines: Lines,
     private readonly asleep: Set<WaitingClaim>,
     private readonly lifecycle: Lifecycle,
     private readonly inFlight: InFlight,
@@ -173,15 +182,22 @@ class WaitingClaim implements Waiter {
     this.used = true;
   }
 
+  standFor(kinds: readonly string[]): void {
+    const left = this.kinds.filter((kind) => !kinds.includes(kind));
+    this.kinds = kinds;
+    for (const kind of left) this.lines.leave(kind, this);
+    for (const kind of kinds) this.lines.join(kind, this);
+    if (this.signalled || !this.used) for (const kind of left) this.lines.passOn(kind);
+  }
+
   stepAside(): void {
-    this.leaveLines();
-    if (this.signalled || !this.used) this.passOn();
+    this.standFor([]);
     this.signalled = false;
     this.used = true;
   }
 
   leave(): void {
     this.stepAside();
-    this.leaveAgent();
+    this.lines.forget(this);
   }
 }

@@ -1,16 +1,5 @@
 import { ApiProperty } from '@nestjs/swagger';
-import {
-  IsIn,
-  IsInt,
-  IsNumber,
-  IsOptional,
-  IsString,
-  Matches,
-  Max,
-  MaxLength,
-  Min,
-  MinLength,
-} from 'class-validator';
+import { IsIn, IsInt, IsOptional, IsString, Matches, Max, MaxLength, Min, MinLength } from 'class-validator';
 import {
   canonicalHost,
   HOST_FORM,
@@ -219,14 +208,14 @@ class PingSpec {
   @ApiProperty({
     required: false,
     nullable: true,
-    type: Number,
+    type: 'integer',
     example: 10,
-    minimum: 0.001,
+    minimum: 1,
     maximum: 1_000_000,
   })
   @IsOptional()
-  @IsNumber()
-  @Min(0.001)
+  @IsInt()
+  @Min(1)
   @Max(1_000_000)
   rate_limit_per_sec?: number | null;
 }

@@ -9,6 +9,7 @@ import {
   CurrentAgent,
   HangUp,
   IdempotencyKey,
+  JudgedAlone,
   MAX_BODY,
   MEDIUM_BODY,
   Quota,
@@ -30,7 +31,10 @@ import { LeasesService } from './leases.service';
 export class LeasesController {
   constructor(private readonly leases: LeasesService) {}
 
-  /** Grants leases on the best tasks that are queued; with `wait_ms`, waits for some where there are none. */
+  /**
+   * Grants leases on the best tasks that are queued, as far as the agent's capacities have room besides the leases that it
+   * holds; with `wait_ms`, waits for both.
+   */
   @Post('claim')
   @HttpCode(200)
   @Agent()
@@ -67,12 +71,16 @@ export class LeasesController {
     return this.leases.extend(agent, body);
   }
 
-  /** Takes what came of leases. A lease whose report came too late or was answered otherwise is listed as rejected. */
+  /**
+   * Takes what came of leases. Each report is judged alone: one that came too late, was answered otherwise or is not valid is
+   * listed as rejected, and the others are taken.
+   */
   @Post('report')
   @HttpCode(200)
   @Agent()
   @Quota('report', '12/minute', { burst: 6 })
   @BodyLimit(MAX_BODY)
+  @JudgedAlone('completed', 'cancelled')
   @ApiOperation({ operationId: 'reportLeases', summary: 'Report observations' })
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()

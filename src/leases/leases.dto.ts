@@ -1,6 +1,8 @@
-import { ApiProperty } from '@nestjs/swagger';
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Max, Min } from 'class-validator';
-import { IsId, type ItemProblem, Items, isId } from '../http/validation';
+import type { ErrorDetails } from '../errors';
+import { faultOf, textOfMember } from '../http/json-body';
+import { AgentBody, IsId, type ItemProblem, Items, isId } from '../http/validation';
 import { OUTCOMES, type Outcome } from './result.entity';
 
 /** What a lease gives to its agent. */
@@ -25,13 +27,17 @@ export class LeaseGrant {
 }
 
 /** A claim of work. */
+@AgentBody()
 export class ClaimRequest {
   /** The caller's own id. */
   @ApiProperty({ example: 1 })
   @IsId()
   agent_id!: number;
 
-  /** How many tasks of each kind the agent can take; 256 in all at the most. */
+  /**
+   * How many leases of each kind the agent is willing to hold at once, those that it holds already included. One claim grants
+   * at most 256; the kinds share them in proportion.
+   */
   @ApiProperty({
     type: 'object',
     additionalProperties: { type: 'integer', minimum: 0 },
@@ -63,6 +69,7 @@ export class ClaimResponse {
 }
 
 /** A wish for more time. */
+@AgentBody()
 export class ExtendRequest {
   /** The caller's own id. */
   @ApiProperty({ example: 1 })
@@ -74,7 +81,7 @@ export class ExtendRequest {
   @Items(checkLeaseIds)
   lease_ids!: number[];
 
-  /** Counted from now, in milliseconds; clamped to 1,000 and the lease duration. */
+  /** Counted from now, in milliseconds; taken as at least 10,000 and at most the lease duration. */
   @ApiProperty({ example: 30_000 })
   @IsInt()
   @Min(0)
@@ -127,16 +134,17 @@ export class LeaseReport {
   @ApiProperty({ example: 4711 })
   lease_id!: number;
 
-  /** At most 100. */
-  @ApiProperty({ required: false, nullable: true, type: [Observation], maxItems: 100 })
+  /** At most 1,000. */
+  @ApiProperty({ required: false, nullable: true, type: [Observation], maxItems: 1_000 })
   observations?: Observation[] | null;
 
-  /** What the check came to; `success` where a completed report leaves it out. */
+  /** What the check came to; null if it is not said. */
   @ApiProperty({ required: false, nullable: true, enum: [...OUTCOMES, null], example: 'success' })
   outcome?: Outcome | null;
 }
 
-/** What came of leases, done or given back; 1,000 in all at the most. */
+/** What came of leases, done or given back; at most 1,000 in all. Each is judged alone. */
+@AgentBody()
 export class ReportRequest {
   /** The caller's own id. */
   @ApiProperty({ example: 1 })
@@ -156,7 +164,7 @@ export class ReportRequest {
     ],
   })
   @Items(checkReports)
-  completed!: LeaseReport[];
+  completed!: unknown[];
 
   /** Leases given back: their tasks are tried again later. */
   @ApiProperty({
@@ -165,19 +173,28 @@ export class ReportRequest {
     example: [{ lease_id: 4712, outcome: 'timeout' }],
   })
   @Items(checkReports)
-  cancelled!: LeaseReport[];
+  cancelled!: unknown[];
 }
 
-export const REJECT_REASONS = ['expired', 'revoked', 'unknown', 'conflict'] as const;
+export const REJECT_REASONS = ['expired', 'revoked', 'unknown', 'conflict', 'invalid'] as const;
 
 /** A report that had no effect. */
 export class RejectedReport {
+  /** As it was sent; 0 if the report is invalid and names no lease that can be read. */
   @ApiProperty({ example: 4711 })
   lease_id!: number;
 
-  /** What is known of an expired or revoked lease is kept as late evidence. */
+  /** What is known of an expired or revoked lease is kept as late evidence. The lease of an invalid report stays live. */
   @ApiProperty({ enum: REJECT_REASONS, example: 'expired' })
   reason!: (typeof REJECT_REASONS)[number];
+
+  /** What is wrong with an invalid report: paths in the request to messages. */
+  @ApiPropertyOptional({
+    type: 'object',
+    additionalProperties: true,
+    example: { 'completed.0.observations.3.name': 'is required' },
+  })
+  details?: ErrorDetails;
 }
 
 /** How many reports were taken. */
@@ -192,7 +209,9 @@ export class ReportResponse {
 }
 
 const MAX_LEASES = 1_000;
-const MAX_OBSERVATIONS = 100;
+const MAX_OBSERVATIONS = 1_000;
+const MAX_NAME = 255;
+const MAX_UNIT = 64;
 
 function checkCapacities(value: unknown): ItemProblem | undefined {
   if (typeof value !== 'object' || value === null || Array.isArray(value))
@@ -215,34 +234,57 @@ function checkLeaseIds(value: unknown): ItemProblem | undefined {
   return undefined;
 }
 
-const REPORT_FIELDS = new Set(['lease_id', 'observations', 'outcome']);
-const OBSERVATION_FIELDS = new Set(['name', 'value', 'unit']);
-
 function checkReports(value: unknown): ItemProblem | undefined {
-  if (!Array.isArray(value) || value.length > MAX_LEASES)
-    return ['', `must be a list of at most ${MAX_LEASES} reports`];
-  const seen = new Set<unknown>();
-  for (let i = 0; i < value.length; i++) {
-    const report = value[i] as Record<string, unknown>;
-    if (typeof report !== 'object' || report === null || Array.isArray(report))
-      return [i, 'must be an object'];
-    for (const name in report)
-      if (!REPORT_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a report'];
-    const { lease_id, observations, outcome } = report;
-    if (!isId(lease_id)) return [`${i}.lease_id`, 'must be an integer from 1 to 9007199254740991'];
-    if (seen.has(lease_id)) return [`${i}.lease_id`, 'is in the list already'];
-    seen.add(lease_id);
-    if (outcome !== undefined && outcome !== null && !OUTCOMES.includes(outcome as Outcome)) {
-      return [`${i}.outcome`, `must be one of ${OUTCOMES.join(', ')}`];
-    }
-    const problem = checkObservations(observations);
-    if (problem) return [`${i}.observations${problem[0] === '' ? '' : `.${problem[0]}`}`, problem[1]];
-  }
-  return undefined;
+  return Array.isArray(value) && value.length <= MAX_LEASES
+    ? undefined
+    : ['', `must be a list of at most ${MAX_LEASES} reports`];
 }
 
+/**
+ * Judges one item of a report.
+ * @param path where it stands in the body, for the details
+ * @returns the report, or why it is rejected
+ */
+export function judgeReport(item: unknown, path: string): LeaseReport | RejectedReport {
+  const invalid = (details: ErrorDetails): RejectedReport => {
+    const { lease_id } = Object(item) as { lease_id?: unknown };
+    return { lease_id: isId(lease_id) ? lease_id : 0, reason: 'invalid', details };
+  };
+  if (typeof item !== 'object' || item === null || Array.isArray(item))
+    return invalid({ [path]: 'must be an object' });
+  const fault = faultOf(item);
+  if (fault) return invalid(fault);
+  const { lease_id, observations, outcome } = item as Record<string, unknown>;
+  if (!isGiven(lease_id)) return invalid({ [`${path}.lease_id`]: 'is required' });
+  if (!isId(lease_id))
+    return invalid({ [`${path}.lease_id`]: 'must be an integer from 1 to 9007199254740991' });
+  if (isGiven(outcome) && !OUTCOMES.includes(outcome as Outcome))
+    return invalid({ [`${path}.outcome`]: `must be one of ${OUTCOMES.join(', ')}` });
+  const problem = checkObservations(observations);
+  if (problem) {
+    const [at, message] = problem;
+    return invalid({ [`${path}.observations${at === '' ? '' : `.${at}`}`]: message });
+  }
+  return {
+    lease_id,
+    outcome: (outcome ?? null) as Outcome | null,
+    observations: (observations ?? []) as Observation[],
+  };
+}
+
+/** The observations of a report as they are stored and shown: values as they were sent, unknown fields left out. */
+export function textOfObservations(observations: readonly Observation[]): string {
+  const texts = observations.map((observation) => {
+    const unit = observation.unit === undefined ? '' : `,"unit":${JSON.stringify(observation.unit)}`;
+    return `{"name":${JSON.stringify(observation.name)},"value":${textOfMember(observation, 'value')}${unit}}`;
+  });
+  return `[${texts.join(',')}]`;
+}
+
+const isGiven = (value: unknown): boolean => value !== undefined && value !== null;
+
 function checkObservations(value: unknown): ItemProblem | undefined {
-  if (value === undefined || value === null) return undefined;
+  if (!isGiven(value)) return undefined;
   if (!Array.isArray(value) || value.length > MAX_OBSERVATIONS) {
     return ['', `must be a list of at most ${MAX_OBSERVATIONS} observations`];
   }
@@ -250,16 +292,16 @@ function checkObservations(value: unknown): ItemProblem | undefined {
     const observation = value[i] as Record<string, unknown>;
     if (typeof observation !== 'object' || observation === null || Array.isArray(observation))
       return [i, 'must be an object'];
-    for (const name in observation) {
-      if (!OBSERVATION_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of an observation'];
-    }
     const { name, unit } = observation;
-    if (typeof name !== 'string' || name.length < 1 || name.length > 255)
-      return [`${i}.name`, 'must be a string of 1 to 255 characters'];
-    if (!('value' in observation)) return [`${i}.value`, 'must be there'];
-    if (unit !== undefined && unit !== null && (typeof unit !== 'string' || unit.length > 64)) {
-      return [`${i}.unit`, 'must be a string of at most 64 characters'];
-    }
+    // What is observed is chosen by strangers, and so may its name be: any characters will do.
+    if (!isGiven(name)) return [`${i}.name`, 'is required'];
+    if (typeof name !== 'string') return [`${i}.name`, 'must be a string'];
+    if (name.length < 1 || name.length > MAX_NAME)
+      return [`${i}.name`, `must have 1 to ${MAX_NAME} characters`];
+    if (!Object.hasOwn(observation, 'value')) return [`${i}.value`, 'is required'];
+    if (isGiven(unit) && typeof unit !== 'string') return [`${i}.unit`, 'must be a string'];
+    if (isGiven(unit) && (unit as string).length > MAX_UNIT)
+      return [`${i}.unit`, `must have at most ${MAX_UNIT} characters`];
   }
   return undefined;
 }

@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { AgentsService } from '../agents/agents.service';
 import { Budgets } from '../agents/budgets';
@@ -5,23 +6,25 @@ import { Clock } from '../clock';
 import { Database } from '../database/database';
 import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
-import { type ErrorDetails, fail } from '../errors';
+import { fail } from '../errors';
 import type { AgentIdentity } from '../http/decorators';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { backoffMs } from './backoff';
+import { shareOut } from './claim-shares';
 import { ClaimWaiters } from './claim-waiters';
 import type { LeaseState } from './lease.entity';
-import type {
-  ClaimRequest,
-  ClaimResponse,
-  ExtendRequest,
-  ExtendResponse,
-  LeaseGrant,
-  LeaseReport,
-  RejectedReport,
-  ReportRequest,
-  ReportResponse,
+import {
+  type ClaimRequest,
+  type ClaimResponse,
+  type ExtendRequest,
+  type ExtendResponse,
+  judgeReport,
+  type LeaseGrant,
+  type RejectedReport,
+  type ReportRequest,
+  type ReportResponse,
+  textOfObservations,
 } from './leases.dto';
 import { QueueDepth } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
@@ -31,8 +34,9 @@ import { type TakenReport, TaskKinds } from './task-kinds';
 /** The most leases that one claim grants. */
 const MAX_CLAIM = 256;
 const MAX_REPORTS = 1_000;
-const MIN_EXTENSION_MS = 1_000;
-/** How often a waiting claim looks by itself where it can't be woken by other replicas. */
+/** An extension is taken as at least so long, as far as a lease is: an agent that says less would lose what it works on. */
+const MIN_EXTENSION_MS = 10_000;
+/** How often a waiting claim looks by itself if other replicas can't wake it. */
 const POLL_MS = 1_000;
 
 /** A live lease with what is needed of its task to end it. */
@@ -97,7 +101,8 @@ export class LeasesService {
   }
 
   /**
-   * Grants leases on the best queued tasks of the kinds asked for, 256 at the most; waits up to `wait_ms` for some.
+   * Grants leases on the best queued tasks of the kinds asked for: of each kind as many as the agent may hold besides those that
+   * it holds, at most 256 in all. Waits up to `wait_ms` for some. A caller that has hung up gets none.
    * With a key, the same call again gives the leases of the first that are still live.
    * @throws ERR_VALIDATION a kind that there is not
    * @throws ERR_CONFLICT the key was used with another body, or its first call still runs (retryable)
@@ -110,6 +115,8 @@ export class LeasesService {
     key: string | undefined,
     hangUp: AbortSignal,
   ): Promise<ClaimResponse> {
+    // One turn of the event loop: the end of a caller that has hung up arrives right behind its request.
+    await nextTurn();
     const capacities = Object.entries(request.capacities).sort(([a], [b]) => (a < b ? -1 : 1));
     this.kinds.checkKnown(capacities.map(([kind]) => kind));
     const wanted = capacities.filter(([, capacity]) => capacity > 0);
@@ -120,12 +127,13 @@ export class LeasesService {
   }
 
   /**
-   * Moves deadlines to now + `extend_by_ms` (clamped to 1 s and the lease duration), never nearer than they were and
-   * never past the lease's lifetime. What is not a live lease of the caller is listed as revoked.
+   * Moves deadlines to now + `extend_by_ms` (taken as 10 s at least and the lease duration at most), never nearer than they
+   * were and never past the lease's lifetime. What is not a live lease of the caller is listed as revoked.
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_FORBIDDEN the agent was put out of service
    */
   extend(agent: AgentIdentity, request: ExtendRequest): Promise<ExtendResponse> {
+    // The lease duration counts if it is below the least extension.
     const byMs = Math.min(Math.max(request.extend_by_ms, MIN_EXTENSION_MS), this.settings.leaseDurationMs);
     return this.database.write(async (tx) => {
       await this.agents.requireInService(tx, agent);
@@ -152,30 +160,24 @@ export class LeasesService {
 
   /**
    * Takes what came of leases: a completed one closes its task, a cancelled one gives it back. What comes too late is
-   * kept as evidence and changes nothing; the same again is acknowledged again.
-   * @throws ERR_VALIDATION the same lease twice, or more than 1,000
+   * kept as evidence and changes nothing; the same again is acknowledged again. Each report is judged alone: one that is not
+   * valid is rejected, and its lease stays live.
+   * @throws ERR_VALIDATION more than 1,000 reports
    * @throws ERR_UNAVAILABLE it brings observations, and the disk is nearly full
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_FORBIDDEN the agent was put out of service
    * @throws ERR_RATE_LIMITED the agent has stored as many observations as it may in a day; nothing of the report is taken
    */
   report(agent: AgentIdentity, request: ReportRequest): Promise<ReportResponse> {
-    const problems = checkReportAsWhole(request);
-    if (problems) throw fail('ERR_VALIDATION', problems);
-    const brings = ({ observations }: LeaseReport) => (observations?.length ?? 0) > 0;
-    if (request.completed.some(brings) || request.cancelled.some(brings)) this.database.requireSpace();
-    const reports = [
-      ...request.completed.map((report) => ({
-        report,
-        as: 'completed' as const,
-        outcome: report.outcome ?? 'success',
-      })),
-      ...request.cancelled.map((report) => ({
-        report,
-        as: 'cancelled' as const,
-        outcome: report.outcome ?? null,
-      })),
-    ];
+    if (request.completed.length + request.cancelled.length > MAX_REPORTS)
+      throw fail('ERR_VALIDATION', {
+        cancelled: `must hold, with completed, at most ${MAX_REPORTS} reports`,
+      });
+    const judged = (['completed', 'cancelled'] as const).flatMap((as) =>
+      request[as].map((item, i) => ({ as, item: judgeReport(item, `${as}.${i}`) })),
+    );
+    if (judged.some(({ item }) => !('reason' in item) && item.observations?.length))
+      this.database.requireSpace();
     const { id: agentId } = agent;
     return this.database.write(async (tx) => {
       await this.agents.requireInService(tx, agent);
@@ -183,30 +185,40 @@ export class LeasesService {
       const leases = await this.findReported(
         tx,
         agentId,
-        reports.map(({ report }) => report.lease_id),
+        judged.flatMap(({ item }) => ('reason' in item ? [] : [item.lease_id])),
       );
       const ends: TaskEnd[] = [];
       const ended: { id: number; state: LeaseState }[] = [];
       const results: StoredResult[] = [];
       const rejected: RejectedReport[] = [];
       const taken: Omit<TakenReport, 'spec'>[] = [];
-      for (const { report, as, outcome } of reports) {
-        const lease = leases.get(report.lease_id);
-        if (!lease) {
-          rejected.push({ lease_id: report.lease_id, reason: 'unknown' });
+      for (const { item, as } of judged) {
+        if ('reason' in item) {
+          rejected.push(item);
           continue;
         }
-        const keep = (standing: Standing) =>
+        const observations = item.observations ?? [];
+        const outcome = item.outcome ?? null;
+        const lease = leases.get(item.lease_id);
+        if (!lease) {
+          rejected.push({ lease_id: item.lease_id, reason: 'unknown' });
+          continue;
+        }
+        const keep = (standing: Standing) => {
+          // A later report on the same lease in this call finds it as in a call of its own.
+          Object.assign(lease, { reported: as, outcome });
           results.push({
             task_id: lease.task_id,
             lease_id: lease.id,
             standing,
             report: as,
             outcome,
-            observations: JSON.stringify(report.observations ?? []),
+            observations: textOfObservations(observations),
           });
+        };
         if (lease.state === 'active') {
           ended.push({ id: lease.id, state: as });
+          lease.state = as;
           ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
           keep(as === 'completed' ? 'final' : 'attempt');
           if (this.kinds.wantsReports(lease.kind)) {
@@ -217,7 +229,7 @@ export class LeasesService {
               target: lease.target,
               report: as,
               outcome,
-              observations: report.observations ?? [],
+              observations: observations.map(({ name, value, unit }) => ({ name, value, unit })),
               received_at: now,
             });
           }
@@ -232,7 +244,7 @@ export class LeasesService {
       await this.storeResults(tx, agentId, results, now);
       await this.endAttempts(tx, ends, now);
       await this.tellKinds(tx, taken);
-      const acknowledged = reports.length - rejected.length;
+      const acknowledged = judged.length - rejected.length;
       return rejected.length > 0 ? { acknowledged, rejected } : { acknowledged };
     });
   }
@@ -314,7 +326,7 @@ export class LeasesService {
 
   private async claimOrWait(
     agent: AgentIdentity,
-    wanted: readonly [string, number][],
+    wanted: readonly KindBudget[],
     waitMs: number,
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
@@ -325,27 +337,30 @@ export class LeasesService {
       return { leases: [] };
     }
     const until = performance.now() + waitMs;
-    const waiter = this.waiters.enlist(
-      wanted.map(([kind]) => kind),
-      agent.id,
-    );
+    const kinds = wanted.map(([kind]) => kind);
+    const waiter = this.waiters.enlist(kinds, agent.id);
     try {
       for (;;) {
-        const granted = await this.claimNow(agent, wanted, call);
-        if (granted === 'draining') {
-          waiter.stepAside();
-        } else {
+        const look = await this.claimNow(agent, wanted, call, hangUp);
+        if (look.result === 'answer') {
           waiter.served();
-          if (granted.length > 0 || granted === REPLAYED_NONE) return { leases: [...granted] };
+          return { leases: [...look.leases] };
         }
+        // Tasks of kinds that it may not have more of are for others.
+        if (look.result === 'draining') waiter.stepAside();
+        else waiter.standFor(look.open);
+        waiter.served();
         const leftMs = until - performance.now();
-        // Where word of other replicas does not arrive, there is nothing to wait for but time.
-        const sleepMs = this.database.isListening ? leftMs : Math.min(leftMs, POLL_MS);
+        // Nobody tells of other replicas' work while their word does not arrive, and never of leases that end there.
+        const isFull = look.result === 'nothing' && look.open.length < kinds.length;
+        const isTold = this.database.isListening && !(isFull && this.database.isShared);
+        const sleepMs = isTold ? leftMs : Math.min(leftMs, POLL_MS);
         if (
           !(await waiter.woken(sleepMs, hangUp)) &&
           (sleepMs === leftMs || hangUp.aborted || waiter.isReleased)
         )
           return { leases: [] };
+        waiter.standFor(kinds);
       }
     } finally {
       waiter.leave();
@@ -355,61 +370,91 @@ export class LeasesService {
   /** One look for tasks, in one transaction. */
   private claimNow(
     agent: AgentIdentity,
-    wanted: readonly [string, number][],
+    wanted: readonly KindBudget[],
     call: IdempotentCall | undefined,
-  ): Promise<readonly LeaseGrant[] | 'draining'> {
+    hangUp: AbortSignal,
+  ): Promise<Look> {
     const { id: agentId } = agent;
-    return this.database.write(async (tx) => {
-      const { takesWork, hadLease } = await this.agents.requireInService(tx, agent);
-      const { now } = tx;
-      if (call) {
-        const before = await this.idempotency.find<number[]>(tx, call);
-        if (before) {
-          const live = await this.findLive(tx, agentId, before, now);
-          return live.length > 0 ? live : REPLAYED_NONE;
+    return this.database
+      .write(async (tx): Promise<Look> => {
+        // What nobody reads the answer of would be lost until it expires.
+        if (hangUp.aborted) return NO_LEASES;
+        // Alone: of two claims of an agent at once the second must see what the first was granted.
+        const { takesWork, hadLease } = await this.agents.requireInService(tx, agent, 'alone');
+        const { now } = tx;
+        if (call) {
+          const before = await this.idempotency.find<number[]>(tx, call);
+          // If they have all ended, there is nothing more to wait for.
+          if (before) return { result: 'answer', leases: await this.findLive(tx, agentId, before, now) };
         }
-      }
-      if (!takesWork) return 'draining';
-      const tasks = await this.takeBest(tx, wanted, now);
-      if (tasks.length === 0) return [];
-      // Of each kind as many were locked as all of them together may be; what was not taken is free again with the commit.
-      if (tx.dialect.concurrent && wanted.length > 1 && tasks.length === MAX_CLAIM)
-        this.depth.announceReady(
-          tx,
-          wanted.map(([kind]) => kind),
-          MAX_CLAIM,
-        );
-      if (!hadLease) await this.agents.noteFirstLease(tx, agentId);
-      const leases = await this.lease(tx, agentId, tasks, now);
-      if (call) {
-        await this.idempotency.store(
-          tx,
-          call,
-          leases.map((lease) => lease.lease_id),
-        );
-      }
-      return leases;
-    });
+        if (!takesWork) return { result: 'draining' };
+        const { budgets, room } = await this.budgetsOf(tx, agentId, wanted);
+        if (budgets.length === 0) return { result: 'nothing', open: [] };
+        const limit = Math.min(room, MAX_CLAIM);
+        const candidates = await this.findBest(tx, budgets, limit, now);
+        if (candidates.length === 0) return { result: 'nothing', open: budgets.map(([kind]) => kind) };
+        const tasks = withinShares(candidates, budgets, limit);
+        // What was locked and not taken is free again with the commit; a claim meanwhile may have passed over it.
+        if (tx.dialect.concurrent && tasks.length < candidates.length)
+          this.depth.announceReady(
+            tx,
+            budgets.map(([kind]) => kind),
+            candidates.length - tasks.length,
+          );
+        if (!hadLease) await this.agents.noteFirstLease(tx, agentId);
+        const leases = await this.lease(tx, agentId, tasks, now);
+        if (call) {
+          await this.idempotency.store(
+            tx,
+            call,
+            leases.map((lease) => lease.lease_id),
+          );
+        }
+        // Where the statements took turns of the event loop, it may have hung up meanwhile.
+        if (hangUp.aborted) throw new HungUp();
+        return { result: 'answer', leases };
+      })
+      .catch((error: unknown) => {
+        if (error instanceof HungUp) return NO_LEASES;
+        throw error;
+      });
   }
 
-  /** The best queued tasks: of each kind no more than its capacity, in all no more than one claim may have. */
-  private takeBest(
+  /** How many leases of each kind the agent may get besides those that it holds, and how many in all. */
+  private async budgetsOf(
     tx: Transaction,
-    wanted: readonly [string, number][],
+    agentId: number,
+    wanted: readonly KindBudget[],
+  ): Promise<{ budgets: KindBudget[]; room: number }> {
+    const rows = await tx.rows<{ kind: string; count: number }>(
+      `SELECT t.kind, count(*) AS count FROM leases l JOIN tasks t ON t.id = l.task_id
+       WHERE l.agent_id = $1 AND l.state = 'active' GROUP BY t.kind`,
+      agentId,
+    );
+    const held = new Map(rows.map((row) => [row.kind, row.count]));
+    const room = this.settings.maxLeasesPerAgent - rows.reduce((sum, { count }) => sum + count, 0);
+    const budgets = wanted
+      .map(([kind, capacity]): KindBudget => [kind, capacity - (held.get(kind) ?? 0)])
+      .filter(([, budget]) => budget > 0);
+    return room > 0 ? { budgets, room } : { budgets: [], room: 0 };
+  }
+
+  /** The best queued tasks of each kind, best first: as many as its budget, or a claim, may have. */
+  private findBest(
+    tx: Transaction,
+    budgets: readonly KindBudget[],
+    limit: number,
     now: number,
   ): Promise<CandidateTask[]> {
     const values: (string | number)[] = [now];
-    const perKind = wanted.map(([kind, capacity]) => {
-      values.push(kind, Math.min(capacity, MAX_CLAIM));
+    const perKind = budgets.map(([kind, budget]) => {
+      values.push(kind, Math.min(budget, limit));
       // A derived table each: a LIMIT must not reach across the union.
       return `SELECT id, kind, target, spec, priority FROM (SELECT id, kind, target, spec, priority FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
-    return tx.rows<CandidateTask>(
-      `${perKind.join(' UNION ALL ')} ORDER BY priority DESC, id LIMIT ${MAX_CLAIM}`,
-      ...values,
-    );
+    return tx.rows<CandidateTask>(`${perKind.join(' UNION ALL ')} ORDER BY priority DESC, id`, ...values);
   }
 
   private async lease(
@@ -515,17 +560,25 @@ export class LeasesService {
     leases: readonly { id: number; state: LeaseState }[],
     now: number,
   ): Promise<void> {
+    const holders = new Set<number>();
     let touched = 0;
     for (const [state, ended] of Map.groupBy(leases, (lease) => lease.state)) {
-      touched += await tx.run(
-        `UPDATE leases SET state = $2, ended_at = $3 WHERE ${tx.dialect.isAmong('id', '$1')} AND state = 'active'`,
+      const rows = await tx.rows<{ agent_id: number }>(
+        `UPDATE leases SET state = $2, ended_at = $3 WHERE ${tx.dialect.isAmong('id', '$1')} AND state = 'active'
+         RETURNING agent_id`,
         JSON.stringify(ended.map(({ id }) => id)),
         state,
         now,
       );
+      touched += rows.length;
+      for (const { agent_id } of rows) holders.add(agent_id);
     }
     if (touched !== leases.length)
       throw new Error(`${leases.length} leases were to end, ${touched} were active`);
+    // Not announced to other replicas: a claim there that waits for room looks by itself.
+    tx.afterCommit(() => {
+      for (const agentId of holders) this.waiters.wakeAgent(agentId);
+    });
   }
 
   private async storeResults(
@@ -657,22 +710,42 @@ function observedBytes(results: readonly StoredResult[]): number {
 
 type CandidateTask = { id: number; kind: string; target: string; spec: string };
 
-/** Says that a key's leases have all ended: the answer is empty, and nothing more is to be waited for. */
-const REPLAYED_NONE: readonly LeaseGrant[] = Object.freeze([]);
+/** A kind and how many leases of it an agent may have. */
+type KindBudget = readonly [kind: string, count: number];
+
+/** What one look for tasks came to; `open` are the kinds that the agent may be granted more of. */
+type Look =
+  | { result: 'answer'; leases: readonly LeaseGrant[] }
+  | { result: 'draining' }
+  | { result: 'nothing'; open: readonly string[] };
+
+/** Undoes a claim whose caller is gone. */
+class HungUp extends Error {}
+
+const NO_LEASES: Look = { result: 'answer', leases: [] };
+
+/** The tasks that a claim takes: of each kind its share, the best first. */
+function withinShares(
+  candidates: readonly CandidateTask[],
+  budgets: readonly KindBudget[],
+  limit: number,
+): readonly CandidateTask[] {
+  if (candidates.length <= limit) return candidates;
+  const available = Map.groupBy(candidates, ({ kind }) => kind);
+  const left = shareOut(
+    budgets.map(([kind, asked]) => ({ kind, asked, available: available.get(kind)?.length ?? 0 })),
+    limit,
+  );
+  return candidates.filter(({ kind }) => {
+    const share = left.get(kind) ?? 0;
+    left.set(kind, share - 1);
+    return share > 0;
+  });
+}
 
 const SELECT_HELD = `SELECT l.id, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after
   FROM leases l JOIN tasks t ON t.id = l.task_id`;
 
 function completed({ task_id: id, kind, target, attempts }: HeldLease): TaskEnd {
   return { id, kind, target, to: 'completed', attempts, run_at: null, reason: null };
-}
-
-/** What a report's two lists must be together. */
-function checkReportAsWhole({ completed, cancelled }: ReportRequest): ErrorDetails | undefined {
-  if (completed.length + cancelled.length > MAX_REPORTS) {
-    return { cancelled: `must hold, with completed, at most ${MAX_REPORTS} reports` };
-  }
-  const ids = new Set(completed.map((report: LeaseReport) => report.lease_id));
-  const both = cancelled.findIndex((report) => ids.has(report.lease_id));
-  return both === -1 ? undefined : { [`cancelled.${both}.lease_id`]: 'is in completed too' };
 }

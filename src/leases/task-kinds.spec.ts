@@ -81,7 +81,7 @@ describe('the registry of task kinds', () => {
     });
     expect(kinds.accept('whois', { source: 'nobody', age: 3 }, 'tasks.7.')).toEqual({
       problems: {
-        'tasks.7.spec.name': 'must be a string',
+        'tasks.7.spec.name': 'is required',
         'tasks.7.spec.source': 'must be one of the following values: iana, rir',
         'tasks.7.spec.age': 'is not a field of this request',
       },
@@ -185,7 +185,7 @@ describe('the registry of task kinds', () => {
 
     it.each([undefined, null, 5, 'dns', [], [{}]])('can not be %j', async (spec) => {
       expect((await start()).accept('dns', spec, 'tasks.3.')).toEqual({
-        problems: { 'tasks.3.spec': 'must be an object' },
+        problems: { 'tasks.3.spec': spec == null ? 'is required' : 'must be an object' },
       });
     });
 
@@ -193,7 +193,7 @@ describe('the registry of task kinds', () => {
       'of the kind %j is refused',
       async (kind) => {
         expect((await start()).accept(kind, { query: 'a' }, 'tasks.3.')).toEqual({
-          problems: { 'tasks.3.kind': 'must be one of dns' },
+          problems: { 'tasks.3.kind': kind == null ? 'is required' : 'must be one of dns' },
         });
       },
     );

@@ -4,7 +4,8 @@ import { ApiExtraModels, ApiProperty, getSchemaPath } from '@nestjs/swagger';
 import type { Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { ExtensionError, extensionOf } from '../extensions';
-import { checkFields } from '../http/validation';
+import { nameProblem } from '../http/text';
+import { checkFields, MAX_PROBLEMS } from '../http/validation';
 import { LeaseGrant, type Observation } from './leases.dto';
 import type { Outcome } from './result.entity';
 import { TaskInput, TaskView } from './tasks.dto';
@@ -23,7 +24,7 @@ export interface TakenReport<Spec extends object = object> {
   target: string;
   spec: Spec;
   report: 'completed' | 'cancelled';
-  /** Null only where a cancelled report left it out. */
+  /** Null if the report left it out. */
   outcome: Outcome | null;
   observations: Observation[];
   /** In ms since the epoch. */
@@ -65,6 +66,8 @@ export interface AcceptedSpec {
 
 const MAX_TARGET = 512;
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}]/u;
+/** How much is repeated of a name that there is not. */
+const MAX_NAME = 200;
 
 const KindMark = DiscoveryService.createDecorator<TaskKindOptions>();
 
@@ -134,9 +137,11 @@ export class TaskKinds implements OnModuleInit {
    * @returns the spec as it is stored, or the problems by field
    */
   accept(kind: unknown, spec: unknown, path = ''): AcceptedSpec | { problems: ErrorDetails } {
+    if (kind === undefined || kind === null) return { problems: { [`${path}kind`]: 'is required' } };
     const entry = typeof kind === 'string' ? this.kinds.get(kind) : undefined;
     if (!entry) return { problems: { [`${path}kind`]: `must be one of ${this.names().join(', ')}` } };
-    if (typeof spec !== 'object' || spec === null || Array.isArray(spec)) {
+    if (spec === undefined || spec === null) return { problems: { [`${path}spec`]: 'is required' } };
+    if (typeof spec !== 'object' || Array.isArray(spec)) {
       return { problems: { [`${path}spec`]: 'must be an object' } };
     }
     const { kind: repeated, ...fields } = spec as Record<string, unknown>;
@@ -144,6 +149,8 @@ export class TaskKinds implements OnModuleInit {
       return { problems: { [`${path}spec.kind`]: 'must repeat the kind of the task' } };
     }
     const { value, problems } = checkFields(entry.options.spec, fields, `${path}spec.`);
+    if (Object.keys(problems).length > 0) return { problems };
+    findHidden(fields, `${path}spec`, problems);
     if (Object.keys(problems).length > 0) return { problems };
     try {
       for (const [field, problem] of Object.entries(entry.handler.check?.(value) ?? {}))
@@ -216,8 +223,28 @@ export class TaskKinds implements OnModuleInit {
       const message = `is not a task kind; there are ${this.names().join(', ')}`;
       throw fail(
         'ERR_VALIDATION',
-        Object.fromEntries(unknown.slice(0, 20).map((kind) => [`capacities.${kind}`, message])),
+        Object.fromEntries(
+          unknown
+            .slice(0, 20)
+            .map((kind) => [`capacities.${kind.slice(0, MAX_NAME).toWellFormed()}`, message]),
+        ),
       );
+    }
+  }
+}
+
+/** Finds texts of a spec, however deep, that are no names: agents and databases would read them differently. */
+function findHidden(value: unknown, path: string, problems: ErrorDetails): void {
+  if (Object.keys(problems).length >= MAX_PROBLEMS) return;
+  if (typeof value === 'string') {
+    const problem = nameProblem(value);
+    if (problem) problems[path] = problem;
+  } else if (typeof value === 'object' && value !== null) {
+    for (const [name, part] of Object.entries(value)) {
+      const problem = nameProblem(name);
+      // Not by its name, which may be anything.
+      if (problem) problems[path] = `has a field whose name ${problem}`;
+      else findHidden(part, `${path}.${name}`, problems);
     }
   }
 }

@@ -1,4 +1,4 @@
-import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
+import { Body, Controller, Get, Header, HttpCode, Param, Post, Query } from '@nestjs/common';
 import {
   ApiCreatedResponse,
   ApiExtension,
@@ -35,6 +35,9 @@ import {
   TasksQuery,
 } from './tasks.dto';
 import { TasksService } from './tasks.service';
+
+/** The answer is JSON text already. */
+const AnswersJsonText = () => Header('content-type', 'application/json; charset=utf-8');
 
 /** What operators do with tasks. */
 @ApiTags('tasks')
@@ -94,8 +97,9 @@ export class TasksController {
   @IdInPath()
   @ApiOperation({ operationId: 'getTask', summary: 'Show a task' })
   @ApiOkResponse({ type: TaskDetail })
+  @AnswersJsonText()
   @GuardedErrors('ERR_NOT_FOUND')
-  get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<TaskDetail> {
+  get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<string> {
     return this.tasks.get(id, query);
   }
 
@@ -142,11 +146,9 @@ export class TasksController {
   @IdInPath()
   @ApiOperation({ operationId: 'cancelTask', summary: 'Cancel a task' })
   @ApiOkResponse({ type: TaskDetail })
+  @AnswersJsonText()
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  cancel(
-    @CurrentOperator() operator: OperatorIdentity,
-    @Param('id', IdParam) id: number,
-  ): Promise<TaskDetail> {
+  cancel(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<string> {
     return this.tasks.cancel(operator, id);
   }
 
@@ -157,11 +159,9 @@ export class TasksController {
   @IdInPath()
   @ApiOperation({ operationId: 'retryTask', summary: 'Retry a task' })
   @ApiOkResponse({ type: TaskDetail })
+  @AnswersJsonText()
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  retry(
-    @CurrentOperator() operator: OperatorIdentity,
-    @Param('id', IdParam) id: number,
-  ): Promise<TaskDetail> {
+  retry(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<string> {
     return this.tasks.retry(operator, id);
   }
 }

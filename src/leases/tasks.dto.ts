@@ -1,6 +1,7 @@
 import { ApiProperty, ApiPropertyOptional, PickType } from '@nestjs/swagger';
 import { IsBoolean, IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
 import { PageEnd, PageQuery } from '../http/pagination';
+import { nameProblem } from '../http/text';
 import { parseTimestamp } from '../http/timestamps';
 import { type ItemProblem, Items } from '../http/validation';
 import { LEASE_STATES, type LeaseState } from './lease.entity';
@@ -361,9 +362,12 @@ function checkTasks(value: unknown): ItemProblem | undefined {
     if (typeof task !== 'object' || task === null || Array.isArray(task)) return [i, 'must be an object'];
     for (const name in task) if (!TASK_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a task'];
     const { priority, max_attempts, unique_key } = task;
+    if (given(priority) && !Number.isInteger(priority)) return [`${i}.priority`, 'must be an integer'];
     if (given(priority) && !isInteger(priority, -MAX_PRIORITY, MAX_PRIORITY)) {
       return [`${i}.priority`, `must be an integer from -${MAX_PRIORITY} to ${MAX_PRIORITY}`];
     }
+    if (given(max_attempts) && !Number.isInteger(max_attempts))
+      return [`${i}.max_attempts`, 'must be an integer'];
     if (given(max_attempts) && !isInteger(max_attempts, 1, MAX_ATTEMPTS)) {
       return [`${i}.max_attempts`, `must be an integer from 1 to ${MAX_ATTEMPTS}`];
     }
@@ -373,12 +377,12 @@ function checkTasks(value: unknown): ItemProblem | undefined {
         return [`${i}.${name}`, 'must be an RFC 3339 timestamp'];
       }
     }
-    if (
-      given(unique_key) &&
-      (typeof unique_key !== 'string' || unique_key.length < 1 || unique_key.length > 255)
-    ) {
-      return [`${i}.unique_key`, 'must be a string of 1 to 255 characters'];
-    }
+    if (!given(unique_key)) continue;
+    if (typeof unique_key !== 'string') return [`${i}.unique_key`, 'must be a string'];
+    if (unique_key.length < 1 || unique_key.length > 255)
+      return [`${i}.unique_key`, 'must have 1 to 255 characters'];
+    const problem = nameProblem(unique_key);
+    if (problem) return [`${i}.unique_key`, problem];
   }
   return undefined;
 }

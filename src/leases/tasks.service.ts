@@ -23,6 +23,7 @@ import type {
   AttemptView,
   EnqueuedTask,
   EnqueueResponse,
+  ResultView,
   TaskDetail,
   TaskInput,
   TaskStats,
@@ -91,9 +92,9 @@ export class TasksService {
     inputs: readonly TaskInput[],
     key: string | undefined,
   ): Promise<EnqueueResponse> {
-    const call = key === undefined ? undefined : this.idempotency.call(`tasks:${by.tokenId}`, key, inputs);
     // What depends on the time is checked inside: a repeat of a call must not fail for being late.
     const tasks = this.accept(inputs);
+    const call = key === undefined ? undefined : this.idempotency.call(`tasks:${by.tokenId}`, key, inputs);
     return this.database.write(async (tx) => {
       const before = call && (await this.idempotency.find<EnqueueResponse>(tx, call));
       if (before) return before;
@@ -129,17 +130,22 @@ export class TasksService {
     });
   }
 
-  /** @throws ERR_NOT_FOUND there is no such task, or it is no longer kept */
-  get(id: number, query: AttemptsQuery = {}): Promise<TaskDetail> {
+  /**
+   * Shows a task with its attempts.
+   * @returns a {@link TaskDetail} as JSON text
+   * @throws ERR_NOT_FOUND there is no such task, or it is no longer kept
+   */
+  get(id: number, query: AttemptsQuery = {}): Promise<string> {
     return this.database.read((statements) => detailOf(statements, id, olderThan(query)));
   }
 
   /**
    * Cancels an unfinished task, effective when it is answered; its live lease is revoked. A cancelled one stays so.
+   * @returns a {@link TaskDetail} as JSON text
    * @throws ERR_NOT_FOUND there is no such task
    * @throws ERR_CONFLICT it is completed or dead
    */
-  cancel(by: OperatorIdentity, id: number): Promise<TaskDetail> {
+  cancel(by: OperatorIdentity, id: number): Promise<string> {
     return this.database.write(async (tx) => {
       const task = await this.lock(tx, id);
       if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
@@ -164,10 +170,11 @@ export class TasksService {
   /**
    * Reopens a dead or cancelled task: its attempts count from the start again, and a `not_after` that has passed no
    * longer holds.
+   * @returns a {@link TaskDetail} as JSON text
    * @throws ERR_NOT_FOUND there is no such task
    * @throws ERR_CONFLICT it is neither dead nor cancelled, or another task has its unique_key now
    */
-  retry(by: OperatorIdentity, id: number): Promise<TaskDetail> {
+  retry(by: OperatorIdentity, id: number): Promise<string> {
     return this.database.write(async (tx) => {
       const task = await this.lock(tx, id);
       if (task.state !== 'dead' && task.state !== 'cancelled') throw wrongState(task.state, 'retried');
@@ -531,12 +538,15 @@ interface AttemptRow {
   received_at: number;
 }
 
-/** A task with the newest attempts below a lease's id, as many as an answer takes: observations can be large. */
+/**
+ * A task with the newest attempts below a lease's id, as many as an answer takes: observations can be large. As JSON text:
+ * observations go in as they were sent, which to parse and write them again could not promise.
+ */
 async function detailOf(
   statements: Statements,
   id: number,
   beforeLease = Number.MAX_SAFE_INTEGER,
-): Promise<TaskDetail> {
+): Promise<string> {
   const task = await findTask(statements, id);
   const found = await statements.rows<{ id: number; bytes: number }>(
     `SELECT l.id, coalesce(octet_length(r.observations), 0) AS bytes
@@ -554,11 +564,16 @@ async function detailOf(
      WHERE ${statements.dialect.isAmong('l.id', '$1')} ORDER BY l.id`,
     JSON.stringify(page.items.map((lease) => lease.id)),
   );
-  return { ...viewOf(task), leases: attempts.map(attemptOf), next_cursor: page.next_cursor };
+  const front = JSON.stringify({ ...viewOf(task), next_cursor: page.next_cursor });
+  return withMember(front, 'leases', `[${attempts.map(textOfAttempt).join(',')}]`);
 }
 
-function attemptOf(row: AttemptRow): AttemptView {
-  return {
+/** The text of an object with one more member, whose value is JSON text. */
+const withMember = (object: string, name: string, value: string): string =>
+  `${object.slice(0, -1)},"${name}":${value}}`;
+
+function textOfAttempt(row: AttemptRow): string {
+  const attempt: Omit<AttemptView, 'result'> = {
     lease_id: row.id,
     agent_id: row.agent_id,
     attempt: row.attempt,
@@ -566,17 +581,22 @@ function attemptOf(row: AttemptRow): AttemptView {
     granted_at: toTimestamp(row.granted_at),
     deadline_at: toTimestamp(row.deadline_at),
     ended_at: toTimestamp(row.ended_at),
-    result:
-      row.standing === null
-        ? null
-        : {
-            standing: row.standing,
-            report: row.report,
-            outcome: row.outcome,
-            observations: JSON.parse(row.observations),
-            received_at: toTimestamp(row.received_at),
-          },
   };
+  return withMember(
+    JSON.stringify(attempt),
+    'result',
+    row.standing === null ? 'null' : textOfResult(row, row.standing),
+  );
+}
+
+function textOfResult(row: AttemptRow, standing: Standing): string {
+  const result: Omit<ResultView, 'observations'> = {
+    standing,
+    report: row.report,
+    outcome: row.outcome,
+    received_at: toTimestamp(row.received_at),
+  };
+  return withMember(JSON.stringify(result), 'observations', row.observations);
 }
 
 function viewOf(task: TaskEntity): TaskView {

@@ -2,7 +2,7 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
-import { type ItemProblem, Items } from '../http/validation';
+import { AgentBody, type ItemProblem, Items } from '../http/validation';
 
 /** How many samples an envelope holds at the most, counters and gauges together. */
 export const MAX_SAMPLES = 1_000;
@@ -20,6 +20,7 @@ export class Sample {
 }
 
 /** What an agent measured at one instant: 1,000 samples in all at the most. */
+@AgentBody()
 export class MetricsRequest {
   /** The caller's own id; left out, null or 0 means the caller too. */
   @ApiProperty({ required: false, nullable: true, type: Number, minimum: 0, example: 1 })
@@ -109,8 +110,6 @@ export class MetricsPage extends PageEnd {
   items!: MetricsView[];
 }
 
-const SAMPLE_FIELDS = new Set(['name', 'value', 'unit']);
-
 function checkSamples(value: unknown): ItemProblem | undefined {
   if (value === undefined || value === null) return undefined;
   if (!Array.isArray(value) || value.length > MAX_SAMPLES)
@@ -119,15 +118,16 @@ function checkSamples(value: unknown): ItemProblem | undefined {
     const sample = value[i] as Record<string, unknown>;
     if (typeof sample !== 'object' || sample === null || Array.isArray(sample))
       return [i, 'must be an object'];
-    for (const name in sample)
-      if (!SAMPLE_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a sample'];
     const { name, value: measured, unit } = sample;
-    if (typeof name !== 'string' || name.length < 1 || name.length > 255)
-      return [`${i}.name`, 'must be a string of 1 to 255 characters'];
-    if (!Number.isFinite(measured)) return [`${i}.value`, 'must be a finite number'];
-    if (unit !== undefined && unit !== null && (typeof unit !== 'string' || unit.length > 64)) {
-      return [`${i}.unit`, 'must be a string of at most 64 characters'];
-    }
+    // Names may be of what was observed, and so are kept whatever characters they have.
+    if (name === undefined || name === null) return [`${i}.name`, 'is required'];
+    if (typeof name !== 'string') return [`${i}.name`, 'must be a string'];
+    if (name.length < 1 || name.length > 255) return [`${i}.name`, 'must have 1 to 255 characters'];
+    if (measured === undefined || measured === null) return [`${i}.value`, 'is required'];
+    if (typeof measured !== 'number') return [`${i}.value`, 'must be a number'];
+    if (unit === undefined || unit === null) continue;
+    if (typeof unit !== 'string') return [`${i}.unit`, 'must be a string'];
+    if (unit.length > 64) return [`${i}.unit`, 'must have at most 64 characters'];
   }
   return undefined;
 }

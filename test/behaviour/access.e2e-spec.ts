@@ -422,7 +422,7 @@ describe("a registration's quota", () => {
       const answer = await register({ hostname: 'a' });
       expect([answer.status, answer.headers.get('ratelimit')]).toEqual([409, '"register";r=1;t=0']);
     }
-    expect((await register({ hostname: 'a', colour: 'red' })).status).toBe(400);
+    expect((await register({ hostname: 'a', enrollment_token: 7 })).status).toBe(400);
     expect((await register({ hostname: 'a' }, credentialsOf(agent))).status).toBe(200);
   });
 

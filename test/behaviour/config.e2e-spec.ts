@@ -153,7 +153,7 @@ describe('a published bundle', () => {
 
   test.each([
     ['another tag', () => '"other"'],
-    ['the revision without quotes', (etag: string) => etag.slice(1, -1)],
+    ['another revision without quotes', () => 'a3f1c2d4e5b60718'],
     ['the tag and rubbish', (etag: string) => `${etag} rubbish`],
     ['an unfinished tag', (etag: string) => etag.slice(0, -1)],
   ])('is sent where If-None-Match has %s', async (_, header) => {
@@ -161,6 +161,11 @@ describe('a published bundle', () => {
     const { status, body } = await fetchConfig(header(`"${revision}"`));
     expect(status).toBe(200);
     expect(body.revision).toBe(revision);
+  });
+
+  test('is not sent again to one that sends its revision without quotes', async () => {
+    const { revision } = await publish(CONFIG);
+    expect((await fetchConfig(revision)).status).toBe(304);
   });
 
   test('is replaced by the next, whose seq is greater; the old tag no longer matches', async () => {

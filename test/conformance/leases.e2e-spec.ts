@@ -317,9 +317,9 @@ describe('tasks and leases', () => {
       server = await TestServer.start({}, { clock, folder: server.folder });
       await pass(LEASE_MS - 1_000);
       expect((await task(id as number)).state).toBe('leased');
-      const extended = await server.agent(agent, '/extend', { lease_ids: [lease_id], extend_by_ms: 1_000 });
-      expect(extended.body.outcomes).toEqual([{ lease_id, new_deadline_ms: 1_000 }]);
-      await pass(1_000);
+      const extended = await server.agent(agent, '/extend', { lease_ids: [lease_id], extend_by_ms: 10_000 });
+      expect(extended.body.outcomes).toEqual([{ lease_id, new_deadline_ms: 10_000 }]);
+      await pass(10_000);
       expect((await task(id as number)).state).toBe('scheduled');
     });
 

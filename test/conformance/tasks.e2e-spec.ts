@@ -300,7 +300,7 @@ describe('the tasks of operators', () => {
           count: 10_000,
           interval_ms: 1,
           timeout_ms: 3_600_000,
-          rate_limit_per_sec: 0.001,
+          rate_limit_per_sec: 1,
         },
         '192.0.2.1',
       ],
@@ -607,7 +607,7 @@ describe('the tasks of operators', () => {
             result: {
               standing: 'final',
               report: 'completed',
-              outcome: 'success',
+              outcome: null,
               observations: seen,
               received_at: '2026-01-01T00:00:02.000Z',
             },

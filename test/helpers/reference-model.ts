@@ -402,6 +402,11 @@ export class ReferenceModel {
     const given = new Set(
       'is' in answer ? (answer.is as { task_id: number }[]).map((one) => one.task_id) : [],
     );
+    const held = (kind: string) =>
+      this.leases.filter(
+        ({ agent_id, state, task_id }) =>
+          agent_id === agent && state === 'active' && this.world.tasks.get(task_id)?.kind === kind,
+      ).length;
     const best = wanted
       .flatMap(([kind, capacity]) =>
         this.tasks
@@ -409,7 +414,7 @@ export class ReferenceModel {
           .filter((task) => task.not_after === null || task.not_after > now)
           .filter((task) => !this.world.passesOver || given.has(task.id))
           .sort(bestFirst)
-          .slice(0, capacity),
+          .slice(0, Math.max(0, capacity - held(kind))),
       )
       .sort(bestFirst);
     const got = idsOf(answer, 'claim');
@@ -445,7 +450,7 @@ export class ReferenceModel {
     if (this.world.agents.get(agent) === 'disabled') return { error: 'ERR_FORBIDDEN' };
     const outcomes: object[] = [];
     const revoked: number[] = [];
-    const until = this.now + Math.min(Math.max(byMs, 1_000), this.terms.leaseMs);
+    const until = this.now + Math.min(Math.max(byMs, 10_000), this.terms.leaseMs);
     for (const id of leases) {
       const lease = this.world.leases.get(id);
       if (lease?.state !== 'active' || lease.agent_id !== agent) {
@@ -459,15 +464,13 @@ export class ReferenceModel {
   }
 
   private report({ agent, completed, cancelled }: Operation & { op: 'report' }, choose: Choose): Answer {
-    const done = new Set(completed.map((report) => report.lease));
-    if (cancelled.some((report) => done.has(report.lease))) return { error: 'ERR_VALIDATION' };
     if (this.world.agents.get(agent) === 'disabled') return { error: 'ERR_FORBIDDEN' };
     const rejected: object[] = [];
     const reports = [
       ...completed.map((report) => ({
         ...report,
         as: 'completed' as const,
-        outcome: report.outcome ?? 'success',
+        outcome: report.outcome ?? null,
       })),
       ...cancelled.map((report) => ({
         ...report,

@@ -427,7 +427,7 @@ describe('a kind that is told of reports', () => {
     );
     const report = {
       completed: [
-        { lease_id: one.lease_id, observations: [{ name: 'rtt_ms', value: 3 }] },
+        { lease_id: one.lease_id, outcome: 'success', observations: [{ name: 'rtt_ms', value: 3 }] },
         { lease_id: two.lease_id, outcome: 'timeout' },
         { lease_id: other.lease_id },
         { lease_id: 999_999 },
@@ -520,7 +520,8 @@ describe('an extension that is taken away', () => {
     let server = await ServerProcess.start(folder, './whois-kind');
     const who = await server.register();
     const [held] = await server.lease(who, ['whois'], whoisTask('held.example'));
-    const completed = [{ lease_id: held.lease_id, observations: [{ name: 'registrar', value: 'R' }] }];
+    const observations = [{ name: 'registrar', value: 'R' }];
+    const completed = [{ lease_id: held.lease_id, outcome: 'success', observations }];
     const [later] = await server.lease(who, ['whois'], whoisTask('later.example'));
     expect(await server.agent(who, '/report', { completed, cancelled: [] })).toMatchObject({ status: 200 });
     await server.operator('POST', '/v1/tasks', {

@@ -401,9 +401,9 @@ describe('tasks and leases', () => {
         });
       }
       case 'cancel':
-        return detail(await service(TasksService).cancel(OPERATOR, operation.task));
+        return detail(JSON.parse(await service(TasksService).cancel(OPERATOR, operation.task)));
       case 'retry':
-        return detail(await service(TasksService).retry(OPERATOR, operation.task));
+        return detail(JSON.parse(await service(TasksService).retry(OPERATOR, operation.task)));
       case 'change': {
         const view = await service(AgentsService).change(OPERATOR, operation.agent, operation.transition);
         const status = view.status === 'online' || view.status === 'offline' ? 'active' : view.status;
@@ -513,7 +513,9 @@ describe('tasks and leases', () => {
 
   /** What operators are shown at the end is what the reference says. */
   async function compareViews(model: ReferenceModel): Promise<void> {
-    const shown = await Promise.all(model.tasks.map(({ id }) => service(TasksService).get(id)));
+    const shown = await Promise.all(
+      model.tasks.map(async ({ id }): Promise<TaskDetail> => JSON.parse(await service(TasksService).get(id))),
+    );
     expect(
       shown.map(({ id, state, attempts, run_at, leases }) => ({
         id,
