@@ -8,7 +8,7 @@ BUILT := dist/.built
 SOURCES := $(shell find src migrations examples/whois-kind/src 2>/dev/null) \
   $(wildcard tsconfig*.json examples/whois-kind/*.json) nest-cli.json scripts/build-example.mjs
 
-.PHONY: help start dev build test test-all ci bench format clean clean-data
+.PHONY: help start dev seed build test test-all ci bench format clean clean-data
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ format: $(INSTALLED) ## format the sources and fix what lint can fix
 
 dev: $(INSTALLED) ## serve, and start again when a source changes; a debugger can attach to port 9229
 	@exec $(RUN) npm run dev
+
+seed: $(BUILT) ## fill the running server with a minute of a lively fleet, to look at
+	@exec $(RUN) npm run --silent seed
 
 clean: ## remove what was built; keeps dependencies and databases
 	rm -rf dist examples/*/dist coverage .cache

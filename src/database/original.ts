@@ -71,17 +71,14 @@ export class OriginalDatabase {
   /** The tasks that wait for an agent, by id, beyond the one given. */
   *queuedTasks(after: number): Generator<OriginalTask> {
     const rows = this.file
-      .prepare(`SELECT id, kind, spec FROM ${'tasks'} WHERE status = 'queued' AND id > ? ORDER BY id`)
+      .prepare(`SELECT id, kind, spec FROM tasks WHERE status = 'queued' AND id > ? ORDER BY id`)
       .iterate(after) as IterableIterator<Row>;
     for (const row of rows) yield { id: Number(row.id), kind: String(row.kind), spec: String(row.spec) };
   }
 
   /** How many tasks an agent has or had: the original never marks one as done. */
   countTaken(): number {
-    return this.file
-      .prepare(`SELECT count(*) FROM ${'tasks'} WHERE status <> 'queued'`)
-      .pluck()
-      .get() as number;
+    return this.file.prepare(`SELECT count(*) FROM tasks WHERE status <> 'queued'`).pluck().get() as number;
   }
 
   /** The last ids that it gave. */

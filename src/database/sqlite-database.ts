@@ -7,7 +7,7 @@ import { sqliteDialect } from './dialect';
 import { DiskSpace, type FreeSpace } from './disk-space';
 import { refuseForeign } from './foreign';
 import { knownMigrations, migrate } from './migrations';
-import { lockDatabase, readerOptions, takeGeneration, unopened, writerOptions } from './sqlite';
+import { checkPath, lockDatabase, readerOptions, takeGeneration, unopened, writerOptions } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { WriteQueue } from './write-queue';
 
@@ -69,6 +69,8 @@ export class SqliteDatabase extends Database {
     extensions: readonly Extension[],
     { clock = new SteadyClock(), freeSpace, lockWaitMs }: DatabaseReplacements = {},
   ): Promise<SqliteDatabase> {
+    // First: SQLite, which looks into it next, leaves files beside what it opens by another name.
+    if (target.path !== ':memory:') checkPath(target.path);
     refuseForeign(target);
     const unlock = lockDatabase(target);
     const writer = new DataSource({

@@ -118,8 +118,9 @@ const MAGIC = 'SQLite format 3\0';
 /**
  * Sees to it that a path can be that of a database, before anything is made beside it.
  * @returns the file's own path, whatever links lead to it
+ * @throws DatabaseError it can't: no folder, no file, no database, not writable, or with several names
  */
-function checkPath(path: string): string {
+export function checkPath(path: string): string {
   const refuse = (problem: string) => new DatabaseError(`${path} can't be opened: ${problem}`);
   const file = realPathOf(path);
   const folder = dirname(file);

@@ -8,7 +8,7 @@ import { DatabaseError } from './database-error';
 import { refuseForeign } from './foreign';
 import { IS_OUR_TABLE, identities, quoted } from './postgres';
 import { PostgresDatabase } from './postgres-database';
-import { lockDatabase } from './sqlite';
+import { checkPath, lockDatabase } from './sqlite';
 import { SqliteDatabase } from './sqlite-database';
 import type { Statements, Transaction } from './statements';
 
@@ -62,6 +62,7 @@ export async function transfer(
   finish: (tx: Transaction, database: PostgresDatabase, done: Transfer) => Promise<void>,
 ): Promise<Transfer> {
   if (!existsSync(from.path)) throw new DatabaseError(`There is no database ${from.path}.`);
+  checkPath(from.path);
   refuseForeign(from);
   const unlock = lockDatabase(from);
   let source: Sqlite.Database | undefined;
