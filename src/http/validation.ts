@@ -117,10 +117,13 @@ export function checkFields<T extends object>(
   }
   const { fields, isRight } = declaredBy(target);
   let unknown = 0;
-  for (const name of Object.keys(plain)) {
-    if (fields.has(name)) (value as Record<string, unknown>)[name] = (plain as Record<string, unknown>)[name];
+  for (const [name, given] of Object.entries(plain)) {
+    // What operators write is compared with names, and PostgreSQL takes no text with this one; probes' values are kept as JSON.
+    if (typeof given === 'string' && given.includes('\0') && !fromAgents.has(target))
+      problems[path + name] = 'must not hold the character U+0000';
+    if (fields.has(name)) (value as Record<string, unknown>)[name] = given;
     else if (!fromAgents.has(target) && unknown++ < MAX_PROBLEMS)
-      problems[path + name] = 'is not a field of this request';
+      problems[path + name] ??= 'is not a field of this request';
   }
   if (isRight?.(value)) return { value, problems };
   collect(

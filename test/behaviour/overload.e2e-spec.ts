@@ -2,7 +2,7 @@ import { connect } from 'node:net';
 import { pino } from 'pino';
 import { ClaimWaiters } from '../../src/leases/claim-waiters';
 import { Overload } from '../../src/telemetry/overload';
-import { credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
+import { type Credentials, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
 
 describe('overload', () => {
   it('turns away what takes on work first, then everything but health', async () => {
@@ -107,11 +107,13 @@ describe('requests in flight', () => {
     'are not the claims that wait, nor those whose caller hung up, nor bodies on their way',
     async () => {
       const server = await TestServer.start({ MAX_IN_FLIGHT: '2', MAX_WAITING_CLAIMS: '10' });
-      const agent = await server.register('probe-1');
-      const claim = (wait_ms = 30_000) => server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms });
+      const agents = await Promise.all(Array.from({ length: 11 }, (_, i) => server.register(`probe-${i}`)));
+      const agent = agents[10] as Credentials;
+      const claim = (by = agent, wait_ms = 30_000) =>
+        server.agent(by, '/claim', { capacities: { dns: 1 }, wait_ms });
       const waiting: Promise<unknown>[] = [];
       for (let i = 1; i <= 10; i++) {
-        waiting.push(claim());
+        waiting.push(claim(agents[i - 1]));
         await asleep(server, i);
       }
       const { hostname, port } = new URL(server.url);
@@ -126,7 +128,7 @@ describe('requests in flight', () => {
       const refused = await claim();
       expect(refused).toMatchObject(REFUSED);
       expect(Number(refused.headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
-      expect((await claim(0)).body).toEqual({ leases: [] });
+      expect((await claim(agent, 0)).body).toEqual({ leases: [] });
       await server.enqueue(...Array.from({ length: 10 }, () => dnsTask()));
       await Promise.all(waiting);
 

@@ -68,7 +68,7 @@ describe('a server that was told to stop', () => {
     const drained = server.drain(cut.signal);
     await server.enqueue(dnsTask());
     expect((await claim).body.leases).toHaveLength(1);
-    const idle = server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
+    const idle = server.agent(agent, '/claim', { capacities: { dns: 2 }, wait_ms: 30_000 });
     while (waiting(server) < 1) await sleep(5);
     // Cut short: the rest is answered by the stop.
     cut.abort();

@@ -44,6 +44,18 @@ async function expectCounted(): Promise<void> {
   expect(everything).toEqual({ ready: of('queued'), leased: of('leased'), waiting: of('waiting') });
 }
 
+describe('a filter with U+0000, which PostgreSQL takes in no text', () => {
+  it.each([
+    ['/v1/tasks/cancel', 'kind'],
+    ['/v1/tasks/cancel', 'target'],
+    ['/v1/tasks/retry', 'kind'],
+    ['/v1/tasks/retry', 'target'],
+  ])('is named: %s, %s', async (path, field) => {
+    const { status, body } = await server.operator('POST', path, { kind: 'dns', [field]: 'a\0' });
+    expect([status, body.details]).toEqual([400, { [field]: 'must not hold the character U+0000' }]);
+  });
+});
+
 describe('many tasks', () => {
   it('are cancelled by a filter, in more batches than one, and the same again changes nothing', async () => {
     const ids = await server.enqueue(...aimedAt('192.0.2.1', 700));

@@ -29,6 +29,8 @@ const settingsOf = (env: Record<string, string> = {}) =>
 /** Runs a command in this process; one at a time, since its folder is the process's. */
 export async function run(args: readonly string[], options: RunOptions = {}): Promise<Ended> {
   const before = process.cwd();
+  // What a server sets when it starts would go on for whatever runs in this worker next.
+  const mask = process.umask(0o022);
   if (options.cwd !== undefined) process.chdir(options.cwd);
   const ended: Ended = { code: null, stdout: '', stderr: '' };
   try {
@@ -50,6 +52,7 @@ export async function run(args: readonly string[], options: RunOptions = {}): Pr
     });
     return ended;
   } finally {
+    process.umask(mask);
     process.chdir(before);
   }
 }
