@@ -9,12 +9,13 @@ import {
   BODY_LIMIT,
   BULK_WRITE,
   DEFAULT_BODY_LIMIT,
-  JUDGED_ALONE,
+  JUDGED_ITEMS,
   QUOTA,
   type QuotaRule,
   type RouteDeclaration,
   SHED_FIRST,
 } from '../http/decorators';
+import type { JudgedItems } from '../http/json-body';
 
 /** A name that can stand in a `RateLimit` header as it is. */
 const QUOTA_NAME = /^[\w.:/-]{1,64}$/;
@@ -99,7 +100,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
         bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
         shedFirst: said<boolean>(SHED_FIRST) ?? false,
         bulkWrite: said<boolean>(BULK_WRITE) ?? false,
-        judgedAlone: said<readonly string[]>(JUDGED_ALONE) ?? [],
+        judgedItems: said<JudgedItems>(JUDGED_ITEMS),
       }
     );
   }

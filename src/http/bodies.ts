@@ -2,7 +2,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import { type ApiError, fail } from '../errors';
 import { type ControlPlaneRequest, DEFAULT_BODY_LIMIT, declarationOf, MAX_BODY } from './decorators';
-import { parseJsonBody } from './json-body';
+import { type JudgedItems, parseJsonBody } from './json-body';
 import { refuseEncoded } from './protocol-checks';
 
 const KIB = 1024;
@@ -187,7 +187,7 @@ export class Bodies {
       payload.off('data', onData).off('end', onEnd).off('error', onError);
       this.incoming.delete(body);
       if (error) done(error);
-      else this.parse(body, declaration?.judgedAlone ?? [], caller, done);
+      else this.parse(body, declaration?.judgedItems, caller, done);
     };
     const body = new IncomingBody(this.now(), limit, announced, this.hold(request, response), end);
     const onData = (chunk: Buffer): void => {
@@ -200,11 +200,11 @@ export class Bodies {
     payload.on('data', onData).on('end', onEnd).on('error', onError);
   }
 
-  private parse(body: IncomingBody, judgedAlone: readonly string[], caller: string, done: Done): void {
+  private parse(body: IncomingBody, items: JudgedItems | undefined, caller: string, done: Done): void {
     let value: unknown;
     try {
       // Many clients name the type of a body that they do not send; a route that needs one will say so.
-      value = body.received === 0 ? undefined : parseJsonBody(body.bytes, judgedAlone);
+      value = body.received === 0 ? undefined : parseJsonBody(body.bytes, items);
     } catch (refusal) {
       this.failures.charge(caller);
       done(refusal as Error);

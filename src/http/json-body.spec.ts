@@ -2,8 +2,8 @@ import fc from 'fast-check';
 import { faultOf, MAX_DEPTH, parseJsonBody, textOfMember } from './json-body';
 
 // biome-ignore lint/suspicious/noExplicitAny: a body can be anything.
-const parse = (text: string, judgedAlone: string[] = []): any =>
-  parseJsonBody(Buffer.from(text), judgedAlone);
+const parse = (text: string, lists: string[] = []): any =>
+  parseJsonBody(Buffer.from(text), { lists, asSent: ['values', '*', 'value'] });
 const problems = (text: string): unknown => {
   try {
     return parse(text);
@@ -61,9 +61,9 @@ describe('a JSON body', () => {
     fc.assert(
       fc.property(written, (text) => {
         expect(parse(text)).toEqual(JSON.parse(text));
-        const [item] = parse(`{"list":[{"value":${text}}]}`, ['list']).list;
+        const [item] = parse(`{"list":[{"values":[{"value":${text}}]}]}`, ['list']).list;
         expect(faultOf(item)).toBeUndefined();
-        const again = textOfMember(item, 'value');
+        const again = textOfMember(item.values[0], 'value');
         expect(JSON.parse(again)).toEqual(JSON.parse(text));
         expect(again.isWellFormed() && !again.includes('\0')).toBe(true);
         // Members whose names are integers come first in JavaScript, so the order may be another.
@@ -71,6 +71,16 @@ describe('a JSON body', () => {
       }),
       { numRuns: 1_000 },
     );
+  });
+
+  it('keeps the text of that member alone which the rule names, in the order of its names', () => {
+    const text =
+      '{"list":[{"values":[{"value":{"b": 1.50, "5": "\\u0041"},"other":-0.0}],"value":-0.0}],"value":-0.0}';
+    const body = parse(text, ['list']);
+    const [item] = body.list;
+    expect(textOfMember(item.values[0], 'value')).toBe('{"b":1.50,"5":"A"}');
+    expect(textOfMember(item.values[0], 'other')).toBe('0');
+    expect([item, body].map((holder) => textOfMember(holder, 'value'))).toEqual(['0', '0']);
   });
 
   it.each([

@@ -7,6 +7,8 @@ export const MAX_DEPTH = 64;
 /** In a longer body it is not looked for which name is there twice, in characters: that costs more than the parsing. */
 const MAX_SEARCHED = 64 * 1024;
 
+// Of the space that JSON allows the last in the order of codes; nothing else of JSON is as low.
+const SPACE = 0x20;
 const QUOTE = 0x22;
 const COMMA = 0x2c;
 const MINUS = 0x2d;
@@ -26,19 +28,27 @@ const EXACT_DIGITS = 15;
 const faults = new WeakMap<object, ErrorDetails>();
 
 /**
- * Of the objects and lists within items that are judged alone: how their numbers were written that JSON.stringify would
- * write otherwise. One that only has such a number further down is there too, without any of its own.
+ * Of the objects with a member that is kept as it was sent: its name and its text, if it has a number that JSON.stringify
+ * would write otherwise. One text for each, so that a body of nothing but such numbers costs no more than another.
  */
-const sources = new WeakMap<object, Map<string, string>>();
+const sources = new WeakMap<object, readonly [name: string, text: string]>();
+
+/** Items of a body that are judged alone, and what of them is kept as it was sent. */
+export interface JudgedItems {
+  /** The lists of the body that they are in; one that is wrong does not make the others wrong. */
+  readonly lists: readonly string[];
+  /** Where in an item, any index as `*`, the value is that {@link textOfMember} writes: `['observations', '*', 'value']`. */
+  readonly asSent?: readonly string[];
+}
 
 /**
  * Reads a JSON body, deciding once for the whole program what `JSON.parse` leaves open: keys that are there twice, deep
  * nesting and numbers that are not finite are refused. Texts are taken as they are, `\u0000` and lone surrogates included,
  * and any key is a member of its own, `__proto__` too: each field's own check says what it takes.
- * @param judgedAlone lists of the body whose items do not make the others wrong; {@link faultOf} tells of theirs
+ * @param items those that do not make the others wrong; {@link faultOf} tells what is wrong with one
  * @throws ERR_VALIDATION naming the field
  */
-export function parseJsonBody(body: Buffer, judgedAlone: readonly string[] = []): unknown {
+export function parseJsonBody(body: Buffer, items?: JudgedItems): unknown {
   if (body.length === 0) throw fail('ERR_VALIDATION', { body: 'must not be empty' });
   if (!isUtf8(body)) throw fail('ERR_VALIDATION', { body: 'must be UTF-8' });
   const text = body.toString('utf8');
@@ -48,7 +58,7 @@ export function parseJsonBody(body: Buffer, judgedAlone: readonly string[] = [])
   } catch {
     throw fail('ERR_VALIDATION', { body: 'must be JSON' });
   }
-  new BodyInspection(text, judgedAlone).inspect(value);
+  new BodyInspection(text, items).inspect(value);
   return value;
 }
 
@@ -58,23 +68,44 @@ export function faultOf(item: object): ErrorDetails | undefined {
 }
 
 /**
- * Writes a member of an object of a body, within an item that is judged alone, as it was sent: numbers with the digits that
- * they had (`-0.0`, `1e308`), texts with their escapes. The result is well-formed Unicode without `\u0000`, so that any
- * database can keep it.
+ * Writes the member of an item that is kept as it was sent: numbers with the digits that they had (`-0.0`, `1e308`), texts
+ * with their escapes. The result is well-formed Unicode without `\u0000`, so that any database can keep it.
  */
 export function textOfMember(holder: object, name: string): string {
-  const value = (holder as Record<string, unknown>)[name];
-  if (typeof value === 'number') return sources.get(holder)?.get(name) ?? JSON.stringify(value);
-  const isInexact = typeof value === 'object' && value !== null && sources.has(value);
-  return isInexact ? JSON.stringify(value, asWritten) : JSON.stringify(value);
+  const [kept, text] = sources.get(holder) ?? [];
+  return text !== undefined && kept === name
+    ? compact(text)
+    : JSON.stringify((holder as Record<string, unknown>)[name]);
 }
 
-// In every Node that the program runs on; TypeScript's library does not have it yet.
-const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
+/** JSON without the space between its parts, and with its strings as JSON.stringify writes them. */
+function compact(json: string): string {
+  const parts: string[] = [];
+  let from = 0;
+  for (let at = 0; at < json.length; ) {
+    const start = at;
+    const code = json.charCodeAt(at);
+    let instead = '';
+    if (code === QUOTE) {
+      at = endOfString(json, at);
+      const written = json.slice(start, at);
+      if (!written.includes('\\')) continue;
+      instead = JSON.stringify(JSON.parse(written));
+    } else {
+      at++;
+      if (code > SPACE) continue;
+    }
+    parts.push(json.slice(from, start), instead);
+    from = at;
+  }
+  return parts.join('') + json.slice(from);
+}
 
-function asWritten(this: object, name: string, value: unknown): unknown {
-  const source = typeof value === 'number' ? sources.get(this)?.get(name) : undefined;
-  return source === undefined ? value : rawJSON(source);
+/** Where the string of a JSON text ends that begins with this quotation mark. */
+function endOfString(json: string, start: number): number {
+  let at = start + 1;
+  for (; json.charCodeAt(at) !== QUOTE; at++) if (json.charCodeAt(at) === BACKSLASH) at++;
+  return at + 1;
 }
 
 /**
@@ -84,34 +115,42 @@ function asWritten(this: object, name: string, value: unknown): unknown {
 class BodyInspection {
   private at = 0;
   private readonly path: (string | number)[] = [];
-  private readonly judgedAlone: ReadonlySet<unknown>;
+  private readonly lists: ReadonlySet<unknown>;
+  private readonly asSent: readonly string[];
   /** The item that is judged alone, while it is gone through. */
   private item: object | undefined;
+  /** Whether a number would be written otherwise, while a value is gone through that is kept as it was sent. */
+  private isInexact: boolean | undefined;
 
   constructor(
     private readonly text: string,
-    judgedAlone: readonly string[],
+    items?: JudgedItems,
   ) {
-    this.judgedAlone = new Set(judgedAlone);
+    this.lists = new Set(items?.lists);
+    this.asSent = items?.asSent ?? [];
   }
 
   inspect(value: unknown): void {
     this.value(value);
   }
 
-  /** @returns whether some number of it would be written otherwise */
-  private value(value: unknown, holder?: object): boolean {
+  private value(value: unknown, holder?: object): void {
     this.skipSpace();
-    const code = this.text.charCodeAt(this.at);
-    if (code === QUOTE) this.skipString();
-    else if (code === MINUS || (code >= ZERO && code <= NINE)) return this.number(value, holder);
-    else if (code === OPEN_OBJECT || code === OPEN_LIST) return this.container(value, code === OPEN_LIST);
+    const start = this.at;
+    const isKept = holder !== undefined && this.isKept();
+    if (isKept) this.isInexact = false;
+    const code = this.text.charCodeAt(start);
+    if (code === QUOTE) this.at = endOfString(this.text, start);
+    else if (code === MINUS || (code >= ZERO && code <= NINE)) this.number(value);
+    else if (code === OPEN_OBJECT || code === OPEN_LIST) this.container(value, code === OPEN_LIST);
     // true and null have four letters, false has five.
-    else this.at += this.text.charCodeAt(this.at) === 0x66 ? 5 : 4;
-    return false;
+    else this.at += code === 0x66 ? 5 : 4;
+    if (!isKept) return;
+    if (this.isInexact) sources.set(holder, [this.asSent.at(-1) as string, this.text.slice(start, this.at)]);
+    this.isInexact = undefined;
   }
 
-  private number(value: unknown, holder: object | undefined): boolean {
+  private number(value: unknown): void {
     const start = this.at;
     let isPlain = true;
     for (;;) {
@@ -122,63 +161,54 @@ class BodyInspection {
       isPlain = false;
     }
     const isShort = this.at - start <= EXACT_DIGITS;
-    if (isPlain && isShort && !(this.at - start === 2 && this.text.startsWith('-0', start))) return false;
+    if (isPlain && isShort && !(this.at - start === 2 && this.text.startsWith('-0', start))) return;
     if (!Number.isFinite(value)) {
       // Of a key that is there twice the value is another; that is told by its object.
       if (typeof value === 'number') this.refuse(this.path, 'must be a number that can be represented');
-      return false;
-    }
-    const source = this.text.slice(start, this.at);
-    if (!this.item || !holder || source === JSON.stringify(value)) return false;
-    this.remember(holder).set(String(this.path.at(-1)), source);
-    return true;
+    } else if (this.isInexact === false)
+      this.isInexact = this.text.slice(start, this.at) !== JSON.stringify(value);
   }
 
-  private container(value: unknown, isList: boolean): boolean {
+  private container(value: unknown, isList: boolean): void {
     // Of a key that is there twice the value is another; that is told by its object.
     if (typeof value !== 'object' || value === null || Array.isArray(value) !== isList) {
       this.skipContainer();
-      return false;
+      return;
     }
     if (this.path.length >= MAX_DEPTH) {
       this.refuse([], `must not nest deeper than ${MAX_DEPTH}`);
       this.skipContainer();
-      return false;
+      return;
     }
     const isItem = this.path.length === 2 && this.isInItem();
     if (isItem) this.item = value;
-    const isInexact = isList ? this.list(value as unknown[]) : this.object(value as Record<string, unknown>);
-    if (isInexact) this.remember(value);
+    if (isList) this.list(value as unknown[]);
+    else this.object(value as Record<string, unknown>);
     if (isItem) this.item = undefined;
-    return isInexact;
   }
 
-  private list(list: readonly unknown[]): boolean {
+  private list(list: readonly unknown[]): void {
     const depth = this.path.length;
-    let isInexact = false;
     this.path.push(0);
     for (let i = 0; this.hasMember(i, CLOSE_LIST); i++) {
       this.path[depth] = i;
-      if (this.value(list[i], list)) isInexact = true;
+      this.value(list[i], list);
     }
     this.path.pop();
-    return isInexact;
   }
 
-  private object(object: Record<string, unknown>): boolean {
+  private object(object: Record<string, unknown>): void {
     const depth = this.path.length;
     const start = this.at;
-    let isInexact = false;
     let members = 0;
     this.path.push('');
     for (; this.hasMember(members, CLOSE_OBJECT); members++) {
       const name = this.name();
       this.path[depth] = name;
-      if (this.value(object[name], object)) isInexact = true;
+      this.value(object[name], object);
     }
     this.path.pop();
     if (members !== Object.keys(object).length) this.refuseDuplicate(start);
-    return isInexact;
   }
 
   /** Steps over the opening bracket or the comma before a container's member, or over its closing bracket. */
@@ -197,7 +227,7 @@ class BodyInspection {
   private name(): string {
     this.skipSpace();
     const start = this.at;
-    this.skipString();
+    this.at = endOfString(this.text, this.at);
     const written = this.text.slice(start + 1, this.at - 1);
     this.skipSpace();
     this.at++;
@@ -205,14 +235,7 @@ class BodyInspection {
   }
 
   private skipSpace(): void {
-    // The four that JSON allows are all up to 0x20, and nothing else of JSON is.
-    while (this.text.charCodeAt(this.at) <= 0x20) this.at++;
-  }
-
-  private skipString(): void {
-    for (this.at++; this.text.charCodeAt(this.at) !== QUOTE; this.at++)
-      if (this.text.charCodeAt(this.at) === BACKSLASH) this.at++;
-    this.at++;
+    while (this.text.charCodeAt(this.at) <= SPACE) this.at++;
   }
 
   /** Steps over an object or a list of any depth. */
@@ -220,7 +243,7 @@ class BodyInspection {
     for (let depth = 0; ; ) {
       const code = this.text.charCodeAt(this.at);
       if (code === QUOTE) {
-        this.skipString();
+        this.at = endOfString(this.text, this.at);
         continue;
       }
       this.at++;
@@ -244,7 +267,7 @@ class BodyInspection {
       this.skipSpace();
       const code = this.text.charCodeAt(this.at);
       if (code === OPEN_OBJECT || code === OPEN_LIST) this.skipContainer();
-      else if (code === QUOTE) this.skipString();
+      else if (code === QUOTE) this.at = endOfString(this.text, this.at);
       while (this.text.charCodeAt(this.at) !== COMMA) this.at++;
       this.at++;
       name = this.name();
@@ -254,16 +277,18 @@ class BodyInspection {
   }
 
   private isInItem(): boolean {
-    return typeof this.path[1] === 'number' && this.judgedAlone.has(this.path[0]);
+    return typeof this.path[1] === 'number' && this.lists.has(this.path[0]);
   }
 
-  private remember(holder: object): Map<string, string> {
-    let known = sources.get(holder);
-    if (!known) {
-      known = new Map();
-      sources.set(holder, known);
-    }
-    return known;
+  /** Whether the value at this path is kept as it was sent. */
+  private isKept(): boolean {
+    return (
+      this.item !== undefined &&
+      this.path.length === 2 + this.asSent.length &&
+      this.asSent.every((name, i) =>
+        name === '*' ? typeof this.path[2 + i] === 'number' : name === this.path[2 + i],
+      )
+    );
   }
 
   /** @throws ERR_VALIDATION unless the fault is in an item that is judged alone: that keeps the first of its faults */

@@ -12,7 +12,7 @@ import { QueueDepth } from './queue-depth';
 import type { TaskEntity, TaskState } from './task.entity';
 import { TaskKinds } from './task-kinds';
 import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tasks.dto';
-import { findByKeys } from './tasks.service';
+import { findByKeys, TasksService } from './tasks.service';
 
 /** How long one request goes on, in milliseconds: less than proxies wait, and than a stop waits for requests. */
 const BUDGET_MS = 5_000;
@@ -50,6 +50,7 @@ export class BulkTasks {
     private readonly database: Database,
     private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
+    private readonly tasks: TasksService,
     private readonly leases: LeasesService,
     private readonly audit: AuditLog,
     private readonly lifecycle: Lifecycle,
@@ -65,7 +66,10 @@ export class BulkTasks {
     return this.change(by, request, hangUp, {
       action: 'task.cancel-many',
       states: CANCELLABLE,
-      apply: (tx, tasks) => this.applyCancel(tx, tasks),
+      apply: async (tx, tasks) => {
+        await this.tasks.cancelLocked(tx, tasks);
+        return tasks.length;
+      },
     });
   }
 
@@ -194,22 +198,6 @@ export class BulkTasks {
     );
   }
 
-  private async applyCancel(tx: Transaction, tasks: readonly TaskEntity[]): Promise<number> {
-    const leases = tasks.flatMap(({ lease_id: lease }) => lease ?? []);
-    if (leases.length > 0) await this.leases.revoke(tx, leases);
-    await tx.run(
-      `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
-       WHERE ${tx.dialect.isAmong('id', '$1')}`,
-      JSON.stringify(tasks.map(({ id }) => id)),
-      tx.now,
-    );
-    await this.depth.shift(
-      tx,
-      tasks.map(({ kind, target, state }) => ({ kind, target, from: state, to: 'cancelled' })),
-    );
-    return tasks.length;
-  }
-
   private async applyRetry(tx: Transaction, tasks: readonly TaskEntity[]): Promise<number> {
     const keys = tasks.flatMap(({ unique_key: key }) => key ?? []);
     const taken = new Set(keys.length === 0 ? [] : (await findByKeys(tx, keys)).keys());
@@ -220,25 +208,7 @@ export class BulkTasks {
       return true;
     });
     if (reopened.length === 0) return 0;
-    const states = await this.depth.readyStates(tx, reopened);
-    await tx.run(
-      `UPDATE tasks SET state = r.state, reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $2,
-         not_after = CASE WHEN not_after > $2 THEN not_after END
-       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r
-       WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
-      JSON.stringify(reopened.map(({ id }, i) => ({ id, state: states[i] }))),
-      tx.now,
-      JSON.stringify(reopened.map(({ id }) => id)),
-    );
-    await this.depth.shift(
-      tx,
-      reopened.map(({ kind, target, state }, i) => ({
-        kind,
-        target,
-        from: state,
-        to: states[i] as TaskState,
-      })),
-    );
+    await this.tasks.reopenLocked(tx, reopened);
     return reopened.length;
   }
 }

@@ -80,7 +80,7 @@ export class LeasesController {
   @Agent()
   @Quota('report', '12/minute', { burst: 6 })
   @BodyLimit(MAX_BODY)
-  @JudgedAlone('completed', 'cancelled')
+  @JudgedAlone({ lists: ['completed', 'cancelled'], asSent: ['observations', '*', 'value'] })
   @ApiOperation({ operationId: 'reportLeases', summary: 'Report observations' })
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()

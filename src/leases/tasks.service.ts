@@ -14,7 +14,7 @@ import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import type { LeaseState } from './lease.entity';
 import { LeasesService } from './leases.service';
-import { QueueDepth } from './queue-depth';
+import { QueueDepth, type Shift } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
 import { TASK_STATES, type TaskEntity, type TaskState } from './task.entity';
 import { TaskKinds } from './task-kinds';
@@ -52,6 +52,15 @@ interface NewTask {
 
 /** A row as the changes below need it. */
 type TaskRow = Pick<TaskEntity, 'id' | 'kind' | 'target' | 'state'>;
+
+/** Takes tasks from the states that they were read in to another: the same for all, or one for each. */
+const shiftsOf = (tasks: readonly TaskRow[], to: TaskState | null | readonly TaskState[]): Shift[] =>
+  tasks.map(({ kind, target, state }, i) => ({
+    kind,
+    target,
+    from: state,
+    to: Array.isArray(to) ? to[i] : to,
+  }));
 
 const COLUMNS = {
   kind: 'text',
@@ -150,17 +159,7 @@ export class TasksService {
       const task = await this.lock(tx, id);
       if (task.state === 'completed' || task.state === 'dead') throw wrongState(task.state, 'cancelled');
       if (task.state !== 'cancelled') {
-        const { now } = tx;
-        if (task.lease_id !== null) await this.leases.revoke(tx, [task.lease_id]);
-        await tx.run(
-          `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
-           WHERE id = $1`,
-          id,
-          now,
-        );
-        await this.depth.shift(tx, [
-          { kind: task.kind, target: task.target, from: task.state, to: 'cancelled' },
-        ]);
+        await this.cancelLocked(tx, [task]);
         await this.recordState(tx, by, 'task.cancel', task, 'cancelled');
       }
       return detailOf(tx, id);
@@ -182,21 +181,42 @@ export class TasksService {
         const holder = (await findByKeys(tx, [task.unique_key])).get(task.unique_key);
         if (holder) throw fail('ERR_CONFLICT', { unique_key: `is held by task ${holder.id}` });
       }
-      const [to] = await this.depth.readyStates(tx, [task]);
-      await tx.run(
-        `UPDATE tasks SET state = $2, reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $3,
-           not_after = CASE WHEN not_after > $3 THEN not_after END
-         WHERE id = $1`,
-        id,
-        to as TaskState,
-        tx.now,
-      );
-      await this.depth.shift(tx, [
-        { kind: task.kind, target: task.target, from: task.state, to: to as TaskState },
-      ]);
+      const [to] = await this.reopenLocked(tx, [task]);
       await this.recordState(tx, by, 'task.retry', task, to as TaskState);
       return detailOf(tx, id);
     });
+  }
+
+  /** Cancels tasks of the unit, which has locked them with their live leases; those leases are revoked. */
+  async cancelLocked(tx: Transaction, tasks: readonly TaskEntity[]): Promise<void> {
+    const leases = tasks.flatMap(({ lease_id: lease }) => lease ?? []);
+    if (leases.length > 0) await this.leases.revoke(tx, leases);
+    await tx.run(
+      `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
+       WHERE ${tx.dialect.isAmong('id', '$1')}`,
+      JSON.stringify(tasks.map(({ id }) => id)),
+      tx.now,
+    );
+    await this.depth.shift(tx, shiftsOf(tasks, 'cancelled'));
+  }
+
+  /**
+   * Reopens tasks of the unit, which has locked them; nobody else may have a unique_key of theirs.
+   * @returns their states from now on, in the order given
+   */
+  async reopenLocked(tx: Transaction, tasks: readonly TaskRow[]): Promise<TaskState[]> {
+    const states = await this.depth.readyStates(tx, tasks);
+    await tx.run(
+      `UPDATE tasks SET state = r.state, reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $2,
+         not_after = CASE WHEN not_after > $2 THEN not_after END
+       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r
+       WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
+      JSON.stringify(tasks.map(({ id }, i) => ({ id, state: states[i] }))),
+      tx.now,
+      JSON.stringify(tasks.map(({ id }) => id)),
+    );
+    await this.depth.shift(tx, shiftsOf(tasks, states));
+    return states;
   }
 
   private async lock(tx: Transaction, id: number): Promise<TaskEntity> {
@@ -276,15 +296,7 @@ export class TasksService {
         now,
         JSON.stringify(tasks.map(({ id }) => id)),
       );
-      await this.depth.shift(
-        tx,
-        tasks.map(({ kind, target, state }, i) => ({
-          kind,
-          target,
-          from: state,
-          to: states[i] as TaskState,
-        })),
-      );
+      await this.depth.shift(tx, shiftsOf(tasks, states));
       return tasks.length;
     });
   }
@@ -309,10 +321,7 @@ export class TasksService {
         JSON.stringify(tasks.map((task) => task.id)),
         now,
       );
-      await this.depth.shift(
-        tx,
-        tasks.map(({ kind, target, state }) => ({ kind, target, from: state, to: 'dead' })),
-      );
+      await this.depth.shift(tx, shiftsOf(tasks, 'dead'));
       return tasks.length;
     });
   }
@@ -332,10 +341,7 @@ export class TasksService {
         beforeMs,
         limit,
       );
-      await this.depth.shift(
-        tx,
-        gone.map(({ kind, target, state }) => ({ kind, target, from: state, to: null })),
-      );
+      await this.depth.shift(tx, shiftsOf(gone, null));
       return gone.length;
     });
   }
