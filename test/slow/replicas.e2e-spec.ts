@@ -734,7 +734,7 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       without: 'the fence',
       changes: [
         ['leases/leases.service.js', `if (lease.state === 'active')`, 'if (true)'],
-        ['leases/leases.service.js', `isAmong('id', '$1')} AND state = 'active'\``, "isAmong('id', '$1')}`"],
+        ['leases/leases.service.js', `isAmong('id', '$1')} AND state = 'active'`, `isAmong('id', '$1')}`],
       ],
       // Either the double shows, or the database's own constraints stop it: that is a 500, and a violation too.
       seen: /^report \d+: answered 500|^lease \d+: its report as \w+ was acknowledged|^task \d+: \w+ (?:with 2|under)/,
