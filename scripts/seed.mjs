@@ -42,15 +42,17 @@ const counts = { enqueued: 0, completed: 0, cancelled: 0 };
 function findServer() {
   const { CONTROL_PLANE_URL: url, CONTROL_PLANE_TOKEN: token } = process.env;
   if (url && token) return { url: url.replace(/\/$/, ''), token };
-  const cli = new URL('../dist/cli.js', import.meta.url).pathname;
-  const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
   try {
+    // First: without a server the command would make the token in the database, for nobody.
+    const found = JSON.parse(readFileSync('control-plane.server.json', 'utf8')).url;
+    const cli = new URL('../dist/cli.js', import.meta.url).pathname;
+    const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
     const made = JSON.parse(execFileSync(process.execPath, [cli, ...make], { encoding: 'utf8' }));
-    return { url: JSON.parse(readFileSync('control-plane.server.json', 'utf8')).url, token: made.token };
+    return { url: found, token: made.token };
   } catch (error) {
     console.error(
-      `No server of this folder took a token (${error.message}). Start one with make dev, or set CONTROL_PLANE_URL and ` +
-        'CONTROL_PLANE_TOKEN.',
+      `No server of this folder took a token (${error.message}). Start one with make start, or set CONTROL_PLANE_URL ` +
+        'and CONTROL_PLANE_TOKEN.',
     );
     process.exit(3);
   }
