@@ -1,5 +1,6 @@
 import { Injectable, type OnApplicationBootstrap } from '@nestjs/common';
-import { METHOD_METADATA } from '@nestjs/common/constants';
+import { METHOD_METADATA, ROUTE_ARGS_METADATA } from '@nestjs/common/constants';
+import { RouteParamtypes } from '@nestjs/common/enums/route-paramtypes.enum';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
 import { RouteConfig } from '@nestjs/platform-fastify';
 import { ExtensionError, extensionOf } from '../extensions';
@@ -9,13 +10,13 @@ import {
   BODY_LIMIT,
   BULK_WRITE,
   DEFAULT_BODY_LIMIT,
-  JUDGED_ITEMS,
   QUOTA,
   type QuotaRule,
   type RouteDeclaration,
   SHED_FIRST,
 } from '../http/decorators';
-import type { JudgedItems } from '../http/json-body';
+import type { BodyShape } from '../http/json-body';
+import { shapeOf } from '../http/validation';
 
 /** A name that can stand in a `RateLimit` header as it is. */
 const QUOTA_NAME = /^[\w.:/-]{1,64}$/;
@@ -26,6 +27,7 @@ type Handler = () => unknown;
 interface Route {
   readonly name: string;
   readonly extension: string | undefined;
+  readonly method: string;
   readonly handler: Handler;
   readonly controller: Handler;
 }
@@ -82,6 +84,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
         .filter((name) => Reflect.hasMetadata(METHOD_METADATA, prototype[name] as Handler))
         .map((name) => ({
           name: `${metatype.name}.${name}`,
+          method: name,
           extension: extensionOf(host?.metatype),
           handler: prototype[name] as Handler,
           controller: metatype as Handler,
@@ -89,7 +92,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     });
   }
 
-  private declarationOf({ handler, controller }: Route): RouteDeclaration | undefined {
+  private declarationOf({ handler, controller, method }: Route): RouteDeclaration | undefined {
     const said = <T>(key: symbol): T | undefined =>
       this.reflector.getAllAndOverride<T | undefined>(key, [handler, controller]);
     const access = said<Access>(ACCESS);
@@ -100,7 +103,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
         bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
         shedFirst: said<boolean>(SHED_FIRST) ?? false,
         bulkWrite: said<boolean>(BULK_WRITE) ?? false,
-        judgedItems: said<JudgedItems>(JUDGED_ITEMS),
+        bodyShape: bodyShapeOf(controller, method),
       }
     );
   }
@@ -120,4 +123,18 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     if (quota.by === 'agent' && access.kind !== 'agent') return 'has a quota by agent, but is not for agents';
     return undefined;
   }
+}
+
+/** What is read of the body that a method takes by `@Body()`, as its class says. */
+function bodyShapeOf(controller: Handler, method: string): BodyShape | undefined {
+  const parameters = Object.keys(Reflect.getMetadata(ROUTE_ARGS_METADATA, controller, method) ?? {});
+  const body = parameters.find((key) => key.startsWith(`${RouteParamtypes.BODY}:`));
+  if (body === undefined) return undefined;
+  const types = Reflect.getMetadata(
+    'design:paramtypes',
+    controller.prototype,
+    method,
+  ) as (new () => object)[];
+  const type = types[Number(body.split(':')[1])];
+  return type && shapeOf(type);
 }

@@ -98,6 +98,14 @@ describe('Bodies', () => {
     await until(0);
   });
 
+  it('counts what the values of a body take once they are parsed', async () => {
+    const few = whole(`[${'0,'.repeat(700)}0]`);
+    const many = whole(`[${'0,'.repeat(800)}0]`);
+    expect(await answerOf(await send(few, 7))).toMatch(/^HTTP\/1\.1 200 /);
+    expect(await answerOf(await send(many, 7))).toMatch(/^HTTP\/1\.1 503 /);
+    await until(0);
+  });
+
   it('refuses what is longer than announced limits, before it is there', async () => {
     expect(await answerOf(await send('content-length: 16385\r\n\r\n'))).toMatch(/^HTTP\/1\.1 413 /);
     const chunk = `4000\r\n${' '.repeat(0x4000)}\r\n`;

@@ -2,13 +2,13 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import { type ApiError, fail } from '../errors';
 import { type ControlPlaneRequest, DEFAULT_BODY_LIMIT, declarationOf, MAX_BODY } from './decorators';
-import { type JudgedItems, parseJsonBody } from './json-body';
+import { type BodyShape, countValues, parseJsonBody, VALUE_BYTES } from './json-body';
 import { refuseEncoded } from './protocol-checks';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
 
-/** How much the bodies may come to of requests that are not answered yet, in bytes. */
+/** How much the bodies may come to of requests that are not answered yet, as sent and as parsed, in bytes. */
 interface Bounds {
   /** Of all callers of the sort. */
   readonly inAll: number;
@@ -18,7 +18,7 @@ interface Bounds {
 
 /** Of callers without credentials: what they may send is small, and many of them may be one. */
 const STRANGERS: Bounds = { inAll: 32 * MIB, each: 2 * MIB };
-const KNOWN: Bounds = { inAll: 256 * MIB, each: 32 * MIB };
+const KNOWN: Bounds = { inAll: 256 * MIB, each: 64 * MIB };
 
 /** A body up to this size is taken in beyond the bound of all: a heartbeat, a claim, a report of the usual size. */
 const SMALL_BODY = 64 * KIB;
@@ -82,6 +82,11 @@ class IncomingBody {
     chunk.copy(this.buffer, this.received);
     this.received = received;
     return undefined;
+  }
+
+  /** Takes the memory of its values, once it is there. @returns false if there is no room */
+  holdValues(values: number): boolean {
+    return this.hold(values * VALUE_BYTES, this.received);
   }
 
   /** Why a body that has ended is none. */
@@ -187,7 +192,7 @@ export class Bodies {
       payload.off('data', onData).off('end', onEnd).off('error', onError);
       this.incoming.delete(body);
       if (error) done(error);
-      else this.parse(body, declaration?.judgedItems, caller, done);
+      else this.parse(body, declaration?.bodyShape, caller, done);
     };
     const body = new IncomingBody(this.now(), limit, announced, this.hold(request, response), end);
     const onData = (chunk: Buffer): void => {
@@ -200,11 +205,17 @@ export class Bodies {
     payload.on('data', onData).on('end', onEnd).on('error', onError);
   }
 
-  private parse(body: IncomingBody, items: JudgedItems | undefined, caller: string, done: Done): void {
+  private parse(body: IncomingBody, shape: BodyShape | undefined, caller: string, done: Done): void {
     let value: unknown;
     try {
       // Many clients name the type of a body that they do not send; a route that needs one will say so.
-      value = body.received === 0 ? undefined : parseJsonBody(body.bytes, items);
+      if (body.received > 0) {
+        if (!body.holdValues(countValues(body.bytes))) {
+          done(tooMany());
+          return;
+        }
+        value = parseJsonBody(body.bytes, shape);
+      }
     } catch (refusal) {
       this.failures.charge(caller);
       done(refusal as Error);

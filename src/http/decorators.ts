@@ -5,7 +5,7 @@ import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
 import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
 import { clientAddress } from './client-address';
-import type { JudgedItems } from './json-body';
+import type { BodyShape } from './json-body';
 
 /** Who calls on an agent's route. */
 export interface AgentIdentity {
@@ -68,7 +68,6 @@ export const QUOTA = Symbol('quota');
 export const BODY_LIMIT = Symbol('body-limit');
 export const SHED_FIRST = Symbol('shed-first');
 export const BULK_WRITE = Symbol('bulk-write');
-export const JUDGED_ITEMS = Symbol('judged-items');
 
 /** How large a body a route takes that does not say so, in bytes. */
 export const DEFAULT_BODY_LIMIT = 16 * 1024;
@@ -84,8 +83,8 @@ export interface RouteDeclaration {
   readonly bodyLimit: number;
   readonly shedFirst: boolean;
   readonly bulkWrite: boolean;
-  /** Items of the body that are judged alone. */
-  readonly judgedItems: JudgedItems | undefined;
+  /** What is read of the body; undefined if it is all. */
+  readonly bodyShape: BodyShape | undefined;
 }
 
 /** What the route that a request goes to declares; undefined if no controller serves it. */
@@ -144,9 +143,6 @@ export function BodyLimit(bytes: number): MethodDecorator {
     throw new Error(`@BodyLimit(${bytes}): the limit must be from 1 to ${MAX_BODY} bytes`);
   return SetMetadata(BODY_LIMIT, bytes);
 }
-
-/** The items of these lists of the body are judged alone, and what probes observed is kept as it was sent. */
-export const JudgedAlone = (items: JudgedItems) => SetMetadata(JUDGED_ITEMS, items);
 
 /** Under overload this route is turned away before the others: it takes on work, they finish it. */
 export const ShedFirst = () => SetMetadata(SHED_FIRST, true);

@@ -8,6 +8,7 @@ import {
   validateSync,
 } from 'class-validator';
 import { type ErrorDetails, fail } from '../errors';
+import type { BodyShape } from './json-body';
 
 type Class<T extends object = object> = new () => T;
 
@@ -42,13 +43,25 @@ function declaredBy(target: Class): Declared {
   return known;
 }
 
-const fromAgents = new WeakSet<object>();
+const fromAgents = new WeakMap<object, BodyShape>();
 
 /**
- * Marks the body of an agent's request: fields that it does not declare are ignored, since agents and servers are upgraded in
- * any order. In other bodies they are problems.
+ * Marks the body of an agent's request: fields that it does not declare are ignored, whatever is in them, since agents and
+ * servers are upgraded in any order. In other bodies they are problems.
+ * @param nested of which fields more is known than that they are read
  */
-export const AgentBody = (): ClassDecorator => (target) => void fromAgents.add(target);
+export const AgentBody =
+  (nested: BodyShape = {}): ClassDecorator =>
+  (target) =>
+    void fromAgents.set(target, nested);
+
+/** What is read of a body of this class; undefined if it is all. */
+export function shapeOf(target: Class): BodyShape | undefined {
+  const nested = fromAgents.get(target);
+  return (
+    nested && { ...Object.fromEntries([...declaredBy(target).fields].map((name) => [name, {}])), ...nested }
+  );
+}
 
 type Metadata = ReturnType<ReturnType<typeof getMetadataStorage>['getTargetValidationMetadatas']>;
 

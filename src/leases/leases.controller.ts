@@ -9,7 +9,6 @@ import {
   CurrentAgent,
   HangUp,
   IdempotencyKey,
-  JudgedAlone,
   MAX_BODY,
   MEDIUM_BODY,
   Quota,
@@ -80,7 +79,6 @@ export class LeasesController {
   @Agent()
   @Quota('report', '12/minute', { burst: 6 })
   @BodyLimit(MAX_BODY)
-  @JudgedAlone({ lists: ['completed', 'cancelled'], asSent: ['observations', '*', 'value'] })
   @ApiOperation({ operationId: 'reportLeases', summary: 'Report observations' })
   @ApiOkResponse({ type: ReportResponse })
   @GuardedErrors()

@@ -1,7 +1,7 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Max, Min } from 'class-validator';
 import type { ErrorDetails } from '../errors';
-import { faultOf, textOfMember } from '../http/json-body';
+import { faultOf, type MemberShape, textOfMember } from '../http/json-body';
 import { AgentBody, IsId, type ItemProblem, Items, isId } from '../http/validation';
 import { OUTCOMES, type Outcome } from './result.entity';
 
@@ -143,8 +143,20 @@ export class LeaseReport {
   outcome?: Outcome | null;
 }
 
+const MAX_LEASES = 1_000;
+
+/** What is read of a list of {@link LeaseReport}s. */
+const REPORTS: MemberShape = {
+  judgedAlone: MAX_LEASES,
+  members: {
+    lease_id: {},
+    outcome: {},
+    observations: { members: { name: {}, value: { asSent: true }, unit: {} } },
+  },
+};
+
 /** What came of leases, done or given back; at most 1,000 in all. Each is judged alone. */
-@AgentBody()
+@AgentBody({ completed: REPORTS, cancelled: REPORTS })
 export class ReportRequest {
   /** The caller's own id. */
   @ApiProperty({ example: 1 })
@@ -208,7 +220,6 @@ export class ReportResponse {
   rejected?: RejectedReport[];
 }
 
-const MAX_LEASES = 1_000;
 const MAX_OBSERVATIONS = 1_000;
 const MAX_NAME = 255;
 const MAX_UNIT = 64;

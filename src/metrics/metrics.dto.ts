@@ -1,5 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
+import type { MemberShape } from '../http/json-body';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
 import { AgentBody, type ItemProblem, Items } from '../http/validation';
@@ -19,8 +20,10 @@ export class Sample {
   unit?: string | null;
 }
 
+const SAMPLES: MemberShape = { members: { name: {}, value: {}, unit: {} } };
+
 /** What an agent measured at one instant: 1,000 samples in all at the most. */
-@AgentBody()
+@AgentBody({ counters: SAMPLES, gauges: SAMPLES })
 export class MetricsRequest {
   /** The caller's own id; left out, null or 0 means the caller too. */
   @ApiProperty({ required: false, nullable: true, type: Number, minimum: 0, example: 1 })

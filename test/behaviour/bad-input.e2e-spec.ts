@@ -266,25 +266,25 @@ describe('bad input', () => {
   });
 
   describe('JSON that is none, or none of ours', () => {
-    const observation = (text: string) => `{"agent_id":1,"completed":[],"cancelled":[],"more":${text}}`;
+    const report = (id: string) => `{"completed":[],"cancelled":[],"agent_id":${id}}`;
 
     it.each([
       ['no body', () => '', 'body'],
       ['no JSON', () => 'hello', 'body'],
-      ['truncated', () => observation('1').slice(0, -3), 'body'],
-      ['NaN', () => observation('NaN'), 'body'],
-      ['Infinity by exponent', () => observation('1e999'), 'more'],
-      ['trailing text', () => `${observation('1')}x`, 'body'],
-      ['5,000 levels deep', () => observation('['.repeat(5_000) + ']'.repeat(5_000)), 'body'],
-      ['5,000 objects deep', () => observation(`${'{"a":'.repeat(5_000)}1${'}'.repeat(5_000)}`), 'body'],
+      ['truncated', () => report('1').slice(0, -3), 'body'],
+      ['NaN', () => report('NaN'), 'body'],
+      ['Infinity by exponent', () => report('1e999'), 'agent_id'],
+      ['trailing text', () => `${report('1')}x`, 'body'],
+      ['5,000 levels deep', () => report('['.repeat(5_000) + ']'.repeat(5_000)), 'body'],
+      ['5,000 objects deep', () => report(`${'{"a":'.repeat(5_000)}1${'}'.repeat(5_000)}`), 'body'],
       ['a key twice', () => '{"agent_id":1,"agent_id":1,"capacities":{}}', 'agent_id'],
-      ['a key twice, deep', () => observation('{"a":{"b":1,"b":2}}'), 'more.a.b'],
+      ['a key twice, deep', () => report('{"a":{"b":1,"b":2}}'), 'agent_id.a.b'],
       [
         'a key twice, in a body of more than 64 KiB: the name is not searched for',
         () => `{"agent_id":1,"agent_id":1,"completed":[],"cancelled":[]${' '.repeat(65_536)}}`,
         'body',
       ],
-      ['a key twice, once escaped', () => observation('{"a":1,"\\u0061":2}'), 'more.a'],
+      ['a key twice, once escaped', () => report('{"a":1,"\\u0061":2}'), 'agent_id.a'],
     ])('%s', async (_name, body, field) => {
       const answer = await server.request('POST', '/report', {
         headers: { ...credentialsOf(agent), 'content-type': 'application/json' },

@@ -16,6 +16,7 @@ const VALUES = [
   '[[[[[]]]]]',
   '{"__proto__":{"admin":true},"constructor":1}',
   '{"toJSON":1,"\\u0000":"\\ud800","":null}',
+  '{"b":1,"5":[],"4":2}',
   '"\ufffe"',
   '""',
   'null',
@@ -223,13 +224,49 @@ describe('free values', () => {
     });
   });
 
+  it("may be anything in what is not known of an agent's call", async () => {
+    const deep = `${'['.repeat(1_000)}${']'.repeat(1_000)}`;
+    const unknown = `"x":1e999,"y":{"a":1,"a":[]},"z":${deep},"x":"\\u0000"`;
+    const me = `"agent_id":${agent.agent_id}`;
+    const { lease: id } = await lease();
+    const observations = `[{"name":"a","value":1,${unknown}}]`;
+    const sample = `{"name":"a","value":1,${unknown}}`;
+    const answers = [];
+    for (const [path, members] of [
+      ['/register', `"hostname":"a-newer-agent"`],
+      ['/heartbeat', me],
+      ['/claim', `${me},"capacities":{}`],
+      ['/extend', `${me},"lease_ids":[],"extend_by_ms":1`],
+      [
+        '/report',
+        `${me},"completed":[{"lease_id":${id},"observations":${observations},${unknown}}],"cancelled":[]`,
+      ],
+      ['/metrics', `${me},"timestamp":"${new Date().toISOString()}","counters":[${sample}],"gauges":[]`],
+    ]) {
+      const headers = { ...credentialsOf(agent), 'content-type': 'application/json' };
+      const { status, body } = await server.request('POST', path as string, {
+        headers,
+        body: `{${unknown},${members}}`,
+      });
+      answers.push([path, status, body.acknowledged ?? body.details]);
+    }
+    expect(answers).toEqual([
+      ['/register', 200, undefined],
+      ['/heartbeat', 200, undefined],
+      ['/claim', 200, undefined],
+      ['/extend', 200, undefined],
+      ['/report', 200, 1],
+      ['/metrics', 202, undefined],
+    ]);
+  });
+
   it('that only a body as a whole can be wrong by refuse it as a whole', async () => {
     for (const [completed, field] of [
       ['{}', 'completed'],
       ['null', 'completed'],
       [JSON.stringify(Array(1_001).fill({})), 'completed'],
       ['[],"completed":[]', 'completed'],
-      ['[],"more":{"a":1e999}', 'more.a'],
+      [`[],"more":[${'[],'.repeat(200_000)}0]`, 'body'],
     ] as const) {
       const answer = await report(completed);
       expect(answer.status).toBe(400);
