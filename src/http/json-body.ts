@@ -78,25 +78,27 @@ export const MAX_NAMES = 20_000;
 export const VALUE_BYTES = 64;
 
 /**
- * Counts the values of a JSON text before it is parsed: an empty list or object counts as one that holds a value. Of a text that is not JSON it is any
- * number.
+ * Counts the values of a JSON text before it is parsed. An empty list or object counts as one that holds a value; a text that
+ * is not JSON has any number.
  * @throws ERR_VALIDATION there are more than {@link MAX_VALUES}, or more names than {@link MAX_NAMES}
  */
 export function countValues(body: Buffer): number {
   // The shortest member with a name of its own takes more than five bytes.
   const names = body.length > 5 * MAX_NAMES ? new NameCount() : undefined;
   let values = 1;
-  let hash = 0;
+  // The string before, which a colon makes a name.
+  let [start, end] = [0, 0];
   for (let at = 0; at < body.length; at++) {
     const code = body[at];
     if (code === QUOTE) {
-      hash = SEED;
-      for (at++; at < body.length && body[at] !== QUOTE; at++) {
-        if (body[at] === BACKSLASH) at++;
-        hash = Math.imul(hash ^ (body[at] as number), FNV_PRIME);
-      }
-    } else if (code === COLON) names?.add(hash);
-    else if (code === COMMA || code === OPEN_LIST || code === OPEN_OBJECT) values++;
+      start = ++at;
+      while (at < body.length && body[at] !== QUOTE) at += body[at] === BACKSLASH ? 2 : 1;
+      end = at;
+    } else if (code === COLON) {
+      names?.add(body, start, end);
+      // A text that is not JSON may have any number of colons, which must not read the name again and again.
+      start = end;
+    } else if (code === COMMA || code === OPEN_LIST || code === OPEN_OBJECT) values++;
   }
   const [most, of] = values > MAX_VALUES ? [MAX_VALUES, 'values'] : [MAX_NAMES, 'different names'];
   if (values > MAX_VALUES || (names && names.count > MAX_NAMES))
@@ -109,7 +111,10 @@ class NameCount {
   count = 0;
   private readonly seen = new Uint8Array(2 ** (NAME_BITS - 3));
 
-  add(hash: number): void {
+  /** Counts the bytes from `start` to `end` as a name. */
+  add(body: Buffer, start: number, end: number): void {
+    let hash = SEED;
+    for (let at = start; at < end; at++) hash = Math.imul(hash ^ (body[at] as number), FNV_PRIME);
     const bit = Math.imul(hash, GOLDEN) >>> (32 - NAME_BITS);
     const mask = 1 << (bit & 7);
     if ((this.seen[bit >> 3] as number) & mask) return;
