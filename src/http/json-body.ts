@@ -1,5 +1,6 @@
 import { isUtf8 } from 'node:buffer';
 import { type ErrorDetails, fail } from '../errors';
+import { fieldName } from './text';
 
 /** How deep a body may nest. Nothing of the contract needs more than a few levels; observations may carry some. */
 export const MAX_DEPTH = 64;
@@ -300,7 +301,7 @@ class BodyInspection {
   }
 }
 
-/** A path as details name it: `tasks.3.spec.host`, with what can't be shown replaced. */
+/** A path as details name it; the empty one is the body. */
 function nameOf(path: readonly (string | number)[]): string {
-  return path.length === 0 ? 'body' : path.join('.').toWellFormed().replaceAll('\0', '\ufffd').slice(0, 200);
+  return path.length === 0 ? 'body' : fieldName(path.join('.'));
 }
