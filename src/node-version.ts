@@ -19,4 +19,3 @@ if (major < neededMajor || (major === neededMajor && minor < neededMinor)) {
   console.error(`This program needs Node ${needed} or newer; this is ${process.versions.node}.${remedy}`);
   process.exit(1);
 }
-
