@@ -236,6 +236,42 @@ describe('the first path', () => {
     expect([kept.revision, existsSync(join(folder, 'probe-5.config.json'))]).toEqual([revision, false]);
   });
 
+  it('is filled with a lively fleet, which takes nothing along when it ends', async () => {
+    await operator('POST', '/v1/configs', { config: { mine: true } });
+    const tokens = async () =>
+      (await operator('GET', '/v1/operator-tokens')).items.filter(({ name }: { name: string }) =>
+        name.startsWith('seed-'),
+      );
+    const seeded = async () =>
+      (await operator('GET', '/v1/agents?limit=500')).items.filter(
+        ({ labels }: { labels: Record<string, string> }) => labels.seed !== undefined,
+      );
+    const seed = run('scripts/seed.mjs', ['--seconds', '3600', '--agents', '4']);
+    expect(await until(seed, /Ctrl-C/)).toMatch(/^4 agents at .*: 2 work/);
+    const isLively = async () => {
+      const { depths } = await operator('GET', '/v1/tasks/stats');
+      const holds = (await seeded()).some(({ live_leases }: { live_leases: number }) => live_leases > 0);
+      return holds && depths.some(({ state }: { state: string }) => state === 'dead');
+    };
+    while (!(await isLively())) await sleep(100);
+    expect(await tokens()).toMatchObject([{ revoked_at: null }]);
+    seed.kill('SIGINT');
+    const { code, stdout, stderr } = await ended(seed);
+    expect([code, stderr]).toEqual([130, '']);
+    expect(stdout).toMatch(/^Interrupted: \d+ tasks enqueued, \d+ completed, \d+ given back\.$/m);
+    expect(await tokens()).toMatchObject([{ revoked_at: expect.any(String) }]);
+    expect((await seeded()).map(({ live_leases }: { live_leases: number }) => live_leases)).toEqual([
+      0, 0, 0, 0,
+    ]);
+    const { items } = await operator('GET', '/v1/configs?limit=1');
+    expect((await operator('GET', `/v1/configs/${items[0].revision}`)).config).toEqual({ mine: true });
+
+    const short = await ended(run('scripts/seed.mjs', ['--seconds', '1', '--agents', '3']));
+    expect([short.code, short.stderr]).toEqual([0, '']);
+    expect(short.stdout).toMatch(/^Ended: /m);
+    expect((await tokens()).every(({ revoked_at }: { revoked_at: string | null }) => revoked_at)).toBe(true);
+  });
+
   it('tells how the agent is used, and what to do about a name that is taken', async () => {
     const help = await ended(run('examples/agent.mjs', ['--help']));
     expect([help.code, help.stdout]).toEqual([0, expect.stringMatching(/^Usage: .*--identity FILE/s)]);
