@@ -42,7 +42,7 @@ dev: $(INSTALLED) ## serve, and start again when a source changes; a debugger ca
 	@exec $(RUN) npm run dev
 
 seed: $(BUILT) ## fill the running server with a minute of a lively fleet, to look at
-	@exec $(RUN) npm run --silent seed
+	@exec $(RUN) node scripts/seed.mjs
 
 clean: ## remove what was built; keeps dependencies and databases
 	rm -rf dist examples/*/dist coverage .cache

@@ -1,7 +1,5 @@
-// A probe in about 150 lines: registers, heartbeats, claims dns tasks, resolves them and reports. --check adds a
-// kind: a module whose default export maps kinds to functions, as examples/whois-kind/check.mjs.
-//   node examples/agent.mjs [--server http://127.0.0.1:8080] [--hostname NAME] [--identity FILE] [--tasks N] [--check FILE]
-// With --tasks it ends after that many; without, it goes on until it is interrupted.
+// A probe in less than 300 lines: registers, heartbeats, claims tasks, does them and reports; with --keys it fetches and
+// verifies configurations (config-bundle.mjs). It looks names up itself; --check adds other kinds.
 import { randomUUID } from 'node:crypto';
 import { promises as dns } from 'node:dns';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -10,56 +8,100 @@ import { resolve as absolute } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
+import { acceptBundle, readLast } from './config-bundle.mjs';
 
-const { values: options } = parseArgs({
-  options: {
-    server: { type: 'string', default: 'http://127.0.0.1:8080' },
-    hostname: { type: 'string', default: hostname() },
-    identity: { type: 'string', default: 'agent-identity.json' },
-    tasks: { type: 'string', default: 'Infinity' },
-    check: { type: 'string', multiple: true, default: [] },
-  },
-});
+const USAGE = `Usage: node examples/agent.mjs [options]
+  --server URL     the control plane (default: http://127.0.0.1:8080)
+  --hostname NAME  the agent's name; one that is alive elsewhere is refused (default: this machine's)
+  --identity FILE  where id and token are kept, one file for each agent (default: agent-identity.json)
+  --tasks N        end after so many; otherwise work until Ctrl-C, which gives back what is not done
+  --check FILE     do further kinds: a module whose default export maps kinds to functions, may be repeated;
+                   such as examples/whois-kind/check.mjs
+  --keys FILE      fetch configurations, and accept those signed by these keys: $URL/.well-known/jwks.json, got by a
+                   way that is trusted
+  --help           this text`;
+
+const options = readOptions();
 
 const CAPACITY = 10;
 const WAIT_MS = 20_000;
 // Longer than the server may hold a claim open.
 const TIMEOUT_MS = WAIT_MS + 15_000;
+/** How long it tries to give its leases back when it is stopped. */
+const LEAVE_MS = 10_000;
 
 let identity;
+
+/** Aborts at Ctrl-C or SIGTERM; a second signal ends the process at once. */
+const stop = new AbortController();
+const stopped = new Promise((resolve) => stop.signal.addEventListener('abort', resolve));
 
 /** For each kind what does it: a spec goes in, `{outcome, observations}` comes out. */
 const checks = { dns: resolve };
 
-/** Calls the control plane until it answers. Every call may be sent again after a failure: the server sees to that. */
-async function call(path, body, headers = {}) {
+function readOptions() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        server: { type: 'string', default: 'http://127.0.0.1:8080' },
+        hostname: { type: 'string', default: hostname() },
+        identity: { type: 'string', default: 'agent-identity.json' },
+        tasks: { type: 'string', default: 'Infinity' },
+        check: { type: 'string', multiple: true, default: [] },
+        keys: { type: 'string' },
+        help: { type: 'boolean', short: 'h' },
+      },
+    });
+    if (values.help) {
+      console.log(USAGE);
+      process.exit(0);
+    }
+    if (!(Number(values.tasks) > 0)) throw new Error('--tasks must be a number from 1.');
+    return values;
+  } catch (error) {
+    console.error(`${error.message}\n\n${USAGE}`);
+    process.exit(2);
+  }
+}
+
+/** What is printed may come from strangers: characters that change what a terminal shows are escaped. */
+const printable = (text) =>
+  text.replace(
+    /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
+    (character) => `\\u{${character.codePointAt(0).toString(16)}}`,
+  );
+const say = (line) => console.log(printable(line));
+const warn = (line) => console.error(printable(line));
+
+/**
+ * Calls the control plane until it answers. Every call may be sent again after a failure: the server sees to that.
+ * @param body what to POST; without it, GET
+ * @param signal ends the call without an answer
+ */
+async function call(path, body, { headers = {}, signal } = {}) {
   for (let attempt = 1; ; attempt++) {
     let waitMs = Math.min(30_000, 500 * 2 ** attempt) * (0.5 + Math.random() / 2);
     try {
-      const response = await fetch(new URL(path, options.server), {
-        method: 'POST',
-        headers: { 'content-type': 'application/json', ...credentials(), ...headers },
-        body: JSON.stringify(body),
-        signal: AbortSignal.timeout(TIMEOUT_MS),
+      const response = await fetch(new URL(`/v1/agents${path}`, options.server), {
+        method: body ? 'POST' : 'GET',
+        headers: { ...(body && { 'content-type': 'application/json' }), ...credentials(), ...headers },
+        body: body && JSON.stringify(body),
+        signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT_MS), ...(signal ? [signal] : [])]),
       });
       const answer = await response.json();
       if (response.ok) return answer;
+      const message = `${path}: ${answer.message}${hintAt(path, response.status)}`;
       if (!answer.retryable)
-        throw Object.assign(new Error(`${path}: ${answer.message}`), {
-          final: true,
-          status: response.status,
-        });
+        throw Object.assign(new Error(message), { final: true, status: response.status });
       const retryAfter = Number(response.headers.get('retry-after'));
       if (retryAfter > 0) waitMs = retryAfter * 1_000;
-      console.error(`${path}: ${answer.message} Again in ${Math.round(waitMs / 1_000)} s.`);
+      warn(`${message} Again in ${Math.round(waitMs / 1_000)} s.`);
     } catch (error) {
-      if (error.final) throw error;
+      if (error.final || signal?.aborted) throw error;
       const why = error.cause?.code ?? error.message;
-      console.error(
-        `${path}: no answer from ${options.server} (${why}). Again in ${Math.round(waitMs / 1_000)} s.`,
-      );
+      warn(`${path}: no answer from ${options.server} (${why}). Again in ${Math.round(waitMs / 1_000)} s.`);
     }
-    await sleep(waitMs);
+    await sleep(waitMs, undefined, { signal });
   }
 }
 
@@ -67,9 +109,15 @@ function credentials() {
   return identity ? { 'x-agent-id': String(identity.agent_id), 'x-agent-token': identity.auth_token } : {};
 }
 
+function hintAt(path, status) {
+  if (path !== '/register' || status !== 409) return '';
+  return ` An agent has the name ${options.hostname}: --hostname NAME takes another, --identity FILE keeps it apart.`;
+}
+
 /**
  * Goes on as who it was, or registers. A hostname may register once in ten minutes, and not while its agent counts as
  * alive, so a restarted agent needs the token that it had.
+ * @returns how long until the next heartbeat is due
  */
 async function identify() {
   const { server, hostname, identity: file } = options;
@@ -81,10 +129,9 @@ async function identify() {
   }
   if (identity) {
     try {
-      const { next_deadline_ms } = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
-      identity.heartbeat_timeout_ms = next_deadline_ms;
-      console.log(`agent ${identity.agent_id}, as ${file} says`);
-      return;
+      const deadlineMs = await beat();
+      say(`agent ${identity.agent_id}, as ${file} says`);
+      return deadlineMs;
     } catch (error) {
       // The token has expired, somebody else was given the name, or the server has another database. If the name was
       // ours, the old token, which goes with the registration, gets it back.
@@ -92,18 +139,55 @@ async function identify() {
     }
   }
   // An answer that is lost is asked for again, for the same agent.
-  identity = await call('/v1/agents/register', { hostname }, { 'idempotency-key': randomUUID() });
+  identity = await call('/register', { hostname }, { headers: { 'idempotency-key': randomUUID() } });
   writeFileSync(file, JSON.stringify({ server, hostname, ...identity }), { mode: 0o600 });
-  console.log(`registered ${hostname} as agent ${identity.agent_id}`);
+  say(`registered ${hostname} as agent ${identity.agent_id}`);
+  return beat();
 }
 
-/** Says that we live, well before the deadline each time. Who registered, or came back, has just said so. */
-async function keepAlive() {
-  let deadlineMs = identity.heartbeat_timeout_ms;
+/** The bundle that was accepted last is kept beside the identity. */
+const configFile = options.identity.replace(/(\.json)?$/, '.config.json');
+
+/** The revision that was seen last, and what the next heartbeats say came of it. */
+let seenRevision;
+let configStatus = {};
+
+/** Says that the agent lives, and hears which configuration is in force. @returns how long that is good for */
+async function beat() {
+  const answer = await call('/heartbeat', { agent_id: identity.agent_id, ...configStatus });
+  const { next_deadline_ms, config_revision } = answer;
+  if (config_revision && config_revision !== seenRevision) {
+    seenRevision = config_revision;
+    // Not awaited: heartbeats go on while it is fetched.
+    if (options.keys) configure(config_revision).catch(giveUp);
+    else say(`configuration ${config_revision} is in force; with --keys FILE it would be fetched`);
+  }
+  return next_deadline_ms;
+}
+
+/** Fetches the configuration in force, and uses it only if it is genuine and not older than the last. */
+async function configure(revision) {
+  if (readLast(configFile)?.revision !== revision) {
+    try {
+      const bundle = await call('/config');
+      const config = acceptBundle(bundle, options.keys, configFile);
+      // Here an agent puts it to use; if that fails, it says so in the same way.
+      say(`configuration ${bundle.revision}: ${JSON.stringify(config)}`);
+      revision = bundle.revision;
+    } catch (error) {
+      warn(`configuration ${revision} must not be used: ${error.message}`);
+      const config_message = error.message.slice(0, 1_000);
+      configStatus = { config_revision: revision, config_status: 'failed', config_message };
+      return;
+    }
+  }
+  configStatus = { config_revision: revision, config_status: 'applied' };
+}
+
+async function keepAlive(deadlineMs) {
   for (;;) {
-    await sleep(deadlineMs / 2, undefined, { ref: false });
-    const answer = await call('/v1/agents/heartbeat', { agent_id: identity.agent_id });
-    deadlineMs = answer.next_deadline_ms;
+    await sleep(deadlineMs / 2);
+    deadlineMs = await beat();
   }
 }
 
@@ -126,44 +210,74 @@ async function resolve(spec) {
   }
 }
 
+/** Waits for work. @returns the leases; none if there was nothing to do, or the agent is stopped */
+async function claim(capacity) {
+  const capacities = Object.fromEntries(Object.keys(checks).map((kind) => [kind, capacity]));
+  try {
+    // The key makes a repeated claim give the same leases, so that none is lost with an answer that did not arrive.
+    const { leases } = await call(
+      '/claim',
+      { agent_id: identity.agent_id, capacities, wait_ms: WAIT_MS },
+      { headers: { 'idempotency-key': randomUUID() }, signal: stop.signal },
+    );
+    return leases;
+  } catch (error) {
+    // The server grants nothing to a caller that has hung up.
+    if (stop.signal.aborted) return [];
+    throw error;
+  }
+}
+
+/** Does what was claimed, until it is done or the agent is stopped, and reports: what is not done is given back. */
+async function work(leases) {
+  const completed = new Map();
+  const done = leases.map(async ({ lease_id, kind, spec }) => {
+    const what = `lease ${lease_id}: ${kind} ${spec.query ?? spec.host ?? spec.url ?? JSON.stringify(spec)}`;
+    try {
+      const result = await checks[kind](spec);
+      completed.set(lease_id, { lease_id, ...result });
+      const seen = (result.observations ?? [])
+        .map(({ name, value }) => `${name}=${JSON.stringify(value)}`)
+        .join(' ');
+      say(`${what} ${result.outcome} ${seen.length > 200 ? `${seen.slice(0, 200)}...` : seen}`);
+    } catch (error) {
+      warn(`${what} failed: ${error.message}`);
+    }
+  });
+  await Promise.race([Promise.all(done), stopped]);
+  const cancelled = leases
+    .filter(({ lease_id }) => !completed.has(lease_id))
+    .map(({ lease_id }) => ({ lease_id }));
+  const report = { agent_id: identity.agent_id, completed: [...completed.values()], cancelled };
+  if (cancelled.length > 0) say(`given back: ${cancelled.map(({ lease_id }) => lease_id).join(', ')}`);
+  const { rejected = [] } = await call('/report', report);
+  // One that is rejected does not end the agent: the others were taken, and its task is tried again when the lease ends.
+  for (const { lease_id, reason, details } of rejected)
+    warn(`lease ${lease_id} was rejected: ${reason} ${details ? JSON.stringify(details) : ''}`);
+}
+
 async function main() {
   for (const file of options.check) {
     Object.assign(checks, (await import(pathToFileURL(absolute(file)))).default);
   }
-  await identify();
-  const { agent_id } = identity;
-  keepAlive().catch(giveUp);
+  keepAlive(await identify()).catch(giveUp);
+  for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => stop.abort());
+  stopped.then(() =>
+    setTimeout(giveUp, LEAVE_MS, new Error('No answer: the leases end by themselves.')).unref(),
+  );
 
   let left = Number(options.tasks);
-  while (left > 0) {
-    const capacity = Math.min(left, CAPACITY);
-    const capacities = Object.fromEntries(Object.keys(checks).map((kind) => [kind, capacity]));
-    // The key makes a repeated claim give the same leases, so that none is lost with an answer that did not arrive.
-    const { leases } = await call(
-      '/v1/agents/claim',
-      { agent_id, capacities, wait_ms: WAIT_MS },
-      { 'idempotency-key': randomUUID() },
-    );
-    if (leases.length === 0) continue;
-    const completed = await Promise.all(
-      leases.map(async ({ lease_id, kind, spec }) => ({ lease_id, ...(await checks[kind](spec)) })),
-    );
-    const { acknowledged, rejected = [] } = await call('/v1/agents/report', {
-      agent_id,
-      completed,
-      cancelled: [],
-    });
-    // One that is rejected does not end the agent: the others were taken, and its task is tried again when the lease ends.
-    for (const { lease_id, reason, details } of rejected)
-      console.error(`lease ${lease_id} was rejected: ${reason} ${details ? JSON.stringify(details) : ''}`);
-    console.log(`reported ${acknowledged} of ${leases.length}`);
+  while (left > 0 && !stop.signal.aborted) {
+    const leases = await claim(Math.min(left, CAPACITY));
+    if (leases.length > 0) await work(leases);
     left -= leases.length;
   }
+  if (stop.signal.aborted) say('stopped');
   process.exit(0);
 }
 
 function giveUp(error) {
-  console.error(error.message);
+  warn(error.message);
   process.exit(1);
 }
 

@@ -1,7 +1,9 @@
 // Fills a running server with a lively fleet: agents that claim, report and fail, tasks of every kind, a limit that is
 // met, a configuration that rolls out. For looking at lists, metrics and the documentation with something in them.
 //   npm run seed -- [--seconds 60] [--agents 8]
-// Of this folder's server, whose command line makes a token for an hour; or CONTROL_PLANE_URL with CONTROL_PLANE_TOKEN.
+// Of this folder's server, whose command line makes a token for the run; or CONTROL_PLANE_URL with CONTROL_PLANE_TOKEN.
+// At the end, also by Ctrl-C, leases are given back, the token is withdrawn, and the configuration that was in force
+// before is in force again. Agents, tasks and the limit stay, to be looked at.
 import { execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -27,12 +29,41 @@ const ENQUEUED_EVERY_MS = 2_000;
 const BEAT_EVERY_MS = 12_000;
 const METRICS_EVERY_MS = 15_000;
 const WAIT_MS = 5_000;
+const TOLD_EVERY_MS = 10_000;
+/** How often a call is tried that the server can't answer now. */
+const ATTEMPTS = 5;
+/** Signals nearer than this are one: make and npm pass on what the terminal has sent to all. */
+const ONE_SIGNAL_MS = 500;
 /** Of the checks, how many time out or fail. */
 const TIMEOUTS = 0.06;
 const ERRORS = 0.04;
 
-const stopAt = performance.now() + SECONDS * 1_000;
-const running = () => performance.now() < stopAt;
+/** A host whose tasks have one attempt, which every agent gives back: they are dead. */
+const DOOMED = 'doomed.example';
+const LIMIT = { kind: 'dns', target: '192.0.2.54:53' };
+
+/** Aborts when the time is up, or at the first signal; a second signal ends the process at once. */
+const end = new AbortController();
+const startedAt = performance.now();
+const running = () => !end.signal.aborted;
+/** Waits, but not beyond the end. */
+const pause = (ms) => sleep(ms, undefined, { signal: end.signal }).catch(() => undefined);
+
+let exitCode = 0;
+let signalledAt;
+for (const [signal, code] of [
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+]) {
+  process.on(signal, () => {
+    const now = performance.now();
+    if (signalledAt !== undefined && now - signalledAt > ONE_SIGNAL_MS) process.exit(code);
+    signalledAt ??= now;
+    exitCode = code;
+    end.abort();
+  });
+}
+
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
 
 const server = findServer();
@@ -48,7 +79,7 @@ function findServer() {
     const cli = new URL('../dist/cli.js', import.meta.url).pathname;
     const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
     const made = JSON.parse(execFileSync(process.execPath, [cli, ...make], { encoding: 'utf8' }));
-    return { url: found, token: made.token };
+    return { url: found, token: made.token, tokenId: made.id };
   } catch (error) {
     console.error(
       `No server of this folder took a token (${error.message}). Start one with make start, or set CONTROL_PLANE_URL ` +
@@ -58,22 +89,25 @@ function findServer() {
   }
 }
 
-async function call(method, path, headers, body) {
-  const response = await fetch(server.url + path, {
-    method,
-    headers: { 'content-type': 'application/json', ...headers },
-    body: body === undefined ? undefined : JSON.stringify(body),
-    signal: AbortSignal.timeout(WAIT_MS + 15_000),
-  });
-  const answer = await response.json().catch(() => ({}));
-  if (response.ok) return answer;
-  if (answer.retryable) {
-    await sleep(1_000 * (Number(response.headers.get('retry-after')) || 1));
-    return undefined;
+/** @returns the answer; undefined if the server could not give one for now */
+async function call(method, path, headers, body, signal) {
+  for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
+    const timeout = AbortSignal.timeout(WAIT_MS + 15_000);
+    const response = await fetch(server.url + path, {
+      method,
+      headers: { ...(body && { 'content-type': 'application/json' }), ...headers },
+      body: body && JSON.stringify(body),
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
+    });
+    const answer = await response.json().catch(() => ({}));
+    if (response.ok) return answer;
+    if (!answer.retryable)
+      throw new Error(
+        `${method} ${path}: ${response.status} ${answer.message ?? ''} ${JSON.stringify(answer.details ?? {})}`,
+      );
+    await sleep(1_000 * (Number(response.headers.get('retry-after')) || 1), undefined, { signal });
   }
-  throw new Error(
-    `${method} ${path}: ${response.status} ${answer.message ?? ''} ${JSON.stringify(answer.details ?? {})}`,
-  );
+  return undefined;
 }
 
 const operator = (method, path, body) =>
@@ -89,15 +123,16 @@ function makeTasks() {
     { kind: 'tcp', spec: { host, port: pick([22, 443, 8443]) } },
     { kind: 'ping', spec: { host, count: 4 } },
     { kind: 'trace', spec: { host, max_hops: 20 } },
-    { kind: 'dns', spec: { query: 'busy.example', server: '192.0.2.54' } },
+    { kind: 'dns', spec: { query: 'busy.example', server: LIMIT.target } },
   ].map((task) => ({ ...task, priority }));
 }
 
 async function enqueue() {
   while (running()) {
-    const tasks = [...makeTasks(), ...makeTasks(), ...makeTasks()];
+    const doomed = { kind: 'tcp', spec: { host: DOOMED, port: 443 }, max_attempts: 1, priority: 10 };
+    const tasks = [...makeTasks(), ...makeTasks(), ...makeTasks(), doomed];
     if (await operator('POST', '/v1/tasks', { tasks })) counts.enqueued += tasks.length;
-    await sleep(ENQUEUED_EVERY_MS);
+    await pause(ENQUEUED_EVERY_MS);
   }
 }
 
@@ -118,10 +153,13 @@ class Probe {
     this.headers = { 'x-agent-id': String(agent_id), 'x-agent-token': auth_token };
     /** Loses half of what it claims, so that leases expire. */
     this.careless = careless;
+    /** The leases that it was granted and has not reported. */
+    this.held = new Set();
   }
 
-  send(path, body, headers = {}) {
-    return call('POST', `/v1/agents${path}`, { ...this.headers, ...headers }, { agent_id: this.id, ...body });
+  send(path, body, { headers, signal } = {}) {
+    const named = { agent_id: this.id, ...body };
+    return call('POST', `/v1/agents${path}`, { ...this.headers, ...headers }, named, signal);
   }
 
   async beat() {
@@ -129,7 +167,7 @@ class Probe {
       const answer = await this.send('/heartbeat', this.revision ?? {});
       if (answer?.config_revision)
         this.revision = { config_revision: answer.config_revision, config_status: 'applied' };
-      await sleep(BEAT_EVERY_MS);
+      await pause(BEAT_EVERY_MS);
     }
   }
 
@@ -140,31 +178,56 @@ class Probe {
         counters: [{ name: 'checks', value: Math.floor(Math.random() * 50) }],
         gauges: [{ name: 'load', value: Math.round(Math.random() * 200) / 100 }],
       });
-      await sleep(METRICS_EVERY_MS);
+      await pause(METRICS_EVERY_MS);
     }
   }
 
   async work() {
     while (running()) {
-      const capacities = { dns: 4, http: 3, tcp: 3, ping: 2, trace: 1 };
-      const answer = await this.send(
-        '/claim',
-        { capacities, wait_ms: WAIT_MS },
-        { 'idempotency-key': randomUUID() },
-      );
-      const leases = (answer?.leases ?? []).filter(() => !this.careless || Math.random() < 0.5);
-      await sleep(200 + Math.random() * 1_500);
-      const completed = leases.slice(1).map(check);
-      const cancelled = leases.slice(0, 1).map(({ lease_id }) => ({ lease_id }));
-      // Most give nothing back.
-      if (Math.random() < 0.8) completed.push(...cancelled.splice(0).map(check));
-      if (completed.length + cancelled.length > 0 && (await this.send('/report', { completed, cancelled }))) {
-        counts.completed += completed.length;
-        counts.cancelled += cancelled.length;
-      }
+      const leases = await this.claim();
+      for (const { lease_id } of leases) this.held.add(lease_id);
+      await pause(200 + Math.random() * 1_500);
+      if (!running()) return;
+      const isDoomed = ({ spec }) => spec.host === DOOMED;
+      const others = leases.filter((lease) => !isDoomed(lease) && !(this.careless && Math.random() < 0.5));
+      // Most give nothing else back.
+      const returned = Math.random() < 0.8 ? [] : others.splice(0, 1);
+      await this.report(others.map(check), [...leases.filter(isDoomed), ...returned]);
       // Within the default quota of 12 claims a minute.
-      await sleep(4_000);
+      await pause(4_000);
     }
+  }
+
+  async claim() {
+    const capacities = { dns: 4, http: 3, tcp: 3, ping: 2, trace: 1 };
+    const options = { headers: { 'idempotency-key': randomUUID() }, signal: end.signal };
+    try {
+      return (await this.send('/claim', { capacities, wait_ms: WAIT_MS }, options))?.leases ?? [];
+    } catch (error) {
+      if (!running()) return [];
+      throw error;
+    }
+  }
+
+  async report(completed, returned) {
+    const cancelled = returned.map(({ lease_id }) => ({ lease_id }));
+    if (completed.length + cancelled.length === 0) return;
+    const answer = await this.send('/report', { completed, cancelled });
+    if (!answer) return;
+    // What is rejected has expired: this agent was careless.
+    const rejected = new Set(answer.rejected?.map(({ lease_id }) => lease_id));
+    const taken = (list) => list.filter(({ lease_id }) => !rejected.has(lease_id)).length;
+    counts.completed += taken(completed);
+    counts.cancelled += taken(cancelled);
+    for (const { lease_id } of [...completed, ...cancelled]) this.held.delete(lease_id);
+  }
+
+  /** Gives back what it holds. */
+  async leave() {
+    await this.report(
+      [],
+      [...this.held].map((lease_id) => ({ lease_id })),
+    );
   }
 
   live() {
@@ -172,28 +235,115 @@ class Probe {
   }
 }
 
+const told = () =>
+  `${counts.enqueued} tasks enqueued, ${counts.completed} completed, ${counts.cancelled} given back`;
+
+async function tell() {
+  for (;;) {
+    await pause(TOLD_EVERY_MS);
+    if (!running()) return;
+    console.log(`${Math.round((performance.now() - startedAt) / 1_000)} s: ${told()}`);
+  }
+}
+
 const run = randomUUID().slice(0, 8);
 const probes = [];
-for (let i = 0; i < AGENTS; i++) {
-  const region = REGIONS[i % REGIONS.length];
-  const made = await operator('POST', '/v1/agents', {
-    hostname: `probe-${region}-${run}-${i}`,
-    labels: { region, seed: run },
-  });
-  probes.push(new Probe(made, { careless: i === 1 }));
+let published;
+let before;
+
+async function begin() {
+  for (let i = 0; i < AGENTS && running(); i++) {
+    const region = REGIONS[i % REGIONS.length];
+    const made = await operator('POST', '/v1/agents', {
+      hostname: `probe-${region}-${run}-${i}`,
+      labels: { region, seed: run },
+    });
+    if (!made) throw new Error('The server is too busy to make agents.');
+    probes.push(new Probe(made, { careless: i === 1 }));
+  }
+  if (!running()) return [];
+  const [disabled, careless, ...others] = probes;
+  await operator('POST', `/v1/agents/${disabled.id}/disable`);
+  [before] = (await operator('GET', '/v1/configs?limit=1'))?.items.filter(({ in_force }) => in_force) ?? [];
+  published = await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'], seed: run } });
+  await operator('PUT', '/v1/concurrency/limits', { limits: [{ ...LIMIT, ceiling: 2 }] });
+  // The last is never heard of: it goes offline.
+  const alive = [careless, ...others.slice(0, -1)];
+  console.log(
+    `${AGENTS} agents at ${server.url}: ${alive.length} work for ${SECONDS} s, one is disabled, one is never heard of. ` +
+      `Configuration ${published?.revision} is in force meanwhile. Ctrl-C ends it.`,
+  );
+  return alive;
 }
-const [disabled, , ...rest] = probes;
-await operator('POST', `/v1/agents/${disabled.id}/disable`);
-await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'], seed: run } });
-await operator('PUT', '/v1/concurrency/limits', {
-  limits: [{ kind: 'dns', target: '192.0.2.54:53', ceiling: 2 }],
+
+async function giveLeasesBack() {
+  await Promise.all(probes.map((probe) => probe.leave()));
+  // What a claim was granted whose answer did not arrive, disabling revokes.
+  const page = await operator('GET', `/v1/agents?label=seed:${run}&limit=500`);
+  for (const { id, live_leases } of page?.items ?? []) {
+    if (live_leases === 0) continue;
+    await operator('POST', `/v1/agents/${id}/disable`);
+    await operator('POST', `/v1/agents/${id}/enable`);
+  }
+}
+
+/** @returns what is in force now */
+async function rollBack() {
+  if (!published) return 'No configuration was published.';
+  const newest = (await operator('GET', '/v1/configs?limit=1'))?.items[0];
+  if (newest?.revision !== published.revision)
+    return 'Somebody published another configuration: it stays in force.';
+  if (!before)
+    return `Configuration ${published.revision} stays in force, since there was none before; config publish replaces it.`;
+  await operator('POST', `/v1/configs/${before.revision}/rollback`, {});
+  return `The content of ${before.revision}, which was in force before, is published again.`;
+}
+
+async function countsByState() {
+  const states = {};
+  for (const { state, count } of (await operator('GET', '/v1/tasks/stats'))?.depths ?? [])
+    states[state] = (states[state] ?? 0) + count;
+  return Object.entries(states)
+    .map(([state, count]) => `${count} ${state}`)
+    .join(', ');
+}
+
+/** Does each step of the end, also if another fails. */
+async function attempt(step) {
+  try {
+    return await step();
+  } catch (error) {
+    console.error(explain(error));
+    exitCode ||= 1;
+    return undefined;
+  }
+}
+
+const explain = (error) =>
+  error.cause ? `${error.message}: ${error.cause.code ?? error.cause.message}` : error.message;
+
+await attempt(async () => {
+  const alive = await begin();
+  const timer = setTimeout(() => end.abort(), SECONDS * 1_000);
+  await Promise.all([tell(), enqueue(), ...alive.map((probe) => probe.live())]).finally(() =>
+    clearTimeout(timer),
+  );
+  if (alive.length > 0) await operator('POST', `/v1/agents/${alive[0].id}/drain`);
 });
-// The last is never heard of: it goes offline.
-const alive = [probes[1], ...rest.slice(0, -1)];
-console.log(`${alive.length} agents work for ${SECONDS} s at ${server.url}; Ctrl-C ends them.`);
-await Promise.all([enqueue(), ...alive.map((probe) => probe.live())]);
-await operator('POST', `/v1/agents/${alive[0].id}/drain`);
+// After a failure too, nothing goes on.
+end.abort();
+await attempt(giveLeasesBack);
+const configuration = await attempt(rollBack);
+const states = await attempt(countsByState);
+if (server.tokenId !== undefined)
+  await attempt(() => operator('DELETE', `/v1/operator-tokens/${server.tokenId}`));
 console.log(
-  `Enqueued ${counts.enqueued} tasks; ${counts.completed} were completed, ${counts.cancelled} given back. ` +
-    `Look at them: npx --no-install control-plane agents list --label seed=${run}`,
+  [
+    `${exitCode >= 128 ? 'Interrupted' : 'Ended'}: ${told()}.`,
+    ...(states ? [`The server has ${states} tasks.`] : []),
+    ...(configuration ? [configuration] : []),
+    `The agents, the tasks and a limit of ${LIMIT.kind} at ${LIMIT.target} stay. Look at them:`,
+    `  scripts/with-node.sh npx --no-install control-plane agents list --label seed=${run}`,
+  ].join('\n'),
 );
+process.exit(exitCode);

@@ -1,3 +1,6 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+
 // Imported before everything else: on an older Node the rest fails without saying why.
 const { engines } = require('../package.json') as { engines: { node: string } };
 
@@ -10,8 +13,9 @@ const needed = engines.node.replace('>=', '');
 const [major, minor] = numbers(process.versions.node);
 const [neededMajor, neededMinor] = numbers(needed);
 if (major < neededMajor || (major === neededMajor && minor < neededMinor)) {
-  console.error(`This program needs Node ${needed} or newer; this is ${process.versions.node}.`);
+  const remedy = existsSync(join(__dirname, '../scripts/with-node.sh'))
+    ? " In the project's folder, put scripts/with-node.sh before the command: it finds or fetches a newer one."
+    : '';
+  console.error(`This program needs Node ${needed} or newer; this is ${process.versions.node}.${remedy}`);
   process.exit(1);
 }
-
-export {};

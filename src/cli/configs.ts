@@ -96,7 +96,7 @@ async function newestRevision(terminal: Terminal, options: Common): Promise<stri
 }
 
 const changes = (diff: { changes: object[] }) =>
-  diff.changes.length === 0 ? 'Nothing differs.' : table(diff.changes, ['op', 'path', 'value']);
+  diff.changes.length === 0 ? 'Nothing differs.' : table(diff.changes, ['op', 'path', 'value'], Infinity);
 
 async function diffBetween(terminal: Terminal, options: Common, from: string, to: string): Promise<void> {
   const configOf = async (revision: string): Promise<object> =>

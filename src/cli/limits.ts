@@ -3,9 +3,26 @@ import { whole } from './arguments';
 import { EXIT, Failure } from './failure';
 import { table } from './print';
 import type { Terminal } from './terminal';
-import { type Common, fetchText, get, listing, listOf, perform, put, query, type Shown, verb } from './verbs';
+import {
+  type Common,
+  fetchText,
+  get,
+  listing,
+  noteIfEmpty,
+  perform,
+  put,
+  query,
+  repeatedly,
+  type Shown,
+  verb,
+} from './verbs';
 
 const WINDOW = ['scope', 'kind', 'target', 'ceiling', 'ready', 'leased', 'waiting', 'updated_at'];
+
+/** From the widest. */
+const SCOPES = ['global', 'kind', 'target'];
+
+const MAX_PAGE = 500;
 
 /** Which window: of a target, of a kind, or of everything. */
 interface Place {
@@ -20,18 +37,13 @@ export function addLimits(program: Command, terminal: Terminal): void {
     listing(
       windows,
       'list',
-      'list the windows that count something or have a limit, newest first',
+      'list the windows that count something or have a limit: of everything, of kinds, then of targets, by name',
       'windows list --kind dns --watch',
     ),
   )
     .option('--scope <scope>', 'global, kind or target')
     .action(({ scope, kind, target, limit, cursor, ...options }) =>
-      perform(
-        terminal,
-        options,
-        get(`/v1/concurrency/windows${query({ scope, kind, target, limit, cursor })}`),
-        listOf(...WINDOW),
-      ),
+      listWindows(terminal, options, { scope, kind, target, limit, cursor }),
     );
 
   const limits = program.command('limits').description('bound how many tasks run at once');
@@ -82,16 +94,58 @@ function setLimit(terminal: Terminal, options: Common, place: Place, limit: numb
   );
 }
 
+interface WindowQuery extends Place {
+  scope?: string;
+  limit?: number;
+  cursor?: string;
+}
+
+/**
+ * Shows a page of windows in the order of their names. The API lists the newest first, so the wide scopes, of which there
+ * are few, would come last, or on a later page: unless the page is said, they are asked for apart.
+ */
+function listWindows(terminal: Terminal, options: Common, wanted: WindowQuery): Promise<void> {
+  const { scope, limit, cursor } = wanted;
+  const isPage = [scope, limit, cursor].some((value) => value !== undefined);
+  const pathOf = (asked: WindowQuery) => `/v1/concurrency/windows${query({ ...asked })}`;
+  if (isPage || options.json)
+    return perform(terminal, options, get(pathOf(wanted)), ({ items }) => table(byName(items), WINDOW));
+  return repeatedly(terminal, options, async () => {
+    const pages: { items: Shown[]; next_cursor: string | null }[] = [];
+    for (const of of SCOPES) {
+      const path = pathOf({ ...wanted, scope: of, limit: MAX_PAGE });
+      pages.push(JSON.parse(await fetchText(terminal, options, get(path))));
+    }
+    const items = pages.flatMap((page) => byName(page.items));
+    if (options.watch !== undefined) terminal.clear();
+    terminal.print(table(items, WINDOW));
+    noteIfEmpty(terminal, items);
+    for (const [i, { next_cursor }] of pages.entries())
+      if (next_cursor !== null) terminal.note(`There is more: --scope ${SCOPES[i]} --cursor ${next_cursor}`);
+  });
+}
+
+function byName(windows: readonly Shown[]): Shown[] {
+  const compare = (a: string | null, b: string | null) => ((a ?? '') < (b ?? '') ? -1 : a === b ? 0 : 1);
+  return windows.toSorted(
+    (a, b) =>
+      SCOPES.indexOf(a.scope) - SCOPES.indexOf(b.scope) ||
+      compare(a.kind, b.kind) ||
+      compare(a.target, b.target),
+  );
+}
+
 /** Reads all pages of the windows: those with a limit are few among many. */
 async function listLimits(terminal: Terminal, options: Common, place: Place): Promise<void> {
   const items: Shown[] = [];
   let cursor: string | undefined;
   do {
-    const path = `/v1/concurrency/windows${query({ ...place, limit: 500, cursor })}`;
+    const path = `/v1/concurrency/windows${query({ ...place, limit: MAX_PAGE, cursor })}`;
     const page = JSON.parse(await fetchText(terminal, options, get(path)));
     items.push(...page.items.filter((window: Shown) => window.ceiling !== null));
     cursor = page.next_cursor ?? undefined;
   } while (cursor !== undefined);
-  if (options.json) terminal.printJson(JSON.stringify({ items, next_cursor: null }));
-  else terminal.print(table(items, WINDOW));
+  if (options.json) return terminal.printJson(JSON.stringify({ items, next_cursor: null }));
+  terminal.print(table(byName(items), WINDOW));
+  noteIfEmpty(terminal, items);
 }

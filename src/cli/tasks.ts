@@ -4,7 +4,19 @@ import { futureOption, id, whole } from './arguments';
 import { EXIT, Failure } from './failure';
 import { fields, table } from './print';
 import type { Terminal } from './terminal';
-import { type Common, fetchText, get, listing, listOf, perform, post, query, verb, watching } from './verbs';
+import {
+  type Common,
+  fetchText,
+  get,
+  listing,
+  listOf,
+  perform,
+  post,
+  query,
+  type Shown,
+  verb,
+  watching,
+} from './verbs';
 
 const TASK = ['id', 'kind', 'target', 'state', 'priority', 'attempts', 'run_at', 'created_at', 'reason'];
 
@@ -83,7 +95,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .argument('<id>', "the task's id", id)
     .option('--cursor <cursor>', 'where the attempts shown before ended')
     .action((of, { cursor, ...options }) =>
-      perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), fields),
+      perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), shown),
     );
   changing(
     verb(
@@ -108,6 +120,9 @@ export function addTasks(program: Command, terminal: Terminal): void {
     (options) => perform(terminal, options, get('/v1/tasks/stats'), fields),
   );
 }
+
+/** A task with its attempts; whether there are more of them is said apart. */
+const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
 
 const changing = (command: Command): Command =>
   command
@@ -140,7 +155,7 @@ async function change(
     );
   if (of !== undefined) {
     const path = `/v1/tasks/${id(of)}/${name}`;
-    return perform(terminal, options, post(path, undefined, name === 'cancel'), fields);
+    return perform(terminal, options, post(path, undefined, name === 'cancel'), shown);
   }
   // The server works on it for some seconds at a time, and says how far it came.
   const call = post(`/v1/tasks/${name}`, filter, true);

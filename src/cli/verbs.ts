@@ -104,9 +104,24 @@ export async function perform(
     if (options.json) return terminal.printJson(text === '' ? '{}' : text);
     const answer = text === '' ? undefined : JSON.parse(text);
     terminal.print(show(answer));
+    noteIfEmpty(terminal, answer?.items);
     if (typeof answer?.next_cursor === 'string')
       terminal.note(`There is more: --cursor ${answer.next_cursor}`);
   };
+  return repeatedly(terminal, options, showOnce);
+}
+
+/** A table of nothing but heads leaves it open whether the command worked. */
+export function noteIfEmpty(terminal: Terminal, items: readonly unknown[] | undefined): void {
+  if (items?.length === 0) terminal.note('none');
+}
+
+/** Shows something once, or again and again if the command watches. */
+export async function repeatedly(
+  terminal: Terminal,
+  options: Common,
+  showOnce: () => Promise<void>,
+): Promise<void> {
   if (options.watch === undefined) return showOnce();
   const everyMs = 1_000 * (options.watch === true ? WATCH_EVERY_S : options.watch);
   const { interruption } = terminal;

@@ -2,6 +2,7 @@ import canonicalize from 'canonicalize';
 import { toTimestamp } from '../clock';
 import { type ErrorDetails, fail } from '../errors';
 import { MAX_DEPTH } from '../http/json-body';
+import { fieldName } from '../http/text';
 import type { ConfigEntity } from './config.entity';
 
 /** Everything of a bundle but its signature. */
@@ -33,9 +34,8 @@ export function bundleText(bundle: UnsignedBundle & Pick<ConfigEntity, 'signatur
 /** How large a configuration may be as canonical JSON, in bytes: every agent fetches it. */
 const MAX_CONFIG_BYTES = 1_048_576;
 
-/** A configuration that is wrong all over is answered with the first of its problems, by names of this length. */
+/** A configuration that is wrong all over is answered with the first of its problems. */
 const MAX_PROBLEMS = 50;
-const MAX_NAME_LENGTH = 200;
 
 /**
  * A configuration as it is signed and stored.
@@ -80,6 +80,5 @@ function inspect(value: unknown, path: string, depth: number, problems: ErrorDet
 }
 
 function refuse(problems: ErrorDetails, at: string, problem: string): void {
-  if (Object.keys(problems).length < MAX_PROBLEMS)
-    problems[at.slice(0, MAX_NAME_LENGTH).toWellFormed()] = problem;
+  if (Object.keys(problems).length < MAX_PROBLEMS) problems[fieldName(at)] = problem;
 }

@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import { randomInt } from 'node:crypto';
 import { type ErrorDetails, fail } from '../errors';
+import { fieldName } from './text';
 
 // Names are told apart by FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv/, from where nobody outside can know, and its
 // upper bits after Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
@@ -409,7 +410,7 @@ function countNamed(object: object, members: BodyShape | undefined): number {
   return count;
 }
 
-/** A path as details name it: `tasks.3.spec.host`, with what can't be shown replaced. */
+/** A path as details name it; the empty one is the body. */
 function nameOf(path: readonly (string | number)[]): string {
-  return path.length === 0 ? 'body' : path.join('.').toWellFormed().replaceAll('\0', '\ufffd').slice(0, 200);
+  return path.length === 0 ? 'body' : fieldName(path.join('.'));
 }

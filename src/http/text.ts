@@ -21,5 +21,15 @@ export function nameProblem(text: string): string | undefined {
   return text.trim() === text ? undefined : 'must not begin or end with a space';
 }
 
+/** How long a field's name in `details` can be, in UTF-16 units. */
+const MAX_FIELD = 200;
+
+/**
+ * Writes a path of a request, such as `tasks.3.spec.host`, as `details` name it. Senders choose the names of members, so
+ * the path is cut, and U+0000 and lone surrogates become U+FFFD: databases and parsers refuse those.
+ */
+export const fieldName = (path: string): string =>
+  path.slice(0, MAX_FIELD).toWellFormed().replaceAll('\0', '\ufffd');
+
 /** Whether a text can be a name: {@link nameProblem} finds nothing. */
 export const isName = (text: string): boolean => nameProblem(text) === undefined;

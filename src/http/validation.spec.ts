@@ -10,7 +10,7 @@ import {
   validateSync,
 } from 'class-validator';
 import fc from 'fast-check';
-import { checkFields, IsId, Items } from './validation';
+import { checkFields, IsId, Items, MAX_PROBLEMS } from './validation';
 
 class Sample {
   @IsId()
@@ -40,6 +40,14 @@ class WithEach {
   @IsInt({ each: true })
   @ArrayMaxSize(2)
   list!: number[];
+}
+
+class WithNames {
+  @Items((value) => {
+    const wrong = Object.entries(value as object).find(([, member]) => typeof member !== 'number');
+    return wrong && [wrong[0], 'must be a number'];
+  })
+  numbers!: Record<string, number>;
 }
 
 const right = { id: 1, name: 'abc', count: 3, choice: 'a', list: [1] };
@@ -102,5 +110,32 @@ describe('the fields of a body', () => {
     expect(problems).toEqual({ more: 'is not a field of this request' });
     expect(value).toBeInstanceOf(Sample);
     expect(value.list).toBe(list);
+  });
+
+  it.each([
+    ['a line break', 'a\nb', 'numbers.a\nb'],
+    ['what class-validator replaces in messages', '$property $target', 'numbers.$property $target'],
+    ['what can stand in no database', 'a\0\ud800', 'numbers.a\ufffd\ufffd'],
+    ['no end', 'a'.repeat(500), `numbers.${'a'.repeat(192)}`],
+    ['a pair that the end would cut', `${'a'.repeat(191)}\u{1f600}`, `numbers.${'a'.repeat(191)}\ufffd`],
+  ])('name an item by a name with %s', (_what, name, field) => {
+    expect(checkFields(WithNames, { numbers: { [name]: 'x' } }).problems).toEqual({
+      [field]: 'must be a number',
+    });
+  });
+
+  it('name what is unknown by a name that any database and parser takes', () => {
+    const { problems } = checkFields(Sample, { ...right, 'a\0\ud800': 1, ['b'.repeat(500)]: '\0' });
+    expect(problems).toEqual({
+      'a\ufffd\ufffd': 'is not a field of this request',
+      ['b'.repeat(200)]: 'must not hold the character U+0000',
+    });
+  });
+
+  it('name a bounded number of unknown fields, whatever they hold', () => {
+    const many = Array.from({ length: 200 }, (_, i) => [`field${i}`, i % 2 === 0 ? '\0' : 1]);
+    expect(Object.keys(checkFields(Sample, { ...right, ...Object.fromEntries(many) }).problems)).toHaveLength(
+      MAX_PROBLEMS,
+    );
   });
 });

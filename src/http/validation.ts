@@ -9,6 +9,7 @@ import {
 } from 'class-validator';
 import { type ErrorDetails, fail } from '../errors';
 import type { BodyShape } from './json-body';
+import { fieldName } from './text';
 
 type Class<T extends object = object> = new () => T;
 
@@ -131,12 +132,13 @@ export function checkFields<T extends object>(
   const { fields, isRight } = declaredBy(target);
   let unknown = 0;
   for (const [name, given] of Object.entries(plain)) {
+    const isField = fields.has(name);
+    if (isField) (value as Record<string, unknown>)[name] = given;
+    if (fromAgents.has(target) || (!isField && unknown++ >= MAX_PROBLEMS)) continue;
     // What operators write is compared with names, and PostgreSQL takes no text with this one; probes' values are kept as JSON.
-    if (typeof given === 'string' && given.includes('\0') && !fromAgents.has(target))
-      problems[path + name] = 'must not hold the character U+0000';
-    if (fields.has(name)) (value as Record<string, unknown>)[name] = given;
-    else if (!fromAgents.has(target) && unknown++ < MAX_PROBLEMS)
-      problems[path + name] ??= 'is not a field of this request';
+    if (typeof given === 'string' && given.includes('\0'))
+      problems[fieldName(path + name)] = 'must not hold the character U+0000';
+    else if (!isField) problems[fieldName(path + name)] ??= 'is not a field of this request';
   }
   if (isRight?.(value)) return { value, problems };
   collect(
@@ -198,7 +200,8 @@ export function Items(check: (value: unknown) => ItemProblem | undefined): Prope
         validate: (value: unknown) => check(value) === undefined,
         defaultMessage: (args) => {
           const [at, message] = check(args?.value) ?? ['', ''];
-          return `${at}\n${message}`;
+          // Encoded: a name may hold a line break, or `$property`, which the library would replace.
+          return `${encodeURIComponent(fieldName(String(at)))}\n${message}`;
         },
       },
     });
@@ -206,8 +209,8 @@ export function Items(check: (value: unknown) => ItemProblem | undefined): Prope
 
 function splitItemProblem(field: string, text: string): [string, string] {
   const cut = text.indexOf('\n');
-  const at = text.slice(0, cut);
-  return [at === '' ? field : `${field}.${at}`, text.slice(cut + 1)];
+  const at = decodeURIComponent(text.slice(0, cut));
+  return [at === '' ? field : fieldName(`${field}.${at}`), text.slice(cut + 1)];
 }
 
 /** True for what can be an id: an integer from 1 to 2^53 - 1. */

@@ -4,7 +4,7 @@ import { ApiExtraModels, ApiProperty, getSchemaPath } from '@nestjs/swagger';
 import type { Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
 import { ExtensionError, extensionOf } from '../extensions';
-import { nameProblem } from '../http/text';
+import { fieldName, nameProblem } from '../http/text';
 import { checkFields, MAX_PROBLEMS } from '../http/validation';
 import { LeaseGrant, type Observation } from './leases.dto';
 import type { Outcome } from './result.entity';
@@ -66,8 +66,6 @@ export interface AcceptedSpec {
 
 const MAX_TARGET = 512;
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}]/u;
-/** How much is repeated of a name that there is not. */
-const MAX_NAME = 200;
 
 const KindMark = DiscoveryService.createDecorator<TaskKindOptions>();
 
@@ -223,11 +221,7 @@ export class TaskKinds implements OnModuleInit {
       const message = `is not a task kind; there are ${this.names().join(', ')}`;
       throw fail(
         'ERR_VALIDATION',
-        Object.fromEntries(
-          unknown
-            .slice(0, 20)
-            .map((kind) => [`capacities.${kind.slice(0, MAX_NAME).toWellFormed()}`, message]),
-        ),
+        Object.fromEntries(unknown.slice(0, 20).map((kind) => [fieldName(`capacities.${kind}`), message])),
       );
     }
   }
@@ -238,12 +232,12 @@ function findHidden(value: unknown, path: string, problems: ErrorDetails): void 
   if (Object.keys(problems).length >= MAX_PROBLEMS) return;
   if (typeof value === 'string') {
     const problem = nameProblem(value);
-    if (problem) problems[path] = problem;
+    if (problem) problems[fieldName(path)] = problem;
   } else if (typeof value === 'object' && value !== null) {
     for (const [name, part] of Object.entries(value)) {
       const problem = nameProblem(name);
       // Not by its name, which may be anything.
-      if (problem) problems[path] = `has a field whose name ${problem}`;
+      if (problem) problems[fieldName(path)] = `has a field whose name ${problem}`;
       else findHidden(part, `${path}.${name}`, problems);
     }
   }

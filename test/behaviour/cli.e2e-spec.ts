@@ -180,7 +180,7 @@ describe('the command line with a server', () => {
     const enroll = () =>
       server.request('POST', '/register', { body: {}, headers: { 'x-enrollment-token': made.token } });
     expect((await enroll()).status).toBe(200);
-    expect((await cli(['enrollment', 'list'])).stdout).toMatch(/rack-7 +\{"rack":"7"\} +1 +2 /);
+    expect((await cli(['enrollment', 'list'])).stdout).toMatch(/rack-7 +rack=7 +1 +2 /);
     expect((await cli(['enrollment', 'revoke', String(made.id)])).code).toBe(0);
     expect((await enroll()).status).toBe(401);
   });
@@ -193,7 +193,7 @@ describe('the command line with a server', () => {
     const again = await json('config', 'publish', file, '--expires-in', '30m', '--idempotency-key', 'first');
     expect(again.revision).toBe(first.revision);
     const second = await cli(['config', 'publish', '-'], {}, '{"resolvers": []}');
-    expect(second.stdout).toMatch(/^config +\{"resolvers":\[\]\}$/m);
+    expect(second.stdout).toMatch(/^config\n {2}resolvers {2}\[\]$/m);
     expect((await json('config', 'show')).config).toEqual({ resolvers: [] });
     expect((await json('config', 'rollback', first.revision)).config).toEqual({ resolvers: ['192.0.2.53'] });
     const { items } = await json('config', 'list');
@@ -295,6 +295,66 @@ describe('the command line with a server', () => {
     expect((await json('limits', 'list')).items).toEqual([]);
     for (const args of [['set', '--target', 'x', '--limit', '1'], ['set'], ['set', '--limit', '-1']])
       expect((await cli(['limits', ...args])).code).toBe(2);
+  });
+
+  it('lists windows from the widest, by name, and what was asked for as the API gives it', async () => {
+    for (const host of ['b.example', 'a.example'])
+      await server.enqueue(
+        { kind: 'trace', spec: { host } },
+        { kind: 'http', spec: { url: `http://${host}/` } },
+      );
+    const { stdout, stderr } = await cli(['windows', 'list']);
+    const rows = stdout
+      .split('\n')
+      .slice(1, -1)
+      .map((line) => line.split(/ {2,}/).slice(0, 3));
+    const rank = ([scope, kind, target]: string[]) =>
+      `${['global', 'kind', 'target'].indexOf(scope as string)} ${kind} ${target}`;
+    expect([rows[0], stderr]).toEqual([['global', '-', '-'], '']);
+    expect(rows.map(rank)).toEqual(rows.map(rank).sort());
+    expect(rows).toContainEqual(['target', 'trace', 'a.example']);
+    const newestFirst = (await server.operator('GET', '/v1/concurrency/windows')).body;
+    expect(await json('windows', 'list')).toEqual(newestFirst);
+    expect((await cli(['windows', 'list', '--limit', '2'])).stderr).toMatch(
+      /^There is more: --cursor \d+\n$/,
+    );
+  });
+
+  it('shows what is in a field under its name, and in a line of a list shortened', async () => {
+    const label = 'x'.repeat(100);
+    const made = await json('create-agent', 'nested', '--label', 'a=two words', '--label', `b=${label}`);
+    const shown = (await cli(['agents', 'show', String(made.agent_id)])).stdout;
+    expect(shown).toMatch(new RegExp(`^labels\\n {2}a {2}two words\\n {2}b {2}${label}$`, 'm'));
+    const listed = (await cli(['agents', 'list', '--hostname', 'nested'])).stdout;
+    expect(listed).toMatch(/ a="two words" b=x{41}\.\.\.$/m);
+  });
+
+  it('shows a task without what is of a page, and each attempt with what was observed', async () => {
+    const [id] = await server.enqueue({ kind: 'tcp', spec: { host: '192.0.2.5', port: 25 } });
+    const { stdout: before } = await cli(['task', 'get', String(id)]);
+    expect(before).toMatch(/^spec\n {2}kind {2}tcp\n {2}host {2}192\.0\.2\.5\n {2}port {2}25$/m);
+    expect(before).not.toContain('next_cursor');
+    const agent = await server.register('nested-observer');
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { tcp: 9 } })).body;
+    const { lease_id } = leases.find(({ task_id }: { task_id: number }) => task_id === id);
+    const observations = [{ name: 'banner', value: ['220 mail', 'ESMTP'] }];
+    await server.agent(agent, '/report', { completed: [{ lease_id, observations }], cancelled: [] });
+    const { stdout } = await cli(['task', 'get', String(id)]);
+    expect(stdout).toMatch(/^ {6}NAME {4}VALUE\n {6}banner {2}"220 mail", ESMTP$/m);
+    expect(
+      (await cli(['task', 'cancel', String((await server.enqueue(dnsTask()))[0])])).stdout,
+    ).not.toContain('next_cursor');
+  });
+
+  it.each([
+    ['task', 'list', '--target', '192.0.2.250:1', '--kind', 'tcp'],
+    ['agents', 'list', '--hostname', 'nobody'],
+    ['windows', 'list', '--kind', 'dns', '--target', '192.0.2.250:53'],
+    ['limits', 'list', '--kind', 'dns', '--target', '192.0.2.250:53'],
+  ])('says so if there is nothing to list: %s %s', async (...args) => {
+    const { code, stdout, stderr } = await cli(args);
+    expect([code, stdout.trimEnd().includes('\n'), stderr]).toEqual([0, false, 'none\n']);
+    expect(await cli([...args, '--json'])).toMatchObject({ code: 0, stderr: '' });
   });
 
   it("replaces an agent's labels, and lists what it measured", async () => {

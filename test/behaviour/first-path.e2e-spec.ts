@@ -1,10 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import type { Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { createUDPServer, Packet } from 'dns2';
 
 const ROOT = join(__dirname, '../..');
@@ -49,12 +52,17 @@ describe('the first path', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  it('leads from an enqueued task to an observation from a real DNS server', async () => {
-    await dnsServer.listen(0, '127.0.0.1');
-    const dnsPort = (dnsServer.address() as AddressInfo).port;
+  let url = '';
+  let authorization: string;
 
-    const server = run('dist/main.js', [], { CONTROL_PLANE_BIND: '127.0.0.1:0' });
-    let url = '';
+  beforeAll(async () => {
+    const server = run('dist/main.js', [], {
+      CONTROL_PLANE_BIND: '127.0.0.1:0',
+      // So that an agent says soon what came of a configuration.
+      CONTROL_PLANE_HEARTBEAT_TIMEOUT_MS: '2000',
+      CONTROL_PLANE_QUOTA_HEARTBEAT: 'off',
+      CONTROL_PLANE_QUOTA_CONFIG: 'off',
+    });
     for await (const line of createInterface({ input: server.stdout as NodeJS.ReadableStream })) {
       const entry = JSON.parse(line);
       if (entry.message === 'listening') {
@@ -66,7 +74,49 @@ describe('the first path', () => {
 
     const tokenFile = join(folder, 'control-plane.admin-token');
     expect(statSync(tokenFile).mode & 0o777).toBe(0o600);
-    const authorization = `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`;
+    authorization = `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`;
+  });
+
+  async function operator(method: string, path: string, body?: object): Promise<any> {
+    const response = await fetch(url + path, {
+      method,
+      headers: { authorization, ...(body && { 'content-type': 'application/json' }) },
+      body: body && JSON.stringify(body),
+    });
+    expect(response.ok).toBe(true);
+    return response.json();
+  }
+
+  /** Starts an agent with an identity of its own. */
+  function startAgent(name: string, ...args: string[]): ChildProcess {
+    const identity = ['--hostname', name, '--identity', `${name}.json`];
+    return run('examples/agent.mjs', ['--server', url, ...identity, ...args]);
+  }
+
+  /** Waits for a line that an agent prints. @returns all that it printed until then */
+  async function until(agent: ChildProcess, line: RegExp): Promise<string> {
+    let printed = '';
+    for await (const chunk of (agent.stdout as Readable).iterator({ destroyOnReturn: false })) {
+      printed += chunk;
+      if (line.test(printed)) return printed;
+    }
+    throw new Error(`The agent ended, having printed: ${printed}`);
+  }
+
+  async function ended(
+    agent: ChildProcess,
+  ): Promise<{ code: number | null; stdout: string; stderr: string }> {
+    const [stdout, stderr] = await Promise.all([
+      text(agent.stdout as Readable),
+      text(agent.stderr as Readable),
+    ]);
+    if (agent.exitCode === null) await once(agent, 'exit');
+    return { code: agent.exitCode, stdout, stderr };
+  }
+
+  it('leads from an enqueued task to an observation from a real DNS server', async () => {
+    await dnsServer.listen(0, '127.0.0.1');
+    const dnsPort = (dnsServer.address() as AddressInfo).port;
     const enqueue = async (): Promise<number> => {
       const enqueued = await fetch(`${url}/v1/tasks`, {
         method: 'POST',
@@ -122,5 +172,113 @@ describe('the first path', () => {
     await enqueue();
     const other = run('examples/agent.mjs', ['--server', url, '--hostname', 'probe-2', '--tasks', '1']);
     expect((await once(other, 'exit'))[0]).toBe(0);
+  });
+
+  it('gives back at Ctrl-C what is not done, and reports what is', async () => {
+    const check = join(folder, 'slow.mjs');
+    const odd = 'JSON.parse(\'"\\\\u009b31m\\\\u202e"\')';
+    writeFileSync(
+      check,
+      `export default {
+        tcp: async () => ({ outcome: 'success', observations: [{ name: 'banner', value: ${odd} }] }),
+        trace: () => new Promise(() => {}),
+      };`,
+    );
+    const { tasks } = await operator('POST', '/v1/tasks', {
+      tasks: [
+        { kind: 'trace', spec: { host: 'far.example' } },
+        { kind: 'tcp', spec: { host: 'near.example', port: 25 } },
+      ],
+    });
+    const agent = startAgent('probe-3', '--check', check);
+    const printed = await until(agent, /tcp near\.example.*\n/);
+    expect(printed).toMatch(/^lease \d+: tcp near\.example success banner="\\u\{9b\}31m\\u\{202e\}"$/m);
+    agent.kill('SIGINT');
+    const { code, stdout } = await ended(agent);
+    expect([code, stdout]).toEqual([0, expect.stringMatching(/^given back: \d+\nstopped\n$/)]);
+    const [trace, tcp] = await Promise.all(
+      tasks.map(({ id }: { id: number }) => operator('GET', `/v1/tasks/${id}`)),
+    );
+    expect(trace).toMatchObject({ leases: [{ state: 'cancelled' }] });
+    expect(tcp).toMatchObject({ state: 'completed' });
+  });
+
+  it('fetches the configuration in force, and says whether it is genuine', async () => {
+    const { revision } = await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'] } });
+    const keys = await (await fetch(`${url}/.well-known/jwks.json`)).json();
+    writeFileSync(join(folder, 'keys.json'), JSON.stringify(keys));
+    writeFileSync(join(folder, 'no-keys.json'), '{"keys": []}');
+    const trusting = startAgent('probe-4', '--keys', 'keys.json');
+    const distrusting = startAgent('probe-5', '--keys', 'no-keys.json');
+    expect(await until(trusting, /configuration \w+: .*\n/)).toContain(
+      `configuration ${revision}: {"resolvers":["192.0.2.53"]}`,
+    );
+    const saidBy = async (hostname: string) =>
+      (await operator('GET', `/v1/agents?hostname=${hostname}`)).items[0]?.config;
+    const saying = async (hostname: string) => {
+      for (;;) {
+        const said = await saidBy(hostname);
+        if (said) return said;
+        await sleep(50);
+      }
+    };
+    expect(await saying('probe-4')).toMatchObject({ revision, status: 'applied' });
+    expect(await saying('probe-5')).toMatchObject({
+      revision,
+      status: 'failed',
+      message: expect.stringContaining('is not pinned'),
+    });
+    for (const agent of [trusting, distrusting]) {
+      agent.kill('SIGTERM');
+      expect((await ended(agent)).code).toBe(0);
+    }
+    const kept = JSON.parse(readFileSync(join(folder, 'probe-4.config.json'), 'utf8'));
+    expect([kept.revision, existsSync(join(folder, 'probe-5.config.json'))]).toEqual([revision, false]);
+  });
+
+  it('is filled with a lively fleet, which takes nothing along when it ends', async () => {
+    await operator('POST', '/v1/configs', { config: { mine: true } });
+    const tokens = async () =>
+      (await operator('GET', '/v1/operator-tokens')).items.filter(({ name }: { name: string }) =>
+        name.startsWith('seed-'),
+      );
+    const seeded = async () =>
+      (await operator('GET', '/v1/agents?limit=500')).items.filter(
+        ({ labels }: { labels: Record<string, string> }) => labels.seed !== undefined,
+      );
+    const seed = run('scripts/seed.mjs', ['--seconds', '3600', '--agents', '4']);
+    expect(await until(seed, /Ctrl-C/)).toMatch(/^4 agents at .*: 2 work/);
+    const isLively = async () => {
+      const { depths } = await operator('GET', '/v1/tasks/stats');
+      const holds = (await seeded()).some(({ live_leases }: { live_leases: number }) => live_leases > 0);
+      return holds && depths.some(({ state }: { state: string }) => state === 'dead');
+    };
+    while (!(await isLively())) await sleep(100);
+    expect(await tokens()).toMatchObject([{ revoked_at: null }]);
+    seed.kill('SIGINT');
+    const { code, stdout, stderr } = await ended(seed);
+    expect([code, stderr]).toEqual([130, '']);
+    expect(stdout).toMatch(/^Interrupted: \d+ tasks enqueued, \d+ completed, \d+ given back\.$/m);
+    expect(await tokens()).toMatchObject([{ revoked_at: expect.any(String) }]);
+    expect((await seeded()).map(({ live_leases }: { live_leases: number }) => live_leases)).toEqual([
+      0, 0, 0, 0,
+    ]);
+    const { items } = await operator('GET', '/v1/configs?limit=1');
+    expect((await operator('GET', `/v1/configs/${items[0].revision}`)).config).toEqual({ mine: true });
+
+    const short = await ended(run('scripts/seed.mjs', ['--seconds', '1', '--agents', '3']));
+    expect([short.code, short.stderr]).toEqual([0, '']);
+    expect(short.stdout).toMatch(/^Ended: /m);
+    expect((await tokens()).every(({ revoked_at }: { revoked_at: string | null }) => revoked_at)).toBe(true);
+  });
+
+  it('tells how the agent is used, and what to do about a name that is taken', async () => {
+    const help = await ended(run('examples/agent.mjs', ['--help']));
+    expect([help.code, help.stdout]).toEqual([0, expect.stringMatching(/^Usage: .*--identity FILE/s)]);
+    const unknown = await ended(run('examples/agent.mjs', ['--colour']));
+    expect([unknown.code, unknown.stderr]).toEqual([2, expect.stringMatching(/--colour.*Usage: /s)]);
+    await operator('POST', '/v1/agents', { hostname: 'probe-6' });
+    const refused = await ended(startAgent('probe-6'));
+    expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('--hostname NAME')]);
   });
 });

@@ -310,7 +310,7 @@ describe('the process', () => {
     );
   });
 
-  it('says in a line that its Node is too old', async () => {
+  it('says in a line that its Node is too old, and what finds a newer one', async () => {
     const older = join(folder, 'older.cjs');
     writeFileSync(
       older,
@@ -318,7 +318,10 @@ describe('the process', () => {
     );
     const { child, errors } = ServerProcess.spawn(folder, { NODE_OPTIONS: `--require ${older}` });
     expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toBe('This program needs Node 22.15 or newer; this is 20.20.2.\n');
+    expect(errors()).toBe(
+      "This program needs Node 22.15 or newer; this is 20.20.2. In the project's folder, put scripts/with-node.sh before " +
+        'the command: it finds or fetches a newer one.\n',
+    );
   });
 
   it('says in a line that a file is not a database', async () => {
