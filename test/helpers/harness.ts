@@ -8,6 +8,7 @@ import type { AgentIdentity, OperatorIdentity } from '../../src/http/decorators'
 import { hashToken } from '../../src/http/tokens';
 import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
+import { createLogger } from '../../src/telemetry/logger';
 import { PostgresDatabases } from './postgres-databases';
 
 /** The operator's token that every test's server knows. As one that was minted: a slow hash would slow every start. */
@@ -143,7 +144,9 @@ export class TestServer {
           .map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
       ),
     );
-    const plane = await createApp(settings, replacements);
+    // Not to standard output: it gets a listener from each test file, and one process runs many of them.
+    const logger = createLogger(settings, { write: () => undefined });
+    const plane = await createApp(settings, { logger, ...replacements });
     await plane.app.listen({ host: '127.0.0.1', port: 0 });
     const { port } = plane.app.getHttpServer().address() as AddressInfo;
     return new TestServer(plane, `http://127.0.0.1:${port}`, folder);
