@@ -1,6 +1,14 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { AuditLog } from '../../src/operators/audit-log';
-import { ADMIN_TOKEN, type Answer, dnsTask, OPERATOR, TestClock, TestServer } from '../helpers/harness';
+import {
+  ADMIN_TOKEN,
+  type Answer,
+  dnsTask,
+  OPERATOR,
+  onPostgres,
+  TestClock,
+  TestServer,
+} from '../helpers/harness';
 
 let clock: TestClock;
 let server: TestServer;
@@ -362,6 +370,24 @@ describe('the audit log', () => {
     expect(await verification()).toMatchObject({ intact: true, last_id: 1_101 });
     await server.database.write((tx) => tx.run(`UPDATE audit_log SET address = 'x' WHERE id = 1000`));
     expect(await verification()).toMatchObject({ intact: false, broken_at: 1_000 });
+  });
+
+  // SQLite reads without a pause; on PostgreSQL each read waits for the server.
+  (onPostgres ? it.skip : it)('is verified while others are answered', async () => {
+    const audit = server.app.get(AuditLog);
+    await server.database.write(async (tx) => {
+      for (let i = 0; i < 5_000; i++)
+        await audit.record(tx, OPERATOR, { action: 'test', subject: `test/${i}` });
+    });
+    // Opens the connection, so that the next request takes few turns of the event loop.
+    await server.operator('GET', '/v1/tasks');
+    const order: unknown[] = [];
+    await Promise.all([
+      // Begins to read before the request is sent.
+      audit.verify().then(({ last_id, problem }) => order.push({ last_id, problem })),
+      server.operator('GET', '/v1/tasks').then(({ status }) => order.push({ status })),
+    ]);
+    expect(order).toEqual([{ status: 200 }, { last_id: 5_001, problem: null }]);
   });
 
   it('is for admins', async () => {
