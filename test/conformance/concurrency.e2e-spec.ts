@@ -1,6 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ConcurrencyService } from '../../src/concurrency/concurrency.service';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 const DAY_MS = 86_400_000;
@@ -27,13 +26,7 @@ async function claim(who: Credentials, capacities: Record<string, number> = { dn
   return body.leases;
 }
 
-/** Time passes while the service runs. */
-async function pass(ms: number): Promise<void> {
-  for (let left = ms; left > 0; left -= 1_000) {
-    clock.advance(Math.min(left, 1_000));
-    await server.app.get(QueueUpkeep).reap();
-  }
-}
+const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
 /** The ids of tasks in a state, oldest first. */
 async function inState(state: string): Promise<number[]> {

@@ -1,4 +1,3 @@
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import {
   type Answer,
   type Credentials,
@@ -33,13 +32,7 @@ describe('the fleet', () => {
   const listed = async (query = ''): Promise<number[]> =>
     (await list(query)).body.items.map((item: { id: number }) => item.id);
 
-  /** Time passes while the service runs. */
-  async function pass(ms: number): Promise<void> {
-    for (let left = ms; left > 0; left -= 1_000) {
-      clock.advance(Math.min(left, 1_000));
-      await server.app.get(QueueUpkeep).reap();
-    }
-  }
+  const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
   async function restart(afterMs: number): Promise<void> {
     await server.stop({ keep: true });

@@ -1,5 +1,4 @@
 import { hashToken, mintToken } from '../../src/http/tokens';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -22,13 +21,7 @@ const stored = async (): Promise<number> =>
   (await server.rows<{ n: number }>('SELECT count(*) AS n FROM tasks'))[0]?.n as number;
 const instant = (fromNowMs: number): string => new Date(clock.now() + fromNowMs).toISOString();
 
-/** Time passes while the service runs: the upkeep of the queue sees every second of it. */
-async function pass(ms: number): Promise<void> {
-  for (let left = ms; left > 0; left -= 1_000) {
-    clock.advance(Math.min(left, 1_000));
-    await server.app.get(QueueUpkeep).reap();
-  }
-}
+const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
 async function claim(who: Credentials, capacities: Record<string, number>): Promise<any[]> {
   return (await server.agent(who, '/claim', { capacities })).body.leases;

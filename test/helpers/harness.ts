@@ -6,6 +6,7 @@ import { type ControlPlane, createApp, type Replacements } from '../../src/app';
 import { Clock } from '../../src/clock';
 import type { AgentIdentity, OperatorIdentity } from '../../src/http/decorators';
 import { hashToken } from '../../src/http/tokens';
+import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
 import { createLogger } from '../../src/telemetry/logger';
@@ -203,6 +204,14 @@ export class TestServer {
     }
   }
 
+  /** The same, while the upkeep of the queue sees every second of it: leases expire, and tasks come due. */
+  async passKept(clock: TestClock, ms: number): Promise<void> {
+    for (let left = ms; left > 0; left -= 1_000) {
+      clock.advance(Math.min(left, 1_000));
+      await this.app.get(QueueUpkeep).reap();
+    }
+  }
+
   /** Calls as the admin. */
   operator(
     method: string,
@@ -346,6 +355,9 @@ export const identityOf = (who: Credentials): AgentIdentity => ({
   id: who.agent_id,
   tokenHash: hashToken(who.auth_token),
 });
+
+/** A token with another last character, which its checksum shows. */
+export const withTypo = (token: string): string => token.slice(0, -1) + (token.endsWith('0') ? '1' : '0');
 
 /** A dns task. */
 export const dnsTask = (fields: object = {}, spec: object = {}) => ({
