@@ -279,19 +279,9 @@ export class RegistrationService {
     }
     await tx.run('UPDATE agents SET handed_over_at = $2 WHERE id = $1', known.id, now);
     await this.agents.putOut(tx, known.id);
-    await this.audit.record(
-      tx,
-      { ...PROCESS, address },
-      {
-        action: 'agent.hand-over',
-        subject: `agent/${known.id}`,
-        before: {
-          labels: await this.agents.dropLabels(tx, known.id),
-          last_heartbeat_at: toTimestamp(known.last_heartbeat_at),
-        },
-        after: { proof: false },
-      },
-    );
+    const labels = await this.agents.dropLabels(tx, known.id);
+    const last_heartbeat_at = toTimestamp(known.last_heartbeat_at);
+    await this.recordHandOver(tx, known.id, address, false, { labels, last_heartbeat_at });
   }
 
   /** Gives an agent back to an owner; who has it meanwhile loses it at once. */
@@ -299,15 +289,22 @@ export class RegistrationService {
     await tx.run('UPDATE agents SET handed_over_at = NULL WHERE id = $1', known.id);
     await this.agents.forgetOwners(tx, known.id);
     await this.agents.putOut(tx, known.id);
-    await this.audit.record(
+    const handed_over_at = toTimestamp(known.handed_over_at);
+    await this.recordHandOver(tx, known.id, address, true, { handed_over_at });
+  }
+
+  /** Records in the audit log that an agent has another holder, and whether that one proved to be its owner. */
+  private recordHandOver(
+    tx: Transaction,
+    agentId: number,
+    address: string,
+    proof: boolean,
+    before: object,
+  ): Promise<void> {
+    return this.audit.record(
       tx,
       { ...PROCESS, address },
-      {
-        action: 'agent.hand-over',
-        subject: `agent/${known.id}`,
-        before: { handed_over_at: toTimestamp(known.handed_over_at) },
-        after: { proof: true },
-      },
+      { action: 'agent.hand-over', subject: `agent/${agentId}`, before, after: { proof } },
     );
   }
 

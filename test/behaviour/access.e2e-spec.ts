@@ -14,6 +14,7 @@ import {
   credentialsOf,
   TestClock,
   TestServer,
+  withTypo,
 } from '../helpers/harness';
 
 const UNAUTHORIZED = {
@@ -92,7 +93,6 @@ async function readsOf(request: () => Promise<unknown>): Promise<number> {
 
 /** Another token of the same form: one that was minted and is nobody's. */
 const strangersToken = () => mintToken('dcpa_');
-const withTypo = (token: string) => token.slice(0, -1) + (token.endsWith('0') ? '1' : '0');
 
 describe('an agent', () => {
   it('is let in with its credentials, at both paths', async () => {
@@ -135,7 +135,6 @@ describe('an agent', () => {
     ['x-agent-id', '0'],
     ['x-agent-id', '-1'],
     ['x-agent-id', '1, 2'],
-    ['x-agent-id', '9007199254740992'],
     ['x-agent-token', 'with space'],
     ['x-agent-token', 'x'.repeat(513)],
     ['x-agent-token', 'caf\u00e9'],

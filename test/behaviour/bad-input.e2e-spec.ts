@@ -16,6 +16,7 @@ const COUNTS = `SELECT (SELECT count(*) FROM tasks) AS tasks, (SELECT count(*) F
   (SELECT count(*) FROM agent_metrics) AS metrics, (SELECT count(*) FROM idempotency_keys) AS keys,
   (SELECT string_agg(state, ' ' ORDER BY id) FROM tasks) AS states`;
 
+/** What may meet SQL, and differs between the databases: test/conformance/values-at-the-edge.e2e-spec.ts. */
 describe('bad input', () => {
   let server: TestServer;
   let agent: Credentials;
@@ -36,8 +37,6 @@ describe('bad input', () => {
   // The one promise of all that follows: nothing is stored.
   afterEach(async () => expect(await server.rows(COUNTS)).toEqual(before));
 
-  const HUGE = Number.MAX_SAFE_INTEGER + 1;
-
   /** Body, and the field that the answer must name. */
   const WRONG: Record<string, [body: unknown, field: string][]> = {
     '/register': [
@@ -57,7 +56,6 @@ describe('bad input', () => {
       [{ agent_id: 0 }, 'agent_id'],
       [{ agent_id: -1 }, 'agent_id'],
       [{ agent_id: 1.5 }, 'agent_id'],
-      [{ agent_id: HUGE }, 'agent_id'],
       [{ agent_id: null }, 'agent_id'],
     ],
     '/claim': [
@@ -67,7 +65,6 @@ describe('bad input', () => {
       [{ agent_id: 1, capacities: { dns: -1 } }, 'capacities.dns'],
       [{ agent_id: 1, capacities: { dns: 1.5 } }, 'capacities.dns'],
       [{ agent_id: 1, capacities: { dns: '5' } }, 'capacities.dns'],
-      [{ agent_id: 1, capacities: { dns: HUGE } }, 'capacities.dns'],
       [{ agent_id: 1, capacities: { smtp: 1 } }, 'capacities.smtp'],
       [{ agent_id: 1, capacities: { dns: 1 }, wait_ms: -1 }, 'wait_ms'],
       [{ agent_id: 1, capacities: { dns: 1 }, wait_ms: 30_001 }, 'wait_ms'],
@@ -81,7 +78,6 @@ describe('bad input', () => {
       [{ agent_id: 1, lease_ids: [1], extend_by_ms: 0.5 }, 'extend_by_ms'],
       [{ agent_id: 1, lease_ids: [1, 1], extend_by_ms: 1_000 }, 'lease_ids.1'],
       [{ agent_id: 1, lease_ids: [0], extend_by_ms: 1_000 }, 'lease_ids.0'],
-      [{ agent_id: 1, lease_ids: [HUGE], extend_by_ms: 1_000 }, 'lease_ids.0'],
       [{ agent_id: 1, lease_ids: ['1'], extend_by_ms: 1_000 }, 'lease_ids.0'],
       [
         { agent_id: 1, lease_ids: Array.from({ length: 1_001 }, (_, i) => i + 1), extend_by_ms: 1_000 },
@@ -125,7 +121,6 @@ describe('bad input', () => {
       [{ tasks: [dnsTask(), { kind: 'tcp', spec: { host: 'a', port: 0 } }] }, 'tasks.1.spec.port'],
       [{ tasks: [{ kind: 'http', spec: { url: 'ftp://a' } }] }, 'tasks.0.spec.url'],
       [{ tasks: [dnsTask({ priority: 1.5 })] }, 'tasks.0.priority'],
-      [{ tasks: [dnsTask({ priority: HUGE })] }, 'tasks.0.priority'],
       [{ tasks: [dnsTask({ max_attempts: 0 })] }, 'tasks.0.max_attempts'],
       [{ tasks: [dnsTask({ run_at: 'tomorrow' })] }, 'tasks.0.run_at'],
       [{ tasks: [dnsTask({ run_at: 5 })] }, 'tasks.0.run_at'],
@@ -135,10 +130,7 @@ describe('bad input', () => {
         'tasks.0.not_after',
       ],
       [{ tasks: [dnsTask({ unique_key: '' })] }, 'tasks.0.unique_key'],
-      [{ tasks: [dnsTask({ unique_key: 'a\0' })] }, 'tasks.0.unique_key'],
-      [{ tasks: [dnsTask({ unique_key: '\ud800' })] }, 'tasks.0.unique_key'],
       [{ tasks: [dnsTask({}, { query: 'a\u202eb' })] }, 'tasks.0.spec.query'],
-      [{ tasks: [dnsTask({}, { query: '\udc00' })] }, 'tasks.0.spec.query'],
       ['{"tasks": [{"kind": "dns", "spec": {"query": "a", "__proto__": {}}}]}', 'tasks.0.spec.__proto__'],
       ['{"tasks": [], "__proto__": {}}', '__proto__'],
       [{ tasks: [dnsTask({ state: 'completed' })] }, 'tasks.0.state'],
@@ -431,7 +423,7 @@ describe('bad input', () => {
       expect(answer.headers.get('allow')).not.toContain(method);
     });
 
-    it.each(['abc', '0', '-1', '1.5', '9007199254740992', '1e3'])('the id %s is refused', async (id) => {
+    it.each(['abc', '0', '-1', '1.5', '1e3'])('the id %s is refused', async (id) => {
       for (const path of [`/v1/tasks/${id}`, `/v1/agents/${id}`]) {
         const { status, body } = await server.operator('GET', path);
         expect([status, body.error]).toEqual([400, 'ERR_VALIDATION']);

@@ -9,13 +9,13 @@ import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createUDPServer, Packet } from 'dns2';
+import { endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 
 /** The whole path as a newcomer walks it: the server as a process, a task, the example agent, a real lookup, its result. */
 describe('the first path', () => {
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
-  const children: ChildProcess[] = [];
   const dnsServer = createUDPServer((request, send) => {
     const response = Packet.createResponseFromRequest(request);
     const [question] = request.questions;
@@ -37,17 +37,11 @@ describe('the first path', () => {
       env: { PATH: process.env.PATH, ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
-    children.push(child);
-    return child;
+    return track(child);
   }
 
   afterAll(async () => {
-    for (const child of children) {
-      if (child.exitCode === null && child.signalCode === null) {
-        child.kill('SIGKILL');
-        await once(child, 'exit');
-      }
-    }
+    await endAll();
     dnsServer.close();
     rmSync(folder, { recursive: true, force: true });
   });

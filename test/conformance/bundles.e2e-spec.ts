@@ -22,12 +22,12 @@ let clock: TestClock;
 let server: TestServer;
 let agent: Credentials;
 
-beforeEach(async () => {
+const start = async () => {
   clock = new TestClock();
   server = await TestServer.start({}, { clock });
   agent = await server.register('probe');
-});
-afterEach(() => server.stop());
+};
+const stop = () => server.stop();
 
 /** Publishes as an operator does. */
 async function publish(
@@ -78,6 +78,9 @@ async function isGenuine(bundle: Record<string, unknown>, from = server): Promis
 }
 
 describe('without a bundle', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   test('there is nothing to fetch yet, and the heartbeat names no revision', async () => {
     const { status, body } = await fetchConfig('*');
     expect(status).toBe(404);
@@ -86,37 +89,16 @@ describe('without a bundle', () => {
   });
 });
 
-describe('a published bundle', () => {
-  const CONFIG = {
-    zeta: [1, 0.1, -5e-7, 2 ** 53 - 1],
-    alpha: { '€': 'ü\u2028"\\\n', '😀': null, ﬃ: true },
-    a: [],
-  };
+const CONFIG = {
+  zeta: [1, 0.1, -5e-7, 2 ** 53 - 1],
+  alpha: { '€': 'ü\u2028"\\\n', '😀': null, ﬃ: true },
+  a: [],
+};
 
-  test('is what was published, signed, and verified by the published key', async () => {
-    await publish(CONFIG);
-    const { status, headers, body } = await fetchConfig();
-    expect(status).toBe(200);
-    expect(headers.get('content-type')).toBe('application/json; charset=utf-8');
-    expect(body).toEqual({
-      revision: expect.stringMatching(/^[0-9a-f]{16}$/),
-      seq: 1,
-      issued_at: '2026-01-01T00:00:00.000Z',
-      expires_at: '2026-01-31T00:00:00.000Z',
-      config: CONFIG,
-      signature: expect.any(String),
-    });
-    expect(headers.get('etag')).toBe(`"${body.revision}"`);
-    expect(headers.get('cache-control')).toBe('private, no-cache');
-    expect(await isGenuine(body)).toBe(true);
-    for (const change of [
-      { seq: 2 },
-      { revision: 'x' },
-      { expires_at: '2027-01-01T00:00:00.000Z' },
-      { config: {} },
-    ])
-      expect(await isGenuine({ ...body, ...change })).toBe(false);
-  });
+// Each test publishes its own, so one server will do.
+describe('a bundle', () => {
+  beforeAll(start);
+  afterAll(stop);
 
   test('is the same under both paths, and named by the heartbeat', async () => {
     const { revision } = await publish(CONFIG);
@@ -177,6 +159,36 @@ describe('a published bundle', () => {
     expect(status).toBe(200);
     expect(body).toEqual(second);
   });
+});
+
+describe('a published bundle', () => {
+  beforeEach(start);
+  afterEach(stop);
+
+  test('is what was published, signed, and verified by the published key', async () => {
+    await publish(CONFIG);
+    const { status, headers, body } = await fetchConfig();
+    expect(status).toBe(200);
+    expect(headers.get('content-type')).toBe('application/json; charset=utf-8');
+    expect(body).toEqual({
+      revision: expect.stringMatching(/^[0-9a-f]{16}$/),
+      seq: 1,
+      issued_at: '2026-01-01T00:00:00.000Z',
+      expires_at: '2026-01-31T00:00:00.000Z',
+      config: CONFIG,
+      signature: expect.any(String),
+    });
+    expect(headers.get('etag')).toBe(`"${body.revision}"`);
+    expect(headers.get('cache-control')).toBe('private, no-cache');
+    expect(await isGenuine(body)).toBe(true);
+    for (const change of [
+      { seq: 2 },
+      { revision: 'x' },
+      { expires_at: '2027-01-01T00:00:00.000Z' },
+      { config: {} },
+    ])
+      expect(await isGenuine({ ...body, ...change })).toBe(false);
+  });
 
   test('has a seq of its own when many are published at once, and the greatest is in force', async () => {
     const bundles = await Promise.all(Array.from({ length: 8 }, (_, i) => publish({ version: i })));
@@ -219,7 +231,13 @@ test('a 304 costs as much of the quota as a 200', async () => {
   }
 });
 
+const pemOf = () =>
+  generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
+
 describe('the signing key', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   const restart = async (): Promise<void> => {
     const { folder } = server;
     await server.stop({ keep: true });
@@ -279,8 +297,6 @@ describe('the signing key', () => {
     },
   );
 
-  const pemOf = () =>
-    generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
   const kids = async (): Promise<string[]> =>
     (await server.request('GET', '/.well-known/jwks.json')).body.keys.map(({ kid }: { kid: string }) => kid);
   const kidOf = ({ signature }: Record<string, unknown>): string =>
@@ -336,21 +352,6 @@ describe('the signing key', () => {
     server = await TestServer.start({}, { clock, folder });
   });
 
-  test('beside a database in memory leaves no file', async () => {
-    const inMemory = await TestServer.start(
-      { DATABASE_URL: 'sqlite::memory:', SIGNING_KEY_FILE: 'default' },
-      { clock },
-    );
-    try {
-      await publish({ version: 1 }, undefined, inMemory);
-      agent = await inMemory.register('probe');
-      expect(await isGenuine((await fetchConfig(undefined, '/config', inMemory)).body, inMemory)).toBe(true);
-      expect(existsSync('control-plane.signing-key.pem')).toBe(false);
-    } finally {
-      await inMemory.stop();
-    }
-  });
-
   test('can be one that a setting names', async () => {
     const { privateKey, publicKey } = generateKeyPairSync('ed25519');
     const file = join(server.folder, 'mine.pem');
@@ -364,7 +365,26 @@ describe('the signing key', () => {
       await other.stop();
     }
   });
+});
 
+describe('a signing key', () => {
+  test('beside a database in memory leaves no file', async () => {
+    const inMemory = await TestServer.start(
+      { DATABASE_URL: 'sqlite::memory:', SIGNING_KEY_FILE: 'default' },
+      { clock: new TestClock() },
+    );
+    try {
+      await publish({ version: 1 }, undefined, inMemory);
+      agent = await inMemory.register('probe');
+      expect(await isGenuine((await fetchConfig(undefined, '/config', inMemory)).body, inMemory)).toBe(true);
+      expect(existsSync('control-plane.signing-key.pem')).toBe(false);
+    } finally {
+      await inMemory.stop();
+    }
+  });
+});
+
+describe('a signing key that is no good', () => {
   const PEMS: [string, string][] = [
     ['nothing', ''],
     ['a key and half of another', `${pemOf()}${pemOf().slice(0, 80)}`],

@@ -1,6 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ConcurrencyService } from '../../src/concurrency/concurrency.service';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 const DAY_MS = 86_400_000;
@@ -27,13 +26,7 @@ async function claim(who: Credentials, capacities: Record<string, number> = { dn
   return body.leases;
 }
 
-/** Time passes while the service runs. */
-async function pass(ms: number): Promise<void> {
-  for (let left = ms; left > 0; left -= 1_000) {
-    clock.advance(Math.min(left, 1_000));
-    await server.app.get(QueueUpkeep).reap();
-  }
-}
+const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
 /** The ids of tasks in a state, oldest first. */
 async function inState(state: string): Promise<number[]> {
@@ -384,54 +377,6 @@ describe('concurrency windows', () => {
     });
   });
 
-  describe('refused', () => {
-    it.each<[string, unknown, string]>([
-      ['nothing', undefined, 'limits'],
-      ['an empty list', [], 'limits'],
-      ['1,001', Array.from({ length: 1_001 }, (_, i) => ({ kind: `k${i}`, ceiling: 1 })), 'limits'],
-      ['no object', [{ ceiling: 1 }, 5], 'limits.1'],
-      ['no ceiling', [{ kind: 'dns' }], 'limits.0.ceiling'],
-      ['a negative ceiling', [{ kind: 'dns', ceiling: -1 }], 'limits.0.ceiling'],
-      ['a fraction', [{ kind: 'dns', ceiling: 1.5 }], 'limits.0.ceiling'],
-      ['a ceiling too high', [{ kind: 'dns', ceiling: 1_000_001 }], 'limits.0.ceiling'],
-      ['a text', [{ kind: 'dns', ceiling: '5' }], 'limits.0.ceiling'],
-      ['a target without a kind', [{ target: 'a', ceiling: 1 }], 'limits.0.target'],
-      ['an empty kind', [{ kind: '', ceiling: 1 }], 'limits.0.kind'],
-      ['an empty target', [{ kind: 'dns', target: '', ceiling: 1 }], 'limits.0.target'],
-      ['a target too long', [{ kind: 'dns', target: 't'.repeat(513), ceiling: 1 }], 'limits.0.target'],
-      ['a kind that is no text', [{ kind: 5, ceiling: 1 }], 'limits.0.kind'],
-      ['another field', [{ kind: 'dns', ceiling: 1, scope: 'kind' }], 'limits.0.scope'],
-      [
-        'a window twice',
-        [
-          { kind: 'dns', ceiling: 1 },
-          { kind: 'dns', target: null, ceiling: 2 },
-        ],
-        'limits.1',
-      ],
-    ])('%s', async (_, limits, field) => {
-      const answer = await server.operator('PUT', '/v1/concurrency/limits', { limits });
-      expect(answer).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
-      expect(Object.keys(answer.body.details)).toEqual([field]);
-      // All or nothing.
-      expect((await windows()).body.items).toEqual([]);
-    });
-
-    it.each([
-      ['scope=all', 'scope'],
-      [`kind=${'k'.repeat(65)}`, 'kind'],
-      [`target=${'t'.repeat(513)}`, 'target'],
-      ['limit=0', 'limit'],
-      ['limit=501', 'limit'],
-      ['cursor=x', 'cursor'],
-      ['full=true', 'full'],
-    ])('a list with ?%s', async (query, field) => {
-      const answer = await windows(`?${query}`);
-      expect(answer).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
-      expect(Object.keys(answer.body.details)).toEqual([field]);
-    });
-  });
-
   describe('the list', () => {
     it('filters, and gives every window once on pages of any size', async () => {
       await server.enqueue(at('a'), at('b'), ping('a'), ping('b'), ping('c'));
@@ -589,4 +534,62 @@ describe('concurrency windows', () => {
     for (const { state } of ended) expect(['completed', 'cancelled', 'dead']).toContain(state);
     expect((await windows('?scope=global')).body.items).toMatchObject([{ ready: 0, leased: 0, waiting: 0 }]);
   }, 60_000);
+});
+
+// Nothing of this is stored, so one server will do.
+describe('refused', () => {
+  beforeAll(async () => {
+    clock = new TestClock();
+    server = await TestServer.start({}, { clock });
+  });
+  afterAll(async () => {
+    await expectCountersToMatch();
+    await server.stop();
+  });
+
+  it.each<[string, unknown, string]>([
+    ['nothing', undefined, 'limits'],
+    ['an empty list', [], 'limits'],
+    ['1,001', Array.from({ length: 1_001 }, (_, i) => ({ kind: `k${i}`, ceiling: 1 })), 'limits'],
+    ['no object', [{ ceiling: 1 }, 5], 'limits.1'],
+    ['no ceiling', [{ kind: 'dns' }], 'limits.0.ceiling'],
+    ['a negative ceiling', [{ kind: 'dns', ceiling: -1 }], 'limits.0.ceiling'],
+    ['a fraction', [{ kind: 'dns', ceiling: 1.5 }], 'limits.0.ceiling'],
+    ['a ceiling too high', [{ kind: 'dns', ceiling: 1_000_001 }], 'limits.0.ceiling'],
+    ['a text', [{ kind: 'dns', ceiling: '5' }], 'limits.0.ceiling'],
+    ['a target without a kind', [{ target: 'a', ceiling: 1 }], 'limits.0.target'],
+    ['an empty kind', [{ kind: '', ceiling: 1 }], 'limits.0.kind'],
+    ['an empty target', [{ kind: 'dns', target: '', ceiling: 1 }], 'limits.0.target'],
+    ['a target too long', [{ kind: 'dns', target: 't'.repeat(513), ceiling: 1 }], 'limits.0.target'],
+    ['a kind that is no text', [{ kind: 5, ceiling: 1 }], 'limits.0.kind'],
+    ['another field', [{ kind: 'dns', ceiling: 1, scope: 'kind' }], 'limits.0.scope'],
+    [
+      'a window twice',
+      [
+        { kind: 'dns', ceiling: 1 },
+        { kind: 'dns', target: null, ceiling: 2 },
+      ],
+      'limits.1',
+    ],
+  ])('%s', async (_, limits, field) => {
+    const answer = await server.operator('PUT', '/v1/concurrency/limits', { limits });
+    expect(answer).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
+    expect(Object.keys(answer.body.details)).toEqual([field]);
+    // All or nothing.
+    expect((await windows()).body.items).toEqual([]);
+  });
+
+  it.each([
+    ['scope=all', 'scope'],
+    [`kind=${'k'.repeat(65)}`, 'kind'],
+    [`target=${'t'.repeat(513)}`, 'target'],
+    ['limit=0', 'limit'],
+    ['limit=501', 'limit'],
+    ['cursor=x', 'cursor'],
+    ['full=true', 'full'],
+  ])('a list with ?%s', async (query, field) => {
+    const answer = await windows(`?${query}`);
+    expect(answer).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
+    expect(Object.keys(answer.body.details)).toEqual([field]);
+  });
 });

@@ -19,11 +19,11 @@ const DAY_S = 86_400;
 let clock: TestClock;
 let server: TestServer;
 
-beforeEach(async () => {
+const start = async () => {
   clock = new TestClock();
   server = await TestServer.start({}, { clock });
-});
-afterEach(() => server.stop());
+};
+const stop = () => server.stop();
 
 const operator = (method: string, path: string, body?: unknown, headers?: Record<string, string>) =>
   server.operator(method, `/v1/configs${path}`, body, headers);
@@ -42,6 +42,9 @@ const fetched = async (agent: Credentials): Promise<Answer> =>
 const stored = () => server.rows<{ seq: number }>('SELECT seq FROM agent_configs ORDER BY seq');
 
 describe('publishing', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   test('puts the answered bundle in force', async () => {
     const agent = await server.register();
     const bundle = await publish({ resolvers: ['192.0.2.53'] });
@@ -68,31 +71,6 @@ describe('publishing', () => {
       ]);
     }
     expect(await stored()).toHaveLength(3);
-  });
-
-  test.each<[string, unknown, string]>([
-    ['an integer that doubles can not hold', '{"config":{"a":[{"b":9007199254740993}]}}', 'config.a.0.b'],
-    ['a very large number', '{"config":{"a":1e300}}', 'config.a'],
-    ['a number that overflows', '{"config":{"a":1e999}}', 'config.a'],
-    ['half a surrogate pair', '{"config":{"a":"\\ud83d"}}', 'config.a'],
-    ['half a surrogate pair in a name', '{"config":{"a":{"\\udc00":1}}}', 'config.a.\ufffd'],
-    ['a name twice', '{"config":{"a":{"b":1,"b":1}}}', 'config.a.b'],
-    ['63 levels', `{"config":${'{"a":'.repeat(63)}{}${'}'.repeat(63)}}`, 'body'],
-    ['more than a mebibyte', { config: { a: 'x'.repeat(1_048_576) } }, 'config'],
-    ['a list', { config: [] }, 'config'],
-    ['a text', { config: '{}' }, 'config'],
-    ['null', { config: null }, 'config'],
-    ['nothing', {}, 'config'],
-    ['another field', { config: {}, expires_at: '2027-01-01T00:00:00Z' }, 'expires_at'],
-  ])('refuses %s and names where', async (_, body, field) => {
-    const before = await publish({ version: 1 });
-    const refused = await operator('POST', '', body);
-    expect(refused.status).toBe(400);
-    expect(refused.body).toMatchObject({ error: 'ERR_VALIDATION', details: { [field]: expect.any(String) } });
-    expect((await operator('GET', '')).body.items).toMatchObject([
-      { revision: before.revision, in_force: true },
-    ]);
-    expect(await stored()).toHaveLength(1);
   });
 
   test('twice under one Idempotency-Key is once, however the fields are ordered', async () => {
@@ -146,33 +124,75 @@ describe('publishing', () => {
   });
 });
 
-test('what was published, by whom and from what, is in the audit log, and nothing of what was refused', async () => {
-  const first = await publish({ secret: 'not for the log' }, 60);
-  const key = { 'idempotency-key': 'back' };
-  const { body: back } = await operator('POST', `/${first.revision}/rollback`, {}, key);
-  await operator('POST', `/${first.revision}/rollback`, {}, key);
-  await operator('POST', '', { config: { a: 1e300 } });
-  await operator('POST', '/0123456789abcdef/rollback');
-  const before = await server.operator('GET', '/v1/audit');
-  const entries = before.body.items.filter(({ action }: any) => action.startsWith('config.'));
-  expect(entries).toMatchObject([
-    {
-      action: 'config.rollback',
-      subject: `config/${back.revision}`,
-      operator_token_id: expect.any(Number),
-      after: { seq: 2, expires_at: back.expires_at, from: first.revision },
-    },
-    {
-      action: 'config.publish',
-      subject: `config/${first.revision}`,
-      before: null,
-      after: { seq: 1, expires_at: first.expires_at },
-    },
-  ]);
-  expect(JSON.stringify(entries)).not.toContain('not for the log');
+// Nothing of this is stored, so one server will do.
+describe('what is published', () => {
+  let before: { revision: string };
+  beforeAll(async () => {
+    await start();
+    before = await publish({ version: 1 });
+  });
+  afterAll(stop);
+
+  test.each<[string, unknown, string]>([
+    ['an integer that doubles can not hold', '{"config":{"a":[{"b":9007199254740993}]}}', 'config.a.0.b'],
+    ['a very large number', '{"config":{"a":1e300}}', 'config.a'],
+    ['a number that overflows', '{"config":{"a":1e999}}', 'config.a'],
+    ['half a surrogate pair', '{"config":{"a":"\\ud83d"}}', 'config.a'],
+    ['half a surrogate pair in a name', '{"config":{"a":{"\\udc00":1}}}', 'config.a.\ufffd'],
+    ['a name twice', '{"config":{"a":{"b":1,"b":1}}}', 'config.a.b'],
+    ['63 levels', `{"config":${'{"a":'.repeat(63)}{}${'}'.repeat(63)}}`, 'body'],
+    ['more than a mebibyte', { config: { a: 'x'.repeat(1_048_576) } }, 'config'],
+    ['a list', { config: [] }, 'config'],
+    ['a text', { config: '{}' }, 'config'],
+    ['null', { config: null }, 'config'],
+    ['nothing', {}, 'config'],
+    ['another field', { config: {}, expires_at: '2027-01-01T00:00:00Z' }, 'expires_at'],
+  ])('is not %s, and the answer names where', async (_, body, field) => {
+    const refused = await operator('POST', '', body);
+    expect(refused.status).toBe(400);
+    expect(refused.body).toMatchObject({ error: 'ERR_VALIDATION', details: { [field]: expect.any(String) } });
+    expect((await operator('GET', '')).body.items).toMatchObject([
+      { revision: before.revision, in_force: true },
+    ]);
+    expect(await stored()).toHaveLength(1);
+  });
+});
+
+describe('the audit log', () => {
+  beforeEach(start);
+  afterEach(stop);
+
+  test('tells what was published, by whom and from what, and nothing of what was refused', async () => {
+    const first = await publish({ secret: 'not for the log' }, 60);
+    const key = { 'idempotency-key': 'back' };
+    const { body: back } = await operator('POST', `/${first.revision}/rollback`, {}, key);
+    await operator('POST', `/${first.revision}/rollback`, {}, key);
+    await operator('POST', '', { config: { a: 1e300 } });
+    await operator('POST', '/0123456789abcdef/rollback');
+    const before = await server.operator('GET', '/v1/audit');
+    const entries = before.body.items.filter(({ action }: any) => action.startsWith('config.'));
+    expect(entries).toMatchObject([
+      {
+        action: 'config.rollback',
+        subject: `config/${back.revision}`,
+        operator_token_id: expect.any(Number),
+        after: { seq: 2, expires_at: back.expires_at, from: first.revision },
+      },
+      {
+        action: 'config.publish',
+        subject: `config/${first.revision}`,
+        before: null,
+        after: { seq: 1, expires_at: first.expires_at },
+      },
+    ]);
+    expect(JSON.stringify(entries)).not.toContain('not for the log');
+  });
 });
 
 describe('reading', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   test('pages newest first, without the content', async () => {
     for (let version = 1; version <= 5; version++) await publish({ version });
     const seqs: number[] = [];
@@ -249,6 +269,9 @@ describe('reading', () => {
 });
 
 describe('rolling back', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   test('publishes the old content under a new revision and a higher seq', async () => {
     const agent = await server.register();
     const first = await publish({ version: 1 }, 60);
@@ -284,11 +307,15 @@ describe('rolling back', () => {
   });
 });
 
+const beat = (agent: Credentials, fields: object = {}) => server.agent(agent, '/heartbeat', fields);
+const configOf = async ({ agent_id }: Credentials) =>
+  (await server.operator('GET', `/v1/agents/${agent_id}`)).body.config;
+
 describe('a roll-out', () => {
-  const beat = (agent: Credentials, fields: object = {}) => server.agent(agent, '/heartbeat', fields);
+  beforeEach(start);
+  afterEach(stop);
+
   const rolloutOf = async (revision: string) => (await operator('GET', `/${revision}`)).body.rollout;
-  const configOf = async ({ agent_id }: Credentials) =>
-    (await server.operator('GET', `/v1/agents/${agent_id}`)).body.config;
 
   test('shows at each agent and is counted at each revision', async () => {
     const agents: Credentials[] = [];
@@ -365,6 +392,12 @@ describe('a roll-out', () => {
     await beat(first);
     expect(await configOf(first)).toMatchObject({ status: 'failed' });
   });
+});
+
+// Each test has an agent of its own, so one server will do.
+describe('the state of a roll-out', () => {
+  beforeAll(start);
+  afterAll(stop);
 
   test.each<[object, string[]]>([
     [{ config_revision: 'a' }, ['config_status']],
@@ -393,14 +426,16 @@ describe('the example that verifies a bundle', () => {
   let agent: Credentials;
   beforeEach(async () => {
     // The example goes by the machine's clock.
-    await server.stop();
     clock = new TestClock(Date.now());
     server = await TestServer.start({}, { clock });
     agent = await server.register();
     folder = mkdtempSync(join(tmpdir(), 'verify-config-'));
     writeFileSync(join(folder, 'keys.json'), JSON.stringify(await publishedKeys()));
   });
-  afterEach(() => rmSync(folder, { recursive: true }));
+  afterEach(async () => {
+    rmSync(folder, { recursive: true });
+    await stop();
+  });
 
   const publishedKeys = async () => (await server.request('GET', '/.well-known/jwks.json')).body;
 

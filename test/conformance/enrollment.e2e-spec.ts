@@ -6,6 +6,7 @@ import {
   dnsTask,
   TestClock,
   TestServer,
+  withTypo,
 } from '../helpers/harness';
 
 const TOKENS = '/v1/enrollment-tokens';
@@ -49,7 +50,6 @@ const label = (id: number, labels: unknown): Promise<Answer> =>
   server.operator('PUT', `/v1/agents/${id}/labels`, { labels });
 const audit = async (action: string): Promise<Answer['body'][]> =>
   (await server.operator('GET', `/v1/audit?action=${action}`)).body.items;
-const withTypo = (token: string) => token.slice(0, -1) + (token.endsWith('0') ? '1' : '0');
 
 describe('an enrollment token', () => {
   it('is shown once, kept as a hash, and listed without its secret', async () => {

@@ -1,4 +1,3 @@
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import {
   type Answer,
   type Credentials,
@@ -16,29 +15,24 @@ describe('the fleet', () => {
   let server: TestServer;
   let clock: TestClock;
 
-  beforeEach(async () => {
+  const start = async () => {
     clock = new TestClock();
     server = await TestServer.start({}, { clock });
-  });
-  afterEach(() => server.stop());
+  };
+  const stop = () => server.stop();
 
   const path = (who: Credentials, verb = ''): string => `/v1/agents/${who.agent_id}${verb && `/${verb}`}`;
   const view = (who: Credentials): Promise<Answer> => server.operator('GET', path(who));
   const change = (who: Credentials, verb: string): Promise<Answer> =>
     server.operator('POST', path(who, verb));
+  const create = (body: object): Promise<Answer> => server.operator('POST', '/v1/agents', body);
   const remove = (who: Credentials): Promise<Answer> => server.operator('DELETE', path(who));
   const statusOf = async (who: Credentials): Promise<string> => (await view(who)).body.status;
   const list = (query = ''): Promise<Answer> => server.operator('GET', `/v1/agents${query}`);
   const listed = async (query = ''): Promise<number[]> =>
     (await list(query)).body.items.map((item: { id: number }) => item.id);
 
-  /** Time passes while the service runs. */
-  async function pass(ms: number): Promise<void> {
-    for (let left = ms; left > 0; left -= 1_000) {
-      clock.advance(Math.min(left, 1_000));
-      await server.app.get(QueueUpkeep).reap();
-    }
-  }
+  const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
   async function restart(afterMs: number): Promise<void> {
     await server.stop({ keep: true });
@@ -51,6 +45,9 @@ describe('the fleet', () => {
   }
 
   describe('an agent', () => {
+    beforeEach(start);
+    afterEach(stop);
+
     it('is shown as it registered', async () => {
       const named = await server.register('probe-1');
       const nameless = await server.register();
@@ -103,8 +100,14 @@ describe('the fleet', () => {
       await pass(60_000);
       expect((await view(agent)).body.live_leases).toBe(0);
     });
+  });
 
-    it.each(['0', '-1', 'abc', '1.5', '9007199254740992'])('can not have the id %s', async (id) => {
+  // Nothing of this is stored, so one server will do.
+  describe('refused', () => {
+    beforeAll(start);
+    afterAll(stop);
+
+    it.each(['0', '-1', 'abc', '1.5', '9007199254740992'])('is an agent with the id %s', async (id) => {
       const calls = [
         server.operator('GET', `/v1/agents/${id}`),
         server.operator('DELETE', `/v1/agents/${id}`),
@@ -116,7 +119,7 @@ describe('the fleet', () => {
       }
     });
 
-    it('is not found where there is none', async () => {
+    it('is an agent that there is not', async () => {
       const nobody = { agent_id: 999, auth_token: '' };
       const calls = [view(nobody), remove(nobody), ...VERBS.map((verb) => change(nobody, verb))];
       for (const answer of await Promise.all(calls)) {
@@ -126,9 +129,41 @@ describe('the fleet', () => {
         });
       }
     });
+    it.each([
+      ['status=deleted', 'status'],
+      ['status=active', 'status'],
+      ['status=', 'status'],
+      ['status=online&status=offline', 'status'],
+      [`hostname=${'h'.repeat(256)}`, 'hostname'],
+      ['limit=0', 'limit'],
+      ['limit=501', 'limit'],
+      ['cursor=x', 'cursor'],
+      ['state=online', 'state'],
+    ])('is a list with ?%s', async (query, field) => {
+      const answer = await list(`?${query}`);
+      expect(answer).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
+      expect(Object.keys(answer.body.details)).toEqual([field]);
+    });
+    it('is an agent made by hand from what is no good', async () => {
+      for (const [body, field] of [
+        [{ hostname: '' }, 'hostname'],
+        [{ hostname: 'a\n' }, 'hostname'],
+        [{ hostname: 'h'.repeat(256) }, 'hostname'],
+        [{ hostname: 7 }, 'hostname'],
+        [{ labels: { 'no name': 'a' } }, 'labels'],
+        [{ auth_token: 'mine' }, 'auth_token'],
+      ] as const) {
+        const refused = await create(body);
+        expect([body, refused.status, Object.keys(refused.body.details)]).toEqual([body, 400, [field]]);
+      }
+      expect(await listed()).toEqual([]);
+    });
   });
 
   describe('status', () => {
+    beforeEach(start);
+    afterEach(stop);
+
     it('is offline from the missed heartbeat on, and online again with the next', async () => {
       const agent = await server.register('probe-1');
       await pass(TIMEOUT_MS - 1);
@@ -202,6 +237,9 @@ describe('the fleet', () => {
   });
 
   describe('list', () => {
+    beforeEach(start);
+    afterEach(stop);
+
     /** One agent of each status, by its status. */
     async function oneOfEach(): Promise<Record<string, Credentials>> {
       const agents: Record<string, Credentials> = { offline: await server.register('offline-1') };
@@ -255,25 +293,13 @@ describe('the fleet', () => {
         }
       },
     );
-
-    it.each([
-      ['status=deleted', 'status'],
-      ['status=active', 'status'],
-      ['status=', 'status'],
-      ['status=online&status=offline', 'status'],
-      [`hostname=${'h'.repeat(256)}`, 'hostname'],
-      ['limit=0', 'limit'],
-      ['limit=501', 'limit'],
-      ['cursor=x', 'cursor'],
-      ['state=online', 'state'],
-    ])('refuses ?%s', async (query, field) => {
-      const answer = await list(`?${query}`);
-      expect(answer).toMatchObject({ status: 400, body: { error: 'ERR_VALIDATION' } });
-      expect(Object.keys(answer.body.details)).toEqual([field]);
-    });
   });
 
-  describe('decisions', () => {
+  // Each test has an agent of its own, so one server will do.
+  describe('a decision', () => {
+    beforeAll(start);
+    afterAll(stop);
+
     /** From where each decision leads where; what is not here is refused. */
     const LEADS: Record<string, Partial<Record<(typeof VERBS)[number], string>>> = {
       online: { disable: 'disabled', enable: 'online', drain: 'draining', revoke: 'revoked' },
@@ -290,7 +316,7 @@ describe('the fleet', () => {
     const CASES = Object.keys(LEADS).flatMap((from) => VERBS.map((verb) => [from, verb] as const));
 
     it.each(CASES)('an agent that is %s: %s', async (from, verb) => {
-      const agent = await server.register('probe-1');
+      const agent = await server.register(`${from}-${verb}`);
       for (const step of TO_REACH[from] as string[]) await change(agent, step);
       const before = (await view(agent)).body;
       const to = LEADS[from]?.[verb];
@@ -313,13 +339,18 @@ describe('the fleet', () => {
     it.each(CASES.filter(([, verb]) => verb === 'enable'))(
       'an agent that is %s can be deleted',
       async (from) => {
-        const agent = await server.register('probe-1');
+        const agent = await server.register(`${from}-deleted`);
         for (const step of TO_REACH[from] as string[]) await change(agent, step);
         const answer = await remove(agent);
         expect([answer.status, answer.body]).toEqual([204, '']);
         expect((await view(agent)).status).toBe(404);
       },
     );
+  });
+
+  describe('decisions', () => {
+    beforeEach(start);
+    afterEach(stop);
 
     it('let an agent in or out, with the token that it has', async () => {
       const agent = await server.register('probe-1');
@@ -357,6 +388,18 @@ describe('the fleet', () => {
       expect(removed.map(({ status }) => status).sort()).toEqual([204, 404, 404, 404, 404]);
     });
 
+    it('to delete an agent leave its results', async () => {
+      const agent = await server.register('probe-1');
+      const [id] = await server.enqueue(dnsTask());
+      const [{ lease_id }] = await claim(agent);
+      const observations = [{ name: 'rtt', value: 3 }];
+      await server.agent(agent, '/report', { completed: [{ lease_id, observations }], cancelled: [] });
+      const before = (await server.operator('GET', `/v1/tasks/${id}`)).body;
+      expect(before.leases).toMatchObject([{ agent_id: agent.agent_id, result: { observations } }]);
+      await remove(agent);
+      expect((await server.operator('GET', `/v1/tasks/${id}`)).body).toEqual(before);
+    });
+
     it('about other agents leave this one alone', async () => {
       const [one, two] = [await server.register('probe-1'), await server.register('probe-2')];
       await server.enqueue(dnsTask(), dnsTask());
@@ -376,6 +419,9 @@ describe('the fleet', () => {
   });
 
   describe('a hostname', () => {
+    beforeEach(start);
+    afterEach(stop);
+
     const register = (hostname: string, headers = {}): Promise<Answer> =>
       server.request('POST', '/register', { headers, body: { hostname } });
 
@@ -411,7 +457,8 @@ describe('the fleet', () => {
   });
 
   describe('an agent made by hand', () => {
-    const create = (body: object): Promise<Answer> => server.operator('POST', '/v1/agents', body);
+    beforeEach(start);
+    afterEach(stop);
 
     it('has credentials that are shown once and work, with no registration', async () => {
       const made = await create({ hostname: 'probe-1', labels: { region: 'fra' } });
@@ -483,24 +530,12 @@ describe('the fleet', () => {
       const made = await Promise.all(Array.from({ length: 5 }, () => create({ hostname: 'probe-1' })));
       expect(made.map(({ status }) => status).sort()).toEqual([201, 409, 409, 409, 409]);
     });
-
-    it('is not made from what is no good', async () => {
-      for (const [body, field] of [
-        [{ hostname: '' }, 'hostname'],
-        [{ hostname: 'a\n' }, 'hostname'],
-        [{ hostname: 'h'.repeat(256) }, 'hostname'],
-        [{ hostname: 7 }, 'hostname'],
-        [{ labels: { 'no name': 'a' } }, 'labels'],
-        [{ auth_token: 'mine' }, 'auth_token'],
-      ] as const) {
-        const refused = await create(body);
-        expect([body, refused.status, Object.keys(refused.body.details)]).toEqual([body, 400, [field]]);
-      }
-      expect(await listed()).toEqual([]);
-    });
   });
 
   describe('a rotation', () => {
+    beforeEach(start);
+    afterEach(stop);
+
     const rotate = (who: Credentials, body: object = {}): Promise<Answer> =>
       server.operator('POST', path(who, 'rotate'), body);
     const heartbeat = async (who: Credentials): Promise<number> =>
@@ -638,17 +673,5 @@ describe('the fleet', () => {
         { previous_token_hash: null },
       ]);
     });
-  });
-
-  it('keeps the results of a deleted agent', async () => {
-    const agent = await server.register('probe-1');
-    const [id] = await server.enqueue(dnsTask());
-    const [{ lease_id }] = await claim(agent);
-    const observations = [{ name: 'rtt', value: 3 }];
-    await server.agent(agent, '/report', { completed: [{ lease_id, observations }], cancelled: [] });
-    const before = (await server.operator('GET', `/v1/tasks/${id}`)).body;
-    expect(before.leases).toMatchObject([{ agent_id: agent.agent_id, result: { observations } }]);
-    await remove(agent);
-    expect((await server.operator('GET', `/v1/tasks/${id}`)).body).toEqual(before);
   });
 });

@@ -17,13 +17,7 @@ describe('tasks and leases', () => {
   });
   afterEach(() => server.stop());
 
-  /** Time passes while the service runs: the upkeep of the queue sees every second of it. */
-  async function pass(ms: number): Promise<void> {
-    for (let left = ms; left > 0; left -= 1_000) {
-      clock.advance(Math.min(left, 1_000));
-      await server.app.get(QueueUpkeep).reap();
-    }
-  }
+  const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
   const claim = (who: Credentials, capacity = 10, more: object = {}, headers = {}) =>
     server.agent(who, '/claim', { capacities: { dns: capacity }, ...more }, headers);

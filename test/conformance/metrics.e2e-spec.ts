@@ -18,12 +18,12 @@ let clock: TestClock;
 let server: TestServer;
 let agent: Credentials;
 
-beforeEach(async () => {
+const start = async () => {
   clock = new TestClock(NOW);
   server = await TestServer.start({}, { clock });
   agent = await server.register('probe');
-});
-afterEach(() => server.stop());
+};
+const stop = () => server.stop();
 
 const at = (instant: number): string => new Date(instant).toISOString();
 
@@ -63,7 +63,12 @@ async function listAll(query: string): Promise<MetricsPage['items'][]> {
   return pages;
 }
 
+const samples = (count: number) => Array.from({ length: count }, (_, n) => ({ name: `m${n}`, value: n }));
+
 describe('pushing', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   test('stores an envelope, and operators see it as it was sent', async () => {
     const { status, body } = await push({ timestamp: '2026-01-01T02:00:00.1239+02:00' });
     expect(status).toBe(202);
@@ -130,19 +135,6 @@ describe('pushing', () => {
     expect((await list()).body.items).toHaveLength(1);
   });
 
-  test("refuses another agent's id and stores nothing", async () => {
-    const other = await server.register('other');
-    const { status, body } = await push({ agent_id: other.agent_id });
-    expect(status).toBe(403);
-    expect(body.error).toBe('ERR_FORBIDDEN');
-    expect(await stored()).toBe(0);
-  });
-
-  test('refuses one without credentials', async () => {
-    expect((await server.request('POST', '/metrics', { body: envelope() })).status).toBe(401);
-    expect(await stored()).toBe(0);
-  });
-
   test('puts an agent that went out of service back alone, and stores what came with it', async () => {
     const others = await Promise.all([1, 2, 3].map((n) => server.register(`other-${n}`)));
     await server.operator('POST', `/v1/agents/${others[1]?.agent_id}/revoke`);
@@ -174,12 +166,44 @@ describe('pushing', () => {
 });
 
 describe('limits', () => {
-  const samples = (count: number) => Array.from({ length: count }, (_, n) => ({ name: `m${n}`, value: n }));
+  beforeEach(start);
+  afterEach(stop);
 
   test('a thousand samples are taken, counters and gauges together', async () => {
     expect((await push({ counters: samples(600), gauges: samples(400) })).status).toBe(202);
     expect((await push({ counters: samples(1_000), gauges: [] })).status).toBe(202);
     expect((await list()).body.items[0]?.counters).toHaveLength(1_000);
+  });
+
+  test.each([
+    ['30 days old', -30 * DAY_MS, 202],
+    ['older', -30 * DAY_MS - 1, 400],
+    ['5 minutes ahead', 300_000, 202],
+    ['further ahead', 300_001, 400],
+  ])('a timestamp that is %s', async (_, offsetMs, expected) => {
+    const { status, body } = await push({ timestamp: at(NOW + offsetMs) });
+    expect(status).toBe(expected);
+    if (expected === 400) expect(Object.keys(body.details)).toEqual(['timestamp']);
+    expect(await stored()).toBe(expected === 202 ? 1 : 0);
+  });
+});
+
+// Nothing of this is stored, so one server will do.
+describe('what is refused', () => {
+  beforeAll(start);
+  afterAll(stop);
+
+  test("refuses another agent's id and stores nothing", async () => {
+    const other = await server.register('other');
+    const { status, body } = await push({ agent_id: other.agent_id });
+    expect(status).toBe(403);
+    expect(body.error).toBe('ERR_FORBIDDEN');
+    expect(await stored()).toBe(0);
+  });
+
+  test('refuses one without credentials', async () => {
+    expect((await server.request('POST', '/metrics', { body: envelope() })).status).toBe(401);
+    expect(await stored()).toBe(0);
   });
 
   test.each([
@@ -195,18 +219,6 @@ describe('limits', () => {
     expect(await stored()).toBe(0);
   });
 
-  test.each([
-    ['30 days old', -30 * DAY_MS, 202],
-    ['older', -30 * DAY_MS - 1, 400],
-    ['5 minutes ahead', 300_000, 202],
-    ['further ahead', 300_001, 400],
-  ])('a timestamp that is %s', async (_, offsetMs, expected) => {
-    const { status, body } = await push({ timestamp: at(NOW + offsetMs) });
-    expect(status).toBe(expected);
-    if (expected === 400) expect(Object.keys(body.details)).toEqual(['timestamp']);
-    expect(await stored()).toBe(expected === 202 ? 1 : 0);
-  });
-
   test('a timestamp before and too many samples are named together', async () => {
     const { body } = await push({
       timestamp: '1970-01-01T00:00:00Z',
@@ -215,9 +227,7 @@ describe('limits', () => {
     });
     expect(Object.keys(body.details).sort()).toEqual(['gauges', 'timestamp']);
   });
-});
 
-describe('wrong fields', () => {
   const gauge = (fields: object) => ({
     gauges: [
       { name: 'load', value: 1 },
@@ -256,9 +266,36 @@ describe('wrong fields', () => {
     const { body } = await push({ timestamp: 'today', counters: [{}], gauges: 1, labels: {} });
     expect(Object.keys(body.details).sort()).toEqual(['counters.0.name', 'gauges', 'timestamp']);
   });
+
+  test.each([
+    ['limit=0', 'limit'],
+    ['limit=501', 'limit'],
+    ['cursor=12', 'cursor'],
+    ['cursor=1-2-3', 'cursor'],
+    ['cursor=9999999999999999-1', 'cursor'],
+    ['from=yesterday', 'from'],
+    ['to=2026-01-01', 'to'],
+    ['until=2026-01-01T00:00:00Z', 'until'],
+    ['from=2026-01-01T00:00:00Z&from=2026-01-01T00:00:00Z', 'from'],
+  ])('of the list is %s', async (query, field) => {
+    const { status, body } = await server.operator('GET', `/v1/agents/${agent.agent_id}/metrics?${query}`);
+    expect(status).toBe(400);
+    expect(Object.keys(body.details)).toEqual([field]);
+  });
+
+  test('of the list is a call that no operator makes', async () => {
+    const path = `/v1/agents/${agent.agent_id}/metrics`;
+    expect((await server.request('GET', path, { headers: credentialsOf(agent) })).status).toBe(401);
+    expect(
+      (await server.request('GET', path, { headers: { authorization: `Bearer ${ADMIN_TOKEN}` } })).status,
+    ).toBe(200);
+  });
 });
 
 describe('the list', () => {
+  beforeEach(start);
+  afterEach(stop);
+
   /** Pushes an envelope for each offset in seconds and gives their ids. */
   const pushAt = async (...offsets: number[]): Promise<string[]> => {
     const ids = [];
@@ -307,22 +344,6 @@ describe('the list', () => {
     expect(pages.flat().map(({ timestamp }) => timestamp)).toEqual([4, 3, 2, 1, 0].map((i) => at(NOW + i)));
   });
 
-  test.each([
-    ['limit=0', 'limit'],
-    ['limit=501', 'limit'],
-    ['cursor=12', 'cursor'],
-    ['cursor=1-2-3', 'cursor'],
-    ['cursor=9999999999999999-1', 'cursor'],
-    ['from=yesterday', 'from'],
-    ['to=2026-01-01', 'to'],
-    ['until=2026-01-01T00:00:00Z', 'until'],
-    ['from=2026-01-01T00:00:00Z&from=2026-01-01T00:00:00Z', 'from'],
-  ])('refuses %s', async (query, field) => {
-    const { status, body } = await server.operator('GET', `/v1/agents/${agent.agent_id}/metrics?${query}`);
-    expect(status).toBe(400);
-    expect(Object.keys(body.details)).toEqual([field]);
-  });
-
   test('is empty for an agent that sent none, 404 for one that never was; a deleted one keeps its own', async () => {
     expect((await list()).body).toEqual({ items: [], next_cursor: null });
     const unknown = await server.operator('GET', '/v1/agents/999/metrics');
@@ -332,40 +353,36 @@ describe('the list', () => {
     expect((await server.operator('DELETE', `/v1/agents/${agent.agent_id}`)).status).toBe(204);
     expect(idsOf((await list()).body.items)).toEqual([id]);
   });
-
-  test('is for operators', async () => {
-    const path = `/v1/agents/${agent.agent_id}/metrics`;
-    expect((await server.request('GET', path, { headers: credentialsOf(agent) })).status).toBe(401);
-    expect(
-      (await server.request('GET', path, { headers: { authorization: `Bearer ${ADMIN_TOKEN}` } })).status,
-    ).toBe(200);
-  });
 });
 
-test('retention deletes what was received too long ago, whenever it was measured, and nothing else', async () => {
-  const keepMs = 40 * DAY_MS;
-  const tail = { clock, folder: server.folder };
-  await server.stop({ keep: true });
-  server = await TestServer.start({ METRICS_RETENTION_DAYS: '40' }, tail);
-  const metrics = server.app.get(MetricsService);
-  // More than one batch of those that go.
-  await server.database.write((tx) =>
-    tx.run(
-      `INSERT INTO agent_metrics (agent_id, envelope_hash, measured_at, received_at, counters, gauges)
-       SELECT $1, 'old ' || id, $2, $2, '[]', '[]' FROM ${tx.dialect.rowset('$3', { id: 'integer' })} AS r`,
-      agent.agent_id,
-      NOW,
-      JSON.stringify(Array.from({ length: 1_200 }, (_, id) => ({ id }))),
-    ),
-  );
-  clock.advance(1);
-  const { id } = (await push({ timestamp: at(NOW - 30 * DAY_MS + 1) })).body;
-  clock.advance(keepMs - 1);
-  expect(await metrics.purge()).toBe(0);
-  clock.advance(1);
-  expect(await metrics.purge()).toBe(1_200);
-  expect((await list()).body.items.map((item) => item.id)).toEqual([id]);
-  clock.advance(1);
-  expect(await metrics.purge()).toBe(1);
-  expect((await list()).body.items).toEqual([]);
+describe('retention', () => {
+  afterEach(stop);
+
+  test('deletes what was received too long ago, whenever it was measured, and nothing else', async () => {
+    const keepMs = 40 * DAY_MS;
+    clock = new TestClock(NOW);
+    server = await TestServer.start({ METRICS_RETENTION_DAYS: '40' }, { clock });
+    agent = await server.register('probe');
+    const metrics = server.app.get(MetricsService);
+    // More than one batch of those that go.
+    await server.database.write((tx) =>
+      tx.run(
+        `INSERT INTO agent_metrics (agent_id, envelope_hash, measured_at, received_at, counters, gauges)
+         SELECT $1, 'old ' || id, $2, $2, '[]', '[]' FROM ${tx.dialect.rowset('$3', { id: 'integer' })} AS r`,
+        agent.agent_id,
+        NOW,
+        JSON.stringify(Array.from({ length: 1_200 }, (_, id) => ({ id }))),
+      ),
+    );
+    clock.advance(1);
+    const { id } = (await push({ timestamp: at(NOW - 30 * DAY_MS + 1) })).body;
+    clock.advance(keepMs - 1);
+    expect(await metrics.purge()).toBe(0);
+    clock.advance(1);
+    expect(await metrics.purge()).toBe(1_200);
+    expect((await list()).body.items.map((item) => item.id)).toEqual([id]);
+    clock.advance(1);
+    expect(await metrics.purge()).toBe(1);
+    expect((await list()).body.items).toEqual([]);
+  });
 });

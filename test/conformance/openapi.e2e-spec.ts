@@ -38,6 +38,9 @@ const QUOTAS: Record<string, Omit<QuotaRule, 'route'>> = {
   'GET /config': { quota: { limit: 6, periodMs: 3_600_000, burst: 2 }, by: 'agent' },
 };
 
+/** Lists and numbers, asked for while there is nothing, and when there is something. */
+const READ = ['/v1/tasks', '/v1/tasks/stats', '/v1/agents', '/v1/concurrency/windows', '/v1/configs'];
+
 /** The rows, as cells, of all tables of the contract that begin with these heads. */
 function rowsOf(...heads: string[]): string[][] {
   const cellsOf = (line: string) =>
@@ -510,15 +513,7 @@ describe('what is sent and answered', () => {
     await call('GET /readyz', '/readyz');
     await call('GET /.well-known/jwks.json', '/.well-known/jwks.json');
 
-    // Lists and numbers while there is nothing.
-    for (const path of [
-      '/v1/tasks',
-      '/v1/tasks/stats',
-      '/v1/agents',
-      '/v1/concurrency/windows',
-      '/v1/configs',
-    ])
-      await get(path, path);
+    for (const path of READ) await get(path, path);
 
     // Both places of the agents' paths.
     for (const place of ['', '/v1/agents']) {
@@ -691,13 +686,7 @@ describe('what is sent and answered', () => {
     await get('/v1/audit/verification', '/v1/audit/verification');
     await tasks(dnsTask());
     await tasks();
-    for (const path of [
-      '/v1/tasks',
-      '/v1/tasks/stats',
-      '/v1/agents',
-      '/v1/concurrency/windows',
-      '/v1/configs',
-    ]) {
+    for (const path of READ) {
       await get(path, path);
       await get(path, `${path}?limit=1`);
     }

@@ -1,5 +1,4 @@
 import { hashToken, mintToken } from '../../src/http/tokens';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -22,13 +21,7 @@ const stored = async (): Promise<number> =>
   (await server.rows<{ n: number }>('SELECT count(*) AS n FROM tasks'))[0]?.n as number;
 const instant = (fromNowMs: number): string => new Date(clock.now() + fromNowMs).toISOString();
 
-/** Time passes while the service runs: the upkeep of the queue sees every second of it. */
-async function pass(ms: number): Promise<void> {
-  for (let left = ms; left > 0; left -= 1_000) {
-    clock.advance(Math.min(left, 1_000));
-    await server.app.get(QueueUpkeep).reap();
-  }
-}
+const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
 async function claim(who: Credentials, capacities: Record<string, number>): Promise<any[]> {
   return (await server.agent(who, '/claim', { capacities })).body.leases;
@@ -41,12 +34,15 @@ async function expectRefused(answer: Answer, ...fields: string[]): Promise<void>
   expect(await stored()).toBe(0);
 }
 
+const start = async () => {
+  clock = new TestClock();
+  server = await TestServer.start({}, { clock });
+};
+const stop = () => server.stop();
+
 describe('the tasks of operators', () => {
-  beforeEach(async () => {
-    clock = new TestClock();
-    server = await TestServer.start({}, { clock });
-  });
-  afterEach(() => server.stop());
+  beforeEach(start);
+  afterEach(stop);
 
   describe('enqueue', () => {
     it('takes 10,000 at once, and gives ids in the order sent', async () => {
@@ -272,60 +268,8 @@ describe('the tasks of operators', () => {
     });
   });
 
-  describe('specs', () => {
-    const LONG_HOST = 'h'.repeat(255);
-
-    it.each<[string, object, string]>([
-      ['dns', { query: 'example.com' }, 'resolver'],
-      [
-        'dns',
-        { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' },
-        'ns1.example.com:53',
-      ],
-      ['dns', { query: '例え.jp', server: null, record_type: null }, 'resolver'],
-      ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '[2001:db8::53]:53'],
-      ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com:443'],
-      ['http', { url: 'http://example.com:8080', method: 'DELETE' }, 'example.com:8080'],
-      ['http', { url: 'https://example.com:443/', method: null }, 'example.com:443'],
-      ['http', { url: 'http://[2001:db8::1]:81/' }, '[2001:db8::1]:81'],
-      ['http', { url: 'https://bücher.example/' }, 'xn--bcher-kva.example:443'],
-      ['tcp', { host: 'Example.COM', port: 443 }, 'example.com:443'],
-      ['tcp', { host: '2001:DB8::1', port: 1 }, '[2001:db8::1]:1'],
-      ['tcp', { host: '[2001:db8::1]', port: 65_535 }, '[2001:db8::1]:65535'],
-      ['ping', { host: LONG_HOST }, LONG_HOST],
-      [
-        'ping',
-        {
-          host: '192.0.2.1',
-          count: 10_000,
-          interval_ms: 1,
-          timeout_ms: 3_600_000,
-          rate_limit_per_sec: 1,
-        },
-        '192.0.2.1',
-      ],
-      [
-        'ping',
-        { host: 'A.example', count: null, interval_ms: null, timeout_ms: null, rate_limit_per_sec: null },
-        'a.example',
-      ],
-      ['trace', { host: 'Example.com' }, 'example.com'],
-      ['trace', { host: 'example.com', max_hops: 255 }, 'example.com'],
-      ['trace', { host: 'example.com', max_hops: null }, 'example.com'],
-    ])('%s takes %j, aimed at %s', async (kind, spec, target) => {
-      const [id] = await server.enqueue({ kind, spec });
-      expect((await get(`/v1/tasks/${id}`)).body).toMatchObject({ kind, target });
-      // It goes to the agent as it was written, with the kind in it; URLs as the URL standard writes them.
-      const agent = await server.register('probe-1');
-      const { host, url } = spec as { host?: string; url?: string };
-      const written = {
-        ...(url && { url: new URL(url).href }),
-        ...(host && { host: host.replace(/^\[|\]$/g, '') }),
-      };
-      expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec, ...written });
-    });
-
-    it('may repeat the kind, and must not contradict it', async () => {
+  describe('fields', () => {
+    it('of the spec may repeat the kind, and must not contradict it', async () => {
       expect((await post([dnsTask({}, { kind: 'ping' })])).body.details).toEqual({
         'tasks.0.spec.kind': expect.any(String),
       });
@@ -334,31 +278,6 @@ describe('the tasks of operators', () => {
       const ids = await server.enqueue(dnsTask({}, { kind: 'dns' }), dnsTask({}, { kind: null }), dnsTask());
       for (const id of ids)
         expect((await get(`/v1/tasks/${id}`)).body.spec).toEqual({ kind: 'dns', query: 'example.com' });
-    });
-  });
-
-  describe('the other fields', () => {
-    it('may be null, which is the same as left out', async () => {
-      const [id] = await server.enqueue(
-        dnsTask({ priority: null, run_at: null, not_after: null, max_attempts: null, unique_key: null }),
-      );
-      expect((await get(`/v1/tasks/${id}`)).body).toMatchObject({
-        state: 'queued',
-        priority: 0,
-        run_at: null,
-        not_after: null,
-        max_attempts: 5,
-        unique_key: null,
-      });
-    });
-
-    it.each([
-      { priority: 2_147_483_647, max_attempts: 100 },
-      { priority: -2_147_483_647, max_attempts: 1 },
-      { unique_key: 'x'.repeat(255) },
-    ])('reach to %j', async (fields) => {
-      const [id] = await server.enqueue(dnsTask(fields));
-      expect((await get(`/v1/tasks/${id}`)).body).toMatchObject(fields);
     });
 
     it('run_at holds a task back until then, and one in the past does not', async () => {
@@ -380,87 +299,6 @@ describe('the tasks of operators', () => {
   });
 
   describe('list', () => {
-    /** Follows the cursors to the end, and tells the ids of all pages. */
-    async function walk(filter: string, limit: number): Promise<number[]> {
-      const ids: number[] = [];
-      for (let cursor: string | null = ''; cursor !== null; ) {
-        const page: Answer = await get(`/v1/tasks?limit=${limit}${filter}${cursor && `&cursor=${cursor}`}`);
-        expect(page.status).toBe(200);
-        expect(page.body.items.length).toBeLessThanOrEqual(limit);
-        // Only the last page may be short, and none is empty but the only one.
-        if (page.body.next_cursor !== null) expect(page.body.items).toHaveLength(limit);
-        if (cursor !== '') expect(page.body.items.length).toBeGreaterThan(0);
-        ids.push(...page.body.items.map((item: { id: number }) => item.id));
-        cursor = page.body.next_cursor;
-      }
-      return ids;
-    }
-
-    /** Tasks of two kinds, some targets and most states. */
-    async function fill(): Promise<any[]> {
-      const agent = await server.register('probe-1');
-      const [cancelled] = await server.enqueue(
-        ...Array.from({ length: 3 }, () => dnsTask({}, { server: '192.0.2.1' })),
-        ...Array.from({ length: 4 }, () => dnsTask({ run_at: instant(60_000) })),
-        ...Array.from({ length: 5 }, () => ({ kind: 'ping', spec: { host: '192.0.2.1' } })),
-        ...Array.from({ length: 2 }, () => dnsTask({ priority: 5 }, { server: '192.0.2.2' })),
-        ...Array.from({ length: 3 }, () => ({ kind: 'tcp', spec: { host: '192.0.2.1', port: 53 } })),
-      );
-      await server.operator('POST', `/v1/tasks/${cancelled}/cancel`);
-      const [lease] = await claim(agent, { dns: 2, ping: 2 });
-      await server.agent(agent, '/report', { completed: [{ lease_id: lease.lease_id }], cancelled: [] });
-      return server.rows('SELECT id, kind, state, target FROM tasks ORDER BY id DESC');
-    }
-
-    it('filters by state, kind and target, alone and together, newest first and complete', async () => {
-      const all = await fill();
-      expect(new Set(all.map((task) => task.state)).size).toBe(5);
-      const options = {
-        state: [undefined, 'queued', 'scheduled', 'leased', 'completed', 'cancelled', 'dead', 'waiting'],
-        kind: [undefined, 'dns', 'ping', 'http', 'whois'],
-        target: [undefined, '192.0.2.1', '192.0.2.1:53', 'resolver', 'nowhere'],
-      };
-      for (const state of options.state) {
-        for (const kind of options.kind) {
-          for (const target of options.target) {
-            const filter = { state, kind, target };
-            const given = Object.entries(filter).filter(([, value]) => value !== undefined);
-            const text = given.map(([name, value]) => `&${name}=${value}`).join('');
-            const hasPort = /:\d+$/.test(target ?? ':53');
-            if ((kind === 'http' && !hasPort) || (kind === 'ping' && target !== undefined && hasPort)) {
-              expect([text, (await get(`/v1/tasks?${text}`)).status]).toEqual([text, 400]);
-              continue;
-            }
-            // A DNS server has its port in its target.
-            const targetOf = (task: any) =>
-              task.kind === 'dns' && !hasPort && target !== 'resolver' ? `${target}:53` : target;
-            const wanted = all.filter(
-              (task) =>
-                (state ?? task.state) === task.state &&
-                (kind ?? task.kind) === task.kind &&
-                (target === undefined || targetOf(task) === task.target),
-            );
-            expect([text, await walk(text, 500)]).toEqual([text, wanted.map((task) => task.id)]);
-          }
-        }
-      }
-    });
-
-    it.each([
-      '',
-      '&kind=dns',
-      '&state=queued',
-      '&target=192.0.2.1',
-      '&state=queued&kind=ping&target=192.0.2.1',
-    ])('gives every task once on pages of any size: %j', async (filter) => {
-      await fill();
-      const all = await walk(filter, 500);
-      expect(new Set(all).size).toBe(all.length);
-      for (const limit of [1, 2, 3, all.length - 1, all.length, all.length + 1]) {
-        expect(await walk(filter, limit)).toEqual(all);
-      }
-    });
-
     it('neither repeats nor skips what was there when tasks are added between pages', async () => {
       const before = await server.enqueue(...Array.from({ length: 9 }, () => dnsTask()));
       const seen: number[] = [];
@@ -644,15 +482,185 @@ describe('the tasks of operators', () => {
   });
 });
 
+// Each test asks for its own tasks alone, so one server will do.
+describe('what a task may be', () => {
+  beforeAll(start);
+  afterAll(stop);
+
+  describe('specs', () => {
+    const LONG_HOST = 'h'.repeat(255);
+
+    it.each<[string, object, string]>([
+      ['dns', { query: 'example.com' }, 'resolver'],
+      [
+        'dns',
+        { query: 'q'.repeat(255), server: 'NS1.Example.COM', record_type: 'AAAA' },
+        'ns1.example.com:53',
+      ],
+      ['dns', { query: '例え.jp', server: null, record_type: null }, 'resolver'],
+      ['dns', { query: '.', server: '2001:DB8::53', record_type: 'TYPE65534' }, '[2001:db8::53]:53'],
+      ['http', { url: 'https://Example.COM/path?q=1#f' }, 'example.com:443'],
+      ['http', { url: 'http://example.com:8080', method: 'DELETE' }, 'example.com:8080'],
+      ['http', { url: 'https://example.com:443/', method: null }, 'example.com:443'],
+      ['http', { url: 'http://[2001:db8::1]:81/' }, '[2001:db8::1]:81'],
+      ['http', { url: 'https://bücher.example/' }, 'xn--bcher-kva.example:443'],
+      ['tcp', { host: 'Example.COM', port: 443 }, 'example.com:443'],
+      ['tcp', { host: '2001:DB8::1', port: 1 }, '[2001:db8::1]:1'],
+      ['tcp', { host: '[2001:db8::1]', port: 65_535 }, '[2001:db8::1]:65535'],
+      ['ping', { host: LONG_HOST }, LONG_HOST],
+      [
+        'ping',
+        {
+          host: '192.0.2.1',
+          count: 10_000,
+          interval_ms: 1,
+          timeout_ms: 3_600_000,
+          rate_limit_per_sec: 1,
+        },
+        '192.0.2.1',
+      ],
+      [
+        'ping',
+        { host: 'A.example', count: null, interval_ms: null, timeout_ms: null, rate_limit_per_sec: null },
+        'a.example',
+      ],
+      ['trace', { host: 'Example.com' }, 'example.com'],
+      ['trace', { host: 'example.com', max_hops: 255 }, 'example.com'],
+      ['trace', { host: 'example.com', max_hops: null }, 'example.com'],
+    ])('%s takes %j, aimed at %s', async (kind, spec, target) => {
+      const [id] = await server.enqueue({ kind, spec });
+      expect((await get(`/v1/tasks/${id}`)).body).toMatchObject({ kind, target });
+      // It goes to the agent as it was written, with the kind in it; URLs as the URL standard writes them.
+      const agent = await server.register();
+      const { host, url } = spec as { host?: string; url?: string };
+      const written = {
+        ...(url && { url: new URL(url).href }),
+        ...(host && { host: host.replace(/^\[|\]$/g, '') }),
+      };
+      expect((await claim(agent, { [kind]: 1 }))[0].spec).toEqual({ kind, ...spec, ...written });
+    });
+  });
+
+  describe('the other fields', () => {
+    it('may be null, which is the same as left out', async () => {
+      const [id] = await server.enqueue(
+        dnsTask({ priority: null, run_at: null, not_after: null, max_attempts: null, unique_key: null }),
+      );
+      expect((await get(`/v1/tasks/${id}`)).body).toMatchObject({
+        state: 'queued',
+        priority: 0,
+        run_at: null,
+        not_after: null,
+        max_attempts: 5,
+        unique_key: null,
+      });
+    });
+
+    it.each([
+      { priority: 2_147_483_647, max_attempts: 100 },
+      { priority: -2_147_483_647, max_attempts: 1 },
+      { unique_key: 'x'.repeat(255) },
+    ])('reach to %j', async (fields) => {
+      const [id] = await server.enqueue(dnsTask(fields));
+      expect((await get(`/v1/tasks/${id}`)).body).toMatchObject(fields);
+    });
+  });
+});
+
+describe('a list of tasks in many states', () => {
+  let all: any[];
+  beforeAll(async () => {
+    await start();
+    all = await fill();
+  });
+  afterAll(stop);
+
+  /** Follows the cursors to the end, and tells the ids of all pages. */
+  async function walk(filter: string, limit: number): Promise<number[]> {
+    const ids: number[] = [];
+    for (let cursor: string | null = ''; cursor !== null; ) {
+      const page: Answer = await get(`/v1/tasks?limit=${limit}${filter}${cursor && `&cursor=${cursor}`}`);
+      expect(page.status).toBe(200);
+      expect(page.body.items.length).toBeLessThanOrEqual(limit);
+      // Only the last page may be short, and none is empty but the only one.
+      if (page.body.next_cursor !== null) expect(page.body.items).toHaveLength(limit);
+      if (cursor !== '') expect(page.body.items.length).toBeGreaterThan(0);
+      ids.push(...page.body.items.map((item: { id: number }) => item.id));
+      cursor = page.body.next_cursor;
+    }
+    return ids;
+  }
+
+  /** Tasks of two kinds, some targets and most states. */
+  async function fill(): Promise<any[]> {
+    const agent = await server.register('probe-1');
+    const [cancelled] = await server.enqueue(
+      ...Array.from({ length: 3 }, () => dnsTask({}, { server: '192.0.2.1' })),
+      ...Array.from({ length: 4 }, () => dnsTask({ run_at: instant(60_000) })),
+      ...Array.from({ length: 5 }, () => ({ kind: 'ping', spec: { host: '192.0.2.1' } })),
+      ...Array.from({ length: 2 }, () => dnsTask({ priority: 5 }, { server: '192.0.2.2' })),
+      ...Array.from({ length: 3 }, () => ({ kind: 'tcp', spec: { host: '192.0.2.1', port: 53 } })),
+    );
+    await server.operator('POST', `/v1/tasks/${cancelled}/cancel`);
+    const [lease] = await claim(agent, { dns: 2, ping: 2 });
+    await server.agent(agent, '/report', { completed: [{ lease_id: lease.lease_id }], cancelled: [] });
+    return server.rows('SELECT id, kind, state, target FROM tasks ORDER BY id DESC');
+  }
+
+  it('filters by state, kind and target, alone and together, newest first and complete', async () => {
+    expect(new Set(all.map((task) => task.state)).size).toBe(5);
+    const options = {
+      state: [undefined, 'queued', 'scheduled', 'leased', 'completed', 'cancelled', 'dead', 'waiting'],
+      kind: [undefined, 'dns', 'ping', 'http', 'whois'],
+      target: [undefined, '192.0.2.1', '192.0.2.1:53', 'resolver', 'nowhere'],
+    };
+    for (const state of options.state) {
+      for (const kind of options.kind) {
+        for (const target of options.target) {
+          const filter = { state, kind, target };
+          const given = Object.entries(filter).filter(([, value]) => value !== undefined);
+          const text = given.map(([name, value]) => `&${name}=${value}`).join('');
+          const hasPort = /:\d+$/.test(target ?? ':53');
+          if ((kind === 'http' && !hasPort) || (kind === 'ping' && target !== undefined && hasPort)) {
+            expect([text, (await get(`/v1/tasks?${text}`)).status]).toEqual([text, 400]);
+            continue;
+          }
+          // A DNS server has its port in its target.
+          const targetOf = (task: any) =>
+            task.kind === 'dns' && !hasPort && target !== 'resolver' ? `${target}:53` : target;
+          const wanted = all.filter(
+            (task) =>
+              (state ?? task.state) === task.state &&
+              (kind ?? task.kind) === task.kind &&
+              (target === undefined || targetOf(task) === task.target),
+          );
+          expect([text, await walk(text, 500)]).toEqual([text, wanted.map((task) => task.id)]);
+        }
+      }
+    }
+  });
+
+  it.each([
+    '',
+    '&kind=dns',
+    '&state=queued',
+    '&target=192.0.2.1',
+    '&state=queued&kind=ping&target=192.0.2.1',
+  ])('gives every task once on pages of any size: %j', async (filter) => {
+    const ids = await walk(filter, 500);
+    expect(new Set(ids).size).toBe(ids.length);
+    for (const limit of [1, 2, 3, ids.length - 1, ids.length, ids.length + 1]) {
+      expect(await walk(filter, limit)).toEqual(ids);
+    }
+  });
+});
+
 // Nothing of this is stored, so one server will do.
 describe('what operators may not ask of tasks', () => {
   const LONG_HOST = 'h'.repeat(255);
 
-  beforeAll(async () => {
-    clock = new TestClock();
-    server = await TestServer.start({}, { clock });
-  });
-  afterAll(() => server.stop());
+  beforeAll(start);
+  afterAll(stop);
 
   describe('lists of tasks', () => {
     it.each([

@@ -6,8 +6,10 @@ import { type ControlPlane, createApp, type Replacements } from '../../src/app';
 import { Clock } from '../../src/clock';
 import type { AgentIdentity, OperatorIdentity } from '../../src/http/decorators';
 import { hashToken } from '../../src/http/tokens';
+import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
+import { createLogger } from '../../src/telemetry/logger';
 import { PostgresDatabases } from './postgres-databases';
 
 /** The operator's token that every test's server knows. As one that was minted: a slow hash would slow every start. */
@@ -143,7 +145,9 @@ export class TestServer {
           .map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
       ),
     );
-    const plane = await createApp(settings, replacements);
+    // Not to standard output: it gets a listener from each test file, and one process runs many of them.
+    const logger = createLogger(settings, { write: () => undefined });
+    const plane = await createApp(settings, { logger, ...replacements });
     await plane.app.listen({ host: '127.0.0.1', port: 0 });
     const { port } = plane.app.getHttpServer().address() as AddressInfo;
     return new TestServer(plane, `http://127.0.0.1:${port}`, folder);
@@ -197,6 +201,14 @@ export class TestServer {
     for (let left = ms; left > 0; left -= 1_000) {
       clock.advance(Math.min(left, 1_000));
       await serviceRuns(this.app);
+    }
+  }
+
+  /** The same, while the upkeep of the queue sees every second of it: leases expire, and tasks come due. */
+  async passKept(clock: TestClock, ms: number): Promise<void> {
+    for (let left = ms; left > 0; left -= 1_000) {
+      clock.advance(Math.min(left, 1_000));
+      await this.app.get(QueueUpkeep).reap();
     }
   }
 
@@ -343,6 +355,9 @@ export const identityOf = (who: Credentials): AgentIdentity => ({
   id: who.agent_id,
   tokenHash: hashToken(who.auth_token),
 });
+
+/** A token with another last character, which its checksum shows. */
+export const withTypo = (token: string): string => token.slice(0, -1) + (token.endsWith('0') ? '1' : '0');
 
 /** A dns task. */
 export const dnsTask = (fields: object = {}, spec: object = {}) => ({

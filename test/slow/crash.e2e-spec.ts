@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import Sqlite from 'better-sqlite3';
 import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
+import { endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 const ROUNDS = 5;
@@ -51,8 +52,7 @@ class ServerProcess {
       },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
-    running.add(child);
-    child.once('exit', () => running.delete(child));
+    track(child);
     let errors = '';
     child.stderr?.on('data', (chunk) => {
       errors += chunk;
@@ -98,7 +98,6 @@ class ServerProcess {
   }
 }
 
-const running = new Set<ChildProcess>();
 const operator = { authorization: `Bearer ${ADMIN_TOKEN}` };
 
 describe('the process', () => {
@@ -107,10 +106,7 @@ describe('the process', () => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
   });
   afterEach(async () => {
-    for (const child of running) {
-      child.kill('SIGKILL');
-      await once(child, 'exit');
-    }
+    await endAll();
     rmSync(folder, { recursive: true, force: true });
   });
 

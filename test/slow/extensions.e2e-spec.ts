@@ -18,6 +18,7 @@ import {
   dnsTask,
   removeDatabaseIn,
 } from '../helpers/harness';
+import { endAll, track } from '../helpers/processes';
 
 // Each test starts processes, and a machine that is busy with other tests is slow at that.
 jest.setTimeout(120_000);
@@ -28,7 +29,6 @@ const MIGRATION = 'whois-kind/WhoisDomains1764000000000';
 
 /** The working directories, each with its database. */
 const databases = new Map<string, string>();
-const children = new Set<ChildProcess>();
 
 /** A working directory of its own, with files in it, and the built example outside of the program as its team has it. */
 async function workplace(files: Record<string, string> = {}): Promise<string> {
@@ -62,9 +62,7 @@ function run(folder: string, file: string, args: string[], env: Record<string, s
     },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  children.add(child);
-  child.once('exit', () => children.delete(child));
-  return child;
+  return track(child);
 }
 
 /** Runs to the end. */
@@ -155,7 +153,6 @@ class ServerProcess {
     const ended = once(this.child, 'exit');
     this.child.kill('SIGTERM');
     expect(await ended).toEqual([0, null]);
-    children.delete(this.child);
   }
 }
 
@@ -166,11 +163,7 @@ function rowsOf(folder: string, sql: string): Promise<any[]> {
 }
 
 afterAll(async () => {
-  for (const child of children) {
-    const ended = once(child, 'exit');
-    child.kill('SIGKILL');
-    await ended;
-  }
+  await endAll();
   for (const folder of databases.keys()) await removeDatabaseIn(folder);
 });
 

