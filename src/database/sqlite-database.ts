@@ -7,7 +7,16 @@ import { sqliteDialect } from './dialect';
 import { DiskSpace, type FreeSpace } from './disk-space';
 import { refuseForeign } from './foreign';
 import { knownMigrations, migrate } from './migrations';
-import { checkPath, lockDatabase, readerOptions, takeGeneration, unopened, writerOptions } from './sqlite';
+import {
+  checkPath,
+  lockDatabase,
+  readerOptions,
+  refuseOpenElsewhere,
+  takeGeneration,
+  unopened,
+  watchName,
+  writerOptions,
+} from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { WriteQueue } from './write-queue';
 
@@ -36,6 +45,7 @@ export class SqliteDatabase extends Database {
     private readonly reader: Statements,
     private readonly unlock: () => void,
     private readonly generation: number,
+    hasItsName: () => boolean,
     private readonly disk: DiskSpace | undefined,
     readonly clock: Clock,
     /** Names of the migrations that were applied when it was opened. */
@@ -46,6 +56,7 @@ export class SqliteDatabase extends Database {
     this.queue = new WriteQueue(writer.createQueryRunner(), sqliteDialect, {
       clock,
       generation,
+      hasItsName,
       lockWaitMs,
       deliver: (topic, message) => this.deliver(topic, message),
       makeRoom: () => this.disk?.release() ?? false,
@@ -70,7 +81,9 @@ export class SqliteDatabase extends Database {
     { clock = new SteadyClock(), freeSpace, lockWaitMs }: DatabaseReplacements = {},
   ): Promise<SqliteDatabase> {
     // First: SQLite, which looks into it next, leaves files beside what it opens by another name.
-    if (target.path !== ':memory:') checkPath(target.path);
+    const isInMemory = target.path === ':memory:';
+    const file = isInMemory ? undefined : checkPath(target.path);
+    if (file !== undefined) await refuseOpenElsewhere(target, file);
     refuseForeign(target);
     const unlock = lockDatabase(target);
     const writer = new DataSource({
@@ -88,7 +101,6 @@ export class SqliteDatabase extends Database {
       // From here on the queue waits, for SQLite's own waiting would hold up the event loop.
       await writer.query('PRAGMA busy_timeout = 0');
       // A database in memory exists on one connection only, so its reads wait their turn in the queue.
-      const isInMemory = target.path === ':memory:';
       reader = isInMemory
         ? writer
         : await new DataSource({ ...readerOptions(target), entities }).initialize();
@@ -101,6 +113,7 @@ export class SqliteDatabase extends Database {
         statements,
         unlock,
         generation,
+        file === undefined ? () => true : watchName(file),
         disk,
         clock,
         applied,

@@ -13,6 +13,7 @@ import {
   statSync,
 } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import Sqlite from 'better-sqlite3';
 import type { DataSource, DataSourceOptions } from 'typeorm';
 import type { SqliteTarget } from '../settings';
@@ -97,7 +98,7 @@ export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) 
     lock.exec('BEGIN EXCLUSIVE');
   } catch (error) {
     lock?.close();
-    if ((error as { code?: string }).code?.startsWith('SQLITE_BUSY')) {
+    if (isBusy(error)) {
       throw new DatabaseInUse(
         `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
       );
@@ -109,6 +110,59 @@ export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) 
     // While the lock is held: a process that waits for it must not get one on a file without a name.
     if (nothingCameOfIt && isNew) rmSync(lockPath, { force: true });
     held.close();
+  };
+}
+
+/** How often, and after how many milliseconds each, a file is tried again that somebody has open. */
+const ATTEMPTS = 20;
+const ATTEMPT_PAUSE_MS = 50;
+
+/**
+ * Makes sure that nobody has a file open by another name, as after a move: SQLite finds the log by the name, so two such
+ * processes would each write over what the other stored. Leaves nothing beside the file.
+ * @param path the file's own path, see {@link checkPath}
+ * @throws DatabaseInUse a process has it open
+ * @throws DatabaseError it can't be opened
+ */
+export async function refuseOpenElsewhere(target: SqliteTarget, path: string): Promise<void> {
+  // With the index of a log beside it the file was opened by this name, last or still: then the lock and the generation tell.
+  if (!existsSync(path) || existsSync(`${path}-shm`)) return;
+  for (let attempt = 1; isLocked(target, path); attempt++) {
+    if (attempt === ATTEMPTS)
+      throw new DatabaseInUse(
+        `Another process has ${path} open by another name: it was moved while in use. Stop that process and give the file ` +
+          'its old name back, since what was stored last is in the log beside that.',
+      );
+    await sleep(ATTEMPT_PAUSE_MS);
+  }
+}
+
+/** Whether some process has a file open, by any name. */
+function isLocked(target: SqliteTarget, path: string): boolean {
+  let db: Sqlite.Database | undefined;
+  try {
+    db = new Sqlite(path, { timeout: 0 });
+    // In this mode the first read locks the file itself, which all its names share, in place of the log's index.
+    db.pragma('locking_mode = EXCLUSIVE');
+    db.prepare('SELECT count(*) FROM sqlite_master').get();
+    return false;
+  } catch (error) {
+    if (isBusy(error)) return true;
+    throw unopened(target, error);
+  } finally {
+    db?.close();
+  }
+}
+
+const isBusy = (error: unknown): boolean =>
+  String((error as { code?: unknown } | null)?.code).startsWith('SQLITE_BUSY');
+
+/** Watches whether a path still leads to the file that it leads to now. @returns what tells whether it does */
+export function watchName(path: string): () => boolean {
+  const { dev, ino } = statSync(path);
+  return () => {
+    const now = statSync(path, { throwIfNoEntry: false });
+    return now?.dev === dev && now.ino === ino;
   };
 }
 

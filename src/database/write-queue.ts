@@ -3,7 +3,7 @@ import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promi
 import type { QueryRunner } from 'typeorm';
 import type { Clock } from '../clock';
 import { fail } from '../errors';
-import { DatabaseInUse } from './database-error';
+import { DatabaseError, DatabaseInUse } from './database-error';
 import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';
 import { SqliteStatements, type Transaction } from './statements';
@@ -63,7 +63,9 @@ export interface WriteQueueOptions {
   readonly deliver: Deliver;
   /** Called when the disk is full. @returns whether there is room now, so that the same may be tried again */
   readonly makeRoom: () => boolean;
-  /** Called once when another process has opened the file to write: this one never writes again. */
+  /** Tells whether the file still has the name that it was opened by. */
+  readonly hasItsName: () => boolean;
+  /** Called once when that is another file, or another process has opened it to write: this one never writes again. */
   readonly onFenced: (reason: Error) => void;
   /** How long another program may hold the file's lock, in milliseconds. */
   readonly lockWaitMs?: number;
@@ -180,7 +182,7 @@ export class WriteQueue {
    * @throws the driver's error if it takes too long; DatabaseInUse if another process serves the file
    */
   private async begin(): Promise<void> {
-    const { generation, onFenced, lockWaitMs = LOCK_WAIT_MS } = this.options;
+    const { generation, hasItsName, onFenced, lockWaitMs = LOCK_WAIT_MS } = this.options;
     for (let waitedMs = 0, pauseMs = 1; ; pauseMs = Math.min(2 * pauseMs, MAX_PAUSE_MS)) {
       try {
         await this.runner.query('BEGIN IMMEDIATE');
@@ -195,10 +197,16 @@ export class WriteQueue {
     // TypeORM's own saves must not open a transaction inside this one.
     markTransaction(this.runner, true);
     const [row] = (await this.runner.query('PRAGMA user_version')) as { user_version: number }[];
-    if (row?.user_version === generation) return;
-    this.fenced = new DatabaseInUse(
-      'Another process has opened the database to write. This one has stored all that it answered, and stops.',
-    );
+    const isOurs = row?.user_version === generation;
+    if (isOurs && hasItsName()) return;
+    this.fenced = isOurs
+      ? new DatabaseError(
+          'The database file was moved, removed or replaced while in use, so this process stops. What it stored last is in the ' +
+            'log beside the name that the file had: give it that name back before you start again.',
+        )
+      : new DatabaseInUse(
+          'Another process has opened the database to write. This one has stored all that it answered, and stops.',
+        );
     onFenced(this.fenced);
     throw this.fenced;
   }

@@ -143,6 +143,8 @@ export class Bodies {
       done();
     });
     http.addHook('onSend', (request, reply, _payload, done) => {
+      // Whoever was not told to go on may send the body all the same, or its next request: what follows could be either.
+      if (this.expecting.has(request.raw)) reply.header('connection', 'close');
       if (hasBody(request.raw) && !request.raw.complete && !request.raw.readableEnded)
         discard(request.raw, limitOfRest(request, reply));
       done();
@@ -186,7 +188,7 @@ export class Bodies {
     const caller = request.caller ?? '';
     this.failures.check(caller);
     const response = this.responses.get(request.raw);
-    if (this.expecting.has(request.raw)) response?.writeContinue();
+    if (this.expecting.delete(request.raw)) response?.writeContinue();
 
     const end = (error: ApiError | undefined): void => {
       payload.off('data', onData).off('end', onEnd).off('error', onError);

@@ -137,7 +137,11 @@ describe('a database of another program', () => {
   });
 
   describe('of the original, by the command line', () => {
-    const env = () => ({ DATABASE_URL: `sqlite://${path}`, BASE_URL: 'http://127.0.0.1:8088/v1/agents' });
+    const env = () => ({
+      BIND: '127.0.0.1:0',
+      DATABASE_URL: `sqlite://${path}`,
+      BASE_URL: 'http://127.0.0.1:8088/v1/agents',
+    });
 
     it('doctor says the same as the start, and the settings of the original stop neither', async () => {
       writeOriginal(path, {});

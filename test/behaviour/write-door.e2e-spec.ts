@@ -1,5 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, readdir, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DataSource } from 'typeorm';
@@ -13,6 +15,15 @@ import type { SqliteTarget } from '../../src/settings';
 
 /** Runs something as if it came from elsewhere: what comes out of a unit of work is refused at the door. */
 const outside = AsyncLocalStorage.snapshot();
+
+/** Opens a database as a server does, says so, and keeps it open until its standard input ends. */
+const OPEN = `
+  const db = new (require('better-sqlite3'))(process.argv[1]);
+  db.pragma('journal_mode = wal');
+  db.exec('CREATE TABLE IF NOT EXISTS notes (text text)');
+  console.log('open');
+  process.stdin.resume().on('end', () => process.exit());
+`;
 
 const UNAVAILABLE = { code: 'ERR_UNAVAILABLE', status: 503, retryable: true };
 
@@ -387,6 +398,45 @@ describe('the write door', () => {
       });
       await database.write(note('goes on'));
       expect(await stored()).toEqual(['goes on']);
+    });
+  });
+
+  describe('a file that loses its name while it is open', () => {
+    const moved = () => join(folder, 'moved.db');
+
+    it('is written no more, also once it has its name back', async () => {
+      await database.write(note('acknowledged'));
+      const lost: Error[] = [];
+      database.onLost((reason) => lost.push(reason));
+      await rename(target.path, moved());
+      await expect(database.write(note('a'))).rejects.toMatchObject(UNAVAILABLE);
+      await rename(moved(), target.path);
+      await expect(database.write(note('b'))).rejects.toMatchObject(UNAVAILABLE);
+      expect(await stored()).toEqual(['acknowledged']);
+      expect(lost).toEqual([expect.objectContaining({ message: expect.stringContaining('was moved') })]);
+    });
+
+    it('is not opened by another one by a second process, until the first has ended', async () => {
+      const path = join(folder, 'first.db');
+      const first = spawn(process.execPath, ['-e', OPEN, path], { stdio: ['pipe', 'pipe', 'inherit'] });
+      try {
+        await once(first.stdout, 'data');
+        await rename(path, moved());
+        const second = () =>
+          openDatabase(
+            { database: { type: 'sqlite', path: moved() }, migrateOnStart: true, poolSize: 1 },
+            [],
+            [],
+          );
+        for (let attempt = 0; attempt < 2; attempt++)
+          await expect(second()).rejects.toThrow(/by another name/);
+        expect((await readdir(folder)).filter((name) => name.startsWith('moved'))).toEqual(['moved.db']);
+        first.stdin.end();
+        await once(first, 'close');
+        await (await second()).close();
+      } finally {
+        first.kill('SIGKILL');
+      }
     });
   });
 
