@@ -188,12 +188,13 @@ export const HangUp = createParamDecorator((_: unknown, context: ExecutionContex
   const { socket } = requestOf(context).raw;
   const abort = () => controller.abort();
   // One who hung up while the guards were at work has closed already.
-  if (response.destroyed || socket.destroyed || socket.readableEnded) abort();
+  if (response.destroyed || socket.destroyed || socket.readableEnded || socket.errored) abort();
   else {
-    // The end of what it sends comes turns of the event loop before the close; Node answers nobody after either.
-    socket.once('end', abort);
+    // The end of what it sends, or the reset of its connection, comes turns of the event loop before the close; Node answers
+    // nobody after any of them.
+    socket.once('end', abort).once('error', abort);
     response.once('close', () => {
-      socket.off('end', abort);
+      socket.off('end', abort).off('error', abort);
       if (!response.writableFinished) abort();
     });
   }

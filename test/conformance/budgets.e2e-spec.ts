@@ -132,7 +132,8 @@ describe('what an agent holds', () => {
   });
 
   describe('after its caller has hung up', () => {
-    const abandon = async (body: object): Promise<void> => {
+    /** By an end of its connection, or by a reset, as of a process or a proxy that drops it. */
+    const abandon = async (body: object, how: 'destroy' | 'resetAndDestroy' = 'destroy'): Promise<void> => {
       const { hostname, port } = new URL(server.url);
       const text = JSON.stringify({ agent_id: agent.agent_id, ...body });
       const headers = Object.entries({
@@ -145,7 +146,7 @@ describe('what an agent holds', () => {
       socket.write(
         `POST /claim HTTP/1.1\r\n${headers.map(([name, value]) => `${name}: ${value}\r\n`).join('')}content-length: ${text.length}\r\n\r\n${text}`,
       );
-      socket.destroy();
+      socket[how]();
     };
     const connections = () =>
       new Promise<number>((resolve) =>
@@ -169,14 +170,17 @@ describe('what an agent holds', () => {
       expect(await leases()).toBe(0);
     });
 
-    it('is nothing for claims that are sent and abandoned at once', async () => {
-      await server.enqueue(...many(100, dnsTask));
-      await server.agent(agent, '/heartbeat');
-      const before = await connections();
-      for (let i = 0; i < 20; i++) await abandon({ capacities: { dns: 50 } });
-      while ((await connections()) > before) await sleep(5);
-      await server.agent(agent, '/heartbeat');
-      expect(await leases()).toBe(0);
-    });
+    it.each(['destroy', 'resetAndDestroy'] as const)(
+      'is nothing for claims that are sent and abandoned at once: %s',
+      async (how) => {
+        await server.enqueue(...many(100, dnsTask));
+        await server.agent(agent, '/heartbeat');
+        const before = await connections();
+        for (let i = 0; i < 20; i++) await abandon({ capacities: { dns: 50 } }, how);
+        while ((await connections()) > before) await sleep(5);
+        await server.agent(agent, '/heartbeat');
+        expect(await leases()).toBe(0);
+      },
+    );
   });
 });
