@@ -5,6 +5,7 @@ import { toTimestamp } from '../clock';
 import { Conditions } from '../database/conditions';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
+import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
@@ -45,13 +46,18 @@ export interface Change {
 export class AuditLog {
   constructor(private readonly database: Database) {}
 
-  /** Records a change in the transaction that makes it: both are stored or neither. */
+  /**
+   * Records a change in the transaction that makes it: both are stored or neither.
+   * @throws ERR_UNAUTHORIZED the operator's token was withdrawn meanwhile, on whatever replica
+   */
   async record(tx: Transaction, by: OperatorIdentity, change: Change): Promise<void> {
     // The update locks the chain's end, so that two changes at once get their places one after the other.
     const head = await tx.first<AuditHeadEntity>(
       'UPDATE audit_head SET last_id = last_id + 1 WHERE id = 1 RETURNING id, last_id, last_hash',
     );
     if (!head) throw new Error('audit_head has lost its row; restore the database from a backup');
+    // Behind that lock, which a withdrawal takes too: a replica that hears of none for a while must not go on writing.
+    if (by.tokenId > 0) await requireValid(tx, by.tokenId);
     const row: Omit<AuditEntity, 'hash'> = {
       id: head.last_id,
       at: tx.now,
@@ -104,6 +110,15 @@ export class AuditLog {
   verify(known?: string): Promise<AuditVerification> {
     return this.database.read((statements) => verifyLog(statements, known));
   }
+}
+
+/** @throws ERR_UNAUTHORIZED the token was withdrawn */
+async function requireValid(tx: Transaction, tokenId: number): Promise<void> {
+  const token = await tx.first(
+    'SELECT id FROM operator_tokens WHERE id = $1 AND revoked_at IS NULL',
+    tokenId,
+  );
+  if (!token) throw fail('ERR_UNAUTHORIZED');
 }
 
 /**

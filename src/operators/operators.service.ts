@@ -300,8 +300,9 @@ export class OperatorsService implements OnModuleInit {
         );
       }
       await this.requireAnotherAdmin(tx, id);
-      await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
+      // Recorded first: a token may withdraw itself.
       await this.recordWithdrawal(tx, by, token);
+      await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
     });
   }
 

@@ -126,11 +126,13 @@ onShared('replicas on one database', () => {
     expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
   });
 
-  it('refuse it within 5 s, also where what is announced is lost without a trace', async () => {
-    const { body } = await first.operator('POST', '/v1/operator-tokens', { name: 'a', role: 'viewer' });
+  it('refuse it within 5 s, and its writes at once, also where what is announced is lost without a trace', async () => {
+    const { body } = await first.operator('POST', '/v1/operator-tokens', { name: 'a', role: 'admin' });
     const agent = await first.register('probe');
     const read = () =>
       second.request('GET', '/v1/tasks', { headers: { authorization: `Bearer ${body.token}` } });
+    const write = (path: string, content: object) =>
+      second.request('POST', path, { headers: { authorization: `Bearer ${body.token}` }, body: content });
     const config = () => second.request('GET', '/config', { headers: credentialsOf(agent) });
     const announcements = Reflect.get(second.database, 'announcements');
     const hear = announcements.hear.bind(announcements);
@@ -142,6 +144,12 @@ onShared('replicas on one database', () => {
       await first.operator('DELETE', `/v1/operator-tokens/${body.id}`);
       await first.operator('POST', `/v1/agents/${agent.agent_id}/revoke`);
       expect(second.database.isListening).toBe(true);
+      const late = [
+        await write('/v1/operator-tokens', { name: 'b', role: 'admin' }),
+        await write('/v1/tasks', { tasks: [dnsTask()] }),
+        await write('/v1/agents', { hostname: 'late' }),
+      ];
+      expect(late.map(({ status }) => status)).toEqual([401, 401, 401]);
       expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
       expect((await until(config, ({ status }) => status === 403)).status).toBe(403);
     } finally {
