@@ -26,7 +26,7 @@ import { ServerProof } from './http/server-proof';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { JobRunner } from './scheduling/job-runner';
-import { type Settings, SettingsError, serverFile } from './settings';
+import { databaseIdentity, type Settings, SettingsError, serverFile } from './settings';
 import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, NestLogger, requestIdOf } from './telemetry/logger';
@@ -158,7 +158,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const announce = (): void => {
       const path = serverFile(settings.database);
       try {
-        proof.publish(path);
+        proof.publish(path, databaseIdentity(settings.database));
       } catch (error) {
         logger.warn({ err: error, path }, 'the command line will not find this server by itself');
       }

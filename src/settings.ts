@@ -423,6 +423,17 @@ export const adminTokenFile = (database: DatabaseTarget): string =>
 /** Where a running server says how the command line of its machine finds it. */
 export const serverFile = (database: DatabaseTarget): string => fileBesideDatabase(database, 'server.json');
 
+/**
+ * Tells databases apart whose servers would leave their files under one name: those on PostgreSQL that are served from one
+ * folder, or `x.db` and `x.sqlite`. Holds no password.
+ */
+export function databaseIdentity(database: DatabaseTarget): string {
+  // The folder is that of the file that says so.
+  if (database.type === 'sqlite') return `sqlite:${basename(database.path)}`;
+  const { hostname, port, pathname } = new URL(database.url);
+  return `postgres:${hostname.toLowerCase()}:${port || 5432}${pathname}`;
+}
+
 /** Where the keys are that sign configuration. */
 export const signingKeysFile = (settings: Pick<Settings, 'database' | 'signingKeyFile'>): string =>
   settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');

@@ -3,7 +3,7 @@ import { closeSync, constants, fstatSync, openSync, readFileSync, statSync } fro
 import { Agent, request } from 'node:http';
 import { createConnection, type NetConnectOpts } from 'node:net';
 import { CHALLENGE_HEADER, isProof, PROOF_HEADER, type ServerFile } from '../http/server-proof';
-import { type Settings, serverFile } from '../settings';
+import { databaseIdentity, type Settings, serverFile } from '../settings';
 import { EXIT, Failure } from './failure';
 
 /** How long a server may take to prove itself, in milliseconds. */
@@ -53,9 +53,11 @@ export function readServerFile(settings: Pick<Settings, 'database'>): ServerFile
         `The server's file ${path} is another user's, or open to others; nothing was sent anywhere.`,
         EXIT.misused,
       );
-    const { url, pid, secret } = JSON.parse(readFileSync(file, 'utf8')) as Partial<ServerFile>;
+    const { url, pid, database, secret } = JSON.parse(readFileSync(file, 'utf8')) as Partial<ServerFile>;
     const isWhole = typeof url === 'string' && URL.parse(url)?.protocol === 'http:' && secret;
-    return isWhole ? { url, pid: Number(pid), secret } : undefined;
+    // Written by the server of another database, which has its files under the same names: it is as good as not there.
+    const isOurs = database === databaseIdentity(settings.database);
+    return isWhole && isOurs ? { url, pid: Number(pid), database, secret } : undefined;
   } catch (error) {
     if (error instanceof SyntaxError) return undefined;
     throw error;

@@ -14,6 +14,8 @@ export interface ServerFile {
   /** Where it listens. */
   readonly url: string;
   readonly pid: number;
+  /** Which database it has, by `databaseIdentity`. */
+  readonly database: string;
   /** Made at each start and known to whoever may read the file. */
   readonly secret: string;
 }
@@ -63,11 +65,11 @@ export class ServerProof {
   }
 
   /** Writes the file, readable for its owner only. The server must listen by now. */
-  publish(path: string): void {
+  publish(path: string, database: string): void {
     const { address, port, family } = this.http.server.address() as AddressInfo;
     const host = address === '0.0.0.0' ? '127.0.0.1' : address === '::' ? '::1' : address;
     const url = `http://${family === 'IPv6' ? `[${host}]` : host}:${port}`;
-    const file: ServerFile = { url, pid: process.pid, secret: this.secret };
+    const file: ServerFile = { url, pid: process.pid, database, secret: this.secret };
     writePrivately(path, `${JSON.stringify(file)}\n`);
     this.path = path;
   }
