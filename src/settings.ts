@@ -1,5 +1,5 @@
 import { BlockList, isIP } from 'node:net';
-import { resolve } from 'node:path';
+import { basename, resolve } from 'node:path';
 
 /** A token bucket: `limit` requests in `periodMs` on the average, `burst` of them at once. */
 export interface Quota {

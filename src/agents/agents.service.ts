@@ -14,6 +14,7 @@ import { hashToken, isAgentToken, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
+import { Lifecycle } from '../telemetry/lifecycle';
 import type { AgentEntity, AgentOrigin, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
 import type {
   AgentCredentials,
@@ -47,6 +48,8 @@ const CREDENTIALS = 'agents';
 
 /** So many agents' credentials are kept in memory; the rest is looked up. */
 const CACHED_AGENTS = 100_000;
+/** So many are known from the start, the newest. */
+const KNOWN_AT_START = 20_000;
 
 /** Whom a transition lets through, and where it leads. */
 const TRANSITIONS = {
@@ -120,10 +123,32 @@ export class AgentsService {
     private readonly configStates: ConfigStates,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
+    private readonly lifecycle: Lifecycle,
   ) {
     this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
     continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
     this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
+  }
+
+  /**
+   * Learns the agents' tokens, so that right ones need no look-up: that may be refused at an address from which others are
+   * guessing.
+   */
+  async onModuleInit(): Promise<void> {
+    if (!this.lifecycle.serves) return;
+    await this.credentials.fill(async (statements) => {
+      const rows = await statements.rows<Credentials>(
+        `SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE state <> 'deleted' ORDER BY id DESC LIMIT $1`,
+        KNOWN_AT_START,
+      );
+      return new Map(rows.map((row) => [String(row.id), row]));
+    });
+  }
+
+  /** Learns the token of an agent that has just got it, for the same reason. */
+  async learn(agentId: number): Promise<void> {
+    // If it fails, the agent's next call looks it up.
+    await this.readCredentials(agentId).catch(() => undefined);
   }
 
   /** Has this called when agents are disabled, revoked, deleted or handed over, in the same transaction. */
@@ -164,19 +189,26 @@ export class AgentsService {
       if (!isAgentToken(token)) throw fail('ERR_UNAUTHORIZED');
       // What was right a moment ago is no guess: the row is only too old to rely on.
       if (!isOf(this.credentials.peek(key))) beforeLookup(`agent:${key}:${tokenHash}`);
-      agent = await this.credentials.load(
-        key,
-        (statements) =>
-          statements.first<Credentials>(`SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE id = $1`, agentId),
-        // Guessing ids must not take the place of agents that call.
-        isOf,
-      );
+      // Guessing ids must not take the place of agents that call.
+      agent = await this.readCredentials(agentId, isOf);
     }
     const refusal = this.refusalOf(agent, { tokenHash }, this.clock.now());
     if (!agent || refusal) throw refusal ?? fail('ERR_UNAUTHORIZED');
     if (agent.token_hash === tokenHash && agent.previous_token_hash !== null)
       await this.retirePreviousToken(agent);
     return { id: agent.id, tokenHash };
+  }
+
+  private readCredentials(
+    agentId: number,
+    isWanted?: (row: Credentials) => boolean,
+  ): Promise<Credentials | undefined> {
+    return this.credentials.load(
+      String(agentId),
+      (statements) =>
+        statements.first<Credentials>(`SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE id = $1`, agentId),
+      isWanted,
+    );
   }
 
   /**
@@ -279,10 +311,13 @@ export class AgentsService {
    * Makes an agent by hand. Only the hash of its token is kept, so this answer is the one that shows it.
    * @throws ERR_CONFLICT another agent has the hostname
    */
-  create(by: OperatorIdentity, { hostname: name, labels }: CreateAgentRequest): Promise<AgentCredentials> {
+  async create(
+    by: OperatorIdentity,
+    { hostname: name, labels }: CreateAgentRequest,
+  ): Promise<AgentCredentials> {
     const token = mintToken('dcpa_');
     const hostname = name ?? null;
-    return this.database.write(async (tx) => {
+    const credentials = await this.database.write(async (tx) => {
       if (hostname !== null && (await this.lockByHostname(tx, hostname))) {
         throw fail(
           'ERR_CONFLICT',
@@ -299,6 +334,8 @@ export class AgentsService {
       });
       return { agent_id: id, auth_token: token };
     });
+    await this.learn(credentials.agent_id);
+    return credentials;
   }
 
   /**
@@ -307,9 +344,9 @@ export class AgentsService {
    * @throws ERR_NOT_FOUND there is no such agent
    * @throws ERR_CONFLICT it is revoked
    */
-  rotate(by: OperatorIdentity, agentId: number, revokeOld: boolean): Promise<AgentCredentials> {
+  async rotate(by: OperatorIdentity, agentId: number, revokeOld: boolean): Promise<AgentCredentials> {
     const token = mintToken('dcpa_');
-    return this.database.write(async (tx) => {
+    const credentials = await this.database.write(async (tx) => {
       const agent = await this.lockKnown(tx, agentId);
       if (agent.state === 'revoked') throw unchangeable(agent.state);
       await this.replaceToken(tx, agentId, token, revokeOld ? undefined : this.tokenInUse(agent, tx.now));
@@ -323,6 +360,8 @@ export class AgentsService {
       });
       return { agent_id: agentId, auth_token: token };
     });
+    await this.learn(credentials.agent_id);
+    return credentials;
   }
 
   /**

@@ -1,5 +1,6 @@
 import { Inject, Injectable } from '@nestjs/common';
-import { toTimestamp } from '../clock';
+import { LRUCache } from 'lru-cache';
+import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
@@ -8,6 +9,7 @@ import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
 import { SETTINGS, type Settings } from '../settings';
+import { Lifecycle } from '../telemetry/lifecycle';
 import type {
   CreatedEnrollmentToken,
   CreateEnrollmentTokenRequest,
@@ -30,14 +32,35 @@ export interface Enrollment {
 /** A token that is neither withdrawn nor expired at an instant, `$2`. */
 const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)';
 
+/** So many tokens are remembered. */
+const MAX_KNOWN = 1_000;
+
 /** Owns enrollment_tokens: with what agents that nobody knows yet prove that they belong to the fleet. */
 @Injectable()
 export class EnrollmentService {
+  /** Hashes of tokens that were right once: they may be looked up where others are guessing. */
+  private readonly known = new LRUCache<string, true>({ max: MAX_KNOWN });
+
   constructor(
     private readonly database: Database,
+    private readonly clock: Clock,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
+    private readonly lifecycle: Lifecycle,
   ) {}
+
+  /** Learns which tokens work. */
+  async onModuleInit(): Promise<void> {
+    if (!this.lifecycle.serves) return;
+    const rows = await this.database.read((statements) =>
+      statements.rows<{ token_hash: string }>(
+        `SELECT token_hash FROM enrollment_tokens WHERE ${WORKS} ORDER BY id DESC LIMIT $1`,
+        MAX_KNOWN,
+        this.clock.now(),
+      ),
+    );
+    for (const { token_hash: hash } of rows) this.known.set(hash, true);
+  }
 
   /**
    * Judges what needs no database: a typo shows by its checksum.
@@ -53,7 +76,7 @@ export class EnrollmentService {
     if (shown === undefined ? this.settings.registration === 'token' : !isWellFormed('dcpe_', shown))
       throw refused();
     if (shown === undefined) return 'nothing';
-    charge.beforeLookup();
+    if (!this.known.has(hash)) charge.beforeLookup();
     return { hash };
   }
 
@@ -92,6 +115,7 @@ export class EnrollmentService {
       if ((await lookAgain()) !== row.id) throw refusedBy(charge);
       counted = false;
     }
+    this.known.set(hash, true);
     return { tokenId: row.id, counted, labels: JSON.parse(row.labels) as Labels };
   }
 
@@ -101,6 +125,7 @@ export class EnrollmentService {
     { name, labels, max_uses: maxUses, expires_in: expiresIn }: CreateEnrollmentTokenRequest,
   ): Promise<CreatedEnrollmentToken> {
     const token = mintToken('dcpe_');
+    const hash = hashToken(token);
     return this.database.write(async (tx) => {
       const { now } = tx;
       const [row] = await tx.rows<EnrollmentTokenEntity>(
@@ -108,7 +133,7 @@ export class EnrollmentService {
          VALUES ($1, $2, $3, $4, 0, $5, $6) RETURNING *`,
         name,
         JSON.stringify(labels ?? {}),
-        hashToken(token),
+        hash,
         maxUses ?? null,
         now,
         expiresIn == null ? null : now + expiresIn * 1_000,
@@ -119,6 +144,7 @@ export class EnrollmentService {
         subject: `enrollment-token/${view.id}`,
         after: { name, labels: view.labels, max_uses: view.max_uses, expires_at: view.expires_at },
       });
+      this.known.set(hash, true);
       return { ...view, token };
     });
   }

@@ -108,6 +108,7 @@ export class RegistrationService {
         attempt.refund();
         return this.registerIn(tx, attempt);
       });
+      await this.agents.learn(agentId);
       return {
         agent_id: agentId,
         auth_token: token,

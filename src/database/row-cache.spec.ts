@@ -28,8 +28,8 @@ function database({ isShared }: { isShared: boolean }) {
 
 describe('RowCache', () => {
   let now = 0;
-  const cacheOf = (db: ReturnType<typeof database>) => {
-    const cache = new RowCache<Row>(db, 'rows', 10, () => now);
+  const cacheOf = (db: ReturnType<typeof database>, max = 10) => {
+    const cache = new RowCache<Row>(db, 'rows', max, () => now);
     const load = (isWanted?: (row: Row) => boolean) => cache.load('a', async () => db.row, isWanted);
     return { cache, load };
   };
@@ -74,9 +74,14 @@ describe('RowCache', () => {
 
   it('does not keep what nobody wants, what changed while it was read, nor what is gone', async () => {
     const db = database({ isShared: true });
-    const { cache, load } = cacheOf(db);
+    const { cache, load } = cacheOf(db, 1);
+    // What nobody wants takes nobody's place.
+    await cache.load('b', async () => ({ value: 5 }));
     expect(await load(() => false)).toEqual({ value: 1 });
-    expect(cache.peek('a')).toBeUndefined();
+    expect([cache.peek('a'), cache.peek('b')]).toEqual([undefined, { value: 5 }]);
+    db.announce('b');
+    await load(() => false);
+    expect(cache.peek('a')).toEqual({ value: 1 });
     const reading = load();
     db.announce('a');
     await reading;
@@ -89,5 +94,16 @@ describe('RowCache', () => {
     db.row = undefined;
     await load();
     expect(cache.peek('a')).toBeUndefined();
+  });
+
+  it('is filled before anybody asks, but not with what changed while it was read', async () => {
+    const db = database({ isShared: true });
+    const { cache } = cacheOf(db);
+    const filling = cache.fill(async () => new Map([['a', { value: 1 }]]));
+    db.announce('b');
+    await filling;
+    expect(cache.peek('a')).toBeUndefined();
+    await cache.fill(async () => new Map([['a', { value: 1 }]]));
+    expect(cache.get('a')).toEqual({ value: 1 });
   });
 });

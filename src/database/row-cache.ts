@@ -31,7 +31,7 @@ export class RowCache<Row extends object> {
       'read' | 'isShared' | 'isListening' | 'onAnnouncement' | 'onGap'
     >,
     private readonly topic: string,
-    max: number,
+    private readonly max: number,
     private readonly now: () => number = () => performance.now(),
   ) {
     // By size: a cache with `max` takes the memory for all its rows at once.
@@ -59,7 +59,18 @@ export class RowCache<Row extends object> {
     return this.rows.get(key)?.row;
   }
 
-  /** Reads the row and, if there is one and it is wanted or was kept before, keeps it. */
+  /** Keeps rows before anybody asks for them; they may have changed when they are asked for, as others have. */
+  async fill(read: (statements: Statements) => Promise<ReadonlyMap<string, Row>>): Promise<void> {
+    const before = this.changes;
+    const readAt = this.now();
+    const rows = await this.database.read(read);
+    if (before === this.changes) for (const [key, row] of rows) this.rows.set(key, { row, readAt });
+  }
+
+  /**
+   * Reads the row and, if there is one, keeps it.
+   * @param isWanted whether it may take the place of another row, if there are as many as may be kept
+   */
   async load(
     key: string,
     read: (statements: Statements) => Promise<Row | undefined>,
@@ -71,7 +82,8 @@ export class RowCache<Row extends object> {
     if (before !== this.changes) return row;
     if (!row) this.rows.delete(key);
     // One that is kept already is older than this.
-    else if (isWanted(row) || this.rows.has(key)) this.rows.set(key, { row, readAt });
+    else if (this.rows.size < this.max || isWanted(row) || this.rows.has(key))
+      this.rows.set(key, { row, readAt });
     return row;
   }
 

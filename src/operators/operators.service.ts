@@ -20,6 +20,7 @@ import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenVie
 /** The name of the first admin's token, which comes from the setting or is made at first start. */
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
+const KNOWN_COLUMNS = 'id, name, role, expires_at, last_used_at';
 
 /** So many secrets that a person chose are known in memory once they were verified. */
 const MAX_VERIFIED = 100;
@@ -87,6 +88,15 @@ export class OperatorsService implements OnModuleInit {
     if (adminToken !== undefined) await this.admitSetting(adminToken);
     // Of replicas that start at once one makes it.
     await this.database.exclusively('first-admin', () => this.makeFirstAdmin());
+    // A look-up may be refused at an address from which others are guessing.
+    await this.tokens.fill(async (statements) => {
+      const rows = await statements.rows<Known & { token_hash: string }>(
+        `SELECT token_hash, ${KNOWN_COLUMNS} FROM operator_tokens WHERE ${WORKS} ORDER BY id DESC LIMIT $2`,
+        this.clock.now(),
+        CACHED_TOKENS,
+      );
+      return new Map(rows.map(({ token_hash, ...known }) => [token_hash, known]));
+    });
   }
 
   private async admitSetting(secret: string): Promise<void> {
@@ -198,7 +208,7 @@ export class OperatorsService implements OnModuleInit {
   private lookUp(stored: string): Promise<Known | undefined> {
     return this.tokens.load(stored, (statements) =>
       statements.first<Known>(
-        `SELECT id, name, role, expires_at, last_used_at FROM operator_tokens
+        `SELECT ${KNOWN_COLUMNS} FROM operator_tokens
          WHERE token_hash = $1 AND revoked_at IS NULL`,
         stored,
       ),
@@ -241,12 +251,12 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */
-  create(
+  async create(
     by: OperatorIdentity,
     { name, role, expires_in: expiresIn }: CreateOperatorTokenRequest,
   ): Promise<CreatedOperatorToken> {
     const token = mintToken('dcpo_');
-    return this.database.write(async (tx) => {
+    const view = await this.database.write(async (tx) => {
       const { now } = tx;
       const [row] = await tx.rows<OperatorTokenEntity>(
         `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at, expires_at)
@@ -263,8 +273,11 @@ export class OperatorsService implements OnModuleInit {
         subject: `operator-token/${view.id}`,
         after: { name, role, expires_at: view.expires_at },
       });
-      return { ...view, token };
+      return view;
     });
+    // If it fails, the token's first call looks it up.
+    await this.lookUp(hashToken(token)).catch(() => undefined);
+    return { ...view, token };
   }
 
   /** Lists tokens, newest first; withdrawn ones too. */
