@@ -21,6 +21,7 @@ import { isBulkWrite, isShedFirst, MAX_BODY } from './http/decorators';
 import { mountDocumentation } from './http/documentation';
 import { ErrorFilter } from './http/error-filter';
 import { answerUnreadable, checkProtocol } from './http/protocol-checks';
+import { ReadTurns } from './http/read-turns';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { ServerProof } from './http/server-proof';
 import { answerUnknownRoutes } from './http/unknown-routes';
@@ -139,6 +140,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     inFlight.guard(http, isHealth);
     admission.guard(http, isHealth);
+    new ReadTurns().guard(http);
     bodies.guard(http, {
       check: (caller) => quotas.checkReadable(caller),
       charge: (caller) => quotas.chargeUnreadable(caller),

@@ -5,6 +5,7 @@ import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
 import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
 import { clientAddress } from './client-address';
+import { hasHungUp } from './hang-up';
 import type { BodyShape } from './json-body';
 
 /** Who calls on an agent's route. */
@@ -185,10 +186,11 @@ export const CurrentCharge = createParamDecorator(
 export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
   const controller = new AbortController();
   const response: ServerResponse = context.switchToHttp().getResponse().raw;
-  const { socket } = requestOf(context).raw;
+  const { raw } = requestOf(context);
+  const { socket } = raw;
   const abort = () => controller.abort();
   // One who hung up while the guards were at work has closed already.
-  if (response.destroyed || socket.destroyed || socket.readableEnded || socket.errored) abort();
+  if (hasHungUp(raw, response)) abort();
   else {
     // The end of what it sends, or the reset of its connection, comes turns of the event loop before the close; Node answers
     // nobody after any of them.

@@ -107,13 +107,18 @@ export function countValues(body: Buffer): number {
   return values;
 }
 
-/** Counts different names by their hashes: a few of them fall together, so that it is a little less. */
+/** Counts different names by their hashes: a few of them fall together, so that it is a little less. Numbers count each time. */
 class NameCount {
   count = 0;
   private readonly seen = new Uint8Array(2 ** (NAME_BITS - 3));
 
   /** Counts the bytes from `start` to `end` as a name. */
   add(body: Buffer, start: number, end: number): void {
+    // An object keeps names that are numbers in a table of its own, which costs as much as one of new names.
+    if (isDigit(body[start] as number)) {
+      this.count++;
+      return;
+    }
     let hash = SEED;
     for (let at = start; at < end; at++) hash = Math.imul(hash ^ (body[at] as number), FNV_PRIME);
     const bit = Math.imul(hash, GOLDEN) >>> (32 - NAME_BITS);

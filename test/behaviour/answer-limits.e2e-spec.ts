@@ -33,6 +33,10 @@ describe('answers that nobody reads', () => {
     return socket;
   }
 
+  const connections = () =>
+    new Promise<number>((resolve) =>
+      server.app.getHttpServer().getConnections((_: unknown, count: number) => resolve(count)),
+    );
   const load = () => server.answers.load;
   async function until(reached: () => boolean): Promise<void> {
     while (!reached()) await sleep(5);
@@ -91,6 +95,43 @@ describe('answers that nobody reads', () => {
       expect(statuses(text)).toEqual([200, 200]);
       expect(text.indexOf('"leases"')).toBeLessThan(text.indexOf('"status"'));
       expect((await server.operator('GET', '/v1/agents?hostname=never')).body.items).toEqual([]);
+    });
+
+    it.each(['destroy', 'resetAndDestroy'] as const)(
+      'are not made for operators who hung up: %s',
+      async (how) => {
+        const read = jest.spyOn(server.database, 'read');
+        const readsOf = async (requests: () => Promise<unknown>) => {
+          const earlier = read.mock.calls.length;
+          await requests();
+          return read.mock.calls.length - earlier;
+        };
+        const list = get('/v1/tasks?limit=500', `Authorization: Bearer ${ADMIN_TOKEN}\r\n`);
+        const one = () => server.operator('GET', '/v1/tasks');
+        await one();
+        const before = await connections();
+        const each = await readsOf(one);
+        const reads = await readsOf(async () => {
+          const callers = await Promise.all(Array.from({ length: 30 }, () => open('')));
+          for (const caller of callers) {
+            caller.write(list);
+            caller[how]();
+          }
+          while ((await connections()) > before) await sleep(5);
+          await one();
+        });
+        read.mockRestore();
+        // Jobs read too.
+        expect(each).toBeGreaterThan(0);
+        expect(reads).toBeLessThan(10 * each);
+      },
+    );
+
+    it('are made for more operators than read at once', async () => {
+      const answers = await Promise.all(
+        Array.from({ length: 40 }, () => server.operator('GET', '/v1/tasks')),
+      );
+      expect(answers.map(({ status }) => status)).toEqual(oks(40));
     });
 
     it('are given up when the client hangs up, and nothing stays counted', async () => {
