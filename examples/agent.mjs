@@ -89,11 +89,15 @@ async function call(path, body, { headers = {}, signal } = {}) {
         signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT_MS), ...(signal ? [signal] : [])]),
       });
       const answer = await response.json();
-      if (response.ok) return answer;
+      const retryAfter = Number(response.headers.get('retry-after'));
+      if (response.ok) {
+        // The server stops: until then another call would be of no use.
+        if (retryAfter > 0) await sleep(retryAfter * 1_000, undefined, { signal });
+        return answer;
+      }
       const message = `${path}: ${answer.message}${hintAt(path, response.status)}`;
       if (!answer.retryable)
         throw Object.assign(new Error(message), { final: true, status: response.status });
-      const retryAfter = Number(response.headers.get('retry-after'));
       if (retryAfter > 0) waitMs = retryAfter * 1_000;
       warn(`${message} Again in ${Math.round(waitMs / 1_000)} s.`);
     } catch (error) {

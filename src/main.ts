@@ -1,5 +1,6 @@
 import './node-version';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { DatabaseError } from './database/database-error';
 import { ExtensionError, loadExtensions } from './extensions';
@@ -148,14 +149,11 @@ async function checkAddress(settings: Settings): Promise<void> {
 /** For the person who started it; on standard error, so that the log stays one of JSON lines. */
 function whatNext(settings: Settings, listening: string): string {
   const url = listening.replace(/\/\/(0\.0\.0\.0|\[::\])/, '//127.0.0.1');
-  const tokenFile = adminTokenFile(settings.database);
   return [
     '',
     `The control plane answers at ${url}`,
     `  try the API in a browser    ${url}/docs`,
-    settings.adminToken === undefined
-      ? `  the operator's token        cat ${tokenFile}`
-      : "  the operator's token        as CONTROL_PLANE_ADMIN_TOKEN says",
+    `  the operator's token        ${whereTokenIs(settings)}`,
     `  start an example agent      scripts/with-node.sh node examples/agent.mjs --server ${url}`,
     '  enqueue a first task        see README.md',
     ...(isOpenToStrangers(settings)
@@ -167,6 +165,15 @@ function whatNext(settings: Settings, listening: string): string {
       : []),
     '',
   ].join('\n');
+}
+
+/** Where the admin's token is: no file is made where there was an admin already. */
+function whereTokenIs({ adminToken, database }: Settings): string {
+  if (adminToken !== undefined) return 'as CONTROL_PLANE_ADMIN_TOKEN says';
+  const file = adminTokenFile(database);
+  return existsSync(file)
+    ? `cat ${file}`
+    : 'an admin has one from before; to make another, set CONTROL_PLANE_ADMIN_TOKEN and start again';
 }
 
 /** Says why it ends, and with which exit code. */

@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { id, labelOption, pastOption } from './arguments';
+import { id, labelOption, oneOf, pastOption } from './arguments';
 import { fields, table } from './print';
 import type { Terminal } from './terminal';
 import {
@@ -20,6 +20,8 @@ const credentials = (agent: object) =>
   `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`;
 
 const AGENT = ['id', 'hostname', 'status', 'live_leases', 'last_heartbeat_at', 'labels'];
+
+const STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'];
 
 /** Adds the commands about agents. */
 export function addAgents(program: Command, terminal: Terminal): void {
@@ -47,7 +49,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'agents list --status offline',
     'agents list --watch 5',
   )
-    .option('--status <status>', 'online, offline, draining, disabled or revoked')
+    .addOption(oneOf('--status <status>', 'only these', STATUSES))
     .option('--hostname <hostname>', 'only this one')
     .addOption(labelOption())
     .action(({ status, hostname, label: labels = {}, limit, cursor, ...options }) => {

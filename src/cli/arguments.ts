@@ -43,6 +43,13 @@ export const futureOption = (flag: string, description: string): Option =>
     instant(text, 'ahead'),
   );
 
+/** An option whose value is one of a few: help and completion name them, the server judges what is given. */
+export function oneOf(flags: string, description: string, values: readonly string[]): Option {
+  const option = new Option(flags, description);
+  option.argChoices = [...values];
+  return option;
+}
+
 /** A whole number. */
 export function whole(text: string): number {
   const value = /^-?\d{1,16}$/.test(text) ? Number(text) : Number.NaN;

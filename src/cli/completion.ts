@@ -24,21 +24,40 @@ Examples:
 /** A command by its path, such as `task add`, and what can follow it. */
 interface Node {
   readonly path: string;
-  readonly words: readonly { word: string; about: string }[];
+  readonly words: readonly Word[];
+}
+
+interface Word {
+  readonly word: string;
+  readonly about: string;
+  /** What can follow an option, if that is one of a few. */
+  readonly values?: readonly string[];
 }
 
 function nodesOf(command: Command, path: readonly string[] = []): Node[] {
-  const options = command.options.flatMap(({ long, description }) =>
-    long ? [{ word: long, about: description }] : [],
+  const options = command.options.flatMap(({ long, description, argChoices }) =>
+    long ? [{ word: long, about: description, values: argChoices }] : [],
+  );
+  const choices = command.registeredArguments.flatMap(({ argChoices = [], description }) =>
+    argChoices.map((word) => ({ word, about: description })),
   );
   const verbs = command.commands.map((one) => ({ word: one.name(), about: one.description() }));
   return [
-    { path: path.join(' '), words: [...verbs, ...options, { word: '--help', about: 'display help' }] },
+    {
+      path: path.join(' '),
+      words: [...verbs, ...choices, ...options, { word: '--help', about: 'display help' }],
+    },
     ...command.commands.flatMap((one) => nodesOf(one, [...path, one.name()])),
   ];
 }
 
 const quoted = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** The options after which one of a few values stands, each with its command's path before it. */
+const chosen = (nodes: readonly Node[]) =>
+  nodes.flatMap(({ path, words }) =>
+    words.flatMap(({ word, values }) => (values ? [{ after: `${path} ${word}`, values }] : [])),
+  );
 
 /** The words before the cursor that name a command, as a shell function finds them: at most two deep. */
 const bash = (nodes: readonly Node[]): string => `# bash completion of control-plane
@@ -54,6 +73,11 @@ _control_plane() {
   done
   case "$path" in
 ${nodes.map(({ path, words }) => `    ${quoted(path)}) words=${quoted(words.map(({ word }) => word).join(' '))} ;;`).join('\n')}
+  esac
+  case "$path \${COMP_WORDS[COMP_CWORD-1]}" in
+${chosen(nodes)
+  .map(({ after, values }) => `    ${quoted(after)}) words=${quoted(values.join(' '))} ;;`)
+  .join('\n')}
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
 }
@@ -80,6 +104,11 @@ ${nodes
   )
   .join('\n')}
   esac
+  case "$path_ \${words[CURRENT-1]}" in
+${chosen(nodes)
+  .map(({ after, values }) => `    (${quoted(after)}) entries=(${values.map(quoted).join(' ')}) ;;`)
+  .join('\n')}
+  esac
   _describe 'control-plane' entries || _files
 }
 _control_plane "$@"
@@ -100,8 +129,9 @@ function __control_plane_path
 end
 ${nodes
   .flatMap(({ path, words }) =>
-    words.map(({ word, about }) => {
-      const what = word.startsWith('--') ? `-l ${word.slice(2)}` : `-f -a ${word}`;
+    words.map(({ word, about, values }) => {
+      const value = values ? ` -x -a ${quoted(values.join(' '))}` : '';
+      const what = word.startsWith('--') ? `-l ${word.slice(2)}${value}` : `-f -a ${word}`;
       return `complete -c control-plane -n "test (__control_plane_path | string collect -a) = ${quoted(path)}" ${what} -d ${quoted(about)}`;
     }),
   )

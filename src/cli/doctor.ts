@@ -106,7 +106,7 @@ function folder(path: string): Finding {
 function* files(settings: Settings, path: string): Generator<Finding> {
   const key = signingKeysFile(settings);
   const secrets = [adminTokenFile(settings.database), serverFile(settings.database), key];
-  const there = [path, `${path}-wal`, `${path}-shm`, ...secrets].filter((file) => existsSync(file));
+  const there = [path, `${path}-wal`, `${path}-shm`, ...secrets].filter(isFile);
   let well = true;
   for (const file of there) {
     if ((statSync(file).mode & 0o077) === 0) continue;
@@ -124,6 +124,8 @@ function space(path: string, minFree: number): Finding {
     return ['FAIL', 'disk', `${finding}; make room: bulk writes are refused`];
   return free < LITTLE_SPACE ? ['warn', 'disk', `${finding}; make room soon`] : ['ok', 'disk', finding];
 }
+
+const isFile = (path: string): boolean => statSync(path, { throwIfNoEntry: false })?.isFile() === true;
 
 function lockOf(target: SqliteTarget): 'free' | 'served' | DatabaseError {
   try {
@@ -151,7 +153,7 @@ async function* database(
     if (error instanceof ForeignDatabase) yield ['FAIL', 'database', message];
     else {
       const reason = error instanceof DatabaseError ? message : `${path} can't be read: ${message}.`;
-      yield ['FAIL', 'database', `${reason} If it is damaged, restore a backup`];
+      yield ['FAIL', 'database', isFile(path) ? `${reason} If it is damaged, restore a backup` : reason];
     }
   }
 }

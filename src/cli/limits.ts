@@ -1,5 +1,5 @@
 import { type Command, InvalidArgumentError } from 'commander';
-import { whole } from './arguments';
+import { oneOf, whole } from './arguments';
 import { EXIT, Failure } from './failure';
 import { table } from './print';
 import type { Terminal } from './terminal';
@@ -41,7 +41,7 @@ export function addLimits(program: Command, terminal: Terminal): void {
       'windows list --kind dns --watch',
     ),
   )
-    .option('--scope <scope>', 'global, kind or target')
+    .addOption(oneOf('--scope <scope>', 'only these', SCOPES))
     .action(({ scope, kind, target, limit, cursor, ...options }) =>
       listWindows(terminal, options, { scope, kind, target, limit, cursor }),
     );

@@ -1,4 +1,4 @@
-import { fields, table } from './print';
+import { fields, harmless, harmlessJson, table } from './print';
 
 describe('what is shown of one thing', () => {
   it('stands in lines, what is nested under its name, and lists of things below', () => {
@@ -49,6 +49,44 @@ describe('what is shown of one thing', () => {
       'a\n  \\u001b[31m\n    \\u000a  \\u202e',
     );
     expect(table([{ a: { '\u001b': ['\u009b'] } }], ['a'])).toBe('A\n\\u001b=\\u009b');
+  });
+});
+
+describe('what a terminal acts on or does not show', () => {
+  /** Every character of these kinds that there is, whatever version of Unicode this Node knows. */
+  const hidden = Array.from({ length: 0x110000 }, (_, code) => code)
+    .filter((code) => code < 0xd800 || code > 0xdfff)
+    .map((code) => String.fromCodePoint(code))
+    .filter((character) => /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/u.test(character));
+
+  it.each([
+    '\u007f',
+    '\u009b',
+    '\u00ad',
+    '\u034f',
+    '\u200b',
+    '\u202e',
+    '\u2065',
+    '\ufeff',
+    '\ufff9',
+    '\u{e0001}',
+  ])('is such a character: %j', (character) => {
+    expect(hidden).toContain(character);
+  });
+
+  it('is escaped, also what has two units', () => {
+    for (const character of hidden) expect(harmless(`a${character}b`)).toMatch(/^a(\\u[0-9a-f]{4}){1,2}b$/);
+    expect(harmless('\u{e0041}')).toBe('\\udb40\\udc41');
+    expect(harmless('é ß 漢 العربية 👍 x')).toBe('é ß 漢 العربية 👍 x');
+  });
+
+  it('is escaped in JSON, whose value stays what it is', () => {
+    const value = { [`name${hidden.join('')}`]: hidden, plain: 'é 漢 👍' };
+    const text = harmlessJson(JSON.stringify(value, null, 2));
+    expect(JSON.parse(text)).toEqual(value);
+    expect(text.replaceAll('\n', '')).not.toMatch(
+      /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/u,
+    );
   });
 });
 

@@ -1,11 +1,17 @@
 /**
- * What a terminal acts on or does not show: DEL and C1 controls, what sets the direction of text, what has no width, and
- * line separators. JSON escapes only the C0 controls by itself.
+ * What a terminal acts on or does not show, by Unicode's properties: DEL and C1 controls, format characters (what sets the
+ * direction of text, tags, soft hyphens), what is ignored where it can't be shown, and line separators. JSON escapes only
+ * the C0 controls by itself.
  */
-const INVISIBLE = /[\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
-const UNSAFE = new RegExp(`[\\u0000-\\u001f]|${INVISIBLE.source}`, 'g');
+const INVISIBLE = /[\u007f-\u009f\p{Cf}\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}]/gu;
+const UNSAFE = new RegExp(`[\\u0000-\\u001f]|${INVISIBLE.source}`, 'gu');
 
-const escaped = (character: string): string => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;
+/** As JSON writes it: two escapes if the character has two units. */
+const escaped = (character: string): string =>
+  character
+    .split('')
+    .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
+    .join('');
 
 /** Makes a line that others wrote harmless for a terminal: such characters show as `\\u001b`. */
 export const harmless = (line: string): string => line.replace(UNSAFE, escaped);

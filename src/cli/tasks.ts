@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
-import { futureOption, id, whole } from './arguments';
+import { futureOption, id, oneOf, whole } from './arguments';
 import { EXIT, Failure } from './failure';
 import { fields, table } from './print';
 import type { Terminal } from './terminal';
@@ -19,6 +19,10 @@ import {
 } from './verbs';
 
 const TASK = ['id', 'kind', 'target', 'state', 'priority', 'attempts', 'run_at', 'created_at', 'reason'];
+
+/** The states of tasks that can be cancelled, and of those that can be reopened. */
+const UNFINISHED = ['scheduled', 'waiting', 'queued', 'leased'];
+const REOPENED = ['dead', 'cancelled'];
 
 /** Adds the commands about tasks. */
 export function addTasks(program: Command, terminal: Terminal): void {
@@ -80,7 +84,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
     'task list --state dead --kind dns',
     'task list --json | jq .items[].id',
   )
-    .option('--state <state>', 'scheduled, waiting, queued, leased, completed, cancelled or dead')
+    .addOption(oneOf('--state <state>', 'only in this state', [...UNFINISHED, 'completed', ...REOPENED]))
     .option('--kind <kind>', 'only of this kind')
     .option('--target <target>', 'only aimed at this')
     .action(({ state, kind, target, limit, cursor, ...options }) =>
@@ -106,6 +110,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
       'task cancel --kind dns --state queued --dry-run',
       'task cancel --all',
     ),
+    UNFINISHED,
   ).action((of: string | undefined, options) => change(terminal, 'cancel', of, options));
   changing(
     verb(
@@ -115,6 +120,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
       'task retry 1203',
       'task retry --state dead --kind http',
     ),
+    REOPENED,
   ).action((of: string | undefined, options) => change(terminal, 'retry', of, options));
   watching(verb(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch')).action(
     (options) => perform(terminal, options, get('/v1/tasks/stats'), fields),
@@ -124,9 +130,9 @@ export function addTasks(program: Command, terminal: Terminal): void {
 /** A task with its attempts; whether there are more of them is said apart. */
 const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
 
-const changing = (command: Command): Command =>
+const changing = (command: Command, states: readonly string[]): Command =>
   command
-    .option('--state <state>', 'all in this state')
+    .addOption(oneOf('--state <state>', 'all in this state', states))
     .option('--kind <kind>', 'all of this kind')
     .option('--target <target>', 'all aimed at this')
     .option('--all', 'every one')

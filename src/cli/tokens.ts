@@ -1,8 +1,10 @@
 import type { Command } from 'commander';
-import { id, labelOption, seconds, whole } from './arguments';
+import { id, labelOption, oneOf, seconds, whole } from './arguments';
 import { fields } from './print';
 import type { Terminal } from './terminal';
 import { get, listing, listOf, perform, post, query, remove, verb } from './verbs';
+
+const ROLES = ['viewer', 'operator', 'admin'];
 
 const SHOWN_ONCE = 'The token is not shown again.';
 
@@ -15,7 +17,7 @@ export function addTokens(program: Command, terminal: Terminal): void {
     "make an operator's token, and show it once; works on the database's file if no server runs",
     'token create alice --role operator --expires-in 90d',
   )
-    .requiredOption('--role <role>', 'what it may do: viewer, operator or admin')
+    .addOption(oneOf('--role <role>', 'what it may do', ROLES).makeOptionMandatory())
     .option(
       '--expires-in <duration>',
       'how long it is good for, such as 90d; for ever if it is left out',

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
 import { type Call, callApi } from './api';
 import { patience, whole } from './arguments';
-import { Failure } from './failure';
+import { EXIT, Failure } from './failure';
 import { table } from './print';
 import type { Terminal } from './terminal';
 
@@ -116,7 +116,10 @@ export function noteIfEmpty(terminal: Terminal, items: readonly unknown[] | unde
   if (items?.length === 0) terminal.note('none');
 }
 
-/** Shows something once, or again and again if the command watches. */
+/**
+ * Shows something once, or again and again if the command watches. Once it has shown something, a server that stops does not
+ * end it: that is said once, and it goes on. What the server refuses ends it.
+ */
 export async function repeatedly(
   terminal: Terminal,
   options: Common,
@@ -130,8 +133,22 @@ export async function repeatedly(
     else interruption.addEventListener('abort', () => resolve(), { once: true });
   });
   const watch = async () => {
+    let hasShown = false;
+    let isAway = false;
     while (!interruption.aborted) {
-      await showOnce();
+      try {
+        await showOnce();
+        hasShown = true;
+        isAway = false;
+      } catch (error) {
+        // What the command was given has worked before: only what is around it can be wrong, as while the server starts.
+        if (!hasShown || !(error instanceof Failure) || error.exitCode === EXIT.failed) throw error;
+        if (!isAway && !interruption.aborted) {
+          terminal.note(error.message);
+          if (!options.json) terminal.note('It is asked again until it answers; Ctrl-C ends this.');
+        }
+        isAway = true;
+      }
       await sleep(everyMs, undefined, { signal: interruption }).catch(() => undefined);
     }
   };

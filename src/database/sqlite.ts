@@ -72,6 +72,9 @@ export function readerOptions(target: SqliteTarget): DataSourceOptions {
 export function unopened(target: SqliteTarget, error: unknown): unknown {
   // By its name: the class is the one of the first copy of the driver that the process loaded.
   if ((error as Error | undefined)?.name !== 'SqliteError') return error;
+  // SQLite calls a folder a failure of the disk.
+  if (statSync(target.path, { throwIfNoEntry: false })?.isFile() === false)
+    return new DatabaseError(`${target.path} can't be opened: ${NOT_A_FILE}`);
   const { message, code } = error as InstanceType<typeof Sqlite.SqliteError>;
   const advice = /^SQLITE_(CANTOPEN|READONLY)/.test(code)
     ? ' The process must be able to write both the file and its folder.'
@@ -166,6 +169,8 @@ export function watchName(path: string): () => boolean {
   };
 }
 
+const NOT_A_FILE = 'it is not a file.';
+
 /** What every SQLite file begins with. */
 const MAGIC = 'SQLite format 3\0';
 
@@ -182,7 +187,7 @@ export function checkPath(path: string): string {
     throw new DatabaseError(`The folder ${folder} of the database does not exist; create it.`);
   const stats = statSync(file, { throwIfNoEntry: false });
   if (stats === undefined) return file;
-  if (!stats.isFile()) throw refuse('it is not a file.');
+  if (!stats.isFile()) throw refuse(NOT_A_FILE);
   try {
     for (const each of [file, folder]) accessSync(each, constants.R_OK | constants.W_OK);
   } catch {

@@ -37,10 +37,21 @@ const ALWAYS: readonly ErrorCode[] = ['ERR_RATE_LIMITED', 'ERR_BACKEND', 'ERR_UN
 /** What any route that needs credentials can answer. */
 const GUARDED = ['ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_TOKEN_EXPIRED', 'ERR_FORBIDDEN'] as const;
 
+const SECONDS = { schema: { type: 'integer', minimum: 1 }, example: 2 } as const;
+
 const RETRY_AFTER = {
   description: 'After how many seconds the same request may succeed.',
-  schema: { type: 'integer', minimum: 1 },
-  example: 2,
+  ...SECONDS,
+} as const;
+
+/** The header of an answer that is no error: the server stops, and the caller should come back later. */
+export const COME_BACK_AFTER = {
+  'Retry-After': {
+    description:
+      'Only if there are no leases and the server is about to stop: after how many seconds to claim again.',
+    required: false,
+    ...SECONDS,
+  },
 } as const;
 
 /**

@@ -48,8 +48,13 @@ export function toEnvelope(error: ApiError): ErrorEnvelope {
 /** Headers that say when to try again. */
 export function retryHeaders(error: ApiError): Record<string, string> {
   const waitMs = error.retryAfterMs ?? (error.status === 503 ? 1_000 : undefined);
-  return waitMs === undefined ? {} : { 'retry-after': String(Math.max(1, Math.ceil(waitMs / 1_000))) };
+  return waitMs === undefined ? {} : retryAfter(waitMs);
 }
+
+/** The header that has a caller wait so long: whole seconds, rounded up, at least one. */
+export const retryAfter = (waitMs: number) => ({
+  'retry-after': String(Math.max(1, Math.ceil(waitMs / 1_000))),
+});
 
 /** Answers every error, of whatever layer, in the documented envelope. */
 @Catch()

@@ -119,6 +119,7 @@ class WaitingClaim implements Waiter {
   private signalled = false;
   private used = true;
   private notify: (() => void) | undefined;
+  private readonly enlistedAt = performance.now();
   /** When it is answered in a drain, by `performance.now()`. */
   private releaseAt = Number.POSITIVE_INFINITY;
   private releaseTimer: NodeJS.Timeout | undefined;
@@ -149,7 +150,9 @@ class WaitingClaim implements Waiter {
 
   /** In a drain, ends its sleep at a moment of its own. */
   releaseInTime(): void {
-    if (this.releaseAt === Number.POSITIVE_INFINITY) this.releaseAt = this.lifecycle.pickReleaseTime();
+    if (this.releaseAt === Number.POSITIVE_INFINITY)
+      this.releaseAt = this.lifecycle.pickReleaseTime(this.enlistedAt);
+    if (this.releaseAt === Number.POSITIVE_INFINITY) return;
     // A timer may come a little early, by the clock that the release is judged by.
     const inMs = Math.max(0, this.releaseAt - performance.now()) + 1;
     this.releaseTimer = setTimeout(() => this.rouse(), inMs);

@@ -1,6 +1,7 @@
-import { Body, Controller, HttpCode, Post } from '@nestjs/common';
+import { Body, Controller, HttpCode, Post, Res } from '@nestjs/common';
 import { ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
-import { GuardedErrors } from '../http/api-errors';
+import type { FastifyReply } from 'fastify';
+import { COME_BACK_AFTER, GuardedErrors } from '../http/api-errors';
 import {
   AGENT_PATHS,
   Agent,
@@ -14,6 +15,8 @@ import {
   Quota,
   ShedFirst,
 } from '../http/decorators';
+import { retryAfter } from '../http/error-filter';
+import { Lifecycle } from '../telemetry/lifecycle';
 import {
   ClaimRequest,
   ClaimResponse,
@@ -28,7 +31,10 @@ import { LeasesService } from './leases.service';
 @ApiTags('leases')
 @Controller(AGENT_PATHS)
 export class LeasesController {
-  constructor(private readonly leases: LeasesService) {}
+  constructor(
+    private readonly leases: LeasesService,
+    private readonly lifecycle: Lifecycle,
+  ) {}
 
   /**
    * Grants leases on the best tasks that are queued, as far as the agent's capacities have room besides the leases that it
@@ -46,15 +52,19 @@ export class LeasesController {
     required: false,
     description: 'The same key and body again give those leases of the first call that are still live.',
   })
-  @ApiOkResponse({ type: ClaimResponse })
+  @ApiOkResponse({ type: ClaimResponse, headers: COME_BACK_AFTER })
   @GuardedErrors('ERR_CONFLICT')
-  claim(
+  async claim(
     @CurrentAgent() agent: AgentIdentity,
     @Body() body: ClaimRequest,
     @IdempotencyKey() key: string | undefined,
     @HangUp() hangUp: AbortSignal,
+    @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<ClaimResponse> {
-    return this.leases.claim(agent, body, key, hangUp);
+    const answer = await this.leases.claim(agent, body, key, hangUp);
+    const returnDelayMs = this.lifecycle.pickReturnDelay();
+    if (answer.leases.length === 0 && returnDelayMs !== undefined) reply.headers(retryAfter(returnDelayMs));
+    return answer;
   }
 
   /** Moves the deadlines of leases; those that the caller no longer holds are listed as revoked. */

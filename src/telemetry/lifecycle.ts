@@ -1,6 +1,12 @@
-/** The part of the drain in which waiting calls are answered: late enough that load balancers send them elsewhere. */
-const RELEASED_FROM = 0.5;
-const RELEASED_TO = 0.9;
+/**
+ * The part of the drain in which calls that waited when it began are answered: late enough that load balancers send their
+ * next call elsewhere.
+ */
+const WAITING_RELEASED = { from: 0.5, to: 0.9 };
+/** The part for calls that came after it began: their callers have most likely been answered once already. */
+const LATE_RELEASED = { from: 0.9, to: 1 };
+/** Over how long after the drain callers that were answered empty come back, in milliseconds. */
+const RETURN_SPREAD_MS = 2_000;
 
 /** Where the process is between start and stop. Whoever holds requests open listens for the drain and the stop. */
 export class Lifecycle {
@@ -40,12 +46,28 @@ export class Lifecycle {
   }
 
   /**
-   * When to answer a call that waits, by `performance.now()`. Each gets another moment in the second half of the drain:
-   * by then load balancers know, and its caller does not come back to this process, nor all callers at once to the next.
+   * When to answer a call that waits in the drain, by `performance.now()`: never in the past. Each call that waited before
+   * gets a moment of its own in the second half of the drain, when load balancers know; each that came later one in the last
+   * tenth. A caller that is answered at once comes back at once, until its quota is used up.
+   * @param waitsSince when the call came, by `performance.now()`
+   * @returns infinity if only the stop answers it: the call came when others were being answered already
    */
-  pickReleaseTime(): number {
-    const part = RELEASED_FROM + Math.random() * (RELEASED_TO - RELEASED_FROM);
-    return this.drainBeganAt + this.drainMs * part;
+  pickReleaseTime(waitsSince: number): number {
+    const { from, to } = waitsSince < this.drainBeganAt ? WAITING_RELEASED : LATE_RELEASED;
+    const instantOf = (part: number) => this.drainBeganAt + this.drainMs * part;
+    const releaseAt = instantOf(from + Math.random() * (to - from));
+    const isTooLate = waitsSince > instantOf(from) || performance.now() >= releaseAt;
+    return isTooLate ? Number.POSITIVE_INFINITY : releaseAt;
+  }
+
+  /**
+   * How long the caller of an empty answer should stay away, in milliseconds: until the drain is over, and a little longer, so
+   * that not all come at once to a process that has just started. @returns undefined if the process does not drain
+   */
+  pickReturnDelay(): number | undefined {
+    if (!this.draining) return undefined;
+    const restMs = this.stopping ? 0 : Math.max(0, this.drainBeganAt + this.drainMs - performance.now());
+    return restMs + Math.random() * RETURN_SPREAD_MS;
   }
 
   /** Says that the process stops: everything that waits is answered. */

@@ -4,6 +4,7 @@ import {
   chmodSync,
   copyFileSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -435,6 +436,49 @@ describe('the command line with a server', () => {
     expect([code, shown, stdout.includes('\u001b')]).toEqual([0, 2, false]);
   });
 
+  it.each([[[]], [['--json']]])(
+    'watches on while its server is away, and says so once: %j',
+    async (format) => {
+      const ctrlC = new AbortController();
+      // What the server answers, in turns.
+      const stats = await json('task', 'stats');
+      const answers: ('there' | 'away')[] = ['there', 'away', 'away', 'there', 'away', 'there'];
+      let looks = 0;
+      const between = createServer((_request, response) => {
+        const isAway = answers[looks++] === 'away';
+        // Not repeated by the command itself: it would have to wait for too long.
+        response.writeHead(isAway ? 503 : 200, { 'content-type': 'application/json', 'retry-after': '60' });
+        const error = { error: 'ERR_UNAVAILABLE', message: 'It stops.', retryable: true };
+        response.end(JSON.stringify(isAway ? error : stats));
+      });
+      await once(between.listen(0, '127.0.0.1'), 'listening');
+      let shown = 0;
+      const { code, stdout, stderr } = await run(['task', 'stats', '--watch', '1', ...format], {
+        cwd: server.folder,
+        env: finding(`http://127.0.0.1:${(between.address() as AddressInfo).port}`),
+        signal: ctrlC.signal,
+        onOutput: () => {
+          if (++shown === 3) ctrlC.abort();
+        },
+      });
+      between.close();
+      expect([code, shown, looks]).toEqual([0, 3, answers.length]);
+      expect(stdout).not.toContain('It stops.');
+      // Once for each time that it was away.
+      expect(stderr.match(/It stops\./g)).toHaveLength(2);
+      expect(stderr.match(/Ctrl-C/g) ?? []).toHaveLength(format.length === 0 ? 2 : 0);
+    },
+  );
+
+  it('does not watch what never answered, nor what is refused', async () => {
+    const never = await cli(['task', 'stats', '--watch', '1', '--timeout', '1'], {
+      URL: 'http://127.0.0.1:9',
+    });
+    expect([never.code, never.stdout]).toEqual([3, '']);
+    const refused = await cli(['task', 'stats', '--watch', '1'], { TOKEN: 'of-somebody-else-altogether' });
+    expect([refused.code, refused.stdout]).toEqual([1, '']);
+  });
+
   it.each(['bash', 'zsh', 'fish'])('completes every command in %s', async (shell) => {
     const { code, stdout } = await cli(['completion', shell]);
     expect(code).toBe(0);
@@ -443,6 +487,41 @@ describe('the command line with a server', () => {
     if (shell !== 'bash') return;
     const script = `${stdout}\nCOMP_WORDS=(control-plane task ca); COMP_CWORD=2; _control_plane; echo "\${COMPREPLY[@]}"`;
     expect(execFileSync('bash', ['-c', script], { encoding: 'utf8' })).toBe('cancel\n');
+  });
+
+  it('completes the values of options that have a few, those that the API has', async () => {
+    const { paths, components } = JSON.parse(
+      readFileSync(join(__dirname, '../../docs/openapi.json'), 'utf8'),
+    );
+    const ofQuery = (path: string, name: string): string[] => {
+      const { schema } = paths[path].get.parameters.find((each: any) => each.name === name);
+      return schema.enum ?? components.schemas[schema.$ref.split('/').at(-1)].enum;
+    };
+    const ofBody = (path: string, name: string): string[] => {
+      const { $ref } = paths[path].post.requestBody.content['application/json'].schema;
+      const { properties } = components.schemas[$ref.split('/').at(-1)];
+      return properties[name].enum.filter((value: unknown) => value !== null);
+    };
+    const wanted: [string, string[]][] = [
+      ['agents list --status', ofQuery('/v1/agents', 'status')],
+      ['task list --state', ofQuery('/v1/tasks', 'state')],
+      ['task cancel --state', ofBody('/v1/tasks/cancel', 'state')],
+      ['task retry --state', ofBody('/v1/tasks/retry', 'state')],
+      ['windows list --scope', ofQuery('/v1/concurrency/windows', 'scope')],
+      ['token create --role', ofBody('/v1/operator-tokens', 'role')],
+      ['completion', ['bash', 'zsh', 'fish', '--help']],
+    ];
+    const scripts: Record<string, string> = {};
+    for (const shell of ['bash', 'zsh', 'fish']) scripts[shell] = (await cli(['completion', shell])).stdout;
+    for (const [line, values] of wanted) {
+      const words = ['control-plane', ...line.split(' ')];
+      const script = `${scripts.bash}\nCOMP_WORDS=(${words.join(' ')} ''); COMP_CWORD=${words.length}; _control_plane; echo "\${COMPREPLY[@]}"`;
+      const offered = execFileSync('bash', ['-c', script], { encoding: 'utf8' }).trim().split(' ');
+      expect([line, offered.sort()]).toEqual([line, [...values].sort()]);
+      if (line === 'completion') continue;
+      expect(scripts.zsh).toContain(`('${line}') entries=(`);
+      expect(scripts.fish).toContain(`-l ${line.split('--')[1]} -x -a '`);
+    }
   });
 
   it('ends well where the reader of a pipe has had enough', async () => {
@@ -764,6 +843,27 @@ describe('the command line without a server', () => {
     expect(await verdicts(without)).toEqual({ code: 1, found: ['FAIL clock', 'warn server'] });
     writeFileSync(join(folder, 'test.db'), 'not a database'.repeat(1_000));
     expect((await verdicts(without)).found).toContain('FAIL database');
+  });
+
+  it('says of a folder in the place of the database what every command says', async () => {
+    mkdirSync(join(folder, 'test.db'));
+    const env = { DATABASE_URL: 'sqlite://test.db', BIND: '127.0.0.1:0' };
+    const sentence = `${join(folder, 'test.db')} can't be opened: it is not a file.`;
+    expect(
+      (await cli(['doctor'], env)).stdout.split('\n').filter((line) => /^(warn|FAIL)/.test(line)),
+    ).toEqual([`FAIL  database    ${sentence}`, expect.stringMatching(/^warn {2}server /)]);
+    for (const command of [
+      'migrate',
+      'create-agent',
+      'audit verify',
+      'backup copy.db',
+      'import-original test.db',
+    ])
+      expect([command, (await cli(command.split(' '), env)).stderr]).toEqual([
+        command,
+        expect.stringMatching(/^\S*test\.db can't be opened: it is not a file\.\n$/),
+      ]);
+    expect(readdirSync(folder)).toEqual(['test.db']);
   });
 });
 

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { parse, parseAllDocuments } from 'yaml';
-import { readSettings, type Settings } from '../../src/settings';
+import { readSettings, type Settings, serverFile } from '../../src/settings';
 
 // What can't be run here is read, by what would be wrong with it.
 
@@ -22,6 +22,8 @@ const SECRETS: Record<string, string> = {
   POSTGRES_PASSWORD: 'password',
   CONTROL_PLANE_IMAGE: `registry.example.com/control-plane@sha256:${'0'.repeat(64)}`,
 };
+
+const SECRETS_OF_POSTGRES = { CONTROL_PLANE_DATABASE_URL: SECRETS.CONTROL_PLANE_DATABASE_URL };
 
 /** An image of others: named by a version. */
 const VERSIONED = /^[a-z0-9./-]+:\d+\.\d+[\w.-]*$/;
@@ -47,6 +49,19 @@ function expectToFit(settings: Settings, { stopSeconds }: { stopSeconds: number 
   expect(settings.drainMs).toBeGreaterThan(2_000);
   expect(stopSeconds * 1_000).toBeGreaterThan(settings.shutdownTimeoutMs + 2_000);
 }
+
+/** In which folder a server leaves the file by which commands find it: on PostgreSQL it is the working directory. */
+const folderOfServerFile = ({ database }: Settings, workingDirectory: string): string =>
+  database.type === 'postgres' ? workingDirectory : dirname(serverFile(database));
+
+/** The instructions of one name of the Dockerfile's last stage. */
+const image = (instruction: string): string[] =>
+  text('Dockerfile')
+    .replaceAll(/\\\n\s*/g, '')
+    .split(/^FROM /m)
+    .slice(-1)
+    .flatMap((stage) => [...stage.matchAll(/^([A-Z]+) (.*)$/gm)])
+    .flatMap(([, name, rest]) => (name === instruction ? [rest as string] : []));
 
 /** Lines of `key=value` under their section. */
 function ini(source: string): Record<string, Record<string, string[]>> {
@@ -163,6 +178,9 @@ describe('compose.yaml', () => {
       expect([replica.read_only, replica.cap_drop]).toEqual([true, ['ALL']]);
       const { soft, hard } = replica.ulimits.nofile;
       expect([soft, soft > settings.maxConnections]).toEqual([hard, true]);
+      // Its root is read-only: the image's volume is what the server can write.
+      expect([replica.working_dir, replica.volumes, replica.user]).toEqual([undefined, undefined, undefined]);
+      expect(image('VOLUME')).toEqual([folderOfServerFile(settings, image('WORKDIR')[0] as string)]);
     }
   });
 
@@ -291,6 +309,10 @@ describe('the unit for systemd', () => {
       path: `/var/lib/${Service.StateDirectory?.[0]}/control-plane.db`,
     });
     expect(Number(Service.LimitNOFILE?.[0])).toBeGreaterThan(settings.maxConnections);
+    // With ProtectSystem=strict nothing else is writable; on PostgreSQL the file is in the working directory.
+    const [workingDirectory = ''] = Service.WorkingDirectory ?? [];
+    for (const each of [settings, readSettings({ ...environment, ...SECRETS_OF_POSTGRES })])
+      expect(folderOfServerFile(each, workingDirectory)).toBe(`/var/lib/${Service.StateDirectory?.[0]}`);
     for (const name of Object.keys(SECRETS).filter((each) => each.endsWith('TOKEN')))
       expect(environment).not.toHaveProperty(name);
   });
@@ -341,8 +363,17 @@ describe('kubernetes.yaml', () => {
     expect(settings.trustProxy).toBe(false);
     expect(settings.database.type).toBe('postgres');
     const [mount] = container.volumeMounts;
-    const volume = pod.volumes.find(({ name }: any) => name === mount.name);
-    expect(settings.signingKeyFile).toBe(`${mount.mountPath}/${volume.secret.items[0].path}`);
+    const volumeOf = (each: any) => pod.volumes.find(({ name }: any) => name === each.name);
+    expect(settings.signingKeyFile).toBe(`${mount.mountPath}/${volumeOf(mount).secret.items[0].path}`);
+    // Its root is read-only: without such a volume no command in the pod finds the server.
+    expect(container.workingDir).toBeUndefined();
+    const folder = folderOfServerFile(settings, image('WORKDIR')[0] as string);
+    const writable = container.volumeMounts.filter((each: any) => each.readOnly !== true);
+    expect(writable.map((each: any) => [each.mountPath, volumeOf(each).emptyDir.medium])).toEqual([
+      [folder, 'Memory'],
+    ]);
+    // The volume is the group's.
+    expect(pod.securityContext.fsGroup).toBe(pod.securityContext.runAsGroup);
     expect(documents.some(({ kind }) => kind === 'Secret')).toBe(false);
     // Kubernetes would set CONTROL_PLANE_PORT and others after the Service, and the program would refuse to start.
     expect([service.metadata.name, pod.enableServiceLinks]).toEqual(['control-plane', false]);
@@ -400,6 +431,73 @@ describe('kubernetes.yaml', () => {
     expect(images.map(({ name, digest }: any) => `${name}@${digest}`)).toEqual([container.image]);
     expect(`${pod.securityContext.runAsUser}:${pod.securityContext.runAsGroup}`).toBe(
       /^USER (.*)$/m.exec(text('Dockerfile'))?.[1],
+    );
+  });
+});
+
+describe('the commands of the documents', () => {
+  const PAGES = ['docs/control-plane-cli.md', 'docs/control-plane-deploy.md'];
+  const pages = PAGES.map(text)
+    .join('\n')
+    .replaceAll(/ *\\\n */g, ' ');
+  const all = (pattern: RegExp) => {
+    const found = [...pages.matchAll(pattern)].map(({ groups }) => groups as Record<string, string>);
+    expect(found.length).toBeGreaterThan(0);
+    return found;
+  };
+  const firstStep = /^enrollment create /;
+
+  it('in containers go to services that there are, by the name that the image gives the program', () => {
+    expect(image('RUN').join()).toContain(
+      'ln -s /opt/control-plane/dist/cli.js /usr/local/bin/control-plane',
+    );
+    const { services } = parse(text('deploy/compose.yaml'), { merge: true });
+    const compose = all(
+      /docker compose exec (?:-T )?(?<service>[\w-]+) (?<program>\S+) (?<command>[^\n`]+)/g,
+    );
+    for (const { service, program } of compose) {
+      expect(Object.keys(services)).toContain(service);
+      expect(program).toBe('control-plane');
+    }
+    const workloads = parseAllDocuments(text('deploy/kubernetes.yaml')).map((each) => each.toJS());
+    const kubernetes = all(
+      /kubectl exec (?:-i )?deploy\/(?<name>[\w-]+) -- (?<program>\S+) (?<command>[^\n`]+)/g,
+    );
+    for (const { name, program } of kubernetes) {
+      expect(workloads).toContainEqual(
+        expect.objectContaining({ kind: 'Deployment', metadata: expect.objectContaining({ name }) }),
+      );
+      expect(program).toBe('control-plane');
+    }
+    for (const each of [compose, kubernetes])
+      expect(each.map(({ command }) => command)).toContainEqual(expect.stringMatching(firstStep));
+  });
+
+  it("under systemd run as the unit does: its user, its folder, its settings' file, its database, its program", () => {
+    const { Service = {} } = ini(text('deploy/control-plane.service'));
+    const environment = Object.fromEntries((Service.Environment ?? []).map((each) => each.split('=', 2)));
+    const [run = {}, ...others] = all(/systemd-run (?<options>.*) (?<program>\S+ \S+) "\$@"$/gm);
+    expect(others).toEqual([]);
+    const valuesOf = (pattern: RegExp) =>
+      [...(run.options as string).matchAll(pattern)].map(([, value]) => value as string);
+    expect([valuesOf(/--uid=(\S+)/g), valuesOf(/--gid=(\S+)/g)]).toEqual([Service.User, Service.Group]);
+    expect(valuesOf(/-p (\S+)/g)).toEqual([
+      `EnvironmentFile=${Service.EnvironmentFile}`,
+      `WorkingDirectory=${Service.WorkingDirectory}`,
+    ]);
+    expect(valuesOf(/-E (\S+)/g)).toEqual([
+      `CONTROL_PLANE_DATABASE_URL=${environment.CONTROL_PLANE_DATABASE_URL}`,
+    ]);
+    // What else the unit sets is the server's own.
+    expect(Object.keys(environment).sort()).toEqual([
+      'CONTROL_PLANE_BIND',
+      'CONTROL_PLANE_DATABASE_URL',
+      'CONTROL_PLANE_REGISTRATION',
+      'NODE_ENV',
+    ]);
+    expect(Service.ExecStart).toEqual([`${run.program} serve`]);
+    expect(all(/^control_plane (?<command>.*)$/gm).map(({ command }) => command)).toContainEqual(
+      expect.stringMatching(firstStep),
     );
   });
 });

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,8 @@ import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createUDPServer, Packet } from 'dns2';
-import { endAll, track } from '../helpers/processes';
+import { CHILD_ENV } from '../helpers/harness';
+import { end, endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 
@@ -107,6 +108,34 @@ describe('the first path', () => {
     if (agent.exitCode === null) await once(agent, 'exit');
     return { code: agent.exitCode, stdout, stderr };
   }
+
+  it('names the file of the token only if there is one', async () => {
+    const cwd = join(folder, 'started-twice');
+    mkdirSync(cwd);
+    const said = async (env: Record<string, string> = {}): Promise<string> => {
+      const server = spawn(process.execPath, [join(ROOT, 'dist/main.js')], {
+        cwd,
+        env: { ...CHILD_ENV, CONTROL_PLANE_BIND: '127.0.0.1:0', CONTROL_PLANE_DRAIN_MS: '0', ...env },
+        stdio: ['ignore', 'ignore', 'pipe'],
+      });
+      track(server);
+      for await (const line of createInterface({ input: server.stderr }))
+        if (line.includes("the operator's token")) {
+          await end(server, 'SIGTERM');
+          return line.trim().replace(/^the operator's token +/, '');
+        }
+      throw new Error('The server did not start.');
+    };
+    const file = join(cwd, 'control-plane.admin-token');
+    const setting = { CONTROL_PLANE_ADMIN_TOKEN: 'of-the-one-who-began-with-it' };
+    expect(await said(setting)).toBe('as CONTROL_PLANE_ADMIN_TOKEN says');
+    expect(await said()).toMatch(/^an admin has one from before; .*CONTROL_PLANE_ADMIN_TOKEN/);
+    expect(existsSync(file)).toBe(false);
+    rmSync(cwd, { recursive: true });
+    mkdirSync(cwd);
+    expect(await said()).toBe(`cat ${file}`);
+    expect(existsSync(file)).toBe(true);
+  });
 
   it('leads from an enqueued task to an observation from a real DNS server', async () => {
     await dnsServer.listen(0, '127.0.0.1');

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ClaimWaiters } from '../../src/leases/claim-waiters';
+import { ApiDocument } from '../helpers/api-document';
 import { dnsTask, TestServer } from '../helpers/harness';
 
 const waiting = (server: TestServer) => server.app.get(ClaimWaiters).waiting;
@@ -55,6 +56,85 @@ describe('a server that was told to stop', () => {
     // Answered before the drain was over, and not all at one moment.
     expect(await Promise.race([drained.then(() => 'over'), Promise.resolve('goes on')])).toBe('goes on');
     expect(new Set(times.map((time) => Math.round(time / 20))).size).toBeGreaterThan(1);
+    await drained;
+    await server.stop();
+  });
+
+  it('answers each agent empty once, and has it come back after the drain', async () => {
+    const server = await TestServer.start({ DRAIN_MS: '1500', QUOTA_CLAIM: '12/1m,6' });
+    const agents = await Promise.all(Array.from({ length: 8 }, (_, i) => server.register(`probe-${i}`)));
+    const events: string[] = [];
+    const answers: unknown[] = [];
+    const agent = async (i: number) => {
+      const { status, body, headers } = await server.agent(agents[i] as any, '/claim', {
+        capacities: { dns: 1 },
+        wait_ms: 30_000,
+      });
+      events.push('answer');
+      answers.push([status, body]);
+      expect(headers.get('retry-after')).toMatch(/^[1-4]$/);
+      await sleep(Number(headers.get('retry-after')) * 1_000);
+      events.push('comes back');
+    };
+    const early = [0, 1, 2, 3].map(agent);
+    while (waiting(server) < 4) await sleep(5);
+    const drained = server.drain().then(() => events.push('drain is over'));
+    // These have been answered by another process, or have just started.
+    const late = [4, 5, 6, 7].map(agent);
+    await drained;
+    await server.stop();
+    await Promise.all([...early, ...late]);
+    expect(answers).toEqual(agents.map(() => [200, { leases: [] }]));
+    // Who comes late may be answered by the stop.
+    expect(events.indexOf('comes back')).toBeGreaterThan(events.indexOf('drain is over'));
+    expect(events.slice(0, 4)).toEqual(Array(4).fill('answer'));
+  });
+
+  it('leaves agents that come again at once their quota', async () => {
+    const server = await TestServer.start({ DRAIN_MS: '1500', QUOTA_CLAIM: '12/1m,6' });
+    const agents = await Promise.all([1, 2, 3, 4].map((i) => server.register(`probe-${i}`)));
+    let over = false;
+    const loops = agents.map(async (agent) => {
+      const statuses: number[] = [];
+      while (!over) {
+        const call = { capacities: { dns: 1 }, wait_ms: 30_000 };
+        const answer = await server.agent(agent, '/claim', call).catch(() => undefined);
+        // Nobody listens any more.
+        if (answer === undefined) break;
+        statuses.push(answer.status);
+      }
+      return statuses;
+    });
+    while (waiting(server) < 4) await sleep(5);
+    await server.drain();
+    over = true;
+    await server.stop();
+    for (const statuses of await Promise.all(loops)) {
+      expect(new Set(statuses)).toEqual(new Set([200]));
+      // Once as it waited, once in the last tenth, once by the stop.
+      expect(statuses.length).toBeLessThanOrEqual(3);
+    }
+  });
+
+  it('tells a claim that does not wait when to come back, and only while it drains', async () => {
+    const server = await TestServer.start({ DRAIN_MS: '8000' });
+    const agent = await server.register('probe-1');
+    const claim = (capacity = 1) => server.agent(agent, '/claim', { capacities: { dns: capacity } });
+    const api = new ApiDocument((await server.request('GET', '/docs-json')).body);
+    expect((await claim()).headers.get('retry-after')).toBeNull();
+    const cut = new AbortController();
+    const drained = server.drain(cut.signal);
+    for (const capacity of [1, 0]) {
+      const empty = await claim(capacity);
+      expect([empty.status, empty.body]).toEqual([200, { leases: [] }]);
+      expect(api.problemsOfAnswer('POST /claim', empty)).toEqual([]);
+      // The rest of the drain, 5 s at least, and up to two more.
+      expect(Number(empty.headers.get('retry-after'))).toBeGreaterThanOrEqual(5);
+    }
+    await server.enqueue(dnsTask());
+    const granted = await claim();
+    expect([granted.body.leases.length, granted.headers.get('retry-after')]).toEqual([1, null]);
+    cut.abort();
     await drained;
     await server.stop();
   });

@@ -88,8 +88,14 @@ export class ApiDocument {
       problems.push(`${where}: is ${type}, not ${types.join() || 'empty'}`);
     else if (type === 'application/json')
       problems.push(...this.problemsOf(where, jsonOf(response.content).schema, body));
-    for (const header of Object.keys(response.headers ?? {}))
-      if (!headers.has(header)) problems.push(`${where}: has no ${header}`);
+    // Unlike OpenAPI we take a header for required unless the document says that it is not.
+    for (const [header, { required, schema }] of Object.entries<any>(response.headers ?? {})) {
+      const value = headers.get(header);
+      if (value === null) {
+        if (required !== false) problems.push(`${where}: has no ${header}`);
+      } else if (schema.type === 'integer')
+        problems.push(...this.problemsOf(`${where} ${header}`, schema, Number(value)));
+    }
     return problems;
   }
 
