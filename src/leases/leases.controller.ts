@@ -1,5 +1,5 @@
 import { Body, Controller, HttpCode, Post } from '@nestjs/common';
-import { ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiExtension, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import {
   AGENT_PATHS,
@@ -40,6 +40,7 @@ export class LeasesController {
   @Quota('claim', '12/minute', { burst: 6 })
   @BodyLimit(MEDIUM_BODY)
   @ShedFirst()
+  @ApiExtension('x-changes-fleet', true)
   @ApiOperation({ operationId: 'claimTasks', summary: 'Claim tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',
