@@ -43,10 +43,12 @@ async function newDatabase(name) {
     : `sqlite://${join(folder, `${name}.db`)}`;
 }
 
-/** Starts the built server on an empty database. Its quotas are enforced and so high that none is met. */
-export async function startServer(name) {
-  const [server] = await startReplicas(name, 1);
-  return server;
+/**
+ * Starts the built server on an empty database. Its quotas are enforced and so high that none is met.
+ * @param settings what is to be set otherwise; undefined is the program's own default
+ */
+export async function startServer(name, settings = {}) {
+  return startOn(await newDatabase(name), settings);
 }
 
 /** Starts servers on one empty database. */
@@ -55,7 +57,7 @@ export async function startReplicas(name, count) {
   return Promise.all(Array.from({ length: count }, () => startOn(database)));
 }
 
-function startOn(database) {
+function startOn(database, settings = {}) {
   return start(
     '../dist/main.js',
     () => [],
@@ -74,6 +76,7 @@ function startOn(database) {
       CONTROL_PLANE_QUOTA_REPORT: '1000000/1s,1000000',
       // A lease must not run out between its claim and its report on a slow machine.
       CONTROL_PLANE_LEASE_DURATION_MS: '600000',
+      ...settings,
     }),
   );
 }

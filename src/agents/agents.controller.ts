@@ -1,5 +1,5 @@
 import { Body, Controller, Headers, HttpCode, Post } from '@nestjs/common';
-import { ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiExtension, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { fail } from '../errors';
 import { ApiErrors, GuardedErrors } from '../http/api-errors';
 import {
@@ -37,6 +37,7 @@ export class AgentsController {
   @HttpCode(200)
   @Public()
   @Quota('register', '1/10m', { burst: 1, by: 'hostname' })
+  @ApiExtension('x-changes-fleet', true)
   @ApiOperation({ operationId: 'registerAgent', summary: 'Register an agent' })
   @ApiHeader({
     name: 'X-Enrollment-Token',

@@ -11,14 +11,15 @@ import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels'
 /** Who wants to become an agent. */
 @AgentBody()
 export class RegisterRequest {
-  /** The name that the identity is kept by; without one each registration makes a new identity. */
+  // The page fills the example in, so it names nobody: a silent agent of that name would be taken over.
+  /** The name that the identity is kept by, such as `probe-fra-1`; without one each registration makes a new identity. */
   @ApiProperty({
     required: false,
     nullable: true,
     type: String,
     minLength: 1,
     maxLength: MAX_HOSTNAME,
-    example: 'probe-fra-1',
+    example: null,
   })
   @IsOptional()
   @IsName(MAX_HOSTNAME)

@@ -164,7 +164,8 @@ function isJson({ type, text }: Answer): boolean {
 async function connect(terminal: Terminal, settings: Settings, access: Access): Promise<Connection> {
   const chosen = chosenToken(settings, access);
   if (settings.url !== undefined && chosen) return withServer(settings.url, chosen, access.timeout);
-  const file = readServerFile(settings);
+  const known = readServerFile(settings);
+  const file = typeof known === 'object' ? known : undefined;
   const url = settings.url ?? file?.url;
   const found = file && url !== undefined ? await standingOf(url, file) : 'silent';
   if (file && url !== undefined && found === 'proven')
@@ -191,8 +192,17 @@ async function connect(terminal: Terminal, settings: Settings, access: Access): 
       ? `What answers at ${url} is not the server of ${nameOf(database)}; no token was sent to it.`
       : file
         ? `The server that ran at ${url} does not answer.`
-        : `No server of ${nameOf(database)} is known on this machine: there is no ${serverFile(database)}.`;
+        : unknownServer(database, known);
   throw new Failure(why + NEEDS_SERVER, EXIT.retry);
+}
+
+/** Why no server of a database is known. */
+function unknownServer(database: DatabaseTarget, known: ReturnType<typeof readServerFile>): string {
+  const file = serverFile(database);
+  if (known === 'other')
+    return `The server known here has another database: the one that wrote ${file} does not serve ${nameOf(database)}. Nothing was sent to it.`;
+  const problem = known === 'unknown' ? `${file} is not one that this version reads` : `there is no ${file}`;
+  return `No server of ${nameOf(database)} is known on this machine: ${problem}.`;
 }
 
 /** What listens at an address: the server that wrote the file, something else, or nothing. No token is sent. */

@@ -247,7 +247,8 @@ function clock(path: string): Finding {
 async function server(terminal: Terminal, settings: Settings, served: boolean): Promise<Finding> {
   const expected = served || settings.url !== undefined ? 'FAIL' : 'warn';
   try {
-    const file = readServerFile(settings);
+    const known = readServerFile(settings);
+    const file = typeof known === 'object' ? known : undefined;
     const url = settings.url ?? file?.url;
     const standing = file && url !== undefined ? await standingOf(url, file) : undefined;
     if (standing === 'stranger' && (settings.url === undefined || settings.token === undefined))

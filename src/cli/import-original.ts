@@ -1,7 +1,9 @@
 import { existsSync } from 'node:fs';
 import type { Command } from 'commander';
-import { loadExtensions } from '../extensions';
+import { type Extension, loadExtensions } from '../extensions';
 import type { Settings } from '../settings';
+import { nameOf } from './api';
+import { EXIT, Failure } from './failure';
 import { mayRetry, refuseServed } from './move';
 import { table } from './print';
 import type { Terminal } from './terminal';
@@ -32,7 +34,7 @@ export function addImportOriginal(program: Command, terminal: Terminal): void {
   program
     .command('import-original <file>')
     .description("take over the agents and queued tasks of the original control plane's SQLite database")
-    .option('--dry-run', 'say what would be taken over, and keep nothing')
+    .option('--dry-run', 'say what would be taken over, and keep nothing of it')
     .option('--json', 'say what was taken over as JSON')
     .addHelpText(
       'after',
@@ -69,14 +71,9 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
   const original = OriginalDatabase.open(path);
   try {
     await refuseServed(settings.database);
-    // A rehearsal leaves no new file behind.
-    const { database: target } = settings;
-    const isNew = target.type === 'sqlite' && !existsSync(target.path);
-    const database = await openDatabase(
-      dryRun && isNew ? { ...settings, database: { type: 'sqlite', path: ':memory:' } } : settings,
-      [],
-      loadExtensions(settings.extensions),
-    );
+    const extensions = loadExtensions(settings.extensions);
+    const target = dryRun ? await targetOfRehearsal(settings, extensions) : settings;
+    const database = await openDatabase(target, [], extensions);
     try {
       return await withKinds((kinds) =>
         database.write(async (tx) => {
@@ -124,6 +121,26 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
   } finally {
     original.close();
   }
+}
+
+/**
+ * Settings by which a rehearsal changes nothing: a database that is not there yet, or has nothing of the program, is rehearsed
+ * in memory, since migrating it would leave the tables.
+ * @throws Failure the database has to be migrated first
+ */
+async function targetOfRehearsal(settings: Settings, extensions: readonly Extension[]): Promise<Settings> {
+  const { lackingIn } = await import('../database/open-database.js');
+  const { checkPath } = await import('../database/sqlite.js');
+  const { database } = settings;
+  if (database.type === 'sqlite') checkPath(database.path);
+  const isNew = database.type === 'sqlite' && !existsSync(database.path);
+  const lacks = isNew ? 'all' : await lackingIn(database, extensions);
+  if (lacks === 'some')
+    throw new Failure(
+      `${nameOf(database)} lacks migrations, which a rehearsal does not apply: control-plane migrate applies them.`,
+      EXIT.failed,
+    );
+  return lacks === 'all' ? { ...settings, database: { type: 'sqlite', path: ':memory:' } } : settings;
 }
 
 function listOf(ids: readonly number[]): string {

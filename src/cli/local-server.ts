@@ -32,10 +32,13 @@ export interface LocalRequest {
 
 /**
  * Reads what the server of this database left for the command line of its machine.
- * @returns undefined if there is no such file
+ * @returns undefined if there is no such file; `other` if a server of another database wrote it, which has its files under
+ * the same names; `unknown` if it can't be told who did
  * @throws Failure it can't be trusted: another user wrote it, or could have
  */
-export function readServerFile(settings: Pick<Settings, 'database'>): ServerFile | undefined {
+export function readServerFile(
+  settings: Pick<Settings, 'database'>,
+): ServerFile | 'other' | 'unknown' | undefined {
   const path = serverFile(settings.database);
   let file: number;
   try {
@@ -55,11 +58,11 @@ export function readServerFile(settings: Pick<Settings, 'database'>): ServerFile
       );
     const { url, pid, database, secret } = JSON.parse(readFileSync(file, 'utf8')) as Partial<ServerFile>;
     const isWhole = typeof url === 'string' && URL.parse(url)?.protocol === 'http:' && secret;
-    // Written by the server of another database, which has its files under the same names: it is as good as not there.
-    const isOurs = database === databaseIdentity(settings.database);
-    return isWhole && isOurs ? { url, pid: Number(pid), database, secret } : undefined;
+    if (!isWhole || typeof database !== 'string') return 'unknown';
+    if (database !== databaseIdentity(settings.database)) return 'other';
+    return { url, pid: Number(pid), database, secret };
   } catch (error) {
-    if (error instanceof SyntaxError) return undefined;
+    if (error instanceof SyntaxError) return 'unknown';
     throw error;
   } finally {
     closeSync(file);

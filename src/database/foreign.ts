@@ -1,9 +1,9 @@
 import { statSync } from 'node:fs';
-import Sqlite from 'better-sqlite3';
+import type Sqlite from 'better-sqlite3';
 import type { DataSource } from 'typeorm';
 import type { SqliteTarget } from '../settings';
 import { ForeignDatabase } from './database-error';
-import { unopened } from './sqlite';
+import { openToRead, unopened } from './sqlite';
 
 /** The name of the migration that every database of this program begins with. */
 const FIRST_MIGRATION = 'Initial1764000000000';
@@ -26,7 +26,7 @@ export function refuseForeign(target: SqliteTarget): void {
   if (!stats?.isFile() || stats.size === 0) return;
   let file: Sqlite.Database | undefined;
   try {
-    file = new Sqlite(path, { readonly: true, timeout: 5_000 });
+    file = openToRead(path);
     const tables = tablesOf(file);
     if (tables.length === 0 || isOurs(file, tables)) return;
     throw new ForeignDatabase(

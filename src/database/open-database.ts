@@ -2,6 +2,7 @@ import type { DataSource } from 'typeorm';
 import type { Extension } from '../extensions';
 import type { Settings } from '../settings';
 import type { Database } from './database';
+import { lackingMigrations, pendingMigrations } from './migrations';
 import { PostgresDatabase } from './postgres-database';
 import { type DatabaseReplacements, SqliteDatabase } from './sqlite-database';
 import type { Statements } from './statements';
@@ -24,6 +25,22 @@ export function openDatabase(
   return target.type === 'sqlite'
     ? SqliteDatabase.open(target, settings, entities, extensions, replacements)
     : PostgresDatabase.open(target, settings, entities, extensions, replacements);
+}
+
+/**
+ * What a database lacks of what this version would migrate it to, found out without changing it.
+ * @returns `all` if the program has no table in it yet
+ */
+export function lackingIn(
+  target: Settings['database'],
+  extensions: readonly Extension[],
+): Promise<'nothing' | 'some' | 'all'> {
+  return inspectDatabase(target, async ({ manager: { dataSource } }) => {
+    if ((await pendingMigrations(dataSource)).length === dataSource.migrations.length) return 'all';
+    const runner = dataSource.createQueryRunner();
+    const lacking = await lackingMigrations(dataSource, runner, extensions).finally(() => runner.release());
+    return lacking.length > 0 ? 'some' : 'nothing';
+  });
 }
 
 /** Reads a database beside whoever serves it. */

@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs';
-import Sqlite from 'better-sqlite3';
+import type Sqlite from 'better-sqlite3';
 import { DatabaseError } from './database-error';
 import { isOriginal } from './foreign';
-import { unopened } from './sqlite';
+import { openToRead, unopened } from './sqlite';
 
 /** An agent as the original control plane keeps it. */
 export interface OriginalAgent {
@@ -37,19 +37,25 @@ export class OriginalDatabase {
     private readonly file: Sqlite.Database,
   ) {}
 
-  /** @throws DatabaseError it can't be opened, or is no such database */
+  /**
+   * Opens it, and reads all of it once, so that nothing is made elsewhere for one that is damaged.
+   * @throws DatabaseInUse another process has locked it
+   * @throws DatabaseError it can't be opened, is no such database, or is damaged
+   */
   static open(path: string): OriginalDatabase {
     if (!existsSync(path)) throw new DatabaseError(`There is no database ${path}.`);
     let file: Sqlite.Database | undefined;
     try {
-      file = new Sqlite(path, { readonly: true, timeout: 5_000 });
+      file = openToRead(path);
       if (!isOriginal(file))
         throw new DatabaseError(
           `${path} is not a database of the original control plane, or of a version of it that is not known: it must have ` +
             'the tables agents, tasks and sequences, with their columns. Nothing was changed.',
         );
       file.exec('BEGIN');
-      return new OriginalDatabase(path, file);
+      const original = new OriginalDatabase(path, file);
+      original.check();
+      return original;
     } catch (error) {
       file?.close();
       throw unopened({ type: 'sqlite', path }, error);
@@ -58,52 +64,102 @@ export class OriginalDatabase {
 
   /** Every agent, by id. */
   agents(): OriginalAgent[] {
-    return this.select<Row>('agents').map((row) => ({
-      id: Number(row.id),
-      hostname: String(row.hostname),
-      auth_token: String(row.auth_token),
-      created_at: instantOf(row.created_at),
-      last_heartbeat: instantOf(row.last_heartbeat),
-      state: isSet(row.revoked) ? 'revoked' : isSet(row.disabled) ? 'disabled' : 'active',
-    }));
+    return this.reading(() =>
+      this.select<Row>('agents').map((row) => ({
+        id: this.idOf(row.id),
+        hostname: String(row.hostname),
+        auth_token: String(row.auth_token),
+        created_at: instantOf(row.created_at),
+        last_heartbeat: instantOf(row.last_heartbeat),
+        state: isSet(row.revoked) ? 'revoked' : isSet(row.disabled) ? 'disabled' : 'active',
+      })),
+    );
   }
 
   /** The tasks that wait for an agent, by id, beyond the one given. */
   *queuedTasks(after: number): Generator<OriginalTask> {
-    const rows = this.file
-      .prepare(`SELECT id, kind, spec FROM tasks WHERE status = 'queued' AND id > ? ORDER BY id`)
-      .iterate(after) as IterableIterator<Row>;
-    for (const row of rows) yield { id: Number(row.id), kind: String(row.kind), spec: String(row.spec) };
+    const rows = this.reading(
+      () =>
+        this.file
+          .prepare(`SELECT id, kind, spec FROM tasks WHERE status = 'queued' AND id > ? ORDER BY id`)
+          .iterate(after) as IterableIterator<Row>,
+    );
+    try {
+      while (true) {
+        const { done, value: row } = this.reading(() => rows.next());
+        if (done) return;
+        yield { id: this.idOf(row.id), kind: String(row.kind), spec: String(row.spec) };
+      }
+    } finally {
+      rows.return?.();
+    }
   }
 
   /** How many tasks an agent has or had: the original never marks one as done. */
   countTaken(): number {
-    return this.file.prepare(`SELECT count(*) FROM tasks WHERE status <> 'queued'`).pluck().get() as number;
+    return this.reading(
+      () => this.file.prepare(`SELECT count(*) FROM tasks WHERE status <> 'queued'`).pluck().get() as number,
+    );
   }
 
   /** The last ids that it gave. */
   lastIds(): OriginalIds {
-    const counters = new Map(
-      this.select<{ name: string; value: number }>('sequences').map(({ name, value }) => [
-        name,
-        Number(value),
-      ]),
-    );
-    const last = (counter: string, table: string) => Math.max(counters.get(counter) ?? 0, this.maxId(table));
-    return {
-      agents: last('agent_id', 'agents'),
-      tasks: last('task_id', 'tasks'),
-      leases: last('lease_id', 'leases'),
-    };
+    return this.reading(() => {
+      const rows = this.select<{ name: string; value: unknown }>('sequences');
+      const counters = new Map(rows.map(({ name, value }) => [name, this.idOf(value)]));
+      const last = (counter: string, table: string) =>
+        Math.max(counters.get(counter) ?? 0, this.maxId(table));
+      return {
+        agents: last('agent_id', 'agents'),
+        tasks: last('task_id', 'tasks'),
+        leases: last('lease_id', 'leases'),
+      };
+    });
   }
 
   close(): void {
     this.file.close();
   }
 
+  /** Reads all that is ever asked for: each page of the file, and each value. */
+  private check(): void {
+    const [verdict] = this.reading(() => this.file.pragma('quick_check(1)') as { quick_check: string }[]);
+    if (verdict?.quick_check !== 'ok')
+      throw this.damaged(String(verdict?.quick_check).replace(/^\*{3}.*\n/, ''));
+    this.lastIds();
+    this.countTaken();
+    this.agents();
+    for (const _ of this.queuedTasks(0));
+  }
+
+  /** What is thrown reads as a sentence about the file, whatever SQLite said. */
+  private reading<T>(work: () => T): T {
+    try {
+      return work();
+    } catch (error) {
+      const { code, message } = error as { code?: unknown; message: string };
+      if (/^SQLITE_(CORRUPT|NOTADB|IOERR|ERROR)/.test(String(code)))
+        throw this.damaged(`${message} (${code})`);
+      throw unopened({ type: 'sqlite', path: this.path }, error);
+    }
+  }
+
+  private damaged(finding: string): DatabaseError {
+    return new DatabaseError(
+      `${this.path} is damaged or not as the original writes it: ${finding.replaceAll('\n', ' ')}. Nothing was changed; ` +
+        'take over from a copy that is whole.',
+    );
+  }
+
+  /** @throws DatabaseError it can't be one that the original gave */
+  private idOf(value: unknown): number {
+    if (Number.isSafeInteger(value) && (value as number) >= 0) return value as number;
+    throw this.damaged(`it has the id ${JSON.stringify(value) ?? value}`);
+  }
+
   private maxId(table: string): number {
     const exists = this.file.prepare('SELECT 1 FROM sqlite_schema WHERE name = ?').get(table);
-    return exists ? ((this.file.prepare(`SELECT max(id) FROM "${table}"`).pluck().get() as number) ?? 0) : 0;
+    return exists ? this.idOf(this.file.prepare(`SELECT max(id) FROM "${table}"`).pluck().get() ?? 0) : 0;
   }
 
   private select<R>(table: 'agents' | 'sequences'): R[] {

@@ -68,6 +68,21 @@ export function readerOptions(target: SqliteTarget): DataSourceOptions {
   };
 }
 
+/**
+ * Opens a file to read it that may be another program's, and leaves no file beside it that was not there: the last
+ * connection that may write takes the log away when it closes, under SQLite's own locks, and one that may only read leaves
+ * it. With nothing in the log such a close writes nothing. If there is a log already, only reading is safe: the close would
+ * write what is in it into the file. The index beside a log (`-shm`) may be made then.
+ */
+export function openToRead(path: string): Sqlite.Database {
+  // SQLite finds the log beside the file itself, whatever links lead to it.
+  const file = realPathOf(path);
+  const hasLog = ['-wal', '-journal'].some((suffix) => existsSync(file + suffix));
+  const db = new Sqlite(file, { readonly: hasLog, fileMustExist: true, timeout: 5_000 });
+  db.pragma('query_only = 1');
+  return db;
+}
+
 /** What to tell of an error at opening: SQLite's own is about the file, anything else is passed on. */
 export function unopened(target: SqliteTarget, error: unknown): unknown {
   // By its name: the class is the one of the first copy of the driver that the process loaded.
@@ -76,6 +91,14 @@ export function unopened(target: SqliteTarget, error: unknown): unknown {
   if (statSync(target.path, { throwIfNoEntry: false })?.isFile() === false)
     return new DatabaseError(`${target.path} can't be opened: ${NOT_A_FILE}`);
   const { message, code } = error as InstanceType<typeof Sqlite.SqliteError>;
+  if (isBusy(error))
+    return new DatabaseInUse(
+      `${target.path} is locked by another process (${code}): try again when that is done.`,
+    );
+  if (code === 'SQLITE_READONLY_ROLLBACK')
+    return new DatabaseError(
+      `${target.path} can't be opened: a change of it was broken off (${code}). Start and stop the program that wrote it, which undoes that.`,
+    );
   const advice = /^SQLITE_(CANTOPEN|READONLY)/.test(code)
     ? ' The process must be able to write both the file and its folder.'
     : '';

@@ -65,7 +65,7 @@ function refine(operation: OperationObject & { 'x-role'?: string }, isRead: bool
   operation['x-role'] ??= operation.security?.some((needed) => 'agentId' in needed) ? 'agent' : 'public';
   const role = operation['x-role'];
   operation.description = [operation.description, `**Role:** ${role}.`].filter(Boolean).join('\n\n');
-  // The page does not offer these until somebody asks for it. An operation can say otherwise.
+  // The page does not offer these until somebody asks for it. An operation can say otherwise, and an agent's that it is one.
   if (!isRead && role !== 'agent' && role !== 'public') {
     const marked = operation as { 'x-changes-fleet'?: boolean };
     marked['x-changes-fleet'] ??= true;

@@ -1,5 +1,5 @@
 import { Body, Controller, HttpCode, Post, Res } from '@nestjs/common';
-import { ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiExtension, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
 import { COME_BACK_AFTER, GuardedErrors } from '../http/api-errors';
 import {
@@ -46,6 +46,7 @@ export class LeasesController {
   @Quota('claim', '12/minute', { burst: 6 })
   @BodyLimit(MEDIUM_BODY)
   @ShedFirst()
+  @ApiExtension('x-changes-fleet', true)
   @ApiOperation({ operationId: 'claimTasks', summary: 'Claim tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',

@@ -76,8 +76,9 @@ export class ExtendRequest {
   @IsId()
   agent_id!: number;
 
+  // The page fills examples in, so they name no lease: it could be one that the authorized agent holds.
   /** At most 1,000 leases, each once. */
-  @ApiProperty({ type: [Number], maxItems: 1_000, example: [4711] })
+  @ApiProperty({ type: [Number], maxItems: 1_000, example: [] })
   @Items(checkLeaseIds)
   lease_ids!: number[];
 
@@ -163,27 +164,14 @@ export class ReportRequest {
   @IsId()
   agent_id!: number;
 
+  // As in an extend: the examples name no lease.
   /** Leases whose task is done, whatever the outcome of the check. */
-  @ApiProperty({
-    type: [LeaseReport],
-    maxItems: 1_000,
-    example: [
-      {
-        lease_id: 4711,
-        outcome: 'success',
-        observations: [{ name: 'rtt_ms', value: 12.5, unit: 'ms' }],
-      },
-    ],
-  })
+  @ApiProperty({ type: [LeaseReport], maxItems: 1_000, example: [] })
   @Items(checkReports)
   completed!: unknown[];
 
   /** Leases given back: their tasks are tried again later. */
-  @ApiProperty({
-    type: [LeaseReport],
-    maxItems: 1_000,
-    example: [{ lease_id: 4712, outcome: 'timeout' }],
-  })
+  @ApiProperty({ type: [LeaseReport], maxItems: 1_000, example: [] })
   @Items(checkReports)
   cancelled!: unknown[];
 }

@@ -1,5 +1,5 @@
 import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
-import { ApiAcceptedResponse, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiAcceptedResponse, ApiExtension, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { GuardedErrors } from '../http/api-errors';
 import {
   AGENT_PATHS,
@@ -30,6 +30,7 @@ export class MetricsController {
   @Quota('metrics', '60/minute', { burst: 10 })
   @BulkWrite()
   @BodyLimit(MAX_BODY)
+  @ApiExtension('x-changes-fleet', true)
   @ApiOperation({ operationId: 'pushMetrics', summary: 'Push metrics' })
   @ApiAcceptedResponse({ type: MetricsResponse })
   @GuardedErrors()

@@ -19,6 +19,7 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
 
@@ -977,6 +978,81 @@ describe('the command line and the token of the admin', () => {
       expect((await cli(['task', 'stats'], { TOKEN: 'chosen' })).code).toBe(3);
     });
     expect(seen.join()).not.toContain('chosen');
+  });
+
+  const POSTGRES = 'postgres://control_plane@127.0.0.1:1/control_plane';
+  /** As a server on PostgreSQL, of the address, says which database it has. */
+  const onPostgres = (address: string) => ({
+    database: databaseIdentity({ type: 'postgres', url: address } as DatabaseTarget),
+  });
+
+  it.each([
+    ['another file of the same stem', 'sqlite://test.sqlite', 'test', {}],
+    ['PostgreSQL, beside a server on SQLite', POSTGRES, 'control-plane', {}],
+    ['SQLite, beside a server on PostgreSQL', 'sqlite://test.db', 'test', onPostgres(POSTGRES)],
+    ['another database of PostgreSQL', POSTGRES, 'control-plane', onPostgres(`${POSTGRES}_2`)],
+  ])('takes no server of another database for its own: %s', async (_what, database, stem, change) => {
+    const left = join(folder, `${stem}.server.json`);
+    const written = readFileSync(path(), 'utf8');
+    const things = async () => [
+      (await server.operator('GET', '/v1/agents')).body,
+      (await server.operator('GET', '/v1/operator-tokens')).body.items.map(({ id }: { id: number }) => id),
+    ];
+    const before = await things();
+    const env = { DATABASE_URL: database };
+    try {
+      // At a listener that counts, and at the server itself, which would take the token.
+      for (const at of [url, server.url]) {
+        writeFileSync(left, JSON.stringify({ ...JSON.parse(written), url: at, ...change }), { mode: 0o600 });
+        for (const args of [
+          ['task', 'list'],
+          ['create-agent', 'not-there'],
+          ['agents', 'create', 'not-there'],
+          ['token', 'create', 'a', '--role', 'admin'],
+        ]) {
+          const { code, stdout, stderr } = await cli(args, env);
+          expect([code, stdout, stderr]).toEqual([
+            3,
+            '',
+            expect.stringMatching(
+              /^The server known here has another database: .*\nThis needs a running server/s,
+            ),
+          ]);
+        }
+        const { stdout } = await cli(['doctor'], env);
+        expect(stdout).toMatch(/^(warn|FAIL) {2}server +The server known here has another database: /m);
+        expect(stdout).not.toMatch(/^ok +server/m);
+      }
+    } finally {
+      if (left !== path()) rmSync(left);
+      writeFileSync(path(), written);
+    }
+    expect([seen, await things()]).toEqual([[], before]);
+  });
+
+  it('works on its own database without a server, whatever server the folder has', async () => {
+    const env = { DATABASE_URL: 'sqlite://test.sqlite' };
+    expect((await run(['migrate'], { cwd: folder, env })).code).toBe(0);
+    const before = (await server.operator('GET', '/v1/agents')).body;
+    await withFile({ url }, async () => {
+      const made = await cli(['create-agent', 'of-the-other'], env);
+      expect([made.code, made.stderr]).toEqual([0, expect.stringContaining('No server runs on')]);
+    });
+    expect([seen, (await server.operator('GET', '/v1/agents')).body]).toEqual([[], before]);
+  });
+
+  it.each([
+    ['no JSON', '{"url":'],
+    ['no database in it', JSON.stringify({ url: 'http://127.0.0.1:1', pid: 1, secret: 'x' })],
+  ])('does not say that a file with %s is not there', async (_what, text) => {
+    const left = join(folder, 'odd.server.json');
+    writeFileSync(left, text, { mode: 0o600 });
+    const { code, stderr } = await cli(['task', 'list'], { DATABASE_URL: 'sqlite://odd.db' });
+    rmSync(left);
+    expect([code, stderr]).toEqual([
+      3,
+      expect.stringContaining('odd.server.json is not one that this version reads'),
+    ]);
   });
 
   it('trusts no file that others may have written', async () => {
