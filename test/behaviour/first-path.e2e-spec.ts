@@ -241,7 +241,9 @@ describe('the first path', () => {
         ({ labels }: { labels: Record<string, string> }) => labels.seed !== undefined,
       );
     const seed = run('scripts/seed.mjs', ['--seconds', '3600', '--agents', '4']);
-    expect(await until(seed, /Ctrl-C/)).toMatch(/^4 agents at .*: 2 work/);
+    expect(await until(seed, /Ctrl-C/)).toMatch(
+      /^http:.*: 2 agents work for 3600 s \(one is drained at the end\), /,
+    );
     const isLively = async () => {
       const { depths } = await operator('GET', '/v1/tasks/stats');
       const holds = (await seeded()).some(({ live_leases }: { live_leases: number }) => live_leases > 0);
@@ -276,3 +278,13 @@ describe('the first path', () => {
     expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('--hostname NAME')]);
   });
 });
+  it.each([
+    ['--help', 0, 'stdout', /^Usage: .*--seconds N/s],
+    ['--colour', 2, 'stderr', /--colour.*\n\nUsage: /s],
+    ['--agents=2', 2, 'stderr', /^--agents must be .*\n\nUsage: /],
+  ] as const)('tells how the seed is used: %s', async (option, code, stream, said) => {
+    const answer = await ended(run('scripts/seed.mjs', [option]));
+    expect([answer.code, answer[stream]]).toEqual([code, expect.stringMatching(said)]);
+    expect(answer.stdout + answer.stderr).toBe(answer[stream]);
+  });
+
