@@ -41,14 +41,19 @@ format: $(INSTALLED) ## format the sources and fix what lint can fix
 dev: $(INSTALLED) ## serve, and start again when a source changes; a debugger can attach to port 9229
 	@exec $(RUN) npm run dev
 
+# The script handles Ctrl-C and exits with 130. Without the trap the shell would end before it.
 seed: $(BUILT) ## fill the running server with a minute of a lively fleet, to look at
-	@exec $(RUN) node scripts/seed.mjs
+	@trap : INT; $(RUN) node scripts/seed.mjs || { code=$$?; [ $$code -eq 130 ] || exit $$code; }
 
 clean: ## remove what was built; keeps dependencies and databases
 	rm -rf dist examples/*/dist coverage .cache
 
 clean-data: ## remove what a server and the example agents left in this folder: database, keys, tokens
-	rm -rf control-plane.* agent-identity*.json
+	@pid=$$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p' control-plane.server.json 2>/dev/null); \
+	if [ -n "$$pid" ] && kill -0 "$$pid" 2>/dev/null; then \
+	  echo "Process $$pid is running a server on this folder's data: stop it, then run this again." >&2; exit 1; \
+	fi
+	rm -rf control-plane.* agent-identity*.json agent-identity*.json.lock
 
 $(INSTALLED): package-lock.json
 	$(RUN) npm ci --no-audit --no-fund

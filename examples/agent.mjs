@@ -1,4 +1,4 @@
-// A probe in less than 300 lines: registers, heartbeats, claims tasks, does them and reports; with --keys it fetches and
+// A probe in some 300 lines: registers, heartbeats, claims tasks, does them and reports; with --keys it fetches and
 // verifies configurations (config-bundle.mjs). It looks names up itself; --check adds other kinds.
 import { randomUUID } from 'node:crypto';
 import { promises as dns } from 'node:dns';
@@ -8,13 +8,14 @@ import { resolve as absolute } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { acceptBundle, readLast } from './config-bundle.mjs';
+import { acceptBundle, readKeys, readLast } from './config-bundle.mjs';
+import { lockIdentity } from './identity-lock.mjs';
 
 const USAGE = `Usage: node examples/agent.mjs [options]
   --server URL     the control plane (default: http://127.0.0.1:8080)
   --hostname NAME  the agent's name; one that is alive elsewhere is refused (default: this machine's)
   --identity FILE  where id and token are kept, one file for each agent (default: agent-identity.json)
-  --tasks N        end after so many; otherwise work until Ctrl-C, which gives back what is not done
+  --tasks N        end after N tasks; otherwise work until Ctrl-C, which gives back what is not done
   --check FILE     do further kinds: a module whose default export maps kinds to functions, may be repeated;
                    such as examples/whois-kind/check.mjs
   --keys FILE      fetch configurations, and accept those signed by these keys: $URL/.well-known/jwks.json, got by a
@@ -25,6 +26,8 @@ const options = readOptions();
 
 const CAPACITY = 10;
 const WAIT_MS = 20_000;
+/** When a claim asks for some of the kinds only: 12 claims a minute are within the quota. */
+const SHORT_WAIT_MS = 5_000;
 // Longer than the server may hold a claim open.
 const TIMEOUT_MS = WAIT_MS + 15_000;
 /** How long it tries to give its leases back when it is stopped. */
@@ -56,7 +59,11 @@ function readOptions() {
       console.log(USAGE);
       process.exit(0);
     }
-    if (!(Number(values.tasks) > 0)) throw new Error('--tasks must be a number from 1.');
+    if (!/^(?:Infinity|0*[1-9]\d*)$/.test(values.tasks))
+      throw new Error('--tasks must be a whole number from 1.');
+    if (!/^https?:$/.test(URL.parse(values.server)?.protocol))
+      throw new Error('--server must be a URL such as http://127.0.0.1:8080.');
+    if (values.keys !== undefined) readKeys(values.keys);
     return values;
   } catch (error) {
     console.error(`${error.message}\n\n${USAGE}`);
@@ -140,6 +147,7 @@ async function identify() {
       // The token has expired, somebody else was given the name, or the server has another database. If the name was
       // ours, the old token, which goes with the registration, gets it back.
       if (error.status !== 401) throw error;
+      warn(`The server does not accept the token in ${file}; registering again.`);
     }
   }
   // An answer that is lost is asked for again, for the same agent.
@@ -214,14 +222,34 @@ async function resolve(spec) {
   }
 }
 
-/** Waits for work. @returns the leases; none if there was nothing to do, or the agent is stopped */
-async function claim(capacity) {
-  const capacities = Object.fromEntries(Object.keys(checks).map((kind) => [kind, capacity]));
+/** How many claims there were. */
+let claims = 0;
+
+/**
+ * Divides what is left among the kinds, since a claim is granted its capacity of each. If there are fewer tasks left than
+ * kinds, each claim asks for the next kinds.
+ */
+function capacitiesFor(left) {
+  const kinds = Object.keys(checks);
+  const first = claims++ % kinds.length;
+  const shares = kinds.map((_, i) => Math.min(CAPACITY, Math.ceil((left - i) / kinds.length)));
+  return Object.fromEntries(
+    shares.flatMap((share, i) => (share > 0 ? [[kinds[(first + i) % kinds.length], share]] : [])),
+  );
+}
+
+/** Waits for work. @returns at most so many leases; none if there was nothing to do, or the agent is stopped */
+async function claim(left) {
+  const capacities = capacitiesFor(left);
+  const kinds = Object.keys(checks).length;
+  const isForAll = Object.keys(capacities).length === kinds;
+  // The first round looks at each kind, to find what is there at once.
+  const wait_ms = isForAll ? WAIT_MS : claims <= kinds ? 0 : SHORT_WAIT_MS;
   try {
     // The key makes a repeated claim give the same leases, so that none is lost with an answer that did not arrive.
     const { leases } = await call(
       '/claim',
-      { agent_id: identity.agent_id, capacities, wait_ms: WAIT_MS },
+      { agent_id: identity.agent_id, capacities, wait_ms },
       { headers: { 'idempotency-key': randomUUID() }, signal: stop.signal },
     );
     return leases;
@@ -232,11 +260,17 @@ async function claim(capacity) {
   }
 }
 
+/** What a task is about, in a word: the first value of its spec. */
+function targetOf({ kind: _, query, host, url, ...others }) {
+  const value = query ?? host ?? url ?? Object.values(others)[0] ?? '';
+  return typeof value === 'string' ? value : JSON.stringify(value);
+}
+
 /** Does what was claimed, until it is done or the agent is stopped, and reports: what is not done is given back. */
 async function work(leases) {
   const completed = new Map();
   const done = leases.map(async ({ lease_id, kind, spec }) => {
-    const what = `lease ${lease_id}: ${kind} ${spec.query ?? spec.host ?? spec.url ?? JSON.stringify(spec)}`;
+    const what = `lease ${lease_id}: ${kind} ${targetOf(spec)}`;
     try {
       const result = await checks[kind](spec);
       completed.set(lease_id, { lease_id, ...result });
@@ -261,6 +295,11 @@ async function work(leases) {
 }
 
 async function main() {
+  const holder = lockIdentity(options.identity);
+  if (holder !== undefined)
+    throw new Error(
+      `${options.identity} is in use by process ${holder}; give this one --identity FILE --hostname NAME.`,
+    );
   for (const file of options.check) {
     Object.assign(checks, (await import(pathToFileURL(absolute(file)))).default);
   }
@@ -272,7 +311,7 @@ async function main() {
 
   let left = Number(options.tasks);
   while (left > 0 && !stop.signal.aborted) {
-    const leases = await claim(Math.min(left, CAPACITY));
+    const leases = await claim(left);
     if (leases.length > 0) await work(leases);
     left -= leases.length;
   }

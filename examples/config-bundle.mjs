@@ -10,12 +10,26 @@ import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } f
  * @throws where it must not be used
  */
 export function acceptBundle(bundle, keysFile, stateFile) {
-  const pinned = JSON.parse(readFileSync(keysFile, 'utf8'));
+  const keys = readKeys(keysFile);
   if (typeof bundle.signature !== 'string') throw new Error(`it is not a bundle: ${bundle.message ?? ''}`);
-  checkSignature(bundle, pinned.keys ?? [pinned]);
+  checkSignature(bundle, keys);
   checkAge(bundle, readLast(stateFile));
   writeLast(stateFile, bundle);
   return bundle.config;
+}
+
+/** @returns the pinned keys @throws if the file can't be read, or holds no key that could verify a bundle */
+export function readKeys(file) {
+  let pinned;
+  try {
+    pinned = JSON.parse(readFileSync(file, 'utf8'));
+  } catch (error) {
+    throw new Error(`the keys can't be read from ${file}: ${error.message}`);
+  }
+  const keys = pinned?.keys ?? [pinned];
+  if (!Array.isArray(keys) || !keys.some((key) => typeof key?.kid === 'string' && typeof key.x === 'string'))
+    throw new Error(`${file} holds no keys: it must be a JWK set, or one JWK with its kid`);
+  return keys;
 }
 
 /** RFC 8785: members sorted by UTF-16 units; numbers and texts as JSON.stringify writes them. */

@@ -1,7 +1,5 @@
 // Fills a running server with a lively fleet: agents that claim, report and fail, tasks of every kind, a limit that is
 // met, a configuration that rolls out. For looking at lists, metrics and the documentation with something in them.
-//   npm run seed -- [--seconds 60] [--agents 8]
-// Of this folder's server, whose command line makes a token for the run; or CONTROL_PLANE_URL with CONTROL_PLANE_TOKEN.
 // At the end, also by Ctrl-C, leases are given back, the token is withdrawn, and the configuration that was in force
 // before is in force again. Agents, tasks and the limit stay, to be looked at.
 import { execFileSync } from 'node:child_process';
@@ -10,18 +8,38 @@ import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 
-const { values: options } = parseArgs({
-  options: {
-    seconds: { type: 'string', default: '60' },
-    agents: { type: 'string', default: '8' },
-  },
-});
+const USAGE = `Usage: node scripts/seed.mjs [options]
+  --seconds N  how long the agents work, from 1 to 86400 (default: 60)
+  --agents N   how many agents to make, from 3 to 200 (default: 8)
+  --help       this text
 
-const SECONDS = Number(options.seconds);
-const AGENTS = Number(options.agents);
-if (!(SECONDS >= 1 && SECONDS <= 86_400) || !(AGENTS >= 3 && AGENTS <= 200)) {
-  console.error('--seconds must be from 1 to 86400, --agents from 3 to 200.');
-  process.exit(2);
+Fills the server that was started in this folder. To fill another one, set CONTROL_PLANE_URL to its address and
+CONTROL_PLANE_TOKEN to an admin's token.`;
+
+const { seconds: SECONDS, agents: AGENTS } = readOptions();
+
+function readOptions() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        seconds: { type: 'string', default: '60' },
+        agents: { type: 'string', default: '8' },
+        help: { type: 'boolean', short: 'h' },
+      },
+    });
+    if (values.help) {
+      console.log(USAGE);
+      process.exit(0);
+    }
+    const [seconds, agents] = [Number(values.seconds), Number(values.agents)];
+    if (!(seconds >= 1 && seconds <= 86_400)) throw new Error('--seconds must be from 1 to 86400.');
+    if (!(Number.isInteger(agents) && agents >= 3 && agents <= 200))
+      throw new Error('--agents must be a whole number from 3 to 200.');
+    return { seconds, agents };
+  } catch (error) {
+    console.error(`${error.message}\n\n${USAGE}`);
+    process.exit(2);
+  }
 }
 
 const REGIONS = ['fra', 'ams', 'nyc', 'sin'];
@@ -44,7 +62,6 @@ const LIMIT = { kind: 'dns', target: '192.0.2.54:53' };
 
 /** Aborts when the time is up, or at the first signal; a second signal ends the process at once. */
 const end = new AbortController();
-const startedAt = performance.now();
 const running = () => !end.signal.aborted;
 /** Waits, but not beyond the end. */
 const pause = (ms) => sleep(ms, undefined, { signal: end.signal }).catch(() => undefined);
@@ -239,10 +256,11 @@ const told = () =>
   `${counts.enqueued} tasks enqueued, ${counts.completed} completed, ${counts.cancelled} given back`;
 
 async function tell() {
-  for (;;) {
-    await pause(TOLD_EVERY_MS);
+  const startedAt = performance.now();
+  for (let dueMs = TOLD_EVERY_MS; ; dueMs += TOLD_EVERY_MS) {
+    await pause(startedAt + dueMs - performance.now());
     if (!running()) return;
-    console.log(`${Math.round((performance.now() - startedAt) / 1_000)} s: ${told()}`);
+    console.log(`${dueMs / 1_000} s: ${told()}`);
   }
 }
 
@@ -267,10 +285,11 @@ async function begin() {
   [before] = (await operator('GET', '/v1/configs?limit=1'))?.items.filter(({ in_force }) => in_force) ?? [];
   published = await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'], seed: run } });
   await operator('PUT', '/v1/concurrency/limits', { limits: [{ ...LIMIT, ceiling: 2 }] });
-  // The last is never heard of: it goes offline.
+  // The last never sends a heartbeat.
   const alive = [careless, ...others.slice(0, -1)];
   console.log(
-    `${AGENTS} agents at ${server.url}: ${alive.length} work for ${SECONDS} s, one is disabled, one is never heard of. ` +
+    `${server.url}: ${alive.length} agent${alive.length === 1 ? ' works' : 's work'} for ${SECONDS} s ` +
+      '(one is drained at the end), 1 is disabled, 1 was made and never sends a heartbeat. ' +
       `Configuration ${published?.revision} is in force meanwhile. Ctrl-C ends it.`,
   );
   return alive;

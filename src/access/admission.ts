@@ -78,7 +78,7 @@ export class Admission {
       default:
         this.quotas.chargePublic(address, reply);
         // The documentation's pages are served by no controller.
-        if (!request.routeOptions.url?.startsWith('/docs')) throw fail('ERR_FORBIDDEN');
+        if (!/^\/(?:docs.*)?$/.test(request.routeOptions.url ?? '')) throw fail('ERR_FORBIDDEN');
     }
     request.admitted = true;
   }

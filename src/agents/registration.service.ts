@@ -231,7 +231,9 @@ export class RegistrationService {
         'ERR_CONFLICT',
         { hostname: 'belongs to an agent that is alive' },
         {
-          message: 'The hostname is taken by a live agent; prove to be it, or wait.',
+          message:
+            `The hostname ${known.hostname} belongs to an agent that is online. Register with its token to replace it, ` +
+            'or wait until it is offline.',
           retryable: true,
           retryAfterMs: Math.max(aliveMs, waitMs),
         },

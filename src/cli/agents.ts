@@ -63,7 +63,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     });
   verb(agents, 'show', 'show an agent', 'agents show 12')
     .argument('<id>', "the agent's id", id)
-    .action((agent, options) => perform(terminal, options, get(`/v1/agents/${agent}`), fields));
+    .action((agent, options) => perform(terminal, options, get(`/v1/agents/${agent}`), shown));
   verb(agents, 'create [hostname]', 'the same as create-agent', 'agents create probe-fra-1 --label region=eu')
     .addOption(labelOption())
     .action(create);
@@ -76,7 +76,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     verb(agents, name, summary, `agents ${name} 12`)
       .argument('<id>', "the agent's id", id)
       .action((agent, options) =>
-        perform(terminal, options, post(`/v1/agents/${agent}/${name}`, undefined, true), fields),
+        perform(terminal, options, post(`/v1/agents/${agent}/${name}`, undefined, true), shown),
       );
   }
   verb(
@@ -88,22 +88,23 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .argument('<id>', "the agent's id", id)
     .addOption(labelOption())
     .action((agent, { label: labels = {}, ...options }) =>
-      perform(terminal, options, put(`/v1/agents/${agent}/labels`, { labels }), fields),
+      perform(terminal, options, put(`/v1/agents/${agent}/labels`, { labels }), shown),
     );
   listing(
     agents,
-    'metrics <id>',
+    'metrics',
     'list what an agent sent to /metrics, by the time it was measured, the latest first',
     'agents metrics 12 --since 2h',
     'agents metrics 12 --json --limit 500',
   )
+    .argument('<id>', "the agent's id", id)
     .addOption(pastOption('--since', 'measured from then on'))
     .addOption(pastOption('--until', 'measured before then'))
-    .action((text: string, { since, until, limit, cursor, ...options }) =>
+    .action((agent, { since, until, limit, cursor, ...options }) =>
       perform(
         terminal,
         options,
-        get(`/v1/agents/${id(text)}/metrics${query({ from: since, to: until, limit, cursor })}`),
+        get(`/v1/agents/${agent}/metrics${query({ from: since, to: until, limit, cursor })}`),
         samples,
       ),
     );
@@ -119,6 +120,10 @@ export function addAgents(program: Command, terminal: Terminal): void {
       perform(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),
     );
 }
+
+/** An agent; without labels it shows `-`, as lists do. */
+const shown = (agent: Shown) =>
+  fields({ ...agent, labels: Object.keys(agent.labels).length === 0 ? null : agent.labels });
 
 /** A line for each sample of each envelope. */
 function samples({ items }: { items: Shown[] }): string {

@@ -21,7 +21,8 @@ const FIRST_WAIT_MS = 500;
 const MAX_WAIT_MS = 10_000;
 
 const NEEDS_SERVER =
-  '\nThis needs a running server: start one with `control-plane serve`, or set CONTROL_PLANE_URL and\nCONTROL_PLANE_TOKEN to reach one elsewhere.';
+  "\nThis needs a running server: start one (`make start` in the project's folder, `control-plane serve` elsewhere), or\n" +
+  'set CONTROL_PLANE_URL and CONTROL_PLANE_TOKEN to reach one elsewhere.';
 
 /** A call of the API. */
 export interface Call {

@@ -60,7 +60,7 @@ export function whole(text: string): number {
 /** An id of anything. */
 export function id(text: string): number {
   const value = whole(text);
-  if (value < 1) throw new InvalidArgumentError('It must be an id: a whole number from 1.');
+  if (value < 1) throw new InvalidArgumentError('It must be a whole number from 1.');
   return value;
 }
 

@@ -1,4 +1,4 @@
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { Command, CommanderError } from 'commander';
 import { DatabaseError } from '../database/database-error';
 import { ExtensionError } from '../extensions';
 import { SettingsError } from '../settings';
@@ -37,9 +37,12 @@ function programFor(terminal: Terminal, { stdout, stderr }: Surroundings): Comma
   const program = new Command('control-plane')
     .description('The DNS Agent Control Plane: the server, and what its operators do with it.')
     .version(version)
-    .showHelpAfterError('(--help tells how)')
     .exitOverride()
-    .configureOutput({ writeOut: (text) => stdout.write(text), writeErr: (text) => stderr.write(text) })
+    .configureOutput({
+      writeOut: (text) => stdout.write(text),
+      writeErr: (text) => stderr.write(text),
+      outputError: (text, write) => write(worded(text)),
+    })
     .addHelpText(
       'after',
       `
@@ -65,16 +68,25 @@ Examples:
   addTokens(program, terminal);
   addAudit(program, terminal);
   addCompletion(program, terminal);
+  pointToHelp(program, program.name());
   return program;
 }
 
+/** Ends every usage error with the command that explains the usage. */
+function pointToHelp(command: Command, path: string): void {
+  command.showHelpAfterError(`Run \`${path} --help\`.`);
+  for (const one of command.commands) pointToHelp(one, `${path} ${one.name()}`);
+}
+
+/** Words Commander's error about an argument as a sentence: `the id 'x' is not a whole number`. */
+const worded = (text: string): string =>
+  text.replace(
+    /^error: command-argument value '(.*)' is invalid for argument '(.*)'\. It must be (.*)\.$/ms,
+    "error: the $2 '$1' is not $3",
+  );
+
 /** Says why the command ends. @returns with which exit code */
 function explain(terminal: Terminal, error: unknown): number {
-  // One that a command itself looked at.
-  if (error instanceof InvalidArgumentError) {
-    terminal.note(`${error.message} (--help tells how)`);
-    return EXIT.misused;
-  }
   // It has said what is wrong already; asking for help is not wrong.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.misused;
   const expected = [Failure, SettingsError, DatabaseError, ExtensionError].some(

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
-import { changesBetween } from '../config/changes';
+import { type Change, changesBetween, valueAt } from '../config/changes';
 import { seconds } from './arguments';
 import { EXIT, Failure } from './failure';
 import { fields, table } from './print';
@@ -64,7 +64,12 @@ export function addConfigs(program: Command, terminal: Terminal): void {
   ).action(async (from: string | undefined, to: string | undefined, options: Common) => {
     if (to !== undefined) return diffBetween(terminal, options, from as string, to);
     const shown = from ?? (await newestRevision(terminal, options));
-    await perform(terminal, options, get(`/v1/configs/${encodeURIComponent(shown)}/diff`), changes);
+    const diff = await fetchText(terminal, options, get(`${pathOf(shown)}/diff`));
+    if (options.json) return terminal.printJson(diff);
+    const { revision, previous_revision, changes } = JSON.parse(diff);
+    const before =
+      previous_revision === null ? undefined : await detailOf(terminal, options, previous_revision);
+    showDiff(terminal, before, await detailOf(terminal, options, revision), changes);
   });
   publishing(
     verb(
@@ -95,17 +100,43 @@ async function newestRevision(terminal: Terminal, options: Common): Promise<stri
   return page.items[0].revision;
 }
 
-const changes = (diff: { changes: object[] }) =>
-  diff.changes.length === 0 ? 'Nothing differs.' : table(diff.changes, ['op', 'path', 'value'], Infinity);
+const pathOf = (revision: string) => `/v1/configs/${encodeURIComponent(revision)}`;
+
+/** What a diff needs of a configuration. */
+interface Detail {
+  readonly revision: string;
+  readonly seq: number;
+  readonly config: object;
+}
+
+const detailOf = async (terminal: Terminal, options: Common, revision: string): Promise<Detail> =>
+  JSON.parse(await fetchText(terminal, options, get(pathOf(revision))));
 
 async function diffBetween(terminal: Terminal, options: Common, from: string, to: string): Promise<void> {
-  const configOf = async (revision: string): Promise<object> =>
-    JSON.parse(await fetchText(terminal, options, get(`/v1/configs/${encodeURIComponent(revision)}`))).config;
-  const diff = {
-    revision: to,
-    previous_revision: from,
-    changes: changesBetween(await configOf(from), await configOf(to)),
-  };
-  if (options.json) terminal.printJson(JSON.stringify(diff));
-  else terminal.print(changes(diff));
+  const before = await detailOf(terminal, options, from);
+  const after = await detailOf(terminal, options, to);
+  const changes = changesBetween(before.config, after.config);
+  if (options.json) terminal.printJson(JSON.stringify({ revision: to, previous_revision: from, changes }));
+  else showDiff(terminal, before, after, changes);
+}
+
+/** @param before undefined for the first configuration, which is compared with an empty object */
+function showDiff(
+  terminal: Terminal,
+  before: Detail | undefined,
+  after: Detail,
+  changes: readonly Change[],
+): void {
+  const name = (detail: Detail | undefined) =>
+    detail ? `${detail.revision} (seq ${detail.seq})` : 'an empty configuration';
+  terminal.note(`from ${name(before)} to ${name(after)}`);
+  const rows = changes.map(({ op, path, value }) => ({
+    op,
+    path,
+    before: op === 'add' ? undefined : valueAt(before?.config, path),
+    value,
+  }));
+  terminal.print(
+    rows.length === 0 ? 'Nothing differs.' : table(rows, ['op', 'path', 'before', 'value'], Infinity),
+  );
 }

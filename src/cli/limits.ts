@@ -39,11 +39,13 @@ export function addLimits(program: Command, terminal: Terminal): void {
       'list',
       'list the windows that count something or have a limit: of everything, of kinds, then of targets, by name',
       'windows list --kind dns --watch',
+      'windows list --all',
     ),
   )
     .addOption(oneOf('--scope <scope>', 'only these', SCOPES))
-    .action(({ scope, kind, target, limit, cursor, ...options }) =>
-      listWindows(terminal, options, { scope, kind, target, limit, cursor }),
+    .option('--all', 'also the windows that count nothing and have no limit; --json gives them anyway')
+    .action(({ scope, kind, target, limit, cursor, all, ...options }) =>
+      listWindows(terminal, options, { scope, kind, target, limit, cursor }, all ? () => true : isInUse),
     );
 
   const limits = program.command('limits').description('bound how many tasks run at once');
@@ -104,19 +106,28 @@ interface WindowQuery extends Place {
  * Shows a page of windows in the order of their names. The API lists the newest first, so the wide scopes, of which there
  * are few, would come last, or on a later page: unless the page is said, they are asked for apart.
  */
-function listWindows(terminal: Terminal, options: Common, wanted: WindowQuery): Promise<void> {
+function listWindows(
+  terminal: Terminal,
+  options: Common,
+  wanted: WindowQuery,
+  isShown: (window: Shown) => boolean,
+): Promise<void> {
   const { scope, limit, cursor } = wanted;
   const isPage = [scope, limit, cursor].some((value) => value !== undefined);
   const pathOf = (asked: WindowQuery) => `/v1/concurrency/windows${query({ ...asked })}`;
   if (isPage || options.json)
-    return perform(terminal, options, get(pathOf(wanted)), ({ items }) => table(byName(items), WINDOW));
+    return perform(terminal, options, get(pathOf(wanted)), ({ items }) => {
+      const shown = items.filter(isShown);
+      if (items.length > 0) noteIfEmpty(terminal, shown);
+      return table(byName(shown), WINDOW);
+    });
   return repeatedly(terminal, options, async () => {
     const pages: { items: Shown[]; next_cursor: string | null }[] = [];
     for (const of of SCOPES) {
       const path = pathOf({ ...wanted, scope: of, limit: MAX_PAGE });
       pages.push(JSON.parse(await fetchText(terminal, options, get(path))));
     }
-    const items = pages.flatMap((page) => byName(page.items));
+    const items = pages.flatMap((page) => byName(page.items.filter(isShown)));
     if (options.watch !== undefined) terminal.clear();
     terminal.print(table(items, WINDOW));
     noteIfEmpty(terminal, items);
@@ -124,6 +135,9 @@ function listWindows(terminal: Terminal, options: Common, wanted: WindowQuery): 
       if (next_cursor !== null) terminal.note(`There is more: --scope ${SCOPES[i]} --cursor ${next_cursor}`);
   });
 }
+
+const isInUse = ({ ceiling, ready, leased, waiting }: Shown): boolean =>
+  ceiling !== null || ready + leased + waiting > 0;
 
 function byName(windows: readonly Shown[]): Shown[] {
   const compare = (a: string | null, b: string | null) => ((a ?? '') < (b ?? '') ? -1 : a === b ? 0 : 1);

@@ -10,6 +10,7 @@ import {
   get,
   listing,
   listOf,
+  noteIfEmpty,
   perform,
   post,
   query,
@@ -104,28 +105,39 @@ export function addTasks(program: Command, terminal: Terminal): void {
   changing(
     verb(
       task,
-      'cancel [id]',
+      'cancel',
       'cancel an unfinished task, or all that match; live leases are revoked',
       'task cancel 1203',
       'task cancel --kind dns --state queued --dry-run',
       'task cancel --all',
     ),
     UNFINISHED,
-  ).action((of: string | undefined, options) => change(terminal, 'cancel', of, options));
+  )
+    .argument('[id]', "the task's id", id)
+    .action((of: number | undefined, options) => change(terminal, 'cancel', of, options));
   changing(
     verb(
       task,
-      'retry [id]',
+      'retry',
       'reopen a dead or cancelled task, or all that match',
       'task retry 1203',
       'task retry --state dead --kind http',
     ),
     REOPENED,
-  ).action((of: string | undefined, options) => change(terminal, 'retry', of, options));
+  )
+    .argument('[id]', "the task's id", id)
+    .action((of: number | undefined, options) => change(terminal, 'retry', of, options));
   watching(verb(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch')).action(
-    (options) => perform(terminal, options, get('/v1/tasks/stats'), fields),
+    (options) =>
+      perform(terminal, options, get('/v1/tasks/stats'), (stats) => {
+        noteIfEmpty(terminal, stats.depths);
+        return depths(stats);
+      }),
   );
 }
+
+/** The depths as a table, below what is about all of them. An empty queue shows only that. */
+const depths = ({ depths, ...others }: Shown) => fields(depths.length === 0 ? others : { ...others, depths });
 
 /** A task with its attempts; whether there are more of them is said apart. */
 const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
@@ -149,7 +161,7 @@ interface Changing extends Common {
 async function change(
   terminal: Terminal,
   name: 'cancel' | 'retry',
-  of: string | undefined,
+  of: number | undefined,
   { state, kind, target, all, dryRun: dry_run, ...options }: Changing,
 ): Promise<void> {
   const filter = { state, kind, target, all, dry_run };
@@ -160,7 +172,7 @@ async function change(
       EXIT.misused,
     );
   if (of !== undefined) {
-    const path = `/v1/tasks/${id(of)}/${name}`;
+    const path = `/v1/tasks/${of}/${name}`;
     return perform(terminal, options, post(path, undefined, name === 'cancel'), shown);
   }
   // The server works on it for some seconds at a time, and says how far it came.

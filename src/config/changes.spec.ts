@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { type Change, changesBetween } from './changes';
+import { type Change, changesBetween, valueAt } from './changes';
 
 /** RFC 6902, as far as it is used here. */
 function patched(document: unknown, changes: readonly Change[]): unknown {
@@ -74,7 +74,11 @@ test('makes the one out of the other, whatever they are', () => {
     fc.property(config, config, (before, after) => {
       // As they come out of the database: plain objects.
       const [from, to] = JSON.parse(JSON.stringify([before, after]));
-      expect(patched(from, changesBetween(from, to))).toEqual(to);
+      const changes = changesBetween(from, to);
+      expect(patched(from, changes)).toEqual(to);
+      for (const [i, { op, path }] of changes.entries())
+        if (op !== 'add')
+          expect(valueAt(patched(from, changes.slice(0, i)), path)).toEqual(valueAt(from, path));
     }),
     { numRuns: 500 },
   );

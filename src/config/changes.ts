@@ -100,6 +100,18 @@ class Sameness {
   }
 }
 
+/**
+ * What a JSON Pointer of {@link changesBetween} names in the configuration that was compared: its operations move no item
+ * of a list before a later one names it.
+ */
+export function valueAt(whole: unknown, path: string): unknown {
+  const names = path.split('/').slice(1);
+  return names.reduce(
+    (value: unknown, name) => (value as Members)[name.replaceAll('~1', '/').replaceAll('~0', '~')],
+    whole,
+  );
+}
+
 function pathTo(path: string, name: string): string {
   return `${path}/${name.replaceAll('~', '~0').replaceAll('/', '~1')}`;
 }

@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import type { FastifyInstance } from 'fastify';
 import { stringify } from 'yaml';
+import { fail } from '../errors';
 import { namesEntityTag } from './if-none-match';
 import { describeApi } from './openapi';
 
@@ -38,8 +39,8 @@ interface Text {
 
 /**
  * Serves the OpenAPI document at `/docs-json` and `/docs-yaml`, and Swagger UI at `/docs`. Every text is made at its first
- * request and kept as one buffer, so that an answer costs neither a copy nor an open file. All addresses are relative, so
- * that it works behind a path prefix.
+ * request and kept as one buffer, so that an answer costs neither a copy nor an open file. A browser at `/` is sent to
+ * `/docs`. All addresses are relative, so that it works behind a path prefix.
  */
 export function mountDocumentation(app: NestFastifyApplication): void {
   const http = app.getHttpAdapter().getInstance() as unknown as FastifyInstance;
@@ -59,9 +60,18 @@ export function mountDocumentation(app: NestFastifyApplication): void {
       readFileSync(join(dirname(require.resolve('swagger-ui-dist/package.json')), name)),
     );
   }
+  http.get('/', (request, reply) => {
+    reply.header('vary', 'accept');
+    if (!wantsHtml(request.headers.accept)) throw fail('ERR_NOT_FOUND');
+    return reply.code(302).header('location', 'docs').send();
+  });
   // The page's own addresses are relative to `/docs`.
   http.get('/docs/', (_request, reply) => reply.code(308).header('location', '../docs').send());
 }
+
+/** Whether a caller names HTML, as browsers do; a wildcard, as of curl, is not enough. */
+const wantsHtml = (accept = ''): boolean =>
+  accept.split(',').some((range) => /^\s*text\/html\s*(?:;(?!\s*q=0(?:\.0*)?\s*$).*)?$/i.test(range));
 
 function serve(http: FastifyInstance, path: string, type: string, make: () => string | Buffer): void {
   let text: Text | undefined;

@@ -1,7 +1,7 @@
 /**
- * What no name holds: control characters, lone surrogates, separators of lines, and every character that is not seen but
- * changes what is (direction marks, zero-width characters, tags). Two names that look the same would be different, and
- * one could hide in a list or change the order of the line around it.
+ * What no name holds: control characters, lone surrogates, line separators, and invisible characters (direction marks,
+ * zero-width characters, tags). With them, two different names can look the same, and a name can hide in a list or
+ * reorder the line around it.
  */
 const HIDDEN = '\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}';
 
@@ -17,7 +17,7 @@ const hidden = new RegExp(`[${HIDDEN}]`, 'u');
  */
 export function nameProblem(text: string): string | undefined {
   if (hidden.test(text))
-    return 'must not hold control characters, characters that are not seen, or half of a surrogate pair';
+    return 'must not hold control characters, invisible characters, or half of a surrogate pair';
   return text.trim() === text ? undefined : 'must not begin or end with a space';
 }
 

@@ -159,6 +159,9 @@ const EXPECTS: Readonly<Record<string, string>> = {
   matches: 'string',
 };
 
+/** How class-validator words a choice; our own checks say `must be one of a, b`. */
+const LIBRARY_CHOICE = 'must be one of the following values: ';
+
 /** One problem for each field: first that it is required, then its type, then its range. */
 function collect(errors: ValidationError[], path: string, problems: ErrorDetails): void {
   for (const error of errors) {
@@ -178,7 +181,8 @@ function problemOf({ property, value, constraints }: ValidationError, path: stri
   if (name === ITEMS) return splitItemProblem(field, text);
   const expected = EXPECTS[name];
   if (expected !== undefined && typeof value !== expected) return [field, `must be a ${expected}`];
-  return [field, text.startsWith(`${property} `) ? text.slice(property.length + 1) : text];
+  const message = text.startsWith(`${property} `) ? text.slice(property.length + 1) : text;
+  return [field, message.replace(LIBRARY_CHOICE, 'must be one of ')];
 }
 
 const ITEMS = 'items';

@@ -8,7 +8,7 @@ const MAX_URL = 2_048;
 /** The port of a DNS server that names none. */
 const DNS_PORT = 53;
 
-/** Characters that are not seen, or that a parser drops or cuts at. */
+/** Invisible characters, and those that a parser drops or cuts at. */
 const HIDDEN = /[\s\p{Cc}\p{Cf}\p{Cs}]/u;
 /** Everything else in ASCII would be read as a delimiter, decoded, or dropped. */
 const NAME_CHARACTERS = /^[-_.a-z0-9\u0080-\u{10ffff}]+$/iu;
@@ -103,7 +103,7 @@ export function storedDnsServer(text: string): string {
  * @returns the URL, or what is wrong with the text
  */
 export function parseWebUrl(text: string): URL | string {
-  if (HIDDEN.test(text)) return 'must not hold spaces, control characters or characters that are not seen';
+  if (HIDDEN.test(text)) return 'must not hold spaces, control characters or invisible characters';
   if (text.includes('\\')) return 'must not hold a backslash; write it as %5C';
   const authority = /^https?:\/\/([^/?#]+)/i.exec(text)?.[1];
   if (authority === undefined) return 'must be an http or https URL such as https://example.net/health';
@@ -150,9 +150,9 @@ export const IsDnsServer = TextCheck(
   (text) => parseDnsServer(text) !== undefined,
 );
 
-/** The value is a text without spaces, control characters and characters that are not seen. */
+/** The value is a text without spaces, control characters and invisible characters. */
 export const IsDnsName = TextCheck(
   'isDnsName',
-  'must not hold spaces, control characters or characters that are not seen',
+  'must not hold spaces, control characters or invisible characters',
   (text) => !HIDDEN.test(text),
 );

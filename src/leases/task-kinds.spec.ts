@@ -82,7 +82,7 @@ describe('the registry of task kinds', () => {
     expect(kinds.accept('whois', { source: 'nobody', age: 3 }, 'tasks.7.')).toEqual({
       problems: {
         'tasks.7.spec.name': 'is required',
-        'tasks.7.spec.source': 'must be one of the following values: iana, rir',
+        'tasks.7.spec.source': 'must be one of iana, rir',
         'tasks.7.spec.age': 'is not a field of this request',
       },
     });

@@ -171,7 +171,7 @@ export class TaskKinds implements OnModuleInit {
     const handler = this.kinds.get(kind)?.handler;
     if (!handler?.parseTarget)
       return HIDDEN.test(text)
-        ? { problem: 'must not hold control characters or characters that are not seen' }
+        ? { problem: 'must not hold control characters or invisible characters' }
         : { target: text.slice(0, MAX_TARGET) };
     try {
       const target: unknown = handler.parseTarget(text);

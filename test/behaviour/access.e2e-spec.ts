@@ -315,7 +315,13 @@ describe('POST /register in open mode', () => {
     ]) {
       const answer = await register({ hostname: 'a' }, headers);
       expect(answer.status).toBe(409);
-      expect(answer.body).toMatchObject({ error: 'ERR_CONFLICT', retryable: true });
+      expect(answer.body).toEqual({
+        error: 'ERR_CONFLICT',
+        message:
+          'The hostname a belongs to an agent that is online. Register with its token to replace it, or wait until it is offline.',
+        retryable: true,
+        details: { hostname: 'belongs to an agent that is alive' },
+      });
       expect(answer.headers.get('retry-after')).toBe('35');
     }
     expect((await heartbeat(agent)).status).toBe(200);

@@ -231,10 +231,47 @@ describe('the documentation', () => {
     }
   });
 
+  it('is where a browser is sent that asks for the root; others are told that nothing is there', async () => {
+    const server = await TestServer.start({ QUOTA_PUBLIC: '600/1m,600' });
+    try {
+      const get = (accept?: string, method = 'GET') =>
+        fetch(`${server.url}/`, {
+          method,
+          redirect: 'manual',
+          headers: accept === undefined ? {} : { accept },
+        });
+      for (const accept of [
+        'text/html',
+        'text/html,application/xhtml+xml,*/*;q=0.8',
+        'text/plain, text/html;q=0.5',
+      ]) {
+        const answer = await get(accept);
+        expect([answer.status, answer.headers.get('location'), answer.headers.get('vary')]).toEqual([
+          302,
+          'docs',
+          'accept',
+        ]);
+        expect(answer.headers.get('ratelimit-policy')).toBe('"public";q=600;w=60');
+      }
+      expect((await get('text/html', 'HEAD')).status).toBe(302);
+      for (const accept of [undefined, '*/*', 'application/json', 'text/html;q=0, application/json']) {
+        const answer = await get(accept);
+        expect([answer.status, await answer.json()]).toEqual([
+          404,
+          { error: 'ERR_NOT_FOUND', message: 'There is no such resource.', retryable: false },
+        ]);
+        expect(answer.headers.get('ratelimit-policy')).toBe('"public";q=600;w=60');
+      }
+    } finally {
+      await server.stop();
+    }
+  });
+
   it('can be switched off: nobody serves it then', async () => {
     const server = await TestServer.start({ DOCS: 'off' });
     try {
       for (const path of [
+        '/',
         '/docs',
         '/docs/',
         '/docs-json',
@@ -242,7 +279,7 @@ describe('the documentation', () => {
         '/docs/start.js',
         '/docs/swagger-ui.css',
       ]) {
-        const { status, body } = await server.request('GET', path);
+        const { status, body } = await server.request('GET', path, { headers: { accept: 'text/html' } });
         expect([path, status, body.error]).toEqual([path, 404, 'ERR_NOT_FOUND']);
       }
     } finally {

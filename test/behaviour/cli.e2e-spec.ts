@@ -317,6 +317,13 @@ describe('the command line with a server', () => {
     expect(rows).toContainEqual(['target', 'trace', 'a.example']);
     const newestFirst = (await server.operator('GET', '/v1/concurrency/windows')).body;
     expect(await json('windows', 'list')).toEqual(newestFirst);
+    await server.operator('POST', '/v1/tasks/cancel', { kind: 'trace' });
+    for (const page of [[], ['--scope', 'target']]) {
+      const args = ['windows', 'list', '--kind', 'trace', ...page];
+      expect((await cli(args)).stdout).not.toContain('trace');
+      expect((await cli(args)).stderr).toBe('none\n');
+      expect((await cli([...args, '--all'])).stdout).toMatch(/^target +trace +a\.example +- +0 +0 +0 /m);
+    }
     expect((await cli(['windows', 'list', '--limit', '2'])).stderr).toMatch(
       /^There is more: --cursor \d+\n$/,
     );
@@ -371,7 +378,7 @@ describe('the command line with a server', () => {
     await server.agent(agent, '/metrics', { timestamp: new Date().toISOString(), gauges: [sample] });
     expect((await cli(['agents', 'metrics', id, '--since', '2h'])).stdout).toMatch(/ gauge +rtt +1\.5 +ms$/m);
     expect((await json('agents', 'metrics', id, '--until', '1h')).items).toEqual([]);
-    expect((await cli(['agents', 'metrics', 'x'])).code).toBe(2);
+    expect((await cli(['agents', 'show', id])).stdout).toMatch(/^labels +-$/m);
   });
 
   it('shows what differs between configurations', async () => {
@@ -382,7 +389,15 @@ describe('the command line with a server', () => {
     }
     const [first, second, third] = revisions as [string, string, string];
     expect((await json('config', 'diff')).changes).toHaveLength(2);
-    expect((await cli(['config', 'diff', second])).stdout).toMatch(/^replace +\/a +2$/m);
+    const shown = await cli(['config', 'diff', second]);
+    expect(shown.stdout).toMatch(/^OP +PATH +BEFORE +VALUE\nreplace +\/a +1 +2\n$/);
+    const [{ seq }, { seq: secondSeq }] = [
+      await json('config', 'show', first),
+      await json('config', 'show', second),
+    ];
+    expect(shown.stderr).toBe(`from ${first} (seq ${seq}) to ${second} (seq ${secondSeq})\n`);
+    expect(await cli(['config', 'diff', first, second])).toEqual(shown);
+    expect((await cli(['config', 'diff', third, first])).stdout).toMatch(/^remove +\/b +3 +-$/m);
     expect(await json('config', 'diff', first, third)).toEqual({
       revision: third,
       previous_revision: first,
@@ -565,6 +580,17 @@ describe('the command line with a server', () => {
       expect(stderr).not.toContain('canary-pass');
     },
   );
+
+  it.each([
+    [['task', 'get', 'abc'], "the id 'abc' is not a whole number", 'task get'],
+    [['task', 'cancel', '0'], "the id '0' is not a whole number from 1", 'task cancel'],
+    [['agents', 'metrics', 'x'], "the id 'x' is not a whole number", 'agents metrics'],
+    [['task', 'ad'], "unknown command 'ad'\n(Did you mean add?)", 'task'],
+    [['tsk'], "unknown command 'tsk'\n(Did you mean task?)", ''],
+  ])('says what is wrong with %j, and which command explains it', async (args, said, command) => {
+    const help = ['control-plane', command, '--help'].filter((part) => part !== '').join(' ');
+    expect(await cli(args)).toEqual({ code: 2, stdout: '', stderr: `error: ${said}\nRun \`${help}\`.\n` });
+  });
 
   it('explains every command, with an example', async () => {
     const commandsOf = (help: string) =>
@@ -809,6 +835,17 @@ describe('the command line without a server', () => {
     child.kill('SIGTERM');
     expect((await once(child, 'exit'))[0]).toBe(0);
     expect(existsSync(path)).toBe(false);
+  });
+
+  it('says none of an empty queue', async () => {
+    const server = await TestServer.start({}, { folder });
+    const { code, stdout, stderr } = await cli(['task', 'stats'], finding(server.url));
+    expect([code, stdout, stderr]).toEqual([
+      0,
+      expect.stringMatching(/^oldest_queued_age_ms +-\n$/),
+      'none\n',
+    ]);
+    await server.stop({ keep: true });
   });
 
   it('finds what is wrong with an installation', async () => {
@@ -1081,7 +1118,7 @@ describe('commands that make something without a server', () => {
   it.each(MAKING)('make no database that nobody serves: %s %s', async (...args) => {
     const { code, stdout, stderr } = await run(args, { cwd: folder });
     expect([code, stdout]).toEqual([3, '']);
-    expect(stderr).toContain('control-plane serve');
+    expect(stderr).toMatch(/make start.*control-plane serve/);
     expect(readdirSync(folder)).toEqual([]);
   });
 

@@ -1,6 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { generateKeyPairSync } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -194,7 +196,112 @@ describe('the first path', () => {
     );
     await enqueue();
     const other = run('examples/agent.mjs', ['--server', url, '--hostname', 'probe-2', '--tasks', '1']);
-    expect((await once(other, 'exit'))[0]).toBe(0);
+    const { code, stdout, stderr } = await ended(other);
+    expect([code, stderr]).toEqual([
+      0,
+      'The server does not accept the token in agent-identity.json; registering again.\n',
+    ]);
+    expect(stdout).toMatch(/^registered probe-2 /);
+  });
+
+  it('does no more tasks than it is told, of whatever kinds, and shows what each is about', async () => {
+    const check = join(folder, 'quick.mjs');
+    writeFileSync(
+      check,
+      `const done = async () => ({ outcome: 'success' });
+      export default { tcp: done, trace: done, ping: done };`,
+    );
+    const { tasks } = await operator('POST', '/v1/tasks', {
+      tasks: [
+        { kind: 'tcp', spec: { host: 'one.example', port: 25 } },
+        { kind: 'trace', spec: { host: 'two.example' } },
+        { kind: 'ping', spec: { host: 'three.example' } },
+      ],
+    });
+    const states = async () => {
+      const shown = await Promise.all(
+        tasks.map(({ id }: { id: number }) => operator('GET', `/v1/tasks/${id}`)),
+      );
+      return shown.map(({ state, attempts }) => `${state} ${attempts}`).sort();
+    };
+    for (const [count, left] of [
+      [1, ['completed 1', 'queued 0', 'queued 0']],
+      [2, ['completed 1', 'completed 1', 'completed 1']],
+    ] as const) {
+      const { code, stdout } = await ended(startAgent('probe-7', '--check', check, '--tasks', String(count)));
+      expect([code, await states()]).toEqual([0, left]);
+      expect(stdout.match(/^lease \d+: /gm)).toHaveLength(count);
+    }
+  });
+
+  it('shows a task of a kind that it does not know by the first value of its spec', async () => {
+    writeFileSync(
+      join(folder, 'whois.mjs'),
+      `export default { whois: async () => ({ outcome: 'success' }) };`,
+    );
+    // Stands in for a server with an extension.
+    const other = createServer((request, response) => {
+      const lease = {
+        lease_id: 7,
+        kind: 'whois',
+        spec: { kind: 'whois', domain: 'odd.example', server: 'x' },
+      };
+      const answers: Record<string, object> = {
+        heartbeat: { agent_id: 1, next_deadline_ms: 60_000 },
+        claim: { leases: [lease] },
+        report: { acknowledged: 1 },
+      };
+      const path = (request.url as string).split('/').at(-1) as string;
+      response.end(JSON.stringify(answers[path]));
+    });
+    await new Promise<void>((resolve) => other.listen(0, '127.0.0.1', resolve));
+    try {
+      const at = `http://127.0.0.1:${(other.address() as AddressInfo).port}`;
+      const kept = { server: at, hostname: 'probe-8', agent_id: 1, auth_token: 'x' };
+      writeFileSync(join(folder, 'probe-8.json'), JSON.stringify(kept));
+      const { code, stdout } = await ended(
+        startAgent('probe-8', '--server', at, '--check', 'whois.mjs', '--tasks', '1'),
+      );
+      expect([code, stdout]).toEqual([0, expect.stringContaining('lease 7: whois odd.example')]);
+    } finally {
+      other.close();
+    }
+  });
+
+  it('runs once on one identity file, and takes it over from a process that is gone', async () => {
+    const first = startAgent('probe-9');
+    await until(first, /^registered /);
+    const second = await ended(startAgent('probe-9'));
+    expect([second.code, second.stdout, second.stderr]).toEqual([
+      1,
+      '',
+      `probe-9.json is in use by process ${first.pid}; give this one --identity FILE --hostname NAME.\n`,
+    ]);
+    first.kill('SIGKILL');
+    await once(first, 'exit');
+    expect(existsSync(join(folder, 'probe-9.json.lock'))).toBe(true);
+    await operator('POST', '/v1/tasks', {
+      tasks: [{ kind: 'dns', spec: { query: 'probe.example', server: '127.0.0.1:1' } }],
+    });
+    const third = await ended(startAgent('probe-9', '--tasks', '1'));
+    expect([third.code, third.stdout]).toEqual([
+      0,
+      expect.stringMatching(/^agent \d+, as probe-9\.json says$/m),
+    ]);
+    expect(existsSync(join(folder, 'probe-9.json.lock'))).toBe(false);
+  });
+
+  it.each([
+    ['a server that is no URL', ['--server', 'somewhere'], /^--server must be a URL/],
+    ['a server of another scheme', ['--server', 'localhost:8080'], /^--server must be a URL/],
+    ['a part of a task', ['--tasks', '1.5'], /^--tasks must be a whole number/],
+    ['keys that are not there', ['--keys', 'nowhere.json'], /^the keys can't be read from nowhere\.json/],
+    ['keys that are none', ['--keys', 'none.json'], /^none\.json holds no keys/],
+  ])('starts no agent with %s', async (_what, args, said) => {
+    writeFileSync(join(folder, 'none.json'), '{"error": "ERR_NOT_FOUND"}');
+    const { code, stdout, stderr } = await ended(run('examples/agent.mjs', args));
+    expect([code, stdout, stderr]).toEqual([2, '', expect.stringMatching(said)]);
+    expect(stderr).toContain('\n\nUsage: ');
   });
 
   it('gives back at Ctrl-C what is not done, and reports what is', async () => {
@@ -230,9 +337,10 @@ describe('the first path', () => {
     const { revision } = await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'] } });
     const keys = await (await fetch(`${url}/.well-known/jwks.json`)).json();
     writeFileSync(join(folder, 'keys.json'), JSON.stringify(keys));
-    writeFileSync(join(folder, 'no-keys.json'), '{"keys": []}');
+    const strangers = generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' });
+    writeFileSync(join(folder, 'strangers-keys.json'), JSON.stringify({ ...strangers, kid: 'strangers' }));
     const trusting = startAgent('probe-4', '--keys', 'keys.json');
-    const distrusting = startAgent('probe-5', '--keys', 'no-keys.json');
+    const distrusting = startAgent('probe-5', '--keys', 'strangers-keys.json');
     expect(await until(trusting, /configuration \w+: .*\n/)).toContain(
       `configuration ${revision}: {"resolvers":["192.0.2.53"]}`,
     );
@@ -270,7 +378,9 @@ describe('the first path', () => {
         ({ labels }: { labels: Record<string, string> }) => labels.seed !== undefined,
       );
     const seed = run('scripts/seed.mjs', ['--seconds', '3600', '--agents', '4']);
-    expect(await until(seed, /Ctrl-C/)).toMatch(/^4 agents at .*: 2 work/);
+    expect(await until(seed, /Ctrl-C/)).toMatch(
+      /^http:.*: 2 agents work for 3600 s \(one is drained at the end\), /,
+    );
     const isLively = async () => {
       const { depths } = await operator('GET', '/v1/tasks/stats');
       const holds = (await seeded()).some(({ live_leases }: { live_leases: number }) => live_leases > 0);
@@ -293,6 +403,16 @@ describe('the first path', () => {
     expect([short.code, short.stderr]).toEqual([0, '']);
     expect(short.stdout).toMatch(/^Ended: /m);
     expect((await tokens()).every(({ revoked_at }: { revoked_at: string | null }) => revoked_at)).toBe(true);
+  });
+
+  it.each([
+    ['--help', 0, 'stdout', /^Usage: .*--seconds N/s],
+    ['--colour', 2, 'stderr', /--colour.*\n\nUsage: /s],
+    ['--agents=2', 2, 'stderr', /^--agents must be .*\n\nUsage: /],
+  ] as const)('tells how the seed is used: %s', async (option, code, stream, said) => {
+    const answer = await ended(run('scripts/seed.mjs', [option]));
+    expect([answer.code, answer[stream]]).toEqual([code, expect.stringMatching(said)]);
+    expect(answer.stdout + answer.stderr).toBe(answer[stream]);
   });
 
   it('tells how the agent is used, and what to do about a name that is taken', async () => {

@@ -1,8 +1,12 @@
-import { execFileSync, spawnSync } from 'node:child_process';
-import { copyFileSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { text } from 'node:stream/consumers';
 import { adminTokenFile, parseDatabaseUrl, signingKeysFile } from '../../src/settings';
+import { endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 
@@ -18,6 +22,7 @@ function leaveBehind(folder: string): string[] {
     join(folder, 'agent-identity.json'),
     // The README's second agent.
     join(folder, 'agent-identity-2.json'),
+    join(folder, 'agent-identity-2.json.lock'),
   ];
   for (const file of files) writeFileSync(file, '{ "a" :1}');
   return files;
@@ -47,10 +52,75 @@ describe('what the tour leaves in the folder', () => {
     expect(`${stdout}${stderr}`).toContain('Checked 1 file');
   });
 
-  it('is taken away by make clean-data, and nothing else is', () => {
-    const line = /^clean-data:.*\n\t(rm .*)$/m.exec(readFileSync(join(ROOT, 'Makefile'), 'utf8'))?.[1];
-    execFileSync('sh', ['-c', line as string], { cwd: folder });
+  const cleanData = () => spawnSync('make', ['clean-data'], { cwd: folder, encoding: 'utf8' });
+  const writeServerFile = (pid: number | undefined) =>
+    writeFileSync(join(folder, 'control-plane.server.json'), JSON.stringify({ url: 'http://[::1]:1', pid }));
+
+  it('is kept by make clean-data while the server runs', () => {
+    const before = readdirSync(folder);
+    writeServerFile(process.pid);
+    const { status, stdout, stderr } = cleanData();
+    expect([status === 0, stdout, readdirSync(folder)]).toEqual([false, '', before]);
+    expect(stderr).toMatch(new RegExp(`^Process ${process.pid} is running a server .*: stop it, .*\\n`));
+  });
+
+  it('is taken away by make clean-data after the server was killed, and nothing else is', async () => {
+    const killed = spawn(process.execPath, ['--version'], { stdio: 'ignore' });
+    await once(killed, 'exit');
+    writeServerFile(killed.pid);
+    expect(cleanData()).toMatchObject({ status: 0, stderr: '' });
     expect(readdirSync(folder).sort()).toEqual(['.git', '.gitignore', 'Makefile', 'biome.json']);
-    expect(files).toHaveLength(11);
+    expect(files).toHaveLength(12);
+    expect(cleanData()).toMatchObject({ status: 0, stderr: '' });
+  });
+});
+
+describe('make seed', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-folder-'));
+    mkdirSync(join(folder, 'scripts'));
+    copyFileSync(join(ROOT, 'Makefile'), join(folder, 'Makefile'));
+    writeFileSync(join(folder, 'scripts/with-node.sh'), '#!/bin/sh\nexec "$@"\n', { mode: 0o755 });
+  });
+  afterEach(async () => {
+    await endAll();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  /** Starts it, without a build, in a process group of its own, as a shell does, with a script in place of the seed. */
+  function makeSeed(script: string) {
+    writeFileSync(join(folder, 'scripts/seed.mjs'), script);
+    const PATH = `${dirname(process.execPath)}:${process.env.PATH}`;
+    return track(
+      spawn('make', ['-o', 'dist/.built', 'seed'], {
+        cwd: folder,
+        detached: true,
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env: { PATH },
+      }),
+    );
+  }
+
+  it('lets the script end in its own time at Ctrl-C, and reports no error', async () => {
+    const make = makeSeed(`
+      process.once('SIGINT', () => setTimeout(() => { console.log('cleaned up'); process.exit(130); }, 100));
+      setInterval(() => {}, 1_000);
+      console.log('started');
+    `);
+    const stderr = text(make.stderr);
+    const lines = createInterface({ input: make.stdout })[Symbol.asyncIterator]();
+    expect((await lines.next()).value).toBe('started');
+    process.kill(-(make.pid as number), 'SIGINT');
+    expect((await lines.next()).value).toBe('cleaned up');
+    expect(await stderr).toBe('');
+  });
+
+  it('fails if the script does', async () => {
+    const make = makeSeed('process.exit(3)');
+    const stderr = text(make.stderr);
+    make.stdout.resume();
+    expect((await once(make, 'exit'))[0]).toBe(2);
+    expect(await stderr).toContain('Error 3');
   });
 });

@@ -507,7 +507,7 @@ describe('the example that verifies a bundle', () => {
     for (const [pinned, why] of [
       [{ keys: [{ ...keys[0], x }] }, /does not fit/],
       [{ keys: [{ ...keys[0], kid: 'other' }] }, /not pinned/],
-      [{ keys: [] }, /not pinned/],
+      [{ keys: [] }, /holds no keys/],
       [{ ...keys[0], crv: 'X25519' }, /not an Ed25519 key/],
     ] as const) {
       writeFileSync(join(folder, 'keys.json'), JSON.stringify(pinned));
