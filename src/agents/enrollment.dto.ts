@@ -24,7 +24,7 @@ export class CreateEnrollmentTokenRequest {
   @OptionalInteger({ minimum: 1, maximum: MAX_USES, example: 100 })
   max_uses?: number | null;
 
-  /** For how many seconds it is good; for ever where it is left out. */
+  /** For how many seconds it is good; forever where it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 86_400 })
   expires_in?: number | null;
 }

@@ -304,7 +304,7 @@ function withServer(url: string, { token, source }: Token, timeout: number): Con
   };
 }
 
-/** Proves the server anew for each call: it may have stopped since, and another program may have its port. */
+/** Proves the server again for each call: it may have stopped since, and another program may have its port. */
 function withProvenServer(
   url: string,
   file: ServerFile,

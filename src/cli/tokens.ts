@@ -20,7 +20,7 @@ export function addTokens(program: Command, terminal: Terminal): void {
     .addOption(oneOf('--role <role>', 'what it may do', ROLES).makeOptionMandatory())
     .option(
       '--expires-in <duration>',
-      'how long it is good for, such as 90d; for ever if it is left out',
+      'how long it is good for, such as 90d; forever if it is left out',
       seconds,
     )
     .action((name: string, { role, expiresIn: expires_in, ...options }) =>

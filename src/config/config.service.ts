@@ -42,7 +42,7 @@ export type RolloutCounter = (
 /** What is to be published, and on whose behalf. */
 interface Issue {
   readonly by: OperatorIdentity;
-  readonly action: 'config.publish' | 'config.rollback' | 'config.sign-anew';
+  readonly action: 'config.publish' | 'config.rollback' | 'config.re-sign';
   /** Canonical JSON. */
   readonly config: string;
   readonly lifetimeMs: number;
@@ -93,7 +93,7 @@ export class ConfigService implements OnModuleInit {
     const newestSeq = row.last_seq;
     const restored = row.seq < newestSeq;
     if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
-    // Replicas with different keys would sign anew in turns. After a restore all were stopped, and the first one decides.
+    // Replicas with different keys would sign again in turns. After a restore all were stopped, and the first one decides.
     if (this.database.isShared && !restored) {
       throw new SettingsError(
         `CONTROL_PLANE_SIGNING_KEY_FILE lacks the key ${row.kid} of the configuration in force. All replicas need the ` +
@@ -104,19 +104,19 @@ export class ConfigService implements OnModuleInit {
     // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
     const { revision } = await this.issue({
       by: PROCESS,
-      action: 'config.sign-anew',
+      action: 'config.re-sign',
       config: row.config,
       lifetimeMs: leftMs,
       from: row.revision,
       // Of replicas that start at once one publishes.
-      call: this.idempotency.call('configs:sign-anew', String(newestSeq), row.revision),
+      call: this.idempotency.call('configs:re-sign', String(newestSeq), row.revision),
     });
     await this.loadNewest();
     this.logger.warn(
       { kid: this.keys.kid, revision },
       restored
-        ? 'restored from a backup; published anew'
-        : 'the key of the configuration in force is gone; signed anew',
+        ? 'restored from a backup; published again'
+        : 'the key of the configuration in force is gone; signed again',
     );
   }
 

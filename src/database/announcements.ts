@@ -7,7 +7,7 @@ import type { Queryable } from './postgres';
 
 export const CHANNEL = 'control_plane';
 
-/** A notification holds 8,000 bytes at the most; more announcements than fit go in several. */
+/** A notification holds 8,000 bytes at most; more announcements than fit go in several. */
 const MAX_BYTES = 7_500;
 
 /** How soon after a lost connection the next try is made, in milliseconds. */

@@ -90,7 +90,7 @@ export async function backUp(
 async function copy(target: SqliteTarget, to: string, signal: AbortSignal): Promise<void> {
   const source = new Sqlite(target.path, { readonly: true, timeout: 5_000 });
   try {
-    // One read transaction around all steps: without it each commit of a server would begin the copy anew.
+    // One read transaction around all steps: without it each commit of a server would begin the copy again.
     source.exec('BEGIN');
     source.prepare('SELECT count(*) FROM sqlite_schema').get();
     await source.backup(to, {

@@ -101,7 +101,7 @@ export abstract class Database {
     this.listeners.set(topic, [...(this.listeners.get(topic) ?? []), listener]);
   }
 
-  /** Calls back when announcements of other replicas may have been missed: what rests on them must be looked up anew. */
+  /** Calls back when announcements of other replicas may have been missed: what rests on them must be looked up again. */
   onGap(listener: () => void): void {
     this.gapListeners.push(listener);
   }

@@ -7,7 +7,7 @@ import { dirname } from 'node:path';
  */
 export function writePrivately(path: string, text: string): void {
   const unfinished = `${path}.new`;
-  // What a crash left here may have another mode; only a file that is made anew has ours for certain.
+  // What a crash left here may have another mode; only a file that is made again has ours for certain.
   rmSync(unfinished, { force: true });
   const file = openSync(unfinished, 'wx', 0o600);
   try {

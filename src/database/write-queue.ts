@@ -8,7 +8,7 @@ import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';
 import { SqliteStatements, type Transaction } from './statements';
 
-/** How many units one commit takes at the most, and for how long it goes on taking them. */
+/** How many units one commit takes at most, and for how long it goes on taking them. */
 const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
 

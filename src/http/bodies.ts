@@ -248,7 +248,7 @@ export class Bodies {
     };
     response?.once('close', () => count(-mine));
     return (bytes, size) => {
-      // Who hung up would be counted for ever.
+      // Who hung up would be counted forever.
       if (response?.destroyed) return false;
       const inAll = bounds.inAll + (isKnown && size <= SMALL_BODY ? SMALL_RESERVE : 0);
       if (this.held[sort] + bytes > inAll || (this.heldBy.get(caller) ?? 0) + bytes > bounds.each)

@@ -2,7 +2,7 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
 
-/** How many items a page has where the caller does not say, and at the most. */
+/** How many items a page has where the caller does not say, and at most. */
 const DEFAULT_LIMIT = 50;
 const MAX_LIMIT = 500;
 
@@ -89,7 +89,7 @@ export function pageOf<Row>(
   };
 }
 
-/** How many of the rows make a page that is not too large; at least one, at the most `limit`. */
+/** How many of the rows make a page that is not too large; at least one, at most `limit`. */
 export function fitting(rows: readonly { bytes: number }[], limit: number): number {
   let bytes = 0;
   const cut = rows.findIndex((row, i) => {

@@ -4,7 +4,7 @@ import { crc32 } from 'node:zlib';
 /** Whose token it is: an agent's, an operator's, or one to enroll agents with. */
 export type TokenPrefix = 'dcpa_' | 'dcpo_' | 'dcpe_';
 
-/** A token that an operator makes may be good for ten years at the most, in seconds. */
+/** A token that an operator makes may be good for ten years at most, in seconds. */
 export const MAX_TOKEN_LIFETIME_S = 3_650 * 86_400;
 
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';

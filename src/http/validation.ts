@@ -67,7 +67,7 @@ export function shapeOf(target: Class): BodyShape | undefined {
 type Metadata = ReturnType<ReturnType<typeof getMetadataStorage>['getTargetValidationMetadatas']>;
 
 /**
- * The library goes through its metadata anew for each value, which costs more than the checks themselves. Nearly every
+ * The library goes through its metadata again for each value, which costs more than the checks themselves. Nearly every
  * value is right, so that is asked first, with its own checks; what is wrong then goes to the library for the messages.
  */
 function checkOf(target: Class, metadata: Metadata): ((value: object) => boolean) | undefined {

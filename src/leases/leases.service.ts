@@ -252,7 +252,7 @@ export class LeasesService {
   /**
    * Expires leases whose deadline has passed: their tasks go back, or are dead after the last attempt. Expires none while
    * an interruption of the service is not dealt with: their holders could not reach it.
-   * @param limit how many at the most
+   * @param limit how many at most
    * @returns how many
    */
   expireOverdue(limit: number): Promise<number> {

@@ -183,7 +183,7 @@ export class QueueDepth {
     return admitted.length > 0;
   }
 
-  /** The best waiting tasks of the kinds, a batch at the most. */
+  /** The best waiting tasks of the kinds, a batch at most. */
   private async bestOf(tx: Transaction, kinds: readonly string[]): Promise<WaitingTask[]> {
     if (kinds.length === 0) return [];
     // A derived table for each: a LIMIT must not reach across the union.
@@ -199,7 +199,7 @@ export class QueueDepth {
     );
   }
 
-  /** Of targets with waiting tasks, those with the best of them, a batch at the most. */
+  /** Of targets with waiting tasks, those with the best of them, a batch at most. */
   private bestTargets(tx: Transaction, targets: readonly Place[]): Promise<Place[]> {
     return tx.rows<Place>(
       `SELECT t.kind, t.target FROM ${tx.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r

@@ -178,7 +178,7 @@ describe('the registry of task kinds', () => {
       });
     });
 
-    it('gives a target of 512 characters at the most', async () => {
+    it('gives a target of 512 characters at most', async () => {
       const accepted = (await start(WhoisKind, PairKind)).accept('pair', { name: 'n'.repeat(2_000) });
       expect(accepted).toMatchObject({ target: 'n'.repeat(512) });
     });

@@ -40,7 +40,7 @@ export class TaskEntity {
   @Column('integer')
   priority!: number;
 
-  /** Not before this instant; set anew for each later attempt. */
+  /** Not before this instant; set again for each later attempt. */
   @Column('bigint', { nullable: true })
   run_at!: number | null;
 

@@ -276,7 +276,7 @@ export class TasksService {
 
   /**
    * Makes scheduled tasks ready whose instant has come; those over a ceiling wait.
-   * @param limit how many at the most
+   * @param limit how many at most
    * @returns how many
    */
   makeReady(limit: number): Promise<number> {
@@ -303,7 +303,7 @@ export class TasksService {
 
   /**
    * Ends tasks that nobody holds and whose `not_after` has come.
-   * @param limit how many at the most
+   * @param limit how many at most
    * @returns how many
    */
   endOverdue(limit: number): Promise<number> {
@@ -328,7 +328,7 @@ export class TasksService {
 
   /**
    * Deletes tasks that were finished before an instant, with their leases and results.
-   * @param limit how many at the most
+   * @param limit how many at most
    * @returns how many
    */
   deleteFinished(beforeMs: number, limit: number): Promise<number> {

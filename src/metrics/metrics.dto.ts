@@ -5,7 +5,7 @@ import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
 import { AgentBody, type ItemProblem, Items } from '../http/validation';
 
-/** How many samples an envelope holds at the most, counters and gauges together. */
+/** How many samples an envelope holds at most, counters and gauges together. */
 export const MAX_SAMPLES = 1_000;
 
 /** One measured value. */
@@ -22,7 +22,7 @@ export class Sample {
 
 const SAMPLES: MemberShape = { members: { name: {}, value: {}, unit: {} } };
 
-/** What an agent measured at one instant: 1,000 samples in all at the most. */
+/** What an agent measured at one instant: 1,000 samples in all at most. */
 @AgentBody({ counters: SAMPLES, gauges: SAMPLES })
 export class MetricsRequest {
   /** The caller's own id; left out, null or 0 means the caller too. */

@@ -40,7 +40,7 @@ export interface Change {
 /**
  * Owns audit_log and audit_head: who changed what. Rows are only added, and chained by hashes, so that one that is
  * altered, removed or slipped in later shows. It does not withstand somebody who can write the whole database and
- * computes the chain anew: keep a copy of `last_hash` elsewhere against that.
+ * computes the chain again: keep a copy of `last_hash` elsewhere against that.
  */
 @Injectable()
 export class AuditLog {

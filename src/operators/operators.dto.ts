@@ -20,7 +20,7 @@ export class CreateOperatorTokenRequest {
   @IsIn(ROLES)
   role!: Role;
 
-  /** For how many seconds it is good; for ever where it is left out. */
+  /** For how many seconds it is good; forever where it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 7_776_000 })
   expires_in?: number | null;
 }

@@ -32,7 +32,7 @@ export class InFlight {
     http.addHook('preValidation', (request, reply, done) => {
       // Again, for many may have been let in while their bodies were on the way.
       const refusal = check(request);
-      // Who hung up has closed already, and would be counted for ever.
+      // Who hung up has closed already, and would be counted forever.
       if (!refusal && !reply.raw.destroyed) unanswered.add(reply.raw.once('close', leave));
       done(refusal);
     });

@@ -44,7 +44,7 @@ export class LogOutput implements DestinationStream {
     private readonly clock = new Clock(),
   ) {}
 
-  /** True while a thread is writing: on a disk that hangs or a terminal that is stopped, for ever. */
+  /** True while a thread is writing: on a disk that hangs or a terminal that is stopped, forever. */
   get hangs(): boolean {
     return this.writing && this.sink.blocks;
   }

@@ -26,7 +26,7 @@ export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: Destinat
 export function exitProcess(logger: Logger, code: number): void {
   logger.flush(() => {
     const output = (logger as unknown as Record<symbol, unknown>)[pino.symbols.streamSym];
-    // A write that hangs in the kernel: Node would wait for its thread for ever.
+    // A write that hangs in the kernel: Node would wait for its thread forever.
     if (output instanceof LogOutput && output.hangs) process.kill(process.pid, 'SIGKILL');
     process.exit(code);
   });

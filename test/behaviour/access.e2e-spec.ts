@@ -253,7 +253,7 @@ describe('a rotated token', () => {
     expect((await heartbeat(fresh)).status).toBe(200);
   });
 
-  it('works on for 10 minutes at the most', async () => {
+  it('works on for 10 minutes at most', async () => {
     await start();
     const old = await server.register('a');
     const fresh = await rotate(old);
@@ -325,7 +325,7 @@ describe('POST /register in open mode', () => {
       expect(answer.headers.get('retry-after')).toBe('35');
     }
     expect((await heartbeat(agent)).status).toBe(200);
-    // A sign of life starts the wait anew.
+    // A sign of life starts the wait again.
     expect((await register({ hostname: 'a' })).headers.get('retry-after')).toBe('45');
   });
 

@@ -723,7 +723,7 @@ describe('the command line between it and the server', () => {
     },
   );
 
-  it('does not wait for ever', async () => {
+  it('does not wait forever', async () => {
     handler = () => undefined;
     const { code, stderr } = await run(['task', 'retry', '1', '--timeout', '1'], { env: finding(url) });
     expect([code, count]).toEqual([3, 1]);

@@ -272,12 +272,12 @@ describe('the signing key', () => {
       expect(error.message).toContain('CONTROL_PLANE_SIGNING_KEY_FILE lacks the key');
       writeFileSync(file, pem);
       server = await TestServer.start({}, { clock, folder });
-      expect((await server.operator('GET', '/v1/audit?action=config.sign-anew')).body.items).toEqual([]);
+      expect((await server.operator('GET', '/v1/audit?action=config.re-sign')).body.items).toEqual([]);
     },
   );
 
   (onPostgres ? test.skip : test)(
-    'that was replaced signs the bundle in force anew, under the next seq and with the same end',
+    'that was replaced signs the bundle in force again, under the next seq and with the same end',
     async () => {
       await publish({ version: 1 }, DAY_S);
       const before = (await fetchConfig()).body;
@@ -291,7 +291,7 @@ describe('the signing key', () => {
         config: before.config,
       });
       expect(await isGenuine(after)).toBe(true);
-      expect((await server.operator('GET', '/v1/audit?action=config.sign-anew')).body.items).toMatchObject([
+      expect((await server.operator('GET', '/v1/audit?action=config.re-sign')).body.items).toMatchObject([
         { subject: `config/${after.revision}`, operator_token_id: null, after: { from: before.revision } },
       ]);
     },

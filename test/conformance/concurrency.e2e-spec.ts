@@ -475,7 +475,7 @@ describe('concurrency windows', () => {
         const leases = await claim(who, { dns: 1 + (seed % 4), ping: 2 });
         const done = leases.filter((_, i) => (i + round + seed) % 4 !== 0);
         const given = leases.filter((lease) => !done.includes(lease));
-        // Some are kept for ever, as by an agent that died.
+        // Some are kept forever, as by an agent that died.
         const answer = await report(who, done, round % 5 === 0 ? given.slice(1) : given);
         expect(answer.body.rejected?.filter((r: any) => r.reason !== 'revoked') ?? []).toEqual([]);
         if (round > 200) throw new Error('the storm does not end');

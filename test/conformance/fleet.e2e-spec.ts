@@ -438,7 +438,7 @@ describe('the fleet', () => {
       await remove(first);
       const second = await server.register('probe-1');
       expect(second.agent_id).toBeGreaterThan(first.agent_id);
-      // The last one, and after a restart: where a counter would start anew from what is there.
+      // The last one, and after a restart: where a counter would start again from what is there.
       await remove(second);
       await restart(1_000);
       const third = await server.register('probe-1');
@@ -569,7 +569,7 @@ describe('the fleet', () => {
       expect(stored).not.toContain(answer.body.auth_token);
     });
 
-    it('leaves the old token 10 minutes at the most, also when it is sent again', async () => {
+    it('leaves the old token 10 minutes at most, also when it is sent again', async () => {
       const old = await server.register('probe-1');
       const lost = (await rotate(old)).body;
       clock.advance(300_000);

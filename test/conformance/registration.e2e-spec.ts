@@ -484,7 +484,7 @@ describe('a budget of stored bytes', () => {
     expect((await push(5)).status).toBe(202);
   });
 
-  it('holds back no envelope for ever: the first of a day fits, however large', async () => {
+  it('holds back no envelope forever: the first of a day fits, however large', async () => {
     const agent = await server.register();
     const push = (length: number) => server.agent(agent, '/metrics', envelopeOf(1, length));
     expect((await push(255)).status).toBe(202);

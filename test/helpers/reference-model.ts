@@ -7,7 +7,7 @@ import type { TaskReason, TaskState } from '../../src/leases/task.entity';
 import { onPostgres } from './harness';
 
 /**
- * Whether two values are the same as JSON. Read anew, for rows of the driver may be made in the realm of the test file that
+ * Whether two values are the same as JSON. Read again, for rows of the driver may be made in the realm of the test file that
  * loaded it first, and then their lists are not strictly equal to ours.
  */
 const isSameJson = (a: unknown, b: unknown): boolean => isDeepStrictEqual(plain(a), plain(b));

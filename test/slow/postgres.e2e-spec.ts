@@ -153,7 +153,7 @@ onShared('a server of PostgreSQL', () => {
     });
   });
 
-  it('is told how to isolate, and waits for no lock for ever', async () => {
+  it('is told how to isolate, and waits for no lock forever', async () => {
     const server = await TestServer.start();
     try {
       const [{ name }] = await server.rows('SELECT current_database() AS name');

@@ -443,7 +443,7 @@ async function makeInstance(): Promise<Instance> {
       const settled = await restored(target, '--json');
       expect([settled.code, settled.stderr]).toEqual([0, '']);
       const after = JSON.parse(settled.stdout).ids_go_on_after;
-      // At once: only one of them publishes the configuration anew.
+      // At once: only one of them publishes the configuration again.
       const [server, other] = await Promise.all([0, 1].map(() => start(instance.folder, target)));
       if (!server || !other) throw new Error('two servers were to start');
       const busy = await restored(target);
@@ -456,7 +456,7 @@ async function makeInstance(): Promise<Instance> {
       const bundle = (await server.request('GET', '/config', { headers: credentialsOf(one) })).body;
       expect([bundle.seq, bundle.config.n]).toEqual([after.agent_configs + 1, 2]);
       expect((await other.request('GET', '/config', { headers: credentialsOf(one) })).body).toEqual(bundle);
-      const signed = (await other.operator('GET', '/v1/audit?action=config.sign-anew')).body.items;
+      const signed = (await other.operator('GET', '/v1/audit?action=config.re-sign')).body.items;
       expect(signed).toHaveLength(1);
       await other.stop({ keep: true });
       const { items } = (await server.operator('GET', '/v1/audit?action=database.restore')).body;
@@ -464,7 +464,7 @@ async function makeInstance(): Promise<Instance> {
       expect((await server.operator('GET', '/v1/audit/verification')).body.intact).toBe(true);
       await server.stop({ keep: true });
 
-      // Once more, from what is there now: further on again. And nothing is published anew without need.
+      // Once more, from what is there now: further on again. And nothing is published again without need.
       const again = await start(instance.folder, target);
       expect((await again.request('GET', '/config', { headers: credentialsOf(one) })).body.seq).toBe(
         bundle.seq,
@@ -474,7 +474,7 @@ async function makeInstance(): Promise<Instance> {
       expect(further.tasks).toBeGreaterThan(after.tasks + 2 ** 31);
     });
 
-    it('has the configuration signed anew where the key is lost', async () => {
+    it('has the configuration signed again where the key is lost', async () => {
       const target = await newDatabase();
       expect((await transfer(instance.folder, target)).code).toBe(0);
       const env = { SIGNING_KEY_FILE: join(newFolder(), 'another.pem') };
