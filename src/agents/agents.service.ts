@@ -48,7 +48,7 @@ const CREDENTIALS = 'agents';
 
 /** So many agents' credentials are kept in memory; the rest is looked up. */
 const CACHED_AGENTS = 100_000;
-/** So many are known from the start, the newest. */
+/** How many agents are known from the start: the newest. */
 const KNOWN_AT_START = 20_000;
 
 /** Whom a transition lets through, and where it leads. */

@@ -32,7 +32,7 @@ export interface Enrollment {
 /** A token that is neither withdrawn nor expired at an instant, `$2`. */
 const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)';
 
-/** So many tokens are remembered. */
+/** How many tokens are remembered. */
 const MAX_KNOWN = 1_000;
 
 /** Owns enrollment_tokens: with what agents that nobody knows yet prove that they belong to the fleet. */

@@ -143,7 +143,7 @@ export class Bodies {
       done();
     });
     http.addHook('onSend', (request, reply, _payload, done) => {
-      // Whoever was not told to go on may send the body all the same, or its next request: what follows could be either.
+      // A caller that was not told to go on may send the body all the same, or its next request: what follows could be either.
       if (this.expecting.has(request.raw)) reply.header('connection', 'close');
       if (hasBody(request.raw) && !request.raw.complete && !request.raw.readableEnded)
         discard(request.raw, limitOfRest(request, reply));
