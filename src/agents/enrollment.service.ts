@@ -115,7 +115,7 @@ export class EnrollmentService {
       if ((await lookAgain()) !== row.id) throw refusedBy(charge);
       counted = false;
     }
-    this.known.set(hash, true);
+    tx.afterCommit(() => this.known.set(hash, true));
     return { tokenId: row.id, counted, labels: JSON.parse(row.labels) as Labels };
   }
 
@@ -144,7 +144,7 @@ export class EnrollmentService {
         subject: `enrollment-token/${view.id}`,
         after: { name, labels: view.labels, max_uses: view.max_uses, expires_at: view.expires_at },
       });
-      this.known.set(hash, true);
+      tx.afterCommit(() => this.known.set(hash, true));
       return { ...view, token };
     });
   }
