@@ -33,6 +33,7 @@ import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, NestLogger, requestIdOf } from './telemetry/logger';
 import { Overload } from './telemetry/overload';
 import { RequestLog } from './telemetry/request-log';
+import { RequestSpans } from './telemetry/request-spans';
 
 /** How large a request's headers may be, in bytes: they are kept as they come, before anybody can be asked who he is. */
 const MAX_HEADERS = 8 * 1024;
@@ -118,6 +119,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     http.server.maxConnections = settings.maxConnections;
     secureAnswers(http);
     requestLog.attach(http);
+    new RequestSpans().attach(http);
     sayWhetherKept(http, lifecycle);
     answers.account(http);
     const proof = new ServerProof(http);

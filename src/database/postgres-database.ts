@@ -5,6 +5,7 @@ import { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
 import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
+import { inSpan } from '../tracing';
 import { Announcements, CHANNEL, publish } from './announcements';
 import { Database } from './database';
 import { DatabaseClock } from './database-clock';
@@ -152,6 +153,11 @@ export class PostgresDatabase extends Database {
   async write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     if (this.insideWrite)
       throw new Error('write() was called inside a unit of work; use the transaction that is there');
+    return inSpan('unit_of_work', () => this.run(work));
+  }
+
+  /** Does a unit of work, again if another got in its way. */
+  private async run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     for (let reruns = 0; ; reruns++) {
       try {
         return await this.attempt(work);
@@ -270,7 +276,7 @@ export class PostgresDatabase extends Database {
       );
       value = await this.inside.run(true, () => work(tx));
       await publish(client, this.announcements.id, tx.effects.announcements);
-      await commit(client);
+      await inSpan('commit', () => commit(client), { 'control_plane.units': 1 });
     } catch (error) {
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
       const { cause = error } = error as Error;

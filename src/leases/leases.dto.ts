@@ -3,6 +3,7 @@ import { IsInt, IsOptional, Max, Min } from 'class-validator';
 import type { ErrorDetails } from '../errors';
 import { faultOf, type MemberShape, textOfMember } from '../http/json-body';
 import { AgentBody, IsId, type ItemProblem, Items, isId } from '../http/validation';
+import { parseTraceparent } from '../tracing';
 import { OUTCOMES, type Outcome } from './result.entity';
 
 /** What a lease gives to its agent. */
@@ -24,6 +25,10 @@ export class LeaseGrant {
   /** What to do, in the form of the kind, with the kind repeated in it. */
   @ApiProperty({ type: Object, example: { kind: 'dns', query: 'example.com', record_type: 'A' } })
   spec!: object;
+
+  /** The W3C trace context for what the agent does, if the task belongs to a trace. */
+  @ApiProperty({ required: false, example: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' })
+  traceparent?: string | undefined;
 }
 
 /** A claim of work. */
@@ -142,6 +147,15 @@ export class LeaseReport {
   /** What the check came to; null if it is not said. */
   @ApiProperty({ required: false, nullable: true, enum: [...OUTCOMES, null], example: 'success' })
   outcome?: Outcome | null;
+
+  /** The W3C trace context in which the agent did the check; one that is malformed is ignored. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    example: '00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01',
+  })
+  traceparent?: string | null;
 }
 
 const MAX_LEASES = 1_000;
@@ -152,6 +166,7 @@ const REPORTS: MemberShape = {
   members: {
     lease_id: {},
     outcome: {},
+    traceparent: { textOnly: true },
     observations: { members: { name: {}, value: { asSent: true }, unit: {} } },
   },
 };
@@ -253,7 +268,7 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     return invalid({ [path]: 'must be an object' });
   const fault = faultOf(item);
   if (fault) return invalid(fault);
-  const { lease_id, observations, outcome } = item as Record<string, unknown>;
+  const { lease_id, observations, outcome, traceparent } = item as Record<string, unknown>;
   if (!isGiven(lease_id)) return invalid({ [`${path}.lease_id`]: 'is required' });
   if (!isId(lease_id))
     return invalid({ [`${path}.lease_id`]: 'must be an integer from 1 to 9007199254740991' });
@@ -268,6 +283,7 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     lease_id,
     outcome: (outcome ?? null) as Outcome | null,
     observations: (observations ?? []) as Observation[],
+    traceparent: parseTraceparent(traceparent) ? (traceparent as string) : null,
   };
 }
 

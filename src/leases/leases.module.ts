@@ -5,6 +5,7 @@ import { ConcurrencyModule } from '../concurrency/concurrency.module';
 import { ConcurrencyService } from '../concurrency/concurrency.service';
 import { OperatorsModule } from '../operators/operators.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
+import { AttemptSpans } from './attempt-spans';
 import { BulkTasks } from './bulk-tasks';
 import { ClaimWaiters } from './claim-waiters';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
@@ -27,6 +28,7 @@ import { TasksService } from './tasks.service';
     QueueDepth,
     QueueUpkeep,
     ClaimWaiters,
+    AttemptSpans,
     TaskKinds,
     DnsKind,
     HttpKind,

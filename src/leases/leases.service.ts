@@ -10,6 +10,7 @@ import { fail } from '../errors';
 import type { AgentIdentity } from '../http/decorators';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
+import { AttemptSpans, type EndedAttempt, traceparentOfLease } from './attempt-spans';
 import { backoffMs } from './backoff';
 import { shareOut } from './claim-shares';
 import { ClaimWaiters } from './claim-waiters';
@@ -92,6 +93,7 @@ export class LeasesService {
     private readonly depth: QueueDepth,
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
+    private readonly attempts: AttemptSpans,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
@@ -188,7 +190,7 @@ export class LeasesService {
         judged.flatMap(({ item }) => ('reason' in item ? [] : [item.lease_id])),
       );
       const ends: TaskEnd[] = [];
-      const ended: { id: number; state: LeaseState }[] = [];
+      const ended: (EndedAttempt & { state: LeaseState })[] = [];
       const results: StoredResult[] = [];
       const rejected: RejectedReport[] = [];
       const taken: Omit<TakenReport, 'spec'>[] = [];
@@ -217,7 +219,7 @@ export class LeasesService {
           });
         };
         if (lease.state === 'active') {
-          ended.push({ id: lease.id, state: as });
+          ended.push({ id: lease.id, state: as, traceparent: item.traceparent ?? undefined });
           lease.state = as;
           ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
           keep(as === 'completed' ? 'final' : 'attempt');
@@ -450,7 +452,7 @@ export class LeasesService {
     const perKind = budgets.map(([kind, budget]) => {
       values.push(kind, Math.min(budget, limit));
       // A derived table each: a LIMIT must not reach across the union.
-      return `SELECT id, kind, target, spec, priority FROM (SELECT id, kind, target, spec, priority FROM tasks
+      return `SELECT id, kind, target, spec, priority, traceparent FROM (SELECT id, kind, target, spec, priority, traceparent FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
@@ -487,13 +489,17 @@ export class LeasesService {
       tasks.map(({ kind, target }) => ({ kind, target, from: 'queued', to: 'leased' })),
     );
     const leaseOf = new Map(rows.map((row) => [row.task_id, row.id]));
-    return tasks.map((task) => ({
-      lease_id: leaseOf.get(task.id) as number,
-      task_id: task.id,
-      kind: task.kind,
-      lease_until_ms: leaseDurationMs,
-      spec: JSON.parse(task.spec),
-    }));
+    return tasks.map((task) => {
+      const id = leaseOf.get(task.id) as number;
+      return {
+        lease_id: id,
+        task_id: task.id,
+        kind: task.kind,
+        lease_until_ms: leaseDurationMs,
+        spec: JSON.parse(task.spec),
+        traceparent: traceparentOfLease(task.traceparent, id),
+      };
+    });
   }
 
   /** Those of the leases that are still live, as they would be granted now. */
@@ -509,8 +515,9 @@ export class LeasesService {
       kind: string;
       spec: string;
       deadline_at: number;
+      traceparent: string | null;
     }>(
-      `SELECT l.id, l.task_id, t.kind, t.spec, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
+      `SELECT l.id, l.task_id, t.kind, t.spec, t.traceparent, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2 AND l.state = 'active'`,
       JSON.stringify(leaseIds),
       agentId,
@@ -521,7 +528,14 @@ export class LeasesService {
       if (!row) return [];
       const lease_until_ms = Math.max(0, row.deadline_at - now);
       return [
-        { lease_id: id, task_id: row.task_id, kind: row.kind, lease_until_ms, spec: JSON.parse(row.spec) },
+        {
+          lease_id: id,
+          task_id: row.task_id,
+          kind: row.kind,
+          lease_until_ms,
+          spec: JSON.parse(row.spec),
+          traceparent: traceparentOfLease(row.traceparent, id),
+        },
       ];
     });
   }
@@ -557,7 +571,7 @@ export class LeasesService {
 
   private async endLeases(
     tx: Transaction,
-    leases: readonly { id: number; state: LeaseState }[],
+    leases: readonly (EndedAttempt & { state: LeaseState })[],
     now: number,
   ): Promise<void> {
     const holders = new Set<number>();
@@ -575,6 +589,7 @@ export class LeasesService {
     }
     if (touched !== leases.length)
       throw new Error(`${leases.length} leases were to end, ${touched} were active`);
+    this.attempts.ended(tx, leases);
     // Not announced to other replicas: a claim there that waits for room looks by itself.
     tx.afterCommit(() => {
       for (const agentId of holders) this.waiters.wakeAgent(agentId);
@@ -708,7 +723,7 @@ function observedBytes(results: readonly StoredResult[]): number {
   return bytes;
 }
 
-type CandidateTask = { id: number; kind: string; target: string; spec: string };
+type CandidateTask = { id: number; kind: string; target: string; spec: string; traceparent: string | null };
 
 /** A kind and how many leases of it an agent may have. */
 type KindBudget = readonly [kind: string, count: number];

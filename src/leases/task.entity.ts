@@ -63,6 +63,10 @@ export class TaskEntity {
   @Column('bigint', { nullable: true })
   lease_id!: number | null;
 
+  /** The W3C trace context that it was enqueued in. */
+  @Column('text', { nullable: true })
+  traceparent!: string | null;
+
   @Column('text', { nullable: true })
   reason!: TaskReason | null;
 

@@ -20,6 +20,7 @@ import {
   type OperatorIdentity,
   ShedFirst,
 } from '../http/decorators';
+import { Traceparent } from '../http/trace-context';
 import { IdParam } from '../http/validation';
 import { BulkTasks } from './bulk-tasks';
 import {
@@ -67,8 +68,9 @@ export class TasksController {
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: EnqueueRequest,
     @IdempotencyKey() key: string | undefined,
+    @Traceparent() traceparent: string | undefined,
   ): Promise<EnqueueResponse> {
-    return this.tasks.enqueue(operator, body.tasks, key);
+    return this.tasks.enqueue(operator, body.tasks, key, traceparent);
   }
 
   /** Lists tasks, newest first. */

@@ -93,6 +93,7 @@ export class TasksService {
   /**
    * Adds tasks, all or none. With a key, the same call again gets the same answer and adds nothing.
    * @param by whose key it is
+   * @param traceparent the trace that they belong to
    * @throws ERR_VALIDATION naming each field that is wrong
    * @throws ERR_CONFLICT the key was used with another body, or a unique_key is held by a task that differs
    */
@@ -100,6 +101,7 @@ export class TasksService {
     by: OperatorIdentity,
     inputs: readonly TaskInput[],
     key: string | undefined,
+    traceparent?: string,
   ): Promise<EnqueueResponse> {
     // What depends on the time is checked inside: a repeat of a call must not fail for being late.
     const tasks = this.accept(inputs);
@@ -107,7 +109,7 @@ export class TasksService {
     return this.database.write(async (tx) => {
       const before = call && (await this.idempotency.find<EnqueueResponse>(tx, call));
       if (before) return before;
-      const response = { tasks: await this.insert(tx, tasks) };
+      const response = { tasks: await this.insert(tx, tasks, traceparent) };
       if (call) await this.idempotency.store(tx, call, response);
       await this.recordEnqueue(tx, by, response);
       return response;
@@ -372,7 +374,11 @@ export class TasksService {
   }
 
   /** Stores accepted tasks, all or none. @returns them in the order given; one that was there already as it is */
-  private async insert(tx: Transaction, tasks: readonly Omit<NewTask, 'state'>[]): Promise<EnqueuedTask[]> {
+  private async insert(
+    tx: Transaction,
+    tasks: readonly Omit<NewTask, 'state'>[],
+    traceparent?: string,
+  ): Promise<EnqueuedTask[]> {
     const { now } = tx;
     checkTimes(tasks, now);
     const keys = tasks.flatMap((task) => task.unique_key ?? []);
@@ -409,7 +415,7 @@ export class TasksService {
     ready.forEach((row, i) => {
       row.state = states[i] as TaskState;
     });
-    const ids = await this.insertRows(tx, rows, now);
+    const ids = await this.insertRows(tx, rows, now, traceparent);
     await this.depth.shift(
       tx,
       rows.map(({ kind, target, state }) => ({ kind, target, from: null, to: state })),
@@ -419,14 +425,20 @@ export class TasksService {
     );
   }
 
-  private async insertRows(tx: Transaction, rows: readonly NewTask[], now: number): Promise<number[]> {
+  private async insertRows(
+    tx: Transaction,
+    rows: readonly NewTask[],
+    now: number,
+    traceparent: string | null = null,
+  ): Promise<number[]> {
     if (rows.length === 0) return [];
     const names = Object.keys(COLUMNS).join(', ');
     const inserted = await tx.rows<{ id: number }>(
-      `INSERT INTO tasks (${names}, attempts, created_at, updated_at)
-       SELECT ${names}, 0, $2, $2 FROM ${tx.dialect.rowset('$1', COLUMNS)} AS r RETURNING id`,
+      `INSERT INTO tasks (${names}, attempts, created_at, updated_at, traceparent)
+       SELECT ${names}, 0, $2, $2, CAST($3 AS text) FROM ${tx.dialect.rowset('$1', COLUMNS)} AS r RETURNING id`,
       JSON.stringify(rows),
       now,
+      traceparent,
     );
     // Ids are given in the order of the list; in which order RETURNING names them is not promised.
     return inserted.map((row) => row.id).sort((a, b) => a - b);

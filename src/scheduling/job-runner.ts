@@ -1,6 +1,7 @@
 import { type BeforeApplicationShutdown, Injectable, Logger } from '@nestjs/common';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
+import { inTraceOfItsOwn } from '../tracing';
 
 /** What is known of one job since the process started. */
 export interface JobRecord {
@@ -112,7 +113,7 @@ export class JobRunner implements BeforeApplicationShutdown {
     const startedAt = performance.now();
     record.runs++;
     try {
-      await job();
+      await inTraceOfItsOwn(`job ${name}`, job);
       if (record.failedInARow > 0)
         this.logger.log({ job: name, failed: record.failedInARow }, 'a job that failed is well again');
       record.failedInARow = 0;

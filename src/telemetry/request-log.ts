@@ -3,6 +3,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { clientAddress } from '../http/client-address';
 import type { ControlPlaneRequest } from '../http/decorators';
+import { traceOf } from '../http/trace-context';
 import type { Settings } from '../settings';
 import { LineBudget } from './line-budget';
 
@@ -108,6 +109,7 @@ export class RequestLog {
   private logLine(request: ControlPlaneRequest, reply: FastifyReply): void {
     const route = routeOf(request);
     const { statusCode: status } = reply;
+    const trace = traceOf(request);
     const level = HEALTH.has(route) && (this.mode === 'all' || status < 400) ? 'debug' : 'info';
     this.logger[level](
       {
@@ -119,6 +121,8 @@ export class RequestLog {
         address: clientAddress(request),
         agent_id: request.agent?.id,
         operator: request.operator?.name,
+        trace_id: trace?.traceId,
+        span_id: trace?.spanId,
       },
       'request',
     );
