@@ -34,6 +34,7 @@ import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
+import { Meter } from './telemetry/meter';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
 /** Every table that the query builder is used on. */
@@ -63,6 +64,7 @@ export interface Parts {
   database: Database;
   clock: Clock;
   lifecycle: Lifecycle;
+  meter: Meter;
   extensions: readonly Extension[];
 }
 
@@ -75,6 +77,7 @@ export class AppModule {
       { provide: SETTINGS, useValue: parts.settings },
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
+      { provide: Meter, useValue: parts.meter },
     ];
     return {
       module: AppModule,

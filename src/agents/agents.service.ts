@@ -677,8 +677,8 @@ export class AgentsService {
     );
   }
 
-  /** Whose last heartbeat is not after this instant is silent: {@link deadlineOf} turned round, for SQL. */
-  private silentSince(): number {
+  /** Whose last heartbeat is not after this instant is offline, in ms since the epoch: {@link deadlineOf} turned round, for SQL. */
+  silentSince(): number {
     const instant = this.clock.now() - this.settings.heartbeatTimeoutMs;
     return this.continuity.runningSince() > instant ? -1 : instant;
   }
