@@ -315,11 +315,11 @@ function readDrain(reader: Reader, shutdownTimeoutMs: number): number {
 function readMetricsLabels(reader: Reader): string[] {
   const names = (reader.text('METRICS_LABELS') ?? '').split(',').flatMap((part) => part.trim() || []);
   const isUsable = (name: string) =>
-    /^[a-zA-Z][a-zA-Z0-9_]{0,62}$/.test(name) && !['name', 'stat', 'job', 'instance', 'le'].includes(name);
+    /^[a-z][a-z0-9_]{0,62}$/.test(name) && !['name', 'stat', 'job', 'instance', 'le'].includes(name);
   if (names.length > 3 || new Set(names).size < names.length || !names.every(isUsable))
     throw bad(
       'METRICS_LABELS',
-      'must be a comma-separated list of at most 3 names of labels, each once, of letters, digits and _, and none of name, stat, job, instance, le',
+      'must be a comma-separated list of at most 3 names of labels, each once, of lower case letters, digits and _, and none of name, stat, job, instance, le',
     );
   return names;
 }

@@ -32,6 +32,8 @@ export interface InstrumentOptions<Label extends string> {
   readonly help: string;
   /** At most four; never one whose values grow with agents, targets, tasks or callers. */
   readonly labels?: readonly Label[];
+  /** Labels that an operator has named, beside those. */
+  readonly splitBy?: readonly string[];
   /** How many sets of label values it tells apart; what comes beyond them is counted as `other`. 500 if it is left out. */
   readonly maxSeries?: number;
 }
@@ -107,11 +109,14 @@ export class Meter {
   /** @throws Error the name or a label breaks the rules, or the name is taken */
   gauge<Label extends string = never>(options: InstrumentOptions<Label>): GaugeInstrument<Label> {
     const gauge = new Gauge(this.checked(options, 'gauge'));
+    const isSingle = [...(options.labels ?? []), ...(options.splitBy ?? [])].length === 0;
     let fold = this.folder(options);
     return {
       set: (labels, value) => gauge.set(fold(labels), value),
       reset: () => {
         gauge.reset();
+        // One without labels would be 0.
+        if (isSingle) gauge.remove();
         fold = this.folder(options);
       },
     };
@@ -212,7 +217,8 @@ export class Meter {
     return text;
   }
 
-  private async collect(onFailure: (error: unknown) => void): Promise<string> {
+  /** The exposition as it is at this instant; see {@link expose}. */
+  async collect(onFailure: (error: unknown) => void): Promise<string> {
     for (const work of this.beforeScrape) {
       try {
         await work();
@@ -224,7 +230,7 @@ export class Meter {
   }
 
   private checked<Label extends string>(
-    { name, help, labels = [] }: InstrumentOptions<Label>,
+    { name, help, labels = [], splitBy = [] }: InstrumentOptions<Label>,
     type: 'counter' | 'gauge' | 'histogram',
   ) {
     const bare = type === 'counter' ? name.replace(/_total$/, '') : name;
@@ -240,11 +246,16 @@ export class Meter {
       labelProblem(labels);
     if (problem) throw new Error(`The metric ${name} ${problem}.`);
     this.names.add(name);
-    return { name: PREFIX + name, help, labelNames: [...labels], registers: [this.registry] };
+    return { name: PREFIX + name, help, labelNames: [...labels, ...splitBy], registers: [this.registry] };
   }
 
   /** Folds sets of label values beyond the limit into one. */
-  private folder<Label extends string>({ labels = [], maxSeries = MAX_SERIES }: InstrumentOptions<Label>) {
+  private folder<Label extends string>({
+    labels: own = [],
+    splitBy = [],
+    maxSeries = MAX_SERIES,
+  }: InstrumentOptions<Label>) {
+    const labels = [...own, ...splitBy] as Label[];
     if (labels.length === 0) return (values: LabelValues<Label>) => values;
     const known = new Set<string>();
     const rest = Object.fromEntries(labels.map((label) => [label, OTHER])) as LabelValues<Label>;

@@ -105,7 +105,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
     labels: ['quota'],
   });
   http.addHook('onResponse', (request: ControlPlaneRequest, reply: FastifyReply, done) => {
-    const route = request.routeOptions.url ?? 'unknown';
+    const route = routeOf(request);
     durations.observe(
       {
         method: METHODS.has(request.method) ? request.method : 'OTHER',
@@ -155,6 +155,11 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
     },
     () => ({ ...dropped, ...answers.closed }),
   );
+}
+
+/** The pattern of the request's route; all pages of the documentation are one. */
+function routeOf({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): string {
+  return url.startsWith('/docs') ? '/docs' : url;
 }
 
 /** Others are a stranger's words. */
