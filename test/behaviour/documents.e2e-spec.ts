@@ -135,6 +135,9 @@ describe('the links of the documents', () => {
   });
 });
 
+/** The histogram that a series is a part of, by its ending; else its own name. */
+const familyOf = (name: string) => name.replace(/_(?:bucket|sum|count)$/, '');
+
 describe('the series that the documents name', () => {
   /** Type by name, from the table. */
   const types = new Map(
@@ -151,28 +154,30 @@ describe('the series that the documents name', () => {
     expect(rows.length).toBeGreaterThan(50);
     expect(types.size).toBe(rows.length);
     expect(queries.length).toBeGreaterThan(5);
-    const unknown = pages.flatMap((page) =>
-      [...text(page).matchAll(/\bcontrol_plane_[a-z]\w*[a-z]\b/g)]
+    const unknown = pages.flatMap((page) => {
+      const own = text(page);
+      // What `extending` shows is declared there.
+      const declared = [...own.matchAll(/^ *name: '(\w+)',$/gm)].map(([, name]) => `control_plane_${name}`);
+      return [...own.matchAll(/\bcontrol_plane_[a-z]\w*[a-z]\b/g)]
         .map(([name]) => name)
-        .filter((name) => {
-          const [, family = ''] = /^(.*?)(?:_bucket|_sum|_count)?$/.exec(name) ?? [];
-          // `control_plane_` alone, and `control_plane_*`, are not matched; the database of the examples has the program's name.
-          return !types.has(name) && types.get(family) !== 'histogram';
-        })
-        .map((name) => `${page}: ${name}`),
-    );
+        .filter((name) => !types.has(name) && types.get(familyOf(name)) !== 'histogram')
+        .filter((name) => !declared.includes(name))
+        .map((name) => `${page}: ${name}`);
+    });
     expect(unknown).toEqual([]);
   });
 
   it('are asked as their type wants: a counter by its growth, a histogram by a part of it', () => {
     const wrong = queries.flatMap((query) =>
-      [...query.matchAll(/(?<before>\w*)\(?(?<name>control_plane_\w+)/g)].flatMap(({ groups = {} }) => {
+      [...query.matchAll(/(?<before>\w*)\(?\s*(?<name>control_plane_\w+)/g)].flatMap(({ groups = {} }) => {
         const { name = '', before = '' } = groups;
-        const [, family = '', part] = /^(.*?)(_bucket|_sum|_count)?$/.exec(name) ?? [];
+        const family = familyOf(name);
         const isCounter = types.get(name) === 'counter';
         if (types.get(name) === 'histogram') return [`${name} has no value of its own`];
-        if (isCounter && !['rate', 'increase'].includes(before)) return [`${name} without rate or increase`];
-        if (part !== undefined && types.get(family) !== 'histogram') return [`${name} is no histogram`];
+        if (isCounter && !['rate', 'irate', 'increase'].includes(before))
+          return [`${name} without rate or increase`];
+        if (family !== name && !types.has(name) && types.get(family) !== 'histogram')
+          return [`${name} is no histogram`];
         return [];
       }),
     );
