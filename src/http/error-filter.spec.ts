@@ -4,7 +4,10 @@ import { refusalOf } from './error-filter';
 describe('why a request was turned away', () => {
   it.each([
     [fail('ERR_RATE_LIMITED', { quota: 'claim' }), { reason: 'quota', quota: 'claim' }],
-    [fail('ERR_RATE_LIMITED', { budget: 'metrics' }), { reason: 'quota', quota: 'budget-metrics' }],
+    [
+      fail('ERR_RATE_LIMITED', { budget: 'metrics_bytes_per_day' }),
+      { reason: 'quota', quota: 'metrics_bytes_per_day' },
+    ],
     [fail('ERR_RATE_LIMITED'), { reason: 'quota', quota: 'failed-auth' }],
     [fail('ERR_UNAUTHORIZED'), { reason: 'authentication' }],
     [fail('ERR_TOKEN_EXPIRED'), { reason: 'authentication' }],

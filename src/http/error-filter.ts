@@ -71,7 +71,7 @@ const REASONS = new Set(['overload', 'in_flight', 'disk', 'database', 'stopping'
 export function refusalOf({ code, status, details }: ApiError): Refusal | undefined {
   if (code === 'ERR_RATE_LIMITED') {
     const { quota, budget } = details ?? {};
-    if (typeof budget === 'string') return { reason: 'quota', quota: `budget-${budget}` };
+    if (typeof budget === 'string') return { reason: 'quota', quota: budget };
     // Whoever fails to prove itself is told no more than that.
     return { reason: 'quota', quota: typeof quota === 'string' ? quota : 'failed-auth' };
   }
