@@ -3,6 +3,7 @@ import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
 import {
   AgentEntity,
+  AgentKindEntity,
   ConfigStateEntity,
   HeartbeatEntity,
   LabelEntity,
@@ -42,6 +43,7 @@ export const ENTITIES = [
   HeartbeatEntity,
   ConfigStateEntity,
   LabelEntity,
+  AgentKindEntity,
   OwnerTokenEntity,
   UsageEntity,
   EnrollmentTokenEntity,
