@@ -7,6 +7,7 @@ import type { Statements, Transaction } from '../database/statements';
 import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
+import type { AgentStatus } from './agents.dto';
 
 const HOUR_MS = 3_600_000;
 /** A kind that an agent has not asked for in so long, in milliseconds, is none that it takes. */
@@ -20,6 +21,26 @@ const REMEMBERED_AGENTS = 100_000;
 
 /** How many leases of each kind an agent is willing to hold. */
 export type Capacities = readonly (readonly [kind: string, capacity: number])[];
+
+/** How many agents take a kind, and when one of them asked for it last. */
+export interface StatusCount {
+  status: AgentStatus;
+  count: number;
+  asked_at: number;
+}
+
+/** An agent that is online and takes a kind. */
+export interface OnlineTaker {
+  id: number;
+  /** Null if it is not known. */
+  capacity: number | null;
+}
+
+/** $1 is the kind, $2 since when it must have been asked for, $3 since when who was not heard of is silent. */
+const IS_ONLINE = `a.state = 'active' AND h.last_heartbeat_at > $3`;
+const STATUS = `CASE WHEN a.state <> 'active' THEN a.state WHEN h.last_heartbeat_at > $3 THEN 'online' ELSE 'offline' END`;
+const TAKERS = `FROM agent_kinds k JOIN agents a ON a.id = k.agent_id JOIN agent_heartbeats h ON h.agent_id = k.agent_id
+       WHERE k.kind = $1 AND k.asked_at > $2 AND a.state <> 'deleted'`;
 
 /** What was written of a kind. */
 interface Asked {
@@ -108,6 +129,53 @@ export class AgentKinds {
     for (const [id, of] of Map.groupBy(rows, (row) => row.agent_id))
       kinds.set(id, of.map(({ kind }) => kind).sort());
     return kinds;
+  }
+
+  /**
+   * How many agents of each status take a kind. Reads all of them, and writes nothing.
+   * @param silentSince whose last heartbeat is not after this instant is offline
+   */
+  census(statements: Statements, kind: string, silentSince: number): Promise<StatusCount[]> {
+    return statements.rows<StatusCount>(
+      `SELECT ${STATUS} AS status, count(*) AS count, max(k.asked_at) AS asked_at ${TAKERS}
+       GROUP BY ${STATUS} ORDER BY status`,
+      kind,
+      this.clock.now() - KIND_KEPT_MS,
+      silentSince,
+    );
+  }
+
+  /** Of the agents that take a kind and are not online, the one heard of last: first of those that drain, then of those offline. */
+  nearest(
+    statements: Statements,
+    kind: string,
+    silentSince: number,
+  ): Promise<{ id: number; status: 'draining' | 'offline' | 'disabled' } | undefined> {
+    return statements.first(
+      `SELECT a.id, ${STATUS} AS status ${TAKERS} AND a.state <> 'revoked' AND NOT (${IS_ONLINE})
+       ORDER BY CASE a.state WHEN 'draining' THEN 0 WHEN 'active' THEN 1 ELSE 2 END, h.last_heartbeat_at DESC, a.id LIMIT 1`,
+      kind,
+      this.clock.now() - KIND_KEPT_MS,
+      silentSince,
+    );
+  }
+
+  /** Agents that are online and take a kind, by ids above one, with how many leases of it they are willing to hold. */
+  onlineTakers(
+    statements: Statements,
+    kind: string,
+    silentSince: number,
+    aboveId: number,
+    limit: number,
+  ): Promise<OnlineTaker[]> {
+    return statements.rows<OnlineTaker>(
+      `SELECT a.id, k.capacity ${TAKERS} AND ${IS_ONLINE} AND k.agent_id > $4 ORDER BY k.agent_id LIMIT $5`,
+      kind,
+      this.clock.now() - KIND_KEPT_MS,
+      silentSince,
+      aboveId,
+      limit,
+    );
   }
 
   /** Deletes what agents have not asked for in a day. @returns how many rows */

@@ -681,7 +681,7 @@ export class AgentsService {
   }
 
   /** Whose last heartbeat is not after this instant is silent: {@link deadlineOf} turned round, for SQL. */
-  private silentSince(): number {
+  silentSince(): number {
     const instant = this.clock.now() - this.settings.heartbeatTimeoutMs;
     return this.continuity.runningSince() > instant ? -1 : instant;
   }

@@ -13,6 +13,7 @@ import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
 import { QueueUpkeep } from './queue-upkeep';
 import { TaskKinds } from './task-kinds';
+import { TaskWhyService } from './task-why.service';
 import { TasksController } from './tasks.controller';
 import { TasksService } from './tasks.service';
 
@@ -24,6 +25,7 @@ import { TasksService } from './tasks.service';
     LeasesService,
     TasksService,
     BulkTasks,
+    TaskWhyService,
     QueueDepth,
     QueueUpkeep,
     ClaimWaiters,
