@@ -211,14 +211,15 @@ export class ConcurrencyService {
 
   /** The windows with a limit that tasks of the places count in, and those of all kinds; to look at, nothing is locked. */
   limitedWindows(statements: Statements, places: readonly Place[]): Promise<LimitedWindow[]> {
+    // CROSS JOIN: SQLite looks each place up. By itself it reads all places again for each window.
     return statements.rows<LimitedWindow>(
       `SELECT scope, kind, target, ceiling AS "limit", leased, ready AS queued, waiting FROM concurrency_windows
        WHERE ceiling IS NOT NULL AND scope IN ('global', 'kind')
        UNION
        SELECT w.scope, w.kind, w.target, w.ceiling AS "limit", w.leased, w.ready AS queued, w.waiting
        FROM ${statements.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
-       JOIN concurrency_windows w ON w.kind = r.kind AND w.target = r.target AND w.scope = 'target'
-       WHERE w.ceiling IS NOT NULL`,
+       CROSS JOIN concurrency_windows w
+       WHERE w.kind = r.kind AND w.target = r.target AND w.scope = 'target' AND w.ceiling IS NOT NULL`,
       JSON.stringify(places.map(({ kind, target }) => ({ kind, target }))),
     );
   }

@@ -234,7 +234,7 @@ export class TaskWhy {
   @ApiProperty({ type: WhyAgents, nullable: true })
   agents!: WhyAgents | null;
 
-  /** This server's load, of which 1 is its limit; null if it is not overloaded. */
-  @ApiProperty({ type: Number, nullable: true, example: null })
-  load!: number | null;
+  /** This server's load in percent of its limit; null if it is not overloaded. */
+  @ApiProperty({ type: 'integer', nullable: true, example: null })
+  load_percent!: number | null;
 }

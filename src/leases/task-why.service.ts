@@ -5,7 +5,7 @@ import { Clock, toTimestamp } from '../clock';
 import { ConcurrencyService, type LimitedWindow, type Place } from '../concurrency/concurrency.service';
 import type { WindowScope } from '../concurrency/window.entity';
 import { Database } from '../database/database';
-import type { SqlValue, Statements } from '../database/statements';
+import type { Statements } from '../database/statements';
 import { fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
@@ -38,6 +38,15 @@ const MAX_AGENTS = 10_000;
 
 const ZERO: Count = { count: 0, isExact: true };
 const NONE_AHEAD = { target: ZERO, kind: ZERO, global: ZERO };
+
+/**
+ * The best tasks of a state and kind, in the order of the state's index, so that it ends after so many whatever there is.
+ * To look for those before a task alone would let PostgreSQL go by ids, through all tasks that there ever were.
+ */
+const bestOf = (state: 'queued' | 'waiting', also = ''): string =>
+  `SELECT id, target, priority FROM tasks WHERE state = '${state}' AND kind = $3 ${also} ORDER BY priority DESC, id LIMIT $4`;
+
+const IS_BEFORE = '(priority > $1 OR (priority = $1 AND id < $2))';
 
 /** Explains why a task does not run. Only reads, locks nothing, and bounds what it counts. */
 @Injectable()
@@ -146,26 +155,20 @@ export class TaskWhyService {
     return { target: later('target'), kind: later('kind'), global: later('global') };
   }
 
-  /**
-   * How many tasks of a state are before one, counted in the index of their order: first those of a higher priority, then
-   * those of the same one that are older.
-   */
+  /** How many tasks of a state are before one. */
   private async countBefore(
     statements: Statements,
     state: 'queued' | 'waiting',
     { kind, target }: { kind: string; target?: string },
     task: WhyTask,
   ): Promise<Count> {
-    const values: SqlValue[] = [kind, task.priority, task.id, MAX_COUNTED + 1];
-    if (target !== undefined) values.push(target);
-    const of = `FROM tasks WHERE state = '${state}' AND kind = $1${target === undefined ? '' : ' AND target = $5'}`;
-    const rows = await statements.rows<{ count: number }>(
-      `SELECT count(*) AS count FROM (SELECT id ${of} AND priority > $2 ORDER BY priority DESC, id LIMIT $4) AS higher
-       UNION ALL
-       SELECT count(*) AS count FROM (SELECT id ${of} AND priority = $2 AND id < $3 ORDER BY id LIMIT $4) AS older`,
-      ...values,
+    const aimed = target === undefined ? '' : 'AND target = $5';
+    const row = await statements.first<{ count: number }>(
+      `SELECT count(*) AS count FROM (${bestOf(state, aimed)}) AS best WHERE ${IS_BEFORE}`,
+      ...[task.priority, task.id, kind, MAX_COUNTED + 1],
+      ...(target === undefined ? [] : [target]),
     );
-    const count = rows.reduce((sum, row) => sum + row.count, 0);
+    const count = row?.count ?? 0;
     return { count: Math.min(count, MAX_COUNTED), isExact: count <= MAX_COUNTED };
   }
 
@@ -178,17 +181,9 @@ export class TaskWhyService {
     const places: PlaceCount[] = [];
     let isExact = true;
     for (const kind of kinds) {
-      const of = `SELECT target FROM tasks WHERE state = 'waiting' AND kind = $1`;
       const rows = await statements.rows<{ target: string; count: number }>(
-        `SELECT target, count(*) AS count FROM (
-           SELECT target FROM (${of} AND priority > $2 ORDER BY priority DESC, id LIMIT $4) AS higher
-           UNION ALL
-           SELECT target FROM (${of} AND priority = $2 AND id < $3 ORDER BY priority DESC, id LIMIT $4) AS older
-         ) AS before_it GROUP BY target`,
-        kind,
-        task.priority,
-        task.id,
-        MAX_COUNTED + 1,
+        `SELECT target, count(*) AS count FROM (${bestOf('waiting')}) AS best WHERE ${IS_BEFORE} GROUP BY target`,
+        ...[task.priority, task.id, kind, MAX_COUNTED + 1],
       );
       if (rows.reduce((sum, { count }) => sum + count, 0) > MAX_COUNTED) isExact = false;
       places.push(...rows.map((row) => ({ kind, ...row })));

@@ -233,8 +233,9 @@ export function explain(facts: WhyFacts): TaskWhy {
     found.push({ reason: 'draining', fact, changes: [{ action: 'start_server' }] });
   }
   const isOverloaded = facts.load >= 1;
+  const percent = Math.round(facts.load * 100);
   if (isOverloaded) {
-    const fact = `This server turns claims away: its load is ${facts.load.toFixed(1)} times its limit.`;
+    const fact = `This server turns claims away: its load is ${percent} % of its limit.`;
     found.push({ reason: 'overloaded', fact, changes: [{ action: 'reduce_load' }] });
   }
   const [first] = found;
@@ -257,7 +258,7 @@ export function explain(facts: WhyFacts): TaskWhy {
         with_room: takers.with_room,
         last_asked_at: toTimestamp(takers.last_asked_at),
       },
-      load: isOverloaded ? facts.load : null,
+      load_percent: isOverloaded ? percent : null,
     },
   );
 }
@@ -287,7 +288,7 @@ function answer(
     last_attempt: null,
     window: null,
     agents: null,
-    load: null,
+    load_percent: null,
     ...known,
   };
 }
@@ -364,7 +365,7 @@ function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): s
 /** A change as an instruction. */
 function textOf(change: WhyChange): string {
   const { kind, capacity } = change;
-  const asking = capacity === undefined ? '' : ` that asks for ${capacity} more of ${kind}`;
+  const asking = `(to ask for ${capacity} more of ${kind})`;
   switch (change.action) {
     case 'wait_until':
       return `wait until ${change.until}`;
@@ -375,11 +376,11 @@ function textOf(change: WhyChange): string {
         ? `lift the limit of ${nameOf(change)}`
         : `raise the limit of ${nameOf(change)} to ${change.limit}`;
     case 'enable_agent':
-      return `enable agent ${change.agent_id}${asking}`;
+      return `enable agent ${change.agent_id} ${asking}`;
     case 'start_agent':
-      return `start agent ${change.agent_id}${asking}`;
+      return `start agent ${change.agent_id} ${asking}`;
     case 'bring_agent':
-      return `bring an agent${asking}`;
+      return `bring an agent that asks for ${capacity} of ${kind}`;
     case 'load_kind':
       return `name the extension of ${kind} in this server's settings`;
     case 'reduce_load':

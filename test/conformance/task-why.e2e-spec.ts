@@ -1,4 +1,5 @@
 import { Overload } from '../../src/telemetry/overload';
+import { ApiDocument } from '../helpers/api-document';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 const LEASE_MS = 10_000;
@@ -9,6 +10,7 @@ const DAY_MS = 1_440 * MINUTE_MS;
 describe('why a task does not run', () => {
   let server: TestServer;
   let clock: TestClock;
+  let document: ApiDocument | undefined;
 
   beforeEach(async () => {
     clock = new TestClock();
@@ -21,10 +23,12 @@ describe('why a task does not run', () => {
 
   const inMs = (ms: number): string => new Date(clock.now() + ms).toISOString();
   const askedAbout = (id: number | string): Promise<Answer> => server.operator('GET', `/v1/tasks/${id}/why`);
+  /** The answer, which is as the API's document says. */
   const why = async (id: number | undefined): Promise<any> => {
-    const { status, body } = await askedAbout(id as number);
-    expect(status).toBe(200);
-    return body;
+    const answer = await askedAbout(id as number);
+    document ??= new ApiDocument((await server.request('GET', '/docs-json')).body);
+    expect(document.problemsOfAnswer('GET /v1/tasks/{id}/why', answer)).toEqual([]);
+    return answer.body;
   };
   const claim = async (who: Credentials, capacities: Record<string, number> = { dns: 1 }): Promise<any[]> =>
     (await server.agent(who, '/claim', { capacities })).body.leases;
@@ -77,7 +81,7 @@ describe('why a task does not run', () => {
         with_room: 1,
         last_asked_at: inMs(0),
       },
-      load: null,
+      load_percent: null,
     });
     expect((await claim(agent, { dns: 3 })).map(({ task_id }) => task_id)).toContain(id);
   });
@@ -232,6 +236,28 @@ describe('why a task does not run', () => {
     });
   });
 
+  it('does not count those before it that another window holds', async () => {
+    await taker();
+    await limit(
+      { kind: 'dns', ceiling: 1 },
+      { kind: 'dns', target: '192.0.2.1:53', ceiling: 0 },
+      { kind: 'dns', target: '192.0.2.2:53', ceiling: 2 },
+    );
+    await server.enqueue(aimedAt('192.0.2.9'));
+    await server.enqueue(...[1, 1, 1, 2, 2, 2].map((i) => aimedAt(`192.0.2.${i}`, { priority: 1 })));
+    const id = await enqueueOne(aimedAt('192.0.2.3'));
+    // One has a place and two get one before it: of the others none would begin.
+    expect(await why(id)).toMatchObject({
+      window: { scope: 'kind', before: 2 },
+      changes: [{ action: 'raise_limit', scope: 'kind', limit: 4 }],
+    });
+    const stateAt = async (ceiling: number) => {
+      await limit({ kind: 'dns', ceiling });
+      return (await server.operator('GET', `/v1/tasks/${id}`)).body.state;
+    };
+    expect([await stateAt(3), await stateAt(4)]).toEqual(['waiting', 'queued']);
+  });
+
   it('is a window that lets nothing begin, and then nobody can say when it may', async () => {
     const agent = await taker();
     await server.enqueue(dnsTask(), dnsTask());
@@ -275,7 +301,7 @@ describe('why a task does not run', () => {
       changes: [{ reason: 'no_agent', action: 'bring_agent', kind: 'dns', capacity: 1 }],
     });
     expect(answer.message).toBe(
-      'No agent has asked for dns in the last day. To let it run: bring an agent that asks for 1 more of dns.',
+      'No agent has asked for dns in the last day. To let it run: bring an agent that asks for 1 of dns.',
     );
   });
 
@@ -330,7 +356,7 @@ describe('why a task does not run', () => {
       agents: { online: 2, with_room: 0 },
       changes: [{ reason: 'agents_busy', action: 'bring_agent', kind: 'dns', capacity: 2 }],
       message:
-        '2 agents are online and take dns, and none has room for more leases. To let it run: bring an agent that asks for 2 more of dns.',
+        '2 agents are online and take dns, and none has room for more leases. To let it run: bring an agent that asks for 2 of dns.',
     });
     const another = await server.register();
     expect((await claim(another, { dns: 2 })).map(({ task_id }) => task_id)).toContain(id);
@@ -393,7 +419,7 @@ describe('why a task does not run', () => {
     overload.observe(90_000);
     expect(await why(id)).toMatchObject({
       reason: 'overloaded',
-      load: 1.5,
+      load_percent: 150,
       changes: [{ reason: 'overloaded', action: 'reduce_load' }],
     });
     overload.observe(0);
