@@ -35,6 +35,7 @@ import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
+import { Meter } from './telemetry/meter';
 import { Overload } from './telemetry/overload';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
@@ -66,6 +67,7 @@ export interface Parts {
   database: Database;
   clock: Clock;
   lifecycle: Lifecycle;
+  meter: Meter;
   overload: Overload;
   extensions: readonly Extension[];
 }
@@ -79,6 +81,7 @@ export class AppModule {
       { provide: SETTINGS, useValue: parts.settings },
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
+      { provide: Meter, useValue: parts.meter },
       { provide: Overload, useValue: parts.overload },
     ];
     return {
