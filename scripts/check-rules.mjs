@@ -6,6 +6,7 @@ const OWNERS = {
     'agents',
     'agent_heartbeats',
     'agent_labels',
+    'agent_kinds',
     'agent_config_states',
     'agent_owner_tokens',
     'agent_usage',

@@ -3,6 +3,7 @@ import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
 import {
   AgentEntity,
+  AgentKindEntity,
   ConfigStateEntity,
   HeartbeatEntity,
   LabelEntity,
@@ -35,6 +36,7 @@ import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
 import { Meter } from './telemetry/meter';
+import { Overload } from './telemetry/overload';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
 /** Every table that the query builder is used on. */
@@ -43,6 +45,7 @@ export const ENTITIES = [
   HeartbeatEntity,
   ConfigStateEntity,
   LabelEntity,
+  AgentKindEntity,
   OwnerTokenEntity,
   UsageEntity,
   EnrollmentTokenEntity,
@@ -65,6 +68,7 @@ export interface Parts {
   clock: Clock;
   lifecycle: Lifecycle;
   meter: Meter;
+  overload: Overload;
   extensions: readonly Extension[];
 }
 
@@ -78,6 +82,7 @@ export class AppModule {
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
       { provide: Meter, useValue: parts.meter },
+      { provide: Overload, useValue: parts.overload },
     ];
     return {
       module: AppModule,

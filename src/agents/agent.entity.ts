@@ -147,3 +147,21 @@ export class ConfigStateEntity {
   @Column('bigint')
   reported_at!: number;
 }
+
+/** A kind of tasks that an agent asked for. */
+@Entity('agent_kinds')
+export class AgentKindEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  @PrimaryColumn('text')
+  kind!: string;
+
+  /** When it asked for the kind, to some minutes. */
+  @Column('bigint')
+  asked_at!: number;
+
+  /** How many leases of the kind it was willing to hold at once; null is not known. */
+  @Column('integer', { nullable: true })
+  capacity!: number | null;
+}

@@ -225,6 +225,10 @@ export class AgentView {
   @ApiProperty(LABELS_SCHEMA)
   labels!: Labels;
 
+  /** The kinds of tasks that it asked for by claims of the last day, sorted; empty for one that has not claimed yet. */
+  @ApiProperty({ type: [String], example: ['dns', 'http'] })
+  kinds!: string[];
+
   @ApiProperty({ enum: AGENT_STATUSES, example: 'online' })
   status!: AgentStatus;
 

@@ -1,6 +1,7 @@
 import { Module } from '@nestjs/common';
 import { ConfigModule } from '../config/config.module';
 import { OperatorsModule } from '../operators/operators.module';
+import { AgentKinds } from './agent-kinds';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
 import { Budgets } from './budgets';
@@ -15,7 +16,15 @@ import { RegistrationService } from './registration.service';
 @Module({
   imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController, EnrollmentController],
-  providers: [AgentsService, Budgets, ConfigStates, EnrollmentService, FleetMetrics, RegistrationService],
-  exports: [AgentsService, Budgets],
+  providers: [
+    AgentKinds,
+    AgentsService,
+    Budgets,
+    ConfigStates,
+    EnrollmentService,
+    FleetMetrics,
+    RegistrationService,
+  ],
+  exports: [AgentKinds, AgentsService, Budgets],
 })
 export class AgentsModule {}

@@ -16,6 +16,7 @@ import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
 import type { AgentEntity, AgentOrigin, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
+import { AgentKinds } from './agent-kinds';
 import type {
   AgentCredentials,
   AgentsQuery,
@@ -37,6 +38,7 @@ export const TRIAL_MS = 86_400_000;
 /** What belongs to an agent alone, and goes with it. */
 const DEPENDENT_TABLES = [
   'agent_labels',
+  'agent_kinds',
   'agent_owner_tokens',
   'agent_config_states',
   'agent_usage',
@@ -124,6 +126,7 @@ export class AgentsService {
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
     private readonly lifecycle: Lifecycle,
+    private readonly kinds: AgentKinds,
   ) {
     this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
     continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
@@ -709,12 +712,14 @@ export class AgentsService {
     const ids = agents.map((agent) => agent.id);
     const leases = await this.countLeases(statements, ids);
     const labels = await labelsOf(statements, ids);
+    const kinds = await this.kinds.of(statements, ids);
     const configs = await this.configStates.of(statements, ids);
     const now = this.clock.now();
     return agents.map((agent) => ({
       id: agent.id,
       hostname: agent.hostname,
       labels: labels.get(agent.id) ?? {},
+      kinds: kinds.get(agent.id) ?? [],
       status:
         agent.state === 'active'
           ? this.deadlineOf(agent) > now

@@ -19,7 +19,7 @@ import {
 const credentials = (agent: object) =>
   `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`;
 
-const AGENT = ['id', 'hostname', 'status', 'live_leases', 'last_heartbeat_at', 'labels'];
+const AGENT = ['id', 'hostname', 'status', 'live_leases', 'last_heartbeat_at', 'kinds', 'labels'];
 
 const STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'];
 

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
 import { futureOption, id, oneOf, whole } from './arguments';
 import { EXIT, Failure } from './failure';
-import { fields, table } from './print';
+import { fields, harmless, table } from './print';
 import type { Terminal } from './terminal';
 import {
   type Common,
@@ -102,6 +102,9 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .action((of, { cursor, ...options }) =>
       perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), shown),
     );
+  watching(verb(task, 'why', 'explain why a task does not run, and what would let it', 'task why 1203'))
+    .argument('<id>', "the task's id", id)
+    .action((of, options) => perform(terminal, options, get(`/v1/tasks/${of}/why`), explained));
   changing(
     verb(
       task,
@@ -141,6 +144,13 @@ const depths = ({ depths, ...others }: Shown) => fields(depths.length === 0 ? ot
 
 /** A task with its attempts; whether there are more of them is said apart. */
 const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
+
+/** The sentence, and below it what is known; each change with what it has. */
+function explained({ message, changes, ...answer }: Shown): string {
+  const isMoot = (name: string) => name === 'before_is_exact' && answer.before === null;
+  const known = Object.entries(answer).filter(([name, value]) => value !== null && !isMoot(name));
+  return `${harmless(message)}\n\n${fields({ ...Object.fromEntries(known), changes })}`;
+}
 
 const changing = (command: Command, states: readonly string[]): Command =>
   command

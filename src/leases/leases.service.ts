@@ -1,5 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
+import { AgentKinds, type Capacities } from '../agents/agent-kinds';
 import { AgentsService } from '../agents/agents.service';
 import { Budgets } from '../agents/budgets';
 import { Clock } from '../clock';
@@ -89,6 +90,7 @@ export class LeasesService {
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly agents: AgentsService,
+    private readonly agentKinds: AgentKinds,
     private readonly budgets: Budgets,
     private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
@@ -122,11 +124,10 @@ export class LeasesService {
     await nextTurn();
     const capacities = Object.entries(request.capacities).sort(([a], [b]) => (a < b ? -1 : 1));
     this.kinds.checkKnown(capacities.map(([kind]) => kind));
-    const wanted = capacities.filter(([, capacity]) => capacity > 0);
     const waitMs = request.wait_ms ?? 0;
-    if (key === undefined) return this.claimOrWait(agent, wanted, waitMs, undefined, hangUp);
+    if (key === undefined) return this.claimOrWait(agent, capacities, waitMs, undefined, hangUp);
     const call = this.idempotency.call(`claim:${agent.id}`, key, { capacities, waitMs });
-    return this.idempotency.alone(call, () => this.claimOrWait(agent, wanted, waitMs, call, hangUp));
+    return this.idempotency.alone(call, () => this.claimOrWait(agent, capacities, waitMs, call, hangUp));
   }
 
   /**
@@ -339,12 +340,14 @@ export class LeasesService {
 
   private async claimOrWait(
     agent: AgentIdentity,
-    wanted: readonly KindBudget[],
+    capacities: Capacities,
     waitMs: number,
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
   ): Promise<ClaimResponse> {
+    const wanted = capacities.filter(([, capacity]) => capacity > 0);
     if (wanted.length === 0) {
+      await this.learnThatNone(agent, capacities);
       // There is nothing to look for; but a key that was used for something must not be taken for unused.
       if (call) await this.database.read((statements) => this.idempotency.find(statements, call));
       return { leases: [] };
@@ -354,7 +357,7 @@ export class LeasesService {
     const waiter = this.waiters.enlist(kinds, agent.id);
     try {
       for (;;) {
-        const look = await this.claimNow(agent, wanted, call, hangUp);
+        const look = await this.claimNow(agent, capacities, wanted, call, hangUp);
         if (look.result === 'answer') {
           waiter.served();
           return { leases: [...look.leases] };
@@ -380,9 +383,19 @@ export class LeasesService {
     }
   }
 
+  /** Takes in that a claim asks for none of the kinds that it names. */
+  private async learnThatNone(agent: AgentIdentity, capacities: Capacities): Promise<void> {
+    if (!this.agentKinds.isNews(agent.id, capacities, this.clock.now())) return;
+    await this.database.write(async (tx) => {
+      await this.agents.requireInService(tx, agent, 'alone');
+      await this.agentKinds.learn(tx, agent.id, capacities);
+    });
+  }
+
   /** One look for tasks, in one transaction. */
   private claimNow(
     agent: AgentIdentity,
+    capacities: Capacities,
     wanted: readonly KindBudget[],
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
@@ -395,6 +408,7 @@ export class LeasesService {
         // Alone: of two claims of an agent at once the second must see what the first was granted.
         const { takesWork, hadLease } = await this.agents.requireInService(tx, agent, 'alone');
         const { now } = tx;
+        await this.agentKinds.learn(tx, agentId, capacities);
         if (call) {
           const before = await this.idempotency.find<number[]>(tx, call);
           // If they have all ended, there is nothing more to wait for.

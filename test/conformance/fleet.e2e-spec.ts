@@ -68,6 +68,7 @@ describe('the fleet', () => {
         token_expires_at: null,
         config: null,
         live_leases: 2,
+        kinds: ['dns'],
       };
       expect(await view(named)).toMatchObject({ status: 200, body: shown });
       const second = {
@@ -76,6 +77,7 @@ describe('the fleet', () => {
         hostname: null,
         last_heartbeat_at: shown.registered_at,
         live_leases: 0,
+        kinds: [],
       };
       expect((await list()).body).toEqual({ items: [second, shown], next_cursor: null });
     });
