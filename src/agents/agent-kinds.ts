@@ -67,6 +67,7 @@ export class AgentKinds {
     continuity: Continuity,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    this.jobs.declare('agent-kind-retention');
     continuity.onInterruption(async (tx, { now, lastSeen }) => {
       // If the clock was set back, nobody counts as having asked in the future.
       if (lastSeen > now) await tx.run('UPDATE agent_kinds SET asked_at = $1 WHERE asked_at > $1', now);

@@ -97,7 +97,9 @@ export class ConcurrencyService {
     private readonly jobs: JobRunner,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
-  ) {}
+  ) {
+    this.jobs.declare('window-retention');
+  }
 
   /** Has this called, in the transaction, when ceilings are changed: the tasks must be made to fit them. */
   onCeilings(listener: CeilingListener): void {

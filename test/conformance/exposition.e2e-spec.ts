@@ -281,6 +281,8 @@ describe('the server', () => {
       .find('job_runs_total', { job_name: 'some-job' })
       .map(({ labels, value }) => [labels.result, value]);
     expect(Object.fromEntries(results)).toEqual({ success: 2, failure: 1, skipped: 1 });
+    // A job that has not run yet is there too: its first failure must be an increase.
+    expect(found.value('job_runs_total', { job_name: 'task-retention', result: 'failure' })).toBe(0);
     expect(found.value('job_duration_seconds_count', { job_name: 'some-job' })).toBe(3);
     expect(found.value('job_last_success_timestamp_seconds', { job_name: 'some-job' })).toBe(
       clock.now() / 1_000,
