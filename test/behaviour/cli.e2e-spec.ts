@@ -608,7 +608,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-    expect(top).toHaveLength(17);
+    expect(top).toHaveLength(18);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);
