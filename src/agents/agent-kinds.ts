@@ -16,6 +16,8 @@ export const KIND_KEPT_MS = 24 * HOUR_MS;
 const REFRESH_MS = 600_000;
 /** How soon another capacity than before is written, in milliseconds: some agents ask for another number each time. */
 const CHANGE_MS = 30_000;
+/** Under which it is announced that kinds of an agent were removed, by its id. */
+const REMOVED = 'agent-kinds';
 /** What so many agents asked for is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
 
@@ -68,6 +70,8 @@ export class AgentKinds {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     this.jobs.declare('agent-kind-retention');
+    database.onAnnouncement(REMOVED, (agentId) => this.written.delete(Number(agentId)));
+    database.onGap(() => this.written.clear());
     continuity.onInterruption(async (tx, { now, lastSeen }) => {
       // If the clock was set back, nobody counts as having asked in the future.
       if (lastSeen > now) await tx.run('UPDATE agent_kinds SET asked_at = $1 WHERE asked_at > $1', now);
@@ -105,13 +109,16 @@ export class AgentKinds {
         ),
       );
     const refused = news.filter(([, capacity]) => capacity === 0);
-    if (refused.length > 0)
-      await tx.run(
+    if (refused.length > 0) {
+      const removed = await tx.run(
         `DELETE FROM agent_kinds WHERE agent_id = $1
          AND kind IN (SELECT kind FROM ${tx.dialect.rowset('$2', { kind: 'text' })} AS r)`,
         agentId,
         JSON.stringify(refused.map(([kind]) => ({ kind }))),
       );
+      // Another replica believes that they are written, and would not write them if the agent asks it for them.
+      if (removed > 0) tx.announce(REMOVED, String(agentId));
+    }
     tx.afterCommit(() => {
       const asked = news.map(([kind, capacity]) => [kind, { capacity, at: now }] as const);
       this.written.set(agentId, new Map([...(this.written.get(agentId) ?? []), ...asked]));
@@ -206,7 +213,8 @@ export class AgentKinds {
       const before = written?.get(kind);
       if (!before) return true;
       const age = now - before.at;
-      return age < 0 || age >= (before.capacity === capacity ? REFRESH_MS : CHANGE_MS);
+      const isSoon = before.capacity === 0 && capacity > 0;
+      return age < 0 || isSoon || age >= (before.capacity === capacity ? REFRESH_MS : CHANGE_MS);
     });
   }
 }
