@@ -35,6 +35,7 @@ import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
+import { Meter } from './telemetry/meter';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
 /** Every table that the query builder is used on. */
@@ -65,6 +66,7 @@ export interface Parts {
   database: Database;
   clock: Clock;
   lifecycle: Lifecycle;
+  meter: Meter;
   extensions: readonly Extension[];
 }
 
@@ -77,6 +79,7 @@ export class AppModule {
       { provide: SETTINGS, useValue: parts.settings },
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
+      { provide: Meter, useValue: parts.meter },
     ];
     return {
       module: AppModule,

@@ -9,13 +9,22 @@ import { ConfigStates } from './config-states';
 import { EnrollmentController } from './enrollment.controller';
 import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
+import { FleetMetrics } from './fleet-metrics';
 import { RegistrationService } from './registration.service';
 
 /** The fleet. */
 @Module({
   imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController, EnrollmentController],
-  providers: [AgentKinds, AgentsService, Budgets, ConfigStates, EnrollmentService, RegistrationService],
+  providers: [
+    AgentKinds,
+    AgentsService,
+    Budgets,
+    ConfigStates,
+    EnrollmentService,
+    FleetMetrics,
+    RegistrationService,
+  ],
   exports: [AgentKinds, AgentsService, Budgets],
 })
 export class AgentsModule {}

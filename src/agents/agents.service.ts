@@ -304,6 +304,24 @@ export class AgentsService {
     );
   }
 
+  /** Which agents were heard of after an instant, in ms since the epoch. */
+  async heardSince(statements: Statements, instant: number): Promise<Set<number>> {
+    const rows = await statements.rows<{ agent_id: number }>(
+      'SELECT agent_id FROM agent_heartbeats WHERE last_heartbeat_at > $1',
+      instant,
+    );
+    return new Set(rows.map((row) => row.agent_id));
+  }
+
+  /** The labels of these names, of every agent that has one. */
+  labelsNamed(statements: Statements, names: readonly string[]): Promise<Map<number, Labels>> {
+    return labelsWhere(
+      statements,
+      `name IN (SELECT name FROM ${statements.dialect.rowset('$1', { name: 'text' })} AS r)`,
+      names.map((name) => ({ name })),
+    );
+  }
+
   /** @throws ERR_NOT_FOUND there never was such an agent; a deleted one is known */
   async requireKnown(statements: Statements, agentId: number): Promise<void> {
     if (!(await statements.first('SELECT id FROM agents WHERE id = $1', agentId)))
@@ -680,8 +698,8 @@ export class AgentsService {
     );
   }
 
-  /** Whose last heartbeat is not after this instant is silent: {@link deadlineOf} turned round, for SQL. */
-  private silentSince(): number {
+  /** Whose last heartbeat is not after this instant is offline, in ms since the epoch: {@link deadlineOf} turned round, for SQL. */
+  silentSince(): number {
     const instant = this.clock.now() - this.settings.heartbeatTimeoutMs;
     return this.continuity.runningSince() > instant ? -1 : instant;
   }
@@ -736,11 +754,17 @@ function unchangeable(state: string) {
 }
 
 /** The labels of each of the agents; agents without any are left out. */
-async function labelsOf(statements: Statements, agentIds: readonly number[]): Promise<Map<number, Labels>> {
+const labelsOf = (statements: Statements, agentIds: readonly number[]): Promise<Map<number, Labels>> =>
+  labelsWhere(statements, statements.dialect.isAmong('agent_id', '$1'), agentIds);
+
+async function labelsWhere(
+  statements: Statements,
+  condition: string,
+  among: readonly unknown[],
+): Promise<Map<number, Labels>> {
   const rows = await statements.rows<LabelEntity>(
-    `SELECT agent_id, name, value FROM agent_labels
-     WHERE ${statements.dialect.isAmong('agent_id', '$1')} ORDER BY agent_id, name`,
-    JSON.stringify(agentIds),
+    `SELECT agent_id, name, value FROM agent_labels WHERE ${condition} ORDER BY agent_id, name`,
+    JSON.stringify(among),
   );
   const labels = new Map<number, Labels>();
   for (const { agent_id: id, name, value } of rows) labels.set(id, { ...labels.get(id), [name]: value });

@@ -3,7 +3,8 @@ import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetada
 import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
-import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
+import type { ApiError } from '../errors';
+import { parseQuota, type QuotaRoute, type Quota as QuotaSetting, type Settings } from '../settings';
 import { clientAddress } from './client-address';
 import { hasHungUp } from './hang-up';
 import type { BodyShape } from './json-body';
@@ -56,10 +57,22 @@ export interface ControlPlaneRequest extends FastifyRequest {
   admitted?: true;
   /** Set on routes whose quota is charged by outcome. */
   charge?: Charge;
+  /** Set on routes that ask for it: aborts when the caller hangs up. */
+  hangUp?: AbortSignal;
+  /** The error that it was answered with. */
+  refusal?: ApiError;
 }
 
 /** Whom a route lets in. */
-export type Access = { kind: 'public' } | { kind: 'agent' } | { kind: 'operator'; role: Role };
+export type Access =
+  | { kind: 'public' }
+  | { kind: 'agent' }
+  | {
+      kind: 'operator';
+      role: Role;
+      /** The setting by which anybody may call, too. */
+      publicIf?: 'metricsPublic';
+    };
 
 /** Every path of an agent exists twice, with one handler and one quota. */
 export const AGENT_PATHS = ['', 'v1/agents'];
@@ -111,6 +124,16 @@ export const Operator = (role: Role) =>
     ApiBearerAuth('operator'),
     ApiExtension('x-role', role),
   );
+
+/** The same, unless the setting says that anybody may. */
+export const OperatorUnless = (publicIf: 'metricsPublic', role: Role) =>
+  applyDecorators(Operator(role), SetMetadata(ACCESS, { kind: 'operator', role, publicIf } satisfies Access));
+
+/** Whom a route lets in under these settings. */
+export function accessUnder(access: Access, settings: Pick<Settings, 'metricsPublic'>): Access {
+  const isPublic = access.kind === 'operator' && access.publicIf !== undefined && settings[access.publicIf];
+  return isPublic ? { kind: 'public' } : access;
+}
 
 /** Documents the `:id` of a path. */
 export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1 } });
@@ -186,8 +209,10 @@ export const CurrentCharge = createParamDecorator(
 export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
   const controller = new AbortController();
   const response: ServerResponse = context.switchToHttp().getResponse().raw;
-  const { raw } = requestOf(context);
+  const request = requestOf(context);
+  const { raw } = request;
   const { socket } = raw;
+  request.hangUp = controller.signal;
   const abort = () => controller.abort();
   // One who hung up while the guards were at work has closed already.
   if (hasHungUp(raw, response)) abort();

@@ -8,9 +8,11 @@ import { TelemetryModule } from '../telemetry/telemetry.module';
 import { BulkTasks } from './bulk-tasks';
 import { ClaimWaiters } from './claim-waiters';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
+import { LeaseMetrics } from './lease-metrics';
 import { LeasesController } from './leases.controller';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
+import { QueueMetrics } from './queue-metrics';
 import { QueueUpkeep } from './queue-upkeep';
 import { TaskKinds } from './task-kinds';
 import { TasksController } from './tasks.controller';
@@ -22,6 +24,8 @@ import { TasksService } from './tasks.service';
   controllers: [LeasesController, TasksController],
   providers: [
     LeasesService,
+    LeaseMetrics,
+    QueueMetrics,
     TasksService,
     BulkTasks,
     QueueDepth,

@@ -15,6 +15,7 @@ import { backoffMs } from './backoff';
 import { shareOut } from './claim-shares';
 import { ClaimWaiters } from './claim-waiters';
 import type { LeaseState } from './lease.entity';
+import { LeaseMetrics } from './lease-metrics';
 import {
   type ClaimRequest,
   type ClaimResponse,
@@ -54,6 +55,7 @@ interface HeldLease {
 /** A lease of the caller as a report finds it. */
 interface ReportedLease extends HeldLease {
   state: LeaseState;
+  granted_at: number;
   reported: 'completed' | 'cancelled' | null;
   outcome: Outcome | null;
 }
@@ -94,6 +96,7 @@ export class LeasesService {
     private readonly depth: QueueDepth,
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
+    private readonly metrics: LeaseMetrics,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
@@ -155,6 +158,7 @@ export class LeasesService {
         if (deadlineAt === undefined) answer.revoked.push(id);
         else answer.outcomes.push({ lease_id: id, new_deadline_ms: Math.max(0, deadlineAt - now) });
       }
+      this.metrics.countExtended(tx, rows.length);
       return answer;
     });
   }
@@ -189,7 +193,7 @@ export class LeasesService {
         judged.flatMap(({ item }) => ('reason' in item ? [] : [item.lease_id])),
       );
       const ends: TaskEnd[] = [];
-      const ended: { id: number; state: LeaseState }[] = [];
+      const ended: { id: number; state: 'completed' | 'cancelled'; lease: ReportedLease }[] = [];
       const results: StoredResult[] = [];
       const rejected: RejectedReport[] = [];
       const taken: Omit<TakenReport, 'spec'>[] = [];
@@ -218,7 +222,7 @@ export class LeasesService {
           });
         };
         if (lease.state === 'active') {
-          ended.push({ id: lease.id, state: as });
+          ended.push({ id: lease.id, state: as, lease });
           lease.state = as;
           ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
           keep(as === 'completed' ? 'final' : 'attempt');
@@ -245,6 +249,14 @@ export class LeasesService {
       await this.storeResults(tx, agentId, results, now);
       await this.endAttempts(tx, ends, now);
       await this.tellKinds(tx, taken);
+      this.metrics.countReported(
+        tx,
+        ended.map(({ state, lease: { kind, outcome, granted_at } }) => ({
+          ...{ kind, as: state, outcome },
+          heldMs: now - granted_at,
+        })),
+        rejected,
+      );
       const acknowledged = judged.length - rejected.length;
       return rejected.length > 0 ? { acknowledged, rejected } : { acknowledged };
     });
@@ -276,6 +288,7 @@ export class LeasesService {
         leases.map((lease) => this.givenBack(lease, now)),
         now,
       );
+      this.metrics.countExpired(tx, leases);
       return leases.length;
     });
   }
@@ -464,7 +477,7 @@ export class LeasesService {
     const perKind = budgets.map(([kind, budget]) => {
       values.push(kind, Math.min(budget, limit));
       // A derived table each: a LIMIT must not reach across the union.
-      return `SELECT id, kind, target, spec, priority FROM (SELECT id, kind, target, spec, priority FROM tasks
+      return `SELECT id, kind, target, spec, priority, created_at, run_at FROM (SELECT id, kind, target, spec, priority, created_at, run_at FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
@@ -499,6 +512,10 @@ export class LeasesService {
     await this.depth.shift(
       tx,
       tasks.map(({ kind, target }) => ({ kind, target, from: 'queued', to: 'leased' })),
+    );
+    this.metrics.countGranted(
+      tx,
+      tasks.map(({ kind, created_at, run_at }) => ({ kind, readyAt: Math.max(created_at, run_at ?? 0) })),
     );
     const leaseOf = new Map(rows.map((row) => [row.task_id, row.id]));
     return tasks.map((task) => ({
@@ -558,7 +575,7 @@ export class LeasesService {
     }
     // A foreign lease is not found, so it looks the same as one that there is not.
     const rows = await tx.rows<ReportedLease>(
-      `SELECT l.id, l.state, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
+      `SELECT l.id, l.state, l.granted_at, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
          r.report AS reported, r.outcome
        FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2
@@ -593,6 +610,7 @@ export class LeasesService {
     tx.afterCommit(() => {
       for (const agentId of holders) this.waiters.wakeAgent(agentId);
     });
+    this.metrics.countRevoked(tx, leases.filter(({ state }) => state === 'revoked').length);
   }
 
   private async storeResults(
@@ -657,6 +675,7 @@ export class LeasesService {
       tx,
       ends.map(({ kind, target, to }) => ({ kind, target, from: 'leased', to })),
     );
+    this.metrics.countDead(tx, ends);
   }
 
   /** What a task becomes whose attempt failed: scheduled for the next one, or dead. */
@@ -722,7 +741,14 @@ function observedBytes(results: readonly StoredResult[]): number {
   return bytes;
 }
 
-type CandidateTask = { id: number; kind: string; target: string; spec: string };
+interface CandidateTask {
+  id: number;
+  kind: string;
+  target: string;
+  spec: string;
+  created_at: number;
+  run_at: number | null;
+}
 
 /** A kind and how many leases of it an agent may have. */
 type KindBudget = readonly [kind: string, count: number];

@@ -13,6 +13,7 @@ import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import type { LeaseState } from './lease.entity';
+import { LeaseMetrics } from './lease-metrics';
 import { LeasesService } from './leases.service';
 import { QueueDepth, type Shift } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
@@ -86,6 +87,7 @@ export class TasksService {
     private readonly leases: LeasesService,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
+    private readonly metrics: LeaseMetrics,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustBackoffs(tx, interruption));
   }
@@ -322,6 +324,10 @@ export class TasksService {
         now,
       );
       await this.depth.shift(tx, shiftsOf(tasks, 'dead'));
+      this.metrics.countDead(
+        tx,
+        tasks.map(({ kind }) => ({ kind, to: 'dead', reason: 'not_after' })),
+      );
       return tasks.length;
     });
   }
@@ -414,6 +420,7 @@ export class TasksService {
       tx,
       rows.map(({ kind, target, state }) => ({ kind, target, from: null, to: state })),
     );
+    this.metrics.countEnqueued(tx, rows);
     return places.map((place) =>
       typeof place === 'number' ? { id: ids[place] as number, state: (rows[place] as NewTask).state } : place,
     );

@@ -3,10 +3,11 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { clientAddress } from '../http/client-address';
 import type { ControlPlaneRequest } from '../http/decorators';
+import { waitedMs } from '../http/hang-up';
 import type { Settings } from '../settings';
 import { LineBudget } from './line-budget';
 
-/** An answer that took longer than this, without the time that a claim asked to wait, is logged. */
+/** An answer that took longer than this, without the time that a claim waited for work, is logged. */
 const SLOW_MS = 1_000;
 /** How often what was summed up is logged. */
 const SUM_MS = 60_000;
@@ -78,7 +79,7 @@ export class RequestLog {
   private judge(request: ControlPlaneRequest, reply: FastifyReply): void {
     const status = reply.statusCode;
     const isChange = request.operator !== undefined && !READS.has(request.method);
-    if (isChange || (status < 400 && reply.elapsedTime - askedToWait(request) > SLOW_MS)) {
+    if (isChange || (status < 400 && reply.elapsedTime - waitedMs(request) > SLOW_MS)) {
       if (this.others.take()) this.logLine(request, reply);
       else this.sumUp(request, status);
     } else if (status >= 400) {
@@ -126,12 +127,6 @@ export class RequestLog {
 }
 
 const routeOf = (request: FastifyRequest): string => request.routeOptions.url ?? 'unknown';
-
-/** How long the body asked to wait for work; 0 if it did not. */
-function askedToWait({ body }: FastifyRequest): number {
-  const waitMs = (body as { wait_ms?: unknown } | undefined | null)?.wait_ms;
-  return typeof waitMs === 'number' ? waitMs : 0;
-}
 
 /** Whose requests are summed up together: an agent's, an operator's, or those of an address without credentials. */
 function whoIs(request: ControlPlaneRequest): object {
