@@ -49,13 +49,17 @@ export class Outcomes1764600300000 implements MigrationInterface {
         CHECK (last_outcome IN ('success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'))`,
       `ALTER TABLE tasks ADD COLUMN last_error text`,
       `ALTER TABLE tasks ADD COLUMN last_ended_at ${bigint}`,
-      // Partial: until an attempt has ended, a task costs nothing in them.
+      // Operators' lists by the last attempt, in the order of when it ended. Most tasks succeed: what went otherwise has indexes of
+      // its own, which those cost nothing. The two of the successful are narrow, and the first only grows at the ends of the kinds.
       `CREATE INDEX tasks_by_outcome ON tasks (kind, last_outcome, state, last_ended_at, id)
-        WHERE last_outcome IS NOT NULL`,
-      `CREATE INDEX tasks_by_last_agent ON tasks (last_agent_id, last_outcome, state, last_ended_at, id)
-        WHERE last_outcome IS NOT NULL`,
-      `CREATE INDEX tasks_by_target_outcome ON tasks (target, last_outcome, state, last_ended_at, id)
-        WHERE last_outcome IS NOT NULL`,
+        WHERE last_outcome <> 'success'`,
+      `CREATE INDEX tasks_by_agent_and_outcome ON tasks (last_agent_id, last_outcome, state, last_ended_at, id)
+        WHERE last_outcome <> 'success'`,
+      `CREATE INDEX tasks_by_target_and_outcome ON tasks (target, last_outcome, state, last_ended_at, id)
+        WHERE last_outcome <> 'success'`,
+      `CREATE INDEX tasks_by_success ON tasks (kind, last_ended_at, id) WHERE last_outcome = 'success'`,
+      `CREATE INDEX tasks_by_agent_and_success ON tasks (last_agent_id, last_ended_at, id)
+        WHERE last_outcome = 'success'`,
     ];
     // Rows change all the time and never what is indexed: what each page leaves free takes the new version.
     if (isShared(runner)) statements.push(`ALTER TABLE agent_outcomes SET (fillfactor = 50)`);

@@ -61,55 +61,64 @@ export const isByAttempt = ({ agentId, outcome, from, to }: Omit<AttemptFilter, 
   [agentId, outcome, from, to].some((value) => value !== undefined);
 
 /**
- * The parts that a filter's tasks are in: of each outcome and state a range of an index, by the target if that is given, else by the
- * agent, else by the kind.
+ * The parts that a filter's tasks are in: of each outcome and state a range of an index. By the target if that is given, else by the
+ * agent, else by the kind. Of the successful, which are most, by the agent first: their only index by targets is in no order of time.
  * @param kinds every kind that there are tasks of
  */
 export function partsOf(filter: AttemptFilter, kinds: readonly string[]): AttemptPart[] {
   const { agentId, outcome, from, to, kind, targets, states } = filter;
-  // What an agent holds it has not ended; so of what is held, the filter by outcome or time speaks of the attempt before.
+  // What an agent holds it has not ended; so of what is held, a filter by outcome or time speaks of the attempt before.
   const seeksHeld = agentId !== undefined && outcome === undefined && from === undefined && to === undefined;
-  const places = targets?.map(({ kind: of, target }) => ({
+  const byTarget = targets?.map((place) => ({
     column: 'target' as const,
-    value: target,
-    also: [...OF_KIND(of), ...OF_AGENT(agentId)],
+    value: place.target,
+    also: [...isOfKind(place.kind), ...isOfAgent(agentId)],
   }));
-  const drivers =
-    places ??
-    (agentId !== undefined
-      ? [{ column: 'last_agent_id' as const, value: agentId, also: OF_KIND(kind) }]
-      : (kind === undefined ? kinds : [kind]).map((one) => ({
-          column: 'kind' as const,
-          value: one,
-          also: [],
-        })));
+  const byAgent =
+    agentId === undefined
+      ? undefined
+      : (targets ?? [undefined]).map((place) => ({
+          column: 'last_agent_id' as const,
+          value: agentId,
+          also: [...isOfKind(place?.kind ?? kind), ...isOfTarget(place?.target)],
+        }));
+  const byKind = (kind === undefined ? kinds : [kind]).map((one) => ({
+    column: 'kind' as const,
+    value: one,
+    also: [],
+  }));
+  const driversOf = (one: AttemptOutcome) =>
+    one === 'success' ? (byAgent ?? byTarget ?? byKind) : (byTarget ?? byAgent ?? byKind);
   const held: HeldPart[] =
     seeksHeld && states.includes('leased')
-      ? (targets ?? [undefined]).map((place) => ({
-          heldBy: agentId,
-          also: [
-            ...OF_KIND(place?.kind ?? kind),
-            ...(place ? [["coalesce(t.target, '')", place.target] as const] : []),
-          ],
-        }))
+      ? (byAgent ?? []).map(({ also }) => ({ heldBy: agentId, also }))
       : [];
   const ended = states
     .filter((state) => !(seeksHeld && state === 'leased'))
     .flatMap((state) =>
       ATTEMPT_OUTCOMES.filter(
-        (one) =>
-          (outcome === undefined || one === outcome) &&
-          (one === 'cancelled' || one === 'expired' ? GONE_ON : COMPLETED).includes(state),
-      ).flatMap((one) => drivers.map((driver) => ({ outcome: one, state, ...driver }))),
+        (one) => (outcome === undefined || one === outcome) && statesAfter(one).includes(state),
+      ).flatMap((one) => driversOf(one).map((driver) => ({ outcome: one, state, ...driver }))),
     );
   return [...ended, ...held];
 }
 
+const statesAfter = (outcome: AttemptOutcome): readonly TaskState[] =>
+  outcome === 'cancelled' || outcome === 'expired' ? GONE_ON : COMPLETED;
+
 // As expressions, so that no other index than the part's own is chosen by them.
-const OF_KIND = (kind: string | undefined): EndedPart['also'] =>
+const isOfKind = (kind: string | undefined): EndedPart['also'] =>
   kind === undefined ? [] : [["coalesce(t.kind, '')", kind]];
-const OF_AGENT = (agentId: number | undefined): EndedPart['also'] =>
+const isOfTarget = (target: string | undefined): EndedPart['also'] =>
+  target === undefined ? [] : [["coalesce(t.target, '')", target]];
+const isOfAgent = (agentId: number | undefined): EndedPart['also'] =>
   agentId === undefined ? [] : [['coalesce(t.last_agent_id, 0)', agentId]];
+
+/** As the partial indexes say it, word for word. The outcome is one of a few, so it need not be bound. */
+const endedSo = ({ outcome, state }: EndedPart, bind: (value: SqlValue) => string): string =>
+  outcome === 'success'
+    ? `t.last_outcome = 'success'`
+    : `t.last_outcome = '${outcome}' AND t.last_outcome <> 'success' AND t.state = ${bind(state)}`;
 
 /** A row with where it stands. */
 export type Standing<Row> = Row & { readonly stands_at: number };
@@ -150,7 +159,7 @@ export async function selectByAttempt<Row>(
               AND (CAST(${HELD_AT} AS bigint), t.id) ${beyond} (CAST(${cursorAt} AS bigint), CAST(${cursorId} AS bigint)) ${also}
             ORDER BY t.id ${direction} LIMIT ${most}) AS p${i}`
         : `SELECT * FROM (SELECT ${columns}, t.last_ended_at AS stands_at FROM tasks t
-            WHERE t.${part.column} = ${bind(part.value)} AND t.last_outcome = ${bind(part.outcome)} AND t.state = ${bind(part.state)}
+            WHERE t.${part.column} = ${bind(part.value)} AND ${endedSo(part, bind)}
               AND (t.last_ended_at, t.id) ${beyond} (${cursorAt}, ${cursorId}) ${range} ${also}
             ORDER BY t.last_ended_at ${direction}, t.id ${direction} LIMIT ${most}) AS p${i}`;
     });
