@@ -11,6 +11,8 @@ import {
   BODY_LIMIT,
   BULK_WRITE,
   DEFAULT_BODY_LIMIT,
+  LOG_FACTS,
+  type LogFacts,
   QUOTA,
   type QuotaRule,
   type RouteDeclaration,
@@ -107,6 +109,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
         shedFirst: said<boolean>(SHED_FIRST) ?? false,
         bulkWrite: said<boolean>(BULK_WRITE) ?? false,
         bodyShape: bodyShapeOf(controller, method),
+        logFacts: said<LogFacts>(LOG_FACTS),
       }
     );
   }

@@ -61,6 +61,8 @@ export interface ControlPlaneRequest extends FastifyRequest {
   hangUp?: AbortSignal;
   /** The error that it was answered with. */
   refusal?: ApiError;
+  /** What its line in the log says besides: ids of what it changed. */
+  logFacts?: Readonly<Record<string, unknown>>;
 }
 
 /** Whom a route lets in. */
@@ -82,6 +84,7 @@ export const QUOTA = Symbol('quota');
 export const BODY_LIMIT = Symbol('body-limit');
 export const SHED_FIRST = Symbol('shed-first');
 export const BULK_WRITE = Symbol('bulk-write');
+export const LOG_FACTS = Symbol('log-facts');
 
 /** How large a body a route takes that does not say so, in bytes. */
 export const DEFAULT_BODY_LIMIT = 16 * 1024;
@@ -99,6 +102,7 @@ export interface RouteDeclaration {
   readonly bulkWrite: boolean;
   /** What is read of the body; undefined if it is all. */
   readonly bodyShape: BodyShape | undefined;
+  readonly logFacts: LogFacts | undefined;
 }
 
 /** What the route that a request goes to declares; undefined if no controller serves it. */
@@ -167,6 +171,12 @@ export function BodyLimit(bytes: number): MethodDecorator {
     throw new Error(`@BodyLimit(${bytes}): the limit must be from 1 to ${MAX_BODY} bytes`);
   return SetMetadata(BODY_LIMIT, bytes);
 }
+
+/** Tells of a success what its line in the log says besides: ids only, never what clients sent. */
+export type LogFacts<Answer = never> = (answer: Answer) => Readonly<Record<string, unknown>>;
+
+/** Has the line in the log of a success say more than the request does, such as the ids of what it made. */
+export const LogsFacts = <Answer extends object>(facts: LogFacts<Answer>) => SetMetadata(LOG_FACTS, facts);
 
 /** Under overload this route is turned away before the others: it takes on work, they finish it. */
 export const ShedFirst = () => SetMetadata(SHED_FIRST, true);

@@ -65,12 +65,14 @@ export interface Refusal {
 }
 
 /** What 503 answers name in `details.reason`, and what else a request is turned away for. */
-const REASONS = new Set(['overload', 'in_flight', 'disk', 'database', 'stopping']);
+const REASONS = new Set(['overload', 'in_flight', 'disk', 'database', 'stopping', 'verifying']);
 
 /** What an error says of why a request was turned away; undefined if it was not, but wrong, or failed. */
 export function refusalOf({ code, status, details }: ApiError): Refusal | undefined {
   if (code === 'ERR_RATE_LIMITED') {
-    const { quota } = details ?? {};
+    const { quota, budget } = details ?? {};
+    if (typeof budget === 'string') return { reason: 'quota', quota: budget };
+    // Whoever fails to prove itself is told no more than that.
     return { reason: 'quota', quota: typeof quota === 'string' ? quota : 'failed-auth' };
   }
   if (status === 401) return { reason: 'authentication' };

@@ -132,24 +132,24 @@ export type Standing<Row> = Row & { readonly stands_at: number };
 export async function selectByAttempt<Row>(
   statements: Statements,
   parts: readonly AttemptPart[],
-  { from, to }: Pick<AttemptFilter, 'from' | 'to'>,
+  range: Pick<AttemptFilter, 'from' | 'to'>,
   columns: string,
   order: 'newest' | 'oldest',
   cursor: AttemptCursor | undefined,
   limit: number,
 ): Promise<Standing<Row & { id: number }>[]> {
   const [beyond, direction] = order === 'newest' ? ['<', 'DESC'] : ['>', 'ASC'];
-  const { at, id } = cursor ?? (order === 'newest' ? LAST : FIRST);
+  const { at, id } = beyondBoth(cursor, range, order);
   const found: Standing<Row & { id: number }>[] = [];
   for (let begin = 0; begin < parts.length; begin += PARTS_IN_STATEMENT) {
     const values: SqlValue[] = [];
     const bind = (value: SqlValue): string => `$${values.push(value)}`;
     const bounds = [bind(at), bind(id), bind(limit)] as const;
     const [cursorAt, cursorId, most] = bounds;
-    const range = [
-      from === undefined ? '' : `AND t.last_ended_at >= ${bind(from)}`,
-      to === undefined ? '' : `AND t.last_ended_at < ${bind(to)}`,
-    ].join(' ');
+    const end =
+      order === 'newest'
+        ? range.from !== undefined && `AND t.last_ended_at >= ${bind(range.from)}`
+        : range.to !== undefined && `AND t.last_ended_at < ${bind(range.to)}`;
     const pages = parts.slice(begin, begin + PARTS_IN_STATEMENT).map((part, i) => {
       const also = part.also.map(([expression, value]) => `AND ${expression} = ${bind(value)}`).join(' ');
       // A derived table each: a LIMIT must not reach across the union.
@@ -160,7 +160,7 @@ export async function selectByAttempt<Row>(
             ORDER BY t.id ${direction} LIMIT ${most}) AS p${i}`
         : `SELECT * FROM (SELECT ${columns}, t.last_ended_at AS stands_at FROM tasks t
             WHERE t.${part.column} = ${bind(part.value)} AND ${endedSo(part, bind)}
-              AND (t.last_ended_at, t.id) ${beyond} (${cursorAt}, ${cursorId}) ${range} ${also}
+              AND (t.last_ended_at, t.id) ${beyond} (${cursorAt}, ${cursorId}) ${end || ''} ${also}
             ORDER BY t.last_ended_at ${direction}, t.id ${direction} LIMIT ${most}) AS p${i}`;
     });
     found.push(
@@ -177,6 +177,24 @@ export async function selectByAttempt<Row>(
 
 const FIRST: AttemptCursor = { at: -1, id: 0 };
 const LAST: AttemptCursor = { at: HELD_AT, id: Number.MAX_SAFE_INTEGER };
+
+/**
+ * Where to begin: at the cursor, or where the range begins if that is further. One condition for both: of two on one side a database
+ * begins at one of them, and may read all that is between.
+ */
+function beyondBoth(
+  cursor: AttemptCursor | undefined,
+  { from, to }: Pick<AttemptFilter, 'from' | 'to'>,
+  order: 'newest' | 'oldest',
+): AttemptCursor {
+  if (order === 'newest') {
+    const start = cursor ?? LAST;
+    // No task has the id 0.
+    return to !== undefined && to <= start.at ? { at: to, id: 0 } : start;
+  }
+  const start = cursor ?? FIRST;
+  return from !== undefined && from > start.at ? { at: from, id: 0 } : start;
+}
 
 /** The text of a cursor behind a row. */
 export const cursorBehind = (row: { stands_at: number; id: number }): string => `${row.stands_at}-${row.id}`;

@@ -15,6 +15,7 @@ import {
   HangUp,
   IdempotencyKey,
   IdInPath,
+  LogsFacts,
   MAX_BODY,
   Operator,
   type OperatorIdentity,
@@ -39,6 +40,17 @@ import { TasksService } from './tasks.service';
 /** The answer is JSON text already. */
 const AnswersJsonText = () => Header('content-type', 'application/json; charset=utf-8');
 
+/** Of more tasks than this, the line in the log names the first and the last. */
+const LOGGED_IDS = 20;
+
+function taskIdsOf({ tasks }: EnqueueResponse): Record<string, unknown> {
+  const ids = tasks.map(({ id }) => id);
+  if (ids.length === 1) return { task_id: ids[0] };
+  return ids.length <= LOGGED_IDS
+    ? { task_ids: ids }
+    : { tasks: ids.length, first_task_id: Math.min(...ids), last_task_id: Math.max(...ids) };
+}
+
 /** What operators do with tasks. */
 @ApiTags('tasks')
 @Controller('v1/tasks')
@@ -54,6 +66,7 @@ export class TasksController {
   @ShedFirst()
   @BulkWrite()
   @BodyLimit(MAX_BODY)
+  @LogsFacts(taskIdsOf)
   @ApiExtension('x-changes-fleet', false)
   @ApiOperation({ operationId: 'enqueueTasks', summary: 'Enqueue tasks' })
   @ApiHeader({

@@ -3,13 +3,18 @@ import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
 import { GuardedErrors } from '../http/api-errors';
 import { OperatorUnless } from '../http/decorators';
+import { LineBudget } from './line-budget';
 import { Meter } from './meter';
+
+/** Lines a second, and at once, on what can't be read: while the database is away it is so at every scrape. */
+const FAILURE_LINES: [perSecond: number, burst: number] = [1 / 60, 5];
 
 /** What Prometheus scrapes. */
 @ApiTags('telemetry')
 @Controller()
 export class ExpositionController {
   private readonly logger = new Logger('Metrics');
+  private readonly lines = new LineBudget(...FAILURE_LINES);
 
   constructor(private readonly meter: Meter) {}
 
@@ -27,8 +32,9 @@ export class ExpositionController {
   @GuardedErrors()
   scrape(@Res({ passthrough: true }) reply: FastifyReply): Promise<string> {
     reply.header('content-type', this.meter.contentType);
-    return this.meter.expose((error) =>
-      this.logger.warn({ err: error }, 'some metrics could not be read; the scrape lacks them'),
-    );
+    return this.meter.expose((error) => {
+      if (this.lines.take())
+        this.logger.warn({ err: error }, 'some metrics could not be read; they are those of before');
+    });
   }
 }

@@ -48,7 +48,7 @@ describe('Meter', () => {
     expect(text).toContain('control_plane_metrics_series_folded_total 2');
   });
 
-  it('reads at each scrape what others keep; one reader that fails leaves its own values out', async () => {
+  it('reads at each scrape what others keep; one reader that fails keeps no others back', async () => {
     const meter = new Meter();
     let count = 3;
     meter.readCounter({ name: 'others_total', help: 'Others.' }, () => count);
@@ -63,6 +63,22 @@ describe('Meter', () => {
     expect(text).not.toMatch(/^control_plane_absent /m);
     expect(text).toContain('control_plane_behind 1\n');
     expect(failures).toEqual([expect.objectContaining({ message: 'away' })]);
+  });
+
+  it('does not wait for a reader that takes too long, nor for those behind it', async () => {
+    jest.useFakeTimers();
+    try {
+      const meter = new Meter();
+      meter.onScrape(() => new Promise(() => undefined));
+      meter.onScrape(() => new Promise(() => undefined));
+      const failures: unknown[] = [];
+      const text = meter.collect((error) => failures.push(error));
+      await jest.advanceTimersByTimeAsync(5_000);
+      expect(await text).toContain('control_plane_metrics_series_folded_total 0');
+      expect(failures).toHaveLength(2);
+    } finally {
+      jest.useRealTimers();
+    }
   });
 
   it('has scrapes within a second share an exposition, also while it is made', async () => {

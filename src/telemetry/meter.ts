@@ -10,6 +10,8 @@ const MAX_SERIES = 500;
 const OTHER = 'other';
 /** How long the text of a scrape is used again, in milliseconds: whoever scrapes, and how often, costs the same. */
 const REUSED_MS = 1_000;
+/** How long what a scrape reads may take in all, in milliseconds: Prometheus gives up after 10 s by default. */
+const READING_MS = 5_000;
 
 const NAME = /^[a-z][a-z0-9]*(?:_[a-z0-9]+)*$/;
 /** Endings that the exposition gives a meaning of its own. */
@@ -200,7 +202,10 @@ export class Meter {
     });
   }
 
-  /** Has this done before each scrape, to set what is only known then. One that fails leaves its values out. */
+  /**
+   * Has this done before each scrape, to set what is only known then. If it fails, or is not done in time, its values are those of the
+   * scrape before.
+   */
   onScrape(work: () => Promise<void> | void): void {
     this.beforeScrape.push(work);
   }
@@ -219,13 +224,13 @@ export class Meter {
 
   /** The exposition as it is at this instant; see {@link expose}. */
   async collect(onFailure: (error: unknown) => void): Promise<string> {
-    for (const work of this.beforeScrape) {
-      try {
-        await work();
-      } catch (error) {
-        onFailure(error);
-      }
-    }
+    let overdue: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      overdue = setTimeout(() => reject(new Error('it took too long')), READING_MS);
+    });
+    late.catch(() => undefined);
+    for (const work of this.beforeScrape) await Promise.race([attempt(work), late]).catch(onFailure);
+    clearTimeout(overdue);
     return (await this.registry.metrics()) + this.snapshots.map((text) => text()).join('');
   }
 
@@ -272,6 +277,8 @@ export class Meter {
     };
   }
 }
+
+const attempt = async (work: () => Promise<void> | void): Promise<void> => work();
 
 function labelProblem(labels: readonly string[]): string | undefined {
   for (const label of labels) {

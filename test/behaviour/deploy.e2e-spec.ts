@@ -436,7 +436,9 @@ describe('kubernetes.yaml', () => {
 });
 
 describe('the commands of the documents', () => {
-  const PAGES = ['docs/control-plane-cli.md', 'docs/control-plane-deploy.md'];
+  const PAGES = ['cli', 'deploy', 'operate', 'recover', 'watch'].map(
+    (page) => `docs/control-plane-${page}.md`,
+  );
   const pages = PAGES.map(text)
     .join('\n')
     .replaceAll(/ *\\\n */g, ' ');

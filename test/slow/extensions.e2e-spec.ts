@@ -118,7 +118,8 @@ class ServerProcess {
       body: body && JSON.stringify(body),
     });
     const text = await response.text();
-    return { status: response.status, headers: response.headers, body: text === '' ? '' : JSON.parse(text) };
+    const isJson = /json/.test(response.headers.get('content-type') ?? '');
+    return { status: response.status, headers: response.headers, body: isJson ? JSON.parse(text) : text };
   }
 
   operator(method: string, path: string, body?: object): Promise<Answer> {
@@ -251,6 +252,10 @@ describe('the example extension', () => {
       ]),
     );
 
+    const { body: exposition } = await server.operator('GET', '/metrics');
+    expect(exposition).toContain('control_plane_whois_domains_checked_total{expiry="said"} 2\n');
+    expect(exposition).toContain('control_plane_whois_domains_checked_total{expiry="unsaid"} 1\n');
+
     const expiring = await server.operator('GET', '/v1/whois/domains?expires_before=2027-01-01T00:00:00Z');
     expect(expiring.body.items).toEqual([view('soon.example', 2026)]);
     const page = await server.operator('GET', '/v1/whois/domains?limit=2');
@@ -353,7 +358,7 @@ it('is the one that the guide shows, word for word', () => {
     const blocks = [...section.matchAll(/```(?:ts|json)\n([\s\S]*?)```/g)].map(([, text]) => text as string);
     for (const block of blocks) expect(files.some((file) => file.includes(block))).toBe(true);
   }
-  expect(guide.match(/```(?:ts|json)/g)).toHaveLength(8);
+  expect(guide.match(/```(?:ts|json)/g)).toHaveLength(9);
 });
 
 /** An extension in plain JavaScript; `kind` is the body of its kind's class. */
