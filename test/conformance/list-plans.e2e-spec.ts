@@ -35,7 +35,6 @@ const LISTS: Record<string, string[]> = {
     'failing=true&status=online&cursor=7',
     'config_status=applied',
     'config_status=failed',
-    'config_status=other',
     'kind=dns',
     'version=a',
     'version=a&kind=dns&config_status=failed&failing=true&label=region:fra&status=online&cursor=7',
@@ -116,9 +115,10 @@ describe('a list with a filter', () => {
     },
   );
 
-  // Nearly every agent, in an ordinary fleet: a page of them is found among the first by their ids.
-  it.each(['failing=false', 'config_status=unsaid'])(
-    'is read by ids, and asks an index of each: /v1/agents?%s',
+  // Nearly every agent, in an ordinary fleet or while a configuration is rolled out: a page of them is found among the first by
+  // their ids. Which way is shorter depends on how many there are.
+  it.each(['failing=false', 'config_status=unsaid', 'config_status=other'])(
+    'reads no table from end to end: /v1/agents?%s',
     async (query) => {
       // Not one of the jobs, which read at any time.
       const statement = (await statementsOf(`/v1/agents?${query}&cursor=7`)).find(([sql]) =>
