@@ -3,6 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Sqlite from 'better-sqlite3';
 import pg from 'pg';
+import { AgentAbout } from '../../src/agents/agent-about';
+import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type Ended, run, spawnCommand } from '../helpers/command-line';
 import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
@@ -217,6 +219,9 @@ async function makeInstance(): Promise<Instance> {
     'waiting',
   ]);
   const [{ lease }] = await server.rows(`SELECT id AS lease FROM leases WHERE state = 'active'`);
+  // What is written a moment later.
+  await server.app.get(AgentOutcomes).flush();
+  await server.app.get(AgentAbout).flush();
   const reads = settled(await readAll(server));
   await server.stop({ keep: true });
   return {
