@@ -296,7 +296,7 @@ async function makeInstance(): Promise<Instance> {
 
     const refused = await transfer(folder, target);
     expect([refused.code, refused.stdout]).toEqual([1, '']);
-    expect(refused.stderr).toMatch(/^The target is not empty \(agent_config_states, .*Nothing was changed/);
+    expect(refused.stderr).toMatch(/^The target is not empty \(agent_about, .*Nothing was changed/);
   });
 
   it('shows a table, and fills a database that was only migrated', async () => {
