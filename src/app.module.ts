@@ -2,11 +2,14 @@ import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
 import {
+  AboutEntity,
   AgentEntity,
   AgentKindEntity,
   ConfigStateEntity,
   HeartbeatEntity,
   LabelEntity,
+  LastErrorEntity,
+  OutcomesEntity,
   OwnerTokenEntity,
   UsageEntity,
 } from './agents/agent.entity';
@@ -46,6 +49,9 @@ export const ENTITIES = [
   ConfigStateEntity,
   LabelEntity,
   AgentKindEntity,
+  OutcomesEntity,
+  LastErrorEntity,
+  AboutEntity,
   OwnerTokenEntity,
   UsageEntity,
   EnrollmentTokenEntity,

@@ -1,7 +1,9 @@
 import { Module } from '@nestjs/common';
 import { ConfigModule } from '../config/config.module';
 import { OperatorsModule } from '../operators/operators.module';
+import { AgentAbout } from './agent-about';
 import { AgentKinds } from './agent-kinds';
+import { AgentOutcomes } from './agent-outcomes';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
 import { Budgets } from './budgets';
@@ -17,7 +19,9 @@ import { RegistrationService } from './registration.service';
   imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController, EnrollmentController],
   providers: [
+    AgentAbout,
     AgentKinds,
+    AgentOutcomes,
     AgentsService,
     Budgets,
     ConfigStates,
@@ -25,6 +29,6 @@ import { RegistrationService } from './registration.service';
     FleetMetrics,
     RegistrationService,
   ],
-  exports: [AgentKinds, AgentsService, Budgets],
+  exports: [AgentAbout, AgentKinds, AgentOutcomes, AgentsService, Budgets],
 })
 export class AgentsModule {}

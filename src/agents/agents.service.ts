@@ -16,7 +16,9 @@ import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
 import type { AgentEntity, AgentOrigin, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
-import { AgentKinds } from './agent-kinds';
+import { AgentAbout } from './agent-about';
+import { AgentKinds, KIND_KEPT_MS } from './agent-kinds';
+import { AgentOutcomes, NONE } from './agent-outcomes';
 import type {
   AgentCredentials,
   AgentsQuery,
@@ -39,6 +41,9 @@ export const TRIAL_MS = 86_400_000;
 const DEPENDENT_TABLES = [
   'agent_labels',
   'agent_kinds',
+  'agent_outcomes',
+  'agent_last_errors',
+  'agent_about',
   'agent_owner_tokens',
   'agent_config_states',
   'agent_usage',
@@ -127,6 +132,8 @@ export class AgentsService {
     @Inject(SETTINGS) private readonly settings: Settings,
     private readonly lifecycle: Lifecycle,
     private readonly kinds: AgentKinds,
+    private readonly outcomes: AgentOutcomes,
+    private readonly about: AgentAbout,
   ) {
     this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
     continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
@@ -217,13 +224,19 @@ export class AgentsService {
   /**
    * Records a sign of life, and what it says about the agent's configuration where that is new. All that arrive while
    * the writer is busy share one statement.
+   * @param userAgent what the agent says of its version
    * @throws ERR_VALIDATION what it says about the configuration does not go together
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_FORBIDDEN the agent was disabled or revoked meanwhile
    */
-  async heartbeat(agent: AgentIdentity, request: HeartbeatRequest): Promise<HeartbeatResponse> {
+  async heartbeat(
+    agent: AgentIdentity,
+    request: HeartbeatRequest,
+    userAgent?: string,
+  ): Promise<HeartbeatResponse> {
     const refusal = await this.heartbeats.run({ agent, config: configReportOf(request) });
     if (refusal) throw refusal;
+    this.about.note(agent.id, userAgent);
     const revision = this.config.currentRevision();
     return {
       agent_id: agent.id,
@@ -281,6 +294,11 @@ export class AgentsService {
           status === 'online' ? `h.last_heartbeat_at > ${since}` : `h.last_heartbeat_at <= ${since}`,
         )
         .add(enrolledBy, (id) => `a.enrollment_token_id = ${id}`);
+      const joined = this.join(query, filters);
+      if (query.failing !== undefined)
+        filters.require(
+          `a.id ${query.failing ? 'IN' : 'NOT IN'} (${this.outcomes.selectFailing((value) => filters.bind(value))})`,
+        );
       for (const [name, value] of label.flatMap((one) => [parseLabel(one) ?? []]))
         filters.add(
           name,
@@ -289,12 +307,52 @@ export class AgentsService {
         );
       const most = filters.bind(limit + 1);
       const rows = await statements.rows<KnownAgent>(
-        `${SELECT_AGENT} ${filters.where} ORDER BY a.id DESC LIMIT ${most}`,
+        `${SELECT_AGENT} ${joined.tables} ${filters.where} ORDER BY ${joined.id} DESC LIMIT ${most}`,
         ...filters.values,
       );
       const page = pageOf(rows, limit, (row) => row.id);
       return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
     });
+  }
+
+  /**
+   * Joins the tables that an index finds agents in by what they said. The order is by the first one's ids, so that a page is read
+   * along its index: of a join's two equal columns SQLite does not see that either will do.
+   */
+  private join(
+    { version, kind, config_status: standing }: AgentsQuery,
+    filters: Conditions,
+  ): { tables: string; id: string } {
+    const joins: string[] = [];
+    const ids: string[] = [];
+    const add = (table: string, as: string, condition: string) => {
+      joins.push(`JOIN ${table} ${as} ON ${as}.agent_id = a.id`);
+      ids.push(`${as}.agent_id`);
+      filters.require(condition);
+    };
+    if (version !== undefined) add('agent_about', 'v', `v.version = ${filters.bind(version)}`);
+    if (kind !== undefined)
+      add(
+        'agent_kinds',
+        'k',
+        `k.kind = ${filters.bind(kind)} AND k.asked_at > ${filters.bind(this.clock.now() - KIND_KEPT_MS)}`,
+      );
+    // A revision has a character at least: this is none.
+    const inForce = this.config.currentRevision() ?? '';
+    if (standing === 'applied' || standing === 'failed')
+      add(
+        'agent_config_states',
+        's',
+        `s.revision = ${filters.bind(inForce)} AND s.status = ${filters.bind(standing)}`,
+      );
+    else if (standing === 'other') {
+      const revision = filters.bind(inForce);
+      filters.require(
+        `a.id IN (SELECT agent_id FROM agent_config_states WHERE revision < ${revision} OR revision > ${revision})`,
+      );
+    } else if (standing === 'unsaid')
+      filters.require('NOT EXISTS (SELECT 1 FROM agent_config_states s WHERE s.agent_id = a.id)');
+    return { tables: joins.join(' '), id: ids[0] ?? 'a.id' };
   }
 
   /** @throws ERR_NOT_FOUND there is no such agent, or it was deleted */
@@ -714,6 +772,9 @@ export class AgentsService {
     const labels = await labelsOf(statements, ids);
     const kinds = await this.kinds.of(statements, ids);
     const configs = await this.configStates.of(statements, ids);
+    const outcomes = await this.outcomes.of(statements, ids);
+    const errors = await this.outcomes.lastErrorsOf(statements, ids);
+    const versions = await this.about.of(statements, ids);
     const now = this.clock.now();
     return agents.map((agent) => ({
       id: agent.id,
@@ -733,6 +794,9 @@ export class AgentsService {
       last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
       token_expires_at: toTimestamp(agent.token_expires_at),
       live_leases: leases.get(agent.id) ?? 0,
+      version: versions.get(agent.id) ?? null,
+      outcomes: outcomes.get(agent.id) ?? { hour: { ...NONE }, day: { ...NONE } },
+      last_error: errors.get(agent.id) ?? null,
       config: configs.get(agent.id) ?? null,
     }));
   }

@@ -5,6 +5,7 @@ import { Database } from '../database/database';
 import { SETTINGS, type Settings } from '../settings';
 import { Meter } from '../telemetry/meter';
 import type { AgentState } from './agent.entity';
+import { AgentOutcomes } from './agent-outcomes';
 import { AGENT_STATUSES } from './agents.dto';
 import { AgentsService } from './agents.service';
 
@@ -33,6 +34,7 @@ export class FleetMetrics {
     private readonly clock: Clock,
     private readonly agents: AgentsService,
     private readonly config: ConfigService,
+    private readonly outcomes: AgentOutcomes,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     const byStatus = meter.gauge({ name: 'agents', help: 'Agents by how they stand.', labels: ['status'] });
@@ -44,6 +46,10 @@ export class FleetMetrics {
     const silent = meter.gauge({
       name: 'agents_silent',
       help: 'Agents in service whose last heartbeat is older than twice the timeout.',
+    });
+    const failing = meter.gauge({
+      name: 'agents_failing',
+      help: 'Agents in service of which, in the last hour, at least 5 attempts ended and more than half by an error, by being given back or by expiring.',
     });
     const configs = meter.gauge({
       name: 'config_agents',
@@ -78,6 +84,7 @@ export class FleetMetrics {
       for (const [status, count] of Object.entries(counts)) byStatus.set({ status }, count);
       ages.set(inBuckets, sumMs / 1_000);
       silent.set({}, silentAgents);
+      failing.set({}, await this.database.read((statements) => this.outcomes.countFailing(statements)));
       const states = await this.readConfigStates(inService);
       for (const state of CONFIG_STATES) configs.set({ state }, states[state]);
       const expiresAt = this.config.expiryInForce();

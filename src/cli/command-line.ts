@@ -38,6 +38,8 @@ function programFor(terminal: Terminal, { stdout, stderr }: Surroundings): Comma
   const program = new Command('control-plane')
     .description('The DNS Agent Control Plane: the server, and what its operators do with it.')
     .version(version)
+    // Behind a command, --version is that command's: `agents list --version` filters by it.
+    .enablePositionalOptions()
     .exitOverride()
     .configureOutput({
       writeOut: (text) => stdout.write(text),

@@ -245,3 +245,8 @@ export const IdempotencyKey = createParamDecorator(
     return typeof key === 'string' ? key : undefined;
   },
 );
+
+/** The `User-Agent` header, where there is one: what the caller says of itself. */
+export const UserAgent = createParamDecorator(
+  (_: unknown, context: ExecutionContext): string | undefined => requestOf(context).headers['user-agent'],
+);

@@ -1,6 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
+import type { AttemptOutcome } from '../agents/agent.entity';
 import { AgentKinds, type Capacities } from '../agents/agent-kinds';
+import { AgentOutcomes, type EndedAttempt } from '../agents/agent-outcomes';
 import { AgentsService } from '../agents/agents.service';
 import { Budgets } from '../agents/budgets';
 import { Clock } from '../clock';
@@ -14,6 +16,7 @@ import { SETTINGS, type Settings } from '../settings';
 import { backoffMs } from './backoff';
 import { shareOut } from './claim-shares';
 import { ClaimWaiters } from './claim-waiters';
+import { messageOf } from './ended-attempts';
 import type { LeaseState } from './lease.entity';
 import { LeaseMetrics } from './lease-metrics';
 import {
@@ -69,6 +72,8 @@ interface TaskEnd {
   attempts: number;
   run_at: number | null;
   reason: TaskReason | null;
+  /** Null if it did not end by itself. */
+  attempt: EndedAttempt | null;
 }
 
 /** A result on its way into the table. */
@@ -97,6 +102,7 @@ export class LeasesService {
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
     private readonly metrics: LeaseMetrics,
+    private readonly outcomes: AgentOutcomes,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
@@ -224,7 +230,11 @@ export class LeasesService {
         if (lease.state === 'active') {
           ended.push({ id: lease.id, state: as, lease });
           lease.state = as;
-          ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
+          const endedAs = as === 'completed' ? (outcome ?? 'unsaid') : as;
+          ends.push({
+            ...(as === 'completed' ? completed(lease) : this.givenBack(lease, now)),
+            attempt: attemptOf(agentId, lease, endedAs, endedAs === 'success' ? [] : observations),
+          });
           keep(as === 'completed' ? 'final' : 'attempt');
           if (this.kinds.wantsReports(lease.kind)) {
             taken.push({
@@ -272,7 +282,7 @@ export class LeasesService {
     return this.database.write(async (tx) => {
       if (!(await this.continuity.isUnbroken(tx))) return 0;
       const { now } = tx;
-      const leases = await tx.rows<HeldLease>(
+      const leases = await tx.rows<HeldLease & { agent_id: number }>(
         `${SELECT_HELD} WHERE l.state = 'active' AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
          ${tx.dialect.skipLocked('l', 't')}`,
         now,
@@ -285,7 +295,10 @@ export class LeasesService {
       );
       await this.endAttempts(
         tx,
-        leases.map((lease) => this.givenBack(lease, now)),
+        leases.map((lease) => ({
+          ...this.givenBack(lease, now),
+          attempt: attemptOf(lease.agent_id, lease, 'expired', []),
+        })),
         now,
       );
       this.metrics.countExpired(tx, leases);
@@ -663,11 +676,26 @@ export class LeasesService {
     if (ends.length === 0) return;
     await tx.run(
       `UPDATE tasks SET state = r.state, attempts = r.attempts, run_at = coalesce(r.run_at, tasks.run_at), reason = r.reason, lease_id = NULL,
-         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN CAST($2 AS bigint) END
-       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text', attempts: 'integer', run_at: 'integer', reason: 'text' })} AS r
+         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN CAST($2 AS bigint) END,
+         last_outcome = coalesce(r.outcome, tasks.last_outcome), last_agent_id = coalesce(r.agent_id, tasks.last_agent_id),
+         last_error = CASE WHEN r.outcome IS NULL THEN tasks.last_error ELSE r.error END,
+         last_ended_at = CASE WHEN r.outcome IS NULL THEN tasks.last_ended_at ELSE CAST($2 AS bigint) END
+       FROM ${tx.dialect.rowset('$1', {
+         id: 'integer',
+         state: 'text',
+         attempts: 'integer',
+         run_at: 'integer',
+         reason: 'text',
+         outcome: 'text',
+         agent_id: 'integer',
+         error: 'text',
+       })} AS r
        WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
       JSON.stringify(
-        ends.map(({ id, to, attempts, run_at, reason }) => ({ id, state: to, attempts, run_at, reason })),
+        ends.map(({ id, to, attempts, run_at, reason, attempt }) => ({
+          ...{ id, state: to, attempts, run_at, reason },
+          ...{ outcome: attempt?.outcome, agent_id: attempt?.agentId, error: attempt?.message },
+        })),
       ),
       now,
       JSON.stringify(ends.map(({ id }) => id)),
@@ -677,10 +705,14 @@ export class LeasesService {
       ends.map(({ kind, target, to }) => ({ kind, target, from: 'leased', to })),
     );
     this.metrics.countDead(tx, ends);
+    this.outcomes.count(
+      tx,
+      ends.flatMap(({ attempt }) => attempt ?? []),
+    );
   }
 
   /** What a task becomes whose attempt failed: scheduled for the next one, or dead. */
-  private givenBack(lease: HeldLease, now: number): TaskEnd {
+  private givenBack(lease: HeldLease, now: number): Omit<TaskEnd, 'attempt'> {
     const { task_id: id, kind, target, attempts } = lease;
     if (attempts >= lease.max_attempts)
       return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'max_attempts' };
@@ -717,6 +749,7 @@ export class LeasesService {
         attempts: attempts - 1,
         run_at: null,
         reason: null,
+        attempt: null,
       })),
       now,
     );
@@ -784,9 +817,17 @@ function withinShares(
   });
 }
 
-const SELECT_HELD = `SELECT l.id, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after
+const SELECT_HELD = `SELECT l.id, l.task_id, l.agent_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after
   FROM leases l JOIN tasks t ON t.id = l.task_id`;
 
-function completed({ task_id: id, kind, target, attempts }: HeldLease): TaskEnd {
+function completed({ task_id: id, kind, target, attempts }: HeldLease): Omit<TaskEnd, 'attempt'> {
   return { id, kind, target, to: 'completed', attempts, run_at: null, reason: null };
 }
+
+/** How an attempt ended; for the agent's counts and the task. */
+const attemptOf = (
+  agentId: number,
+  { task_id: taskId }: HeldLease,
+  outcome: AttemptOutcome,
+  observations: Parameters<typeof messageOf>[0],
+): EndedAttempt => ({ agentId, taskId, outcome, message: messageOf(observations) });

@@ -12,6 +12,7 @@ import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
+import { cursorBehind, cursorOf, isByAttempt, partsOf, selectByAttempt } from './ended-attempts';
 import type { LeaseState } from './lease.entity';
 import { LeaseMetrics } from './lease-metrics';
 import { LeasesService } from './leases.service';
@@ -117,13 +118,36 @@ export class TasksService {
   }
 
   /**
-   * Lists tasks, newest first.
-   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have
+   * Lists tasks, newest first. By an agent, an outcome or a time: those that the agent holds, then by when the last attempt ended,
+   * the latest first.
+   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have; or the cursor is of a list in the other order
    */
   async list(query: TasksQuery): Promise<Page<TaskView>> {
-    const { kind, target } = query;
+    const { kind, state, target, agent_id: agentId, outcome, limit } = query;
     const targets = target === undefined ? undefined : this.kinds.findTargets(target, kind);
+    const last = {
+      agentId,
+      outcome,
+      from: instantOf(query.from) ?? undefined,
+      to: instantOf(query.to) ?? undefined,
+    };
+    const byAttempt = isByAttempt(last);
+    const cursor = cursorOf(query.cursor, byAttempt);
     return this.database.read(async (statements) => {
+      if (byAttempt) {
+        const states = state === undefined ? TASK_STATES : [state];
+        const parts = partsOf({ ...last, kind, targets, states }, await this.depth.kinds(statements));
+        const rows = await selectByAttempt<TaskEntity>(
+          statements,
+          parts,
+          last,
+          't.*',
+          'newest',
+          cursor,
+          limit + 1,
+        );
+        return pageOf(rows, limit, cursorBehind, viewOf);
+      }
       return pageOf(await this.selectPage(statements, query, targets), query.limit, (row) => row.id, viewOf);
     });
   }
@@ -511,7 +535,8 @@ const CAN_RUN_OUT = `not_after IS NOT NULL AND state IN ('scheduled', 'waiting',
 const isSameJson = (a: string, b: string): boolean =>
   a === b || canonicalize(JSON.parse(a)) === canonicalize(JSON.parse(b));
 
-const instantOf = (text: string | null | undefined): number | null =>
+/** In ms since the epoch. */
+export const instantOf = (text: string | null | undefined): number | null =>
   text === undefined || text === null ? null : (parseTimestamp(text) ?? null);
 
 /** @throws ERR_VALIDATION a task whose time is up before it could begin */
@@ -629,5 +654,9 @@ function viewOf(task: TaskEntity): TaskView {
     created_at: toTimestamp(task.created_at),
     updated_at: toTimestamp(task.updated_at),
     finished_at: toTimestamp(task.finished_at),
+    last_outcome: task.last_outcome,
+    last_error: task.last_error === null ? null : JSON.parse(task.last_error),
+    last_agent_id: task.last_agent_id,
+    last_ended_at: toTimestamp(task.last_ended_at),
   };
 }

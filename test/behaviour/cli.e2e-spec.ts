@@ -19,6 +19,8 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { AgentAbout } from '../../src/agents/agent-about';
+import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
@@ -335,7 +337,7 @@ describe('the command line with a server', () => {
     const shown = (await cli(['agents', 'show', String(made.agent_id)])).stdout;
     expect(shown).toMatch(new RegExp(`^labels\\n {2}a {2}two words\\n {2}b {2}${label}$`, 'm'));
     const listed = (await cli(['agents', 'list', '--hostname', 'nested'])).stdout;
-    expect(listed).toMatch(/ a="two words" b=x{41}\.\.\.$/m);
+    expect(listed).toMatch(/ a="two words" b=x{41}\.\.\. /);
   });
 
   it('shows a task without what is of a page, and each attempt with what was observed', async () => {
@@ -417,6 +419,66 @@ describe('the command line with a server', () => {
     });
     for (const args of [['cancel'], ['cancel', '1', '--all'], ['retry', '--dry-run'], ['retry', 'x']])
       expect([args, (await cli(['task', ...args])).code]).toEqual([args, 2]);
+  });
+
+  it('shows and finds failing agents and what went wrong, with nothing of it that a terminal acts on', async () => {
+    const agent = await server.register('failing-1');
+    const ids = await server.enqueue(...Array.from({ length: 6 }, () => dnsTask({ priority: 99 })));
+    const version = { 'user-agent': 'cli-test/1.0 beta' };
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { dns: 6 } }, version)).body;
+    const said = `first line\n\u001b[2J\u202e${'x'.repeat(60)}`;
+    const report = (lease_id: number, outcome: string) => ({
+      lease_id,
+      outcome,
+      observations: [{ name: 'error', value: said }],
+    });
+    const [one, ...others] = leases.map(({ lease_id }: { lease_id: number }) => lease_id);
+    const completed = [report(one, 'success'), ...others.map((id: number) => report(id, 'error'))];
+    await server.agent(agent, '/report', { completed, cancelled: [] });
+    await server.app.get(AgentOutcomes).flush();
+    await server.app.get(AgentAbout).flush();
+    const id = String(agent.agent_id);
+    const listed = await cli([
+      'agents',
+      'list',
+      '--failing',
+      '--version',
+      'cli-test/1.0 beta',
+      '--kind',
+      'dns',
+    ]);
+    expect(listed.stdout.trimEnd().split('\n')).toHaveLength(2);
+    expect(listed.stdout).not.toMatch(HIDDEN);
+    expect(listed.stdout).toContain('success=1 error=5');
+    expect(listed.stdout).toContain(String.raw`error first line\u000a\u001b[2J\u202e`);
+    expect(listed.stdout).not.toContain('x'.repeat(40));
+    const idsOf = async (...args: string[]) =>
+      (await json(...args)).items.map((item: any) => String(item.id));
+    expect(await idsOf('agents', 'list', '--not-failing')).not.toContain(id);
+    expect(await idsOf('agents', 'list', '--config-status', 'unsaid', '--failing')).toEqual([id]);
+    expect(await idsOf('agents', 'list', '--config-status', 'failed')).toEqual([]);
+    expect((await cli(['agents', 'list', '--failing', '--not-failing'])).code).toBe(2);
+    const shown = (await cli(['agents', 'show', id])).stdout;
+    expect(shown).toMatch(/^outcomes\n {2}hour\n {4}success +1\n/m);
+    expect(shown).toMatch(/^ {2}day\n/m);
+    expect(shown).not.toMatch(HIDDEN);
+
+    const failed = (await json('task', 'list', '--agent', id, '--outcome', 'error', '--from', '1h')).items;
+    expect(failed.map((task: any) => task.id).toSorted()).toEqual(ids.slice(1));
+    expect(failed[0]).toMatchObject({ last_error: said, last_agent_id: agent.agent_id });
+    expect((await json('task', 'list', '--agent', id, '--to', '1h')).items).toEqual([]);
+    const rows = await cli(['task', 'list', '--agent', id]);
+    expect(rows.stdout).not.toMatch(HIDDEN);
+    expect(rows.stdout).toMatch(/LAST_OUTCOME +LAST_AGENT_ID +LAST_ENDED_AT +LAST_ERROR/);
+    const [held] = await server.enqueue(dnsTask({ priority: 99 }));
+    await server.agent(agent, '/claim', { capacities: { dns: 1 } });
+    const counted = await json('task', 'cancel', '--agent', id, '--dry-run');
+    expect(counted).toEqual({ matched: 1, changed: 0 });
+    expect(await json('task', 'cancel', '--agent', id)).toEqual({ matched: 1, changed: 1 });
+    expect((await json('task', 'get', String(held))).state).toBe('cancelled');
+    const retried = await json('task', 'retry', '--outcome', 'expired', '--from', '1h', '--to', '1s');
+    expect(retried).toEqual({ matched: 0, changed: 0 });
+    expect((await cli(['task', 'cancel', '7', '--outcome', 'error'])).code).toBe(2);
   });
 
   it('takes instants as a time from now', async () => {
@@ -520,7 +582,10 @@ describe('the command line with a server', () => {
     };
     const wanted: [string, string[]][] = [
       ['agents list --status', ofQuery('/v1/agents', 'status')],
+      ['agents list --config-status', ofQuery('/v1/agents', 'config_status')],
       ['task list --state', ofQuery('/v1/tasks', 'state')],
+      ['task list --outcome', ofQuery('/v1/tasks', 'outcome')],
+      ['task cancel --outcome', ofBody('/v1/tasks/cancel', 'outcome')],
       ['task cancel --state', ofBody('/v1/tasks/cancel', 'state')],
       ['task retry --state', ofBody('/v1/tasks/retry', 'state')],
       ['windows list --scope', ofQuery('/v1/concurrency/windows', 'scope')],

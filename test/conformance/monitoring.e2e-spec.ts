@@ -8,7 +8,6 @@ const OF_SQLITE = ['control_plane_disk_free_bytes', 'control_plane_disk_watermar
 const OF_POSTGRES = ['control_plane_database_connections', 'control_plane_database_connections_waiting'];
 const ABSENT = onPostgres ? OF_SQLITE : OF_POSTGRES;
 /** Asked for already, and not shown yet: to be taken out with the first version that shows them. */
-const AWAITED = ['control_plane_agents_failing'];
 /** What Prometheus makes itself. */
 const OF_PROMETHEUS = ['up', 'ALERTS'];
 
