@@ -16,7 +16,7 @@ export interface Output {
 export interface Screen {
   /** Draws the page, as much of its beginning as there are lines. */
   show(page: string): void;
-  /** Leaves the last page there, and gives the cursor back. */
+  /** Leaves the last page there. */
   close(): void;
 }
 
@@ -77,8 +77,17 @@ export class Terminal {
   /** Begins to draw on the terminal. */
   async openScreen(): Promise<Screen> {
     const { stdout } = this.surroundings;
+    // One that does not say its size can't be drawn on in place.
+    if (!stdout.columns || !stdout.rows)
+      return {
+        show: (page) => {
+          this.clear();
+          this.print(page);
+        },
+        close: () => undefined,
+      };
     const { createLogUpdate } = await import('log-update');
-    const draw = createLogUpdate(stdout as NodeJS.WriteStream);
+    const draw = createLogUpdate(stdout as NodeJS.WriteStream, { showCursor: true });
     this.clear();
     return {
       // If it is too long, its end is what can be spared.

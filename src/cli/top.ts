@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import { Clock, toTimestamp } from '../clock';
 import { patience } from './arguments';
 import { table } from './print';
-import type { Terminal } from './terminal';
+import type { Screen, Terminal } from './terminal';
 import { type Common, fetchText, get, query, repeatedly, type Shown, verb } from './verbs';
 
 const EVERY_S = 2;
@@ -70,16 +70,18 @@ async function top(terminal: Terminal, options: Common, every: number | undefine
     else terminal.print(pageOf(look, undefined));
     return;
   }
-  const screen = await terminal.openScreen();
+  let screen: Screen | undefined;
   let before: Look | undefined;
   try {
     await repeatedly(terminal, { ...options, watch: every }, async () => {
       const look = await takeLook(terminal, options);
+      // Not before something can be shown: why it can't is said where the cursor is.
+      screen ??= await terminal.openScreen();
       screen.show(`${pageOf(look, before)}\n\nEvery ${every} s; Ctrl-C ends it.`);
       before = look;
     });
   } finally {
-    screen.close();
+    screen?.close();
   }
 }
 

@@ -557,6 +557,67 @@ describe('the command line with a server', () => {
     expect([refused.code, refused.stdout]).toEqual([1, '']);
   });
 
+  it('shows the fleet, the queue and what goes wrong on one page, once or as JSON', async () => {
+    const { hostname, agent_id, auth_token } = {
+      hostname: 'probe-top',
+      ...(await server.register('probe-top')),
+    };
+    const who = { agent_id, auth_token };
+    await server.enqueue(
+      ...Array.from({ length: 6 }, () => dnsTask({ priority: 1_000 }, { server: '192.0.2.77' })),
+    );
+    const { leases } = (await server.agent(who, '/claim', { capacities: { dns: 6 } })).body;
+    const completed = leases.map(({ lease_id }: { lease_id: number }) => ({
+      ...{ lease_id, outcome: 'error' },
+      observations: [{ name: 'error', value: 'refused \u001b[2J' }],
+    }));
+    await server.agent(who, '/report', { completed, cancelled: [] });
+    // Counts are written a moment later.
+    const top = () => json('top');
+    let look = await top();
+    for (let i = 0; i < 50 && !look.agents.some((one: { id: number }) => one.id === agent_id); i++) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      look = await top();
+    }
+    expect(look).toMatchObject({
+      agents: expect.arrayContaining([
+        expect.objectContaining({
+          hostname,
+          outcomes: expect.objectContaining({ hour: expect.objectContaining({ error: 6 }) }),
+        }),
+      ]),
+      targets: expect.arrayContaining([expect.objectContaining({ target: '192.0.2.77:53', error: 6 })]),
+      fleet: { online: expect.any(Number) },
+    });
+    expect(look.stats.depths).toContainEqual(expect.objectContaining({ kind: 'dns', state: 'completed' }));
+    const { code, stdout } = await cli(['top', '--once']);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^FLEET {3}online \d+ {2}offline \d+/m);
+    expect(stdout).toMatch(/^dns +192\.0\.2\.77:53 +6 /m);
+    expect(stdout).toMatch(/probe-top +online/);
+    // What an agent says is shown, and does nothing to the terminal.
+    expect(stdout).toContain('refused \\u001b[2J');
+    expect(stdout).not.toContain('\u001b');
+  });
+
+  it('draws the page in place on a terminal, as much as fits, until it is interrupted', async () => {
+    const ctrlC = new AbortController();
+    let pages = 0;
+    const { code, stdout } = await run(['top', '--every', '1'], {
+      ...{ cwd: server.folder, env: finding(server.url), signal: ctrlC.signal },
+      terminal: { columns: 60, rows: 6 },
+      onOutput: (text) => {
+        if (text.includes('completed') && ++pages === 2) ctrlC.abort();
+      },
+    });
+    expect([code, pages]).toEqual([0, 2]);
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: what a terminal is told
+    const drawn = stdout.replace(/\u001b\[[\d;?]*[a-zA-Z]/g, '');
+    expect(drawn).toMatch(/enqueued \d+(?:\.\d)?\/s {2}completed/);
+    for (const line of drawn.split('\n')) expect(line.length).toBeLessThanOrEqual(60);
+    expect(drawn).not.toContain('FAILING AGENTS');
+  });
+
   it.each(['bash', 'zsh', 'fish'])('completes every command in %s', async (shell) => {
     const { code, stdout } = await cli(['completion', shell]);
     expect(code).toBe(0);
