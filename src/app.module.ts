@@ -39,6 +39,7 @@ import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
 import { Meter } from './telemetry/meter';
+import { Overload } from './telemetry/overload';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
 /** Every table that the query builder is used on. */
@@ -73,6 +74,7 @@ export interface Parts {
   clock: Clock;
   lifecycle: Lifecycle;
   meter: Meter;
+  overload: Overload;
   extensions: readonly Extension[];
 }
 
@@ -86,6 +88,7 @@ export class AppModule {
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
       { provide: Meter, useValue: parts.meter },
+      { provide: Overload, useValue: parts.overload },
     ];
     return {
       module: AppModule,

@@ -129,7 +129,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const isHealth = (request: FastifyRequest) =>
       /^\/(healthz|livez|readyz)$/.test(request.routeOptions.url ?? '');
     const app = await NestFactory.create<NestFastifyApplication>(
-      AppModule.forRoot({ settings, database, clock, lifecycle, meter, extensions }),
+      AppModule.forRoot({ settings, database, clock, lifecycle, meter, overload, extensions }),
       adapter,
       { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
     );

@@ -15,6 +15,7 @@ import { addMoving } from './move';
 import { addTasks } from './tasks';
 import { type Surroundings, Terminal } from './terminal';
 import { addTokens } from './tokens';
+import { addTop } from './top';
 
 const { version } = require('../../package.json') as { version: string };
 
@@ -69,6 +70,7 @@ Examples:
   addConfigs(program, terminal);
   addTokens(program, terminal);
   addAudit(program, terminal);
+  addTop(program, terminal);
   addCompletion(program, terminal);
   pointToHelp(program, program.name());
   return program;

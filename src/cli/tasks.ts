@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
 import { futureOption, id, oneOf, pastOption, whole } from './arguments';
 import { EXIT, Failure } from './failure';
-import { fields, shortened, table } from './print';
+import { fields, harmless, shortened, table } from './print';
 import type { Terminal } from './terminal';
 import {
   type Common,
@@ -125,6 +125,9 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .action((of, { cursor, ...options }) =>
       perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), shown),
     );
+  watching(verb(task, 'why', 'explain why a task does not run, and what would let it', 'task why 1203'))
+    .argument('<id>', "the task's id", id)
+    .action((of, options) => perform(terminal, options, get(`/v1/tasks/${of}/why`), explained));
   changing(
     verb(
       task,
@@ -172,6 +175,13 @@ const inRow = ({ last_error: error, ...task }: Shown): object => ({
 
 /** A task with its attempts; whether there are more of them is said apart. */
 const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
+
+/** The sentence, and below it what is known; each change with what it has. */
+function explained({ message, changes, ...answer }: Shown): string {
+  const isMoot = (name: string) => name === 'before_is_exact' && answer.before === null;
+  const known = Object.entries(answer).filter(([name, value]) => value !== null && !isMoot(name));
+  return `${harmless(message)}\n\n${fields({ ...Object.fromEntries(known), changes })}`;
+}
 
 const changing = (command: Command, states: readonly string[]): Command =>
   command

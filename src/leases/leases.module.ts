@@ -15,6 +15,7 @@ import { QueueDepth } from './queue-depth';
 import { QueueMetrics } from './queue-metrics';
 import { QueueUpkeep } from './queue-upkeep';
 import { TaskKinds } from './task-kinds';
+import { TaskWhyService } from './task-why.service';
 import { TasksController } from './tasks.controller';
 import { TasksService } from './tasks.service';
 
@@ -28,6 +29,7 @@ import { TasksService } from './tasks.service';
     QueueMetrics,
     TasksService,
     BulkTasks,
+    TaskWhyService,
     QueueDepth,
     QueueUpkeep,
     ClaimWaiters,

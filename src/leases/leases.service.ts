@@ -400,8 +400,9 @@ export class LeasesService {
   private async learnThatNone(agent: AgentIdentity, capacities: Capacities): Promise<void> {
     if (!this.agentKinds.isNews(agent.id, capacities, this.clock.now())) return;
     await this.database.write(async (tx) => {
-      await this.agents.requireInService(tx, agent, 'alone');
-      await this.agentKinds.learn(tx, agent.id, capacities);
+      // It is answered alike, whoever it is: what a claim that asks for nothing gets depends on nothing.
+      const [refusal] = await this.agents.refusals(tx, [agent]);
+      if (!refusal) await this.agentKinds.learn(tx, agent.id, capacities);
     });
   }
 

@@ -23,6 +23,8 @@ import {
 } from '../http/decorators';
 import { IdParam } from '../http/validation';
 import { BulkTasks } from './bulk-tasks';
+import { TaskWhy } from './task-why.dto';
+import { TaskWhyService } from './task-why.service';
 import {
   AttemptsQuery,
   BulkAnswer,
@@ -58,6 +60,7 @@ export class TasksController {
   constructor(
     private readonly tasks: TasksService,
     private readonly bulk: BulkTasks,
+    private readonly why: TaskWhyService,
   ) {}
 
   /** Enqueues tasks, all or none, and answers in the order sent. */
@@ -114,6 +117,17 @@ export class TasksController {
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<string> {
     return this.tasks.get(id, query);
+  }
+
+  /** Tells the one reason why a task does not run, with numbers, and the least change that would let it. */
+  @Get(':id/why')
+  @Operator('viewer')
+  @IdInPath()
+  @ApiOperation({ operationId: 'explainTask', summary: 'Explain why a task does not run' })
+  @ApiOkResponse({ type: TaskWhy })
+  @GuardedErrors('ERR_NOT_FOUND')
+  explain(@Param('id', IdParam) id: number): Promise<TaskWhy> {
+    return this.why.explain(id);
   }
 
   /**

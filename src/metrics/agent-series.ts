@@ -45,6 +45,7 @@ export class AgentSeries {
     private readonly jobs: JobRunner,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    this.jobs.declare('agent-series');
     const { metricsLabels: splitBy } = settings;
     this.sums = meter.gauge<string>({
       name: 'agent_samples',

@@ -55,6 +55,7 @@ export class MetricsService {
     private readonly series: AgentSeries,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    this.jobs.declare('metrics-retention');
     this.envelopes = new CoalescedWrite(database, (tx, arrivals) => this.store(tx, arrivals));
   }
 

@@ -82,6 +82,11 @@ export class JobRunner implements BeforeApplicationShutdown {
     });
   }
 
+  /** Says that there is such a job, so that its metrics begin before its first run: the first failure is an increase then. */
+  declare(name: string): void {
+    this.recordOf(name);
+  }
+
   /**
    * Runs a job unless it is running already, here or at another replica. Never throws.
    * @param everyMs the interval that the job is meant to come at, for its lag

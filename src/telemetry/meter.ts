@@ -80,6 +80,7 @@ export class Meter {
   private readonly beforeScrape: (() => Promise<void> | void)[] = [];
   private exposition: { text: Promise<string>; madeAt: number } | undefined;
   private foldedSets = 0;
+  private failedReads = 0;
 
   constructor(private readonly now: () => number = () => performance.now()) {
     this.readCounter(
@@ -88,6 +89,13 @@ export class Meter {
         help: `Values that were counted as "${OTHER}", for their instrument has as many sets of labels as it may.`,
       },
       () => this.foldedSets,
+    );
+    this.readCounter(
+      {
+        name: 'metrics_read_failures_total',
+        help: 'Times that something could not be read for a scrape, so that its values are those of before.',
+      },
+      () => this.failedReads,
     );
   }
 
@@ -229,7 +237,12 @@ export class Meter {
       overdue = setTimeout(() => reject(new Error('it took too long')), READING_MS);
     });
     late.catch(() => undefined);
-    for (const work of this.beforeScrape) await Promise.race([attempt(work), late]).catch(onFailure);
+    // From the last to the first: the count of failures was declared first, and shows those of this scrape.
+    for (const work of this.beforeScrape.toReversed())
+      await Promise.race([attempt(work), late]).catch((error: unknown) => {
+        this.failedReads++;
+        onFailure(error);
+      });
     clearTimeout(overdue);
     return (await this.registry.metrics()) + this.snapshots.map((text) => text()).join('');
   }

@@ -673,7 +673,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-    expect(top).toHaveLength(17);
+    expect(top).toHaveLength(18);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);
@@ -681,6 +681,30 @@ describe('the command line with a server', () => {
         expect(await help(name, verbs[0] as string)).toMatch(/\nExamples:\n {2}\$ control-plane /);
       else if (!['serve', 'migrate', 'doctor'].includes(name)) expect(text).toContain('\nExamples:\n');
     }
+  });
+
+  it('explains why a task does not run', async () => {
+    const place = ['--kind', 'http', '--target', 'why.example:80'];
+    await json('limits', 'set', ...place, '--limit', '0');
+    const { tasks } = await json('task', 'add', 'http', 'url=http://why.example/');
+    const id = String(tasks[0].id);
+    const { stdout } = await cli(['task', 'why', id]);
+    expect(stdout).toMatch(
+      /^No agent has asked for http in the last day\. To let it run: bring an agent .*\n\n/,
+    );
+    expect(stdout).toMatch(/^reason +no_agent$/m);
+    expect(stdout).toMatch(/^ +limit +0$/m);
+    expect(stdout).toMatch(/^no_agent +bring_agent /m);
+    expect(stdout).toMatch(/^window_full +raise_limit +http +- +target +why\.example:80 +1$/m);
+    expect(await json('task', 'why', id)).toMatchObject({
+      task_id: Number(id),
+      reason: 'no_agent',
+      lease: null,
+    });
+    expect((await cli(['task', 'why'])).code).toBe(2);
+    expect((await cli(['task', 'why', '999999'])).stderr).toContain('ERR_NOT_FOUND');
+    await json('task', 'cancel', id);
+    await json('limits', 'lift', ...place);
   });
 });
 

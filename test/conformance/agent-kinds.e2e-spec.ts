@@ -49,8 +49,10 @@ describe('the kinds that an agent takes', () => {
     clock.advance(MINUTE_MS);
     await claim({ dns: 0 });
     expect(await kinds()).toEqual([]);
-    clock.advance(MINUTE_MS);
     await claim({ dns: 1 });
+    expect(await kinds()).toEqual(['dns']);
+    // An agent that asks for none whenever it is full is not written down each time.
+    await claim({ dns: 0 });
     expect(await kinds()).toEqual(['dns']);
   });
 
@@ -71,6 +73,24 @@ describe('the kinds that an agent takes', () => {
     await server.pass(clock, MINUTE_MS);
     await claim({ dns: 5 });
     expect(await stored()).toEqual([{ kind: 'dns', capacity: 5, asked_at: from + 10 * MINUTE_MS }]);
+  });
+
+  it('cost no statement if a claim says the same again, also that it asks for none', async () => {
+    await claim({ dns: 5, http: 0 });
+    const statements: string[] = [];
+    const write = server.database.write.bind(server.database);
+    const spy = jest.spyOn(server.database, 'write').mockImplementation((work) =>
+      write((tx) => {
+        const run = (sql: string, ...values: (string | number | null)[]) => {
+          statements.push(sql);
+          return tx.run(sql, ...values);
+        };
+        return work(Object.assign(Object.create(tx), { run }));
+      }),
+    );
+    await claim({ dns: 5, http: 0 });
+    spy.mockRestore();
+    expect(statements.filter((sql) => sql.includes('agent_kinds'))).toEqual([]);
   });
 
   it('have the capacity of a claim lately, which is bounded', async () => {

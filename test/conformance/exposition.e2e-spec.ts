@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { AgentSeries } from '../../src/metrics/agent-series';
 import { JobRunner } from '../../src/scheduling/job-runner';
 import { Meter } from '../../src/telemetry/meter';
@@ -279,12 +281,39 @@ describe('the server', () => {
       .find('job_runs_total', { job_name: 'some-job' })
       .map(({ labels, value }) => [labels.result, value]);
     expect(Object.fromEntries(results)).toEqual({ success: 2, failure: 1, skipped: 1 });
+    // A job that has not run yet is there too: its first failure must be an increase.
+    expect(found.value('job_runs_total', { job_name: 'task-retention', result: 'failure' })).toBe(0);
     expect(found.value('job_duration_seconds_count', { job_name: 'some-job' })).toBe(3);
     expect(found.value('job_last_success_timestamp_seconds', { job_name: 'some-job' })).toBe(
       clock.now() / 1_000,
     );
     // The second came 1.5 s late, the third at once after it.
     expect(found.value('job_lag_seconds', { job_name: 'some-job' })).toBe(0);
+  });
+
+  test('has the series that the documents say, of the types and with the labels that they say', async () => {
+    const agent = await server.register('probe');
+    await server.enqueue(dnsTask());
+    await claim(agent, { dns: 1 });
+    const found = await scrape();
+    const other = onPostgres ? /^control_plane_disk_/ : /^control_plane_database_connections/;
+    const page = readFileSync(join(__dirname, '../../docs/control-plane-watch.md'), 'utf8');
+    const documented = [...page.matchAll(/^\| `(control_plane_\w+)` +\| (\w+) +\| ([^|]*) \|/gm)].filter(
+      ([, name]) => !other.test(name as string),
+    );
+    const types = [...found.types].filter(([name]) => name.startsWith('control_plane_'));
+    expect(Object.fromEntries(documented.map(([, name, type]) => [name, type]))).toEqual(
+      Object.fromEntries(types),
+    );
+    for (const [, name = '', , labels = ''] of documented) {
+      const said = new Set([...labels.matchAll(/`([a-z_]+)`/g)].map(([, label]) => label));
+      for (const line of found.lines)
+        if (line.name.replace(/_(?:bucket|sum|count)$/, '') === name || line.name === name)
+          expect([name, Object.keys(line.labels).filter((label) => label !== 'le')]).toEqual([
+            name,
+            Object.keys(line.labels).filter((label) => said.has(label)),
+          ]);
+    }
   });
 
   test('has no label that grows with the fleet', async () => {

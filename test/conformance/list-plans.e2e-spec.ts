@@ -95,13 +95,55 @@ describe('a list with a filter', () => {
     });
     spy.mockRestore();
     expect(status).toBe(200);
-    return seen.filter(([sql]) => /FROM (audit_log|agents|tasks|agent_metrics|leases l)\b/.test(sql));
+    return seen.filter(([sql]) =>
+      /FROM (audit_log|agents|agent_kinds k|tasks|agent_metrics|leases( l)?)\b/.test(sql),
+    );
   }
 
   async function planOf([sql, values]: Statement): Promise<string> {
     const rows = await server.rows(`${onPostgres ? 'EXPLAIN' : 'EXPLAIN QUERY PLAN'} ${sql}`, ...values);
     return rows.map((row) => row['QUERY PLAN'] ?? row.detail).join('\n');
   }
+
+  describe('and why a task does not run', () => {
+    const dns = (fields: object = {}) => ({ kind: 'dns', spec: { query: 'b.example' }, ...fields });
+    const READS: Record<string, RegExp[]> = {
+      queued: [/tasks_queued/, /agent_kinds_by_kind/, /leases_active_agent/],
+      waiting: [/tasks_waiting_by_rank/, /tasks_finished/],
+      scheduled: [/tasks_scheduled/],
+      leased: [/leases_pkey|leases USING INTEGER PRIMARY KEY/],
+      backoff: [/leases_by_task/],
+    };
+    const ids: Record<string, number> = {};
+
+    beforeAll(async () => {
+      const agent = await server.register('probe-2');
+      const ceilings = [
+        { ceiling: 3 },
+        { kind: 'dns', ceiling: 2 },
+        { kind: 'dns', target: 'resolver', ceiling: 2 },
+      ];
+      const claim = async () =>
+        (await server.agent(agent, '/claim', { capacities: { http: 1 } })).body.leases[0];
+      [ids.backoff] = await server.enqueue({ kind: 'http', spec: { url: 'http://a.example/' } });
+      const { lease_id } = await claim();
+      await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id }] });
+      [ids.leased] = await server.enqueue({ kind: 'http', spec: { url: 'http://b.example/' } });
+      await claim();
+      await server.agent(agent, '/claim', { capacities: { tcp: 1 } });
+      [ids.queued] = await server.enqueue({ kind: 'tcp', spec: { host: 'c.example', port: 1 } });
+      await server.operator('PUT', '/v1/concurrency/limits', { limits: ceilings });
+      [ids.waiting] = await server.enqueue(dns(), dns()).then(([, second]) => [second]);
+      [ids.scheduled] = await server.enqueue(dns({ run_at: '2100-01-01T00:00:00Z' }));
+    });
+
+    it.each(Object.entries(READS))('is served by an index: %s', async (state, indexes) => {
+      const plans = await Promise.all((await statementsOf(`/v1/tasks/${ids[state]}/why`)).map(planOf));
+      for (const plan of plans)
+        expect(plan).not.toMatch(/Seq Scan|SCAN (a|k|h|l|t|tasks|leases|agents|agent_kinds)\b/);
+      for (const index of indexes) expect(plans.join('\n')).toMatch(index);
+    });
+  });
 
   it.each(Object.entries(LISTS).flatMap(([path, queries]) => queries.map((query) => `${path}?${query}`)))(
     'is served by an index: %s',

@@ -615,6 +615,7 @@ describe('what is sent and answered', () => {
       await agentCall(who, 'report', { completed: cancelled, cancelled: [] });
       await agentCall(who, 'report', { completed: [], cancelled: 5 });
       for (const lease of leases) await get('/v1/tasks/{id}', `/v1/tasks/${lease.task_id}`);
+      for (const lease of leases) await get('/v1/tasks/{id}/why', `/v1/tasks/${lease.task_id}/why`);
       await post('/v1/tasks/{id}/retry', `/v1/tasks/${leaseOf('trace').task_id}/retry`);
       await post('/v1/tasks/{id}/cancel', `/v1/tasks/${leaseOf('trace').task_id}/cancel`);
       await post('/v1/tasks/{id}/retry', `/v1/tasks/${leaseOf('http').task_id}/retry`);
