@@ -1,6 +1,6 @@
 // Which folder of src may import which (docs/architecture: Direction). To allow an edge, add it here, and
 // to the document. Whatever is not listed is forbidden, a folder that is not listed is forbidden too.
-const LEAVES = ['settings', 'errors', 'clock', 'extensions', 'node-version'];
+const LEAVES = ['settings', 'errors', 'clock', 'extensions', 'node-version', 'tracing'];
 const SHARED = ['scheduling', 'telemetry', 'database', 'http'];
 const ROOT = ['main', 'app', 'app.module', 'extension-api'];
 
@@ -10,6 +10,7 @@ const MAY_IMPORT = {
   clock: [],
   extensions: [],
   'node-version': [],
+  tracing: [],
 
   http: [...LEAVES, 'database'],
   database: LEAVES,
@@ -92,6 +93,14 @@ module.exports = {
       severity: 'error',
       from: { path: '^(?:src|migrations)/', pathNot: '^src/database/' },
       to: { path: '(?:^|node_modules/)(?:@types/)?better-sqlite3(?:/|$)' },
+    },
+    {
+      name: 'opentelemetry-only-when-on',
+      comment:
+        'What it loads takes time and memory: src/tracing.ts makes spans, and is free if traces are off.',
+      severity: 'error',
+      from: { path: '^(?:src|migrations)/', pathNot: '^src/telemetry/otlp\\.ts$' },
+      to: { path: '(?:^|node_modules/)@opentelemetry/', dependencyTypesNot: ['type-only'] },
     },
     {
       name: 'unresolvable',

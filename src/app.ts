@@ -35,6 +35,7 @@ import { createLogger, NestLogger, outputOf, requestIdOf } from './telemetry/log
 import { Meter } from './telemetry/meter';
 import { Overload } from './telemetry/overload';
 import { RequestLog } from './telemetry/request-log';
+import { RequestSpans } from './telemetry/request-spans';
 import { observeProcess } from './telemetry/server-metrics';
 
 /** How large a request's headers may be, in bytes: they are kept as they come, before anybody can be asked who he is. */
@@ -122,6 +123,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     http.server.maxConnections = settings.maxConnections;
     secureAnswers(http);
     requestLog.attach(http);
+    new RequestSpans().attach(http);
     sayWhetherKept(http, lifecycle);
     answers.account(http);
     const proof = new ServerProof(http);

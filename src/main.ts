@@ -2,6 +2,7 @@ import './node-version';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
+import type { Logger } from 'pino';
 import { DatabaseError } from './database/database-error';
 import { ExtensionError, loadExtensions } from './extensions';
 import { adminTokenFile, isOpenToStrangers, readSettings, type Settings, SettingsError } from './settings';
@@ -24,6 +25,8 @@ const LAST_ANSWERS_MS = 500;
 const SAME_SIGNAL_MS = 500;
 /** How long a failed start may take to end by itself, in milliseconds. */
 const GIVE_UP_MS = 1_000;
+/** How long the collector of traces may take for the last ones, in milliseconds. */
+const TRACES_FLUSH_MS = 1_000;
 
 // Nobody else may read the database, its log and the files beside it.
 process.umask(0o077);
@@ -61,13 +64,15 @@ export async function migrateOnly(settings: Settings): Promise<string> {
 export async function serve(settings: Settings): Promise<void> {
   await checkAddress(settings);
   // Loaded now: it takes a second, and wrong settings are said before.
-  const [{ createApp }, { exitProcess }] = await Promise.all([
+  const [{ createApp }, { createLogger, exitProcess }] = await Promise.all([
     import('./app.js'),
     import('./telemetry/logger.js'),
   ]);
+  const logger = createLogger(settings);
+  const stopTracing = await startTraces(settings, logger);
   // Nobody reads what a person is told: that must not end the service.
   process.stderr.on('error', () => undefined);
-  const { app, database, logger, announce, drain, stop } = await createApp(settings);
+  const { app, database, announce, drain, stop } = await createApp(settings, { logger });
   if (settings.ignored.length > 0)
     logger.warn(
       { settings: settings.ignored },
@@ -85,6 +90,8 @@ export async function serve(settings: Settings): Promise<void> {
     }
     state = 'stopping';
     await stop();
+    // What the service promised is done: traces take what time is left, and little of it.
+    await stopTracing?.(Math.min(TRACES_FLUSH_MS, (settings.shutdownTimeoutMs - settings.drainMs) / 4));
   };
   const onSignal = (signal: NodeJS.Signals): void => {
     if (performance.now() - signalledAt < SAME_SIGNAL_MS) return;
@@ -133,6 +140,26 @@ export async function serve(settings: Settings): Promise<void> {
       'open registration on a public address: anyone who reaches it can register agents; CONTROL_PLANE_REGISTRATION=token asks for a token',
     );
   if (settings.logLevel !== 'silent') console.error(whatNext(settings, await app.getUrl()));
+}
+
+/**
+ * Begins to send traces, if the environment says where to; what does it is not loaded otherwise.
+ * @returns what sends those that wait, within so many milliseconds, and ends it
+ */
+async function startTraces(
+  { traces, tracesProblems }: Settings,
+  logger: Logger,
+): Promise<((withinMs: number) => Promise<void>) | undefined> {
+  for (const problem of tracesProblems) logger.warn(problem);
+  if (!traces) return undefined;
+  try {
+    const { startTracing } = await import('./telemetry/otlp.js');
+    return startTracing(traces, logger);
+  } catch (error) {
+    // Whatever is wrong with it, the service must not miss it.
+    logger.error({ err: error }, 'traces are off: what sends them failed to start');
+    return undefined;
+  }
 }
 
 /** Listens for a moment, before anything is made: a second server must not leave a database where it was started. */

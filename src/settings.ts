@@ -116,6 +116,33 @@ export interface Settings {
   readonly extensions: readonly string[];
   /** Variables that are set for the original control plane's command line and mean nothing here. */
   readonly ignored: readonly string[];
+  /** How traces are sent; undefined if they are not. */
+  readonly traces: TraceSettings | undefined;
+  /** What is wrong with variables of OpenTelemetry: it never keeps the service from starting. */
+  readonly tracesProblems: readonly string[];
+}
+
+export const TRACE_SAMPLERS = [
+  'always_on',
+  'always_off',
+  'traceidratio',
+  'parentbased_always_on',
+  'parentbased_always_off',
+  'parentbased_traceidratio',
+] as const;
+
+/** What OpenTelemetry's variables say, as far as its packages do not read them by themselves. */
+export interface TraceSettings {
+  readonly sampler: (typeof TRACE_SAMPLERS)[number];
+  /** The share of traces that `traceidratio` takes. */
+  readonly ratio: number;
+  /** Under the names that OpenTelemetry's BatchSpanProcessor has for them. */
+  readonly batch: {
+    readonly scheduledDelayMillis: number;
+    readonly exportTimeoutMillis: number;
+    readonly maxQueueSize: number;
+    readonly maxExportBatchSize: number;
+  };
 }
 
 /** The injection token of {@link Settings}. */
@@ -334,7 +361,55 @@ function readExtensions(reader: Reader): string[] {
 }
 
 /**
- * Reads and checks every `CONTROL_PLANE_*` variable.
+ * Reads the variables of OpenTelemetry, as its specification says: what can't be used is told and left out.
+ * https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+ */
+function readTraces(env: NodeJS.ProcessEnv): { settings?: TraceSettings; problems: string[] } {
+  const problems: string[] = [];
+  const textOf = (name: string) => env[`OTEL_${name}`]?.trim() || undefined;
+  const endpoint = ['EXPORTER_OTLP_TRACES_ENDPOINT', 'EXPORTER_OTLP_ENDPOINT'].find(textOf);
+  const isOff = textOf('SDK_DISABLED')?.toLowerCase() === 'true' || textOf('TRACES_EXPORTER') === 'none';
+  if (endpoint === undefined || isOff) return { problems };
+  const isUrl = /^https?:$/.test(URL.parse(textOf(endpoint) as string)?.protocol ?? '');
+  if (!isUrl) problems.push(`OTEL_${endpoint} must be an http or https URL`);
+  const protocol = ['EXPORTER_OTLP_TRACES_PROTOCOL', 'EXPORTER_OTLP_PROTOCOL'].find(textOf);
+  const isSpoken = protocol === undefined || textOf(protocol) === 'http/protobuf';
+  if (!isSpoken) problems.push(`OTEL_${protocol} must be http/protobuf: no other protocol is spoken here`);
+  if (!isUrl || !isSpoken) return { problems: problems.map((problem) => `${problem}; traces are off`) };
+
+  const numberOf = (name: string, fallback: number, min: number, max: number, isWhole = true): number => {
+    const text = textOf(name);
+    const value = Number(text ?? fallback);
+    if (value >= min && value <= max && (!isWhole || Number.isInteger(value))) return value;
+    problems.push(
+      `OTEL_${name} must be ${isWhole ? 'an integer' : 'a number'} from ${min} to ${max}; taken as ${fallback}`,
+    );
+    return fallback;
+  };
+  const named = textOf('TRACES_SAMPLER')?.toLowerCase() ?? 'parentbased_always_on';
+  const sampler = TRACE_SAMPLERS.find((name) => name === named);
+  if (!sampler)
+    problems.push(
+      `OTEL_TRACES_SAMPLER must be one of ${TRACE_SAMPLERS.join(', ')}; taken as parentbased_always_on`,
+    );
+  const maxQueueSize = numberOf('BSP_MAX_QUEUE_SIZE', 2_048, 1, 65_536);
+  return {
+    settings: {
+      sampler: sampler ?? 'parentbased_always_on',
+      ratio: sampler?.endsWith('ratio') ? numberOf('TRACES_SAMPLER_ARG', 1, 0, 1, false) : 1,
+      batch: {
+        scheduledDelayMillis: numberOf('BSP_SCHEDULE_DELAY', 5_000, 1, 600_000),
+        exportTimeoutMillis: numberOf('BSP_EXPORT_TIMEOUT', 30_000, 1, 600_000),
+        maxQueueSize,
+        maxExportBatchSize: Math.min(numberOf('BSP_MAX_EXPORT_BATCH_SIZE', 512, 1, 65_536), maxQueueSize),
+      },
+    },
+    problems,
+  };
+}
+
+/**
+ * Reads and checks every `CONTROL_PLANE_*` variable, and those of OpenTelemetry.
  * @throws SettingsError naming the first setting that is unknown or unusable; its value is never in the message.
  */
 export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
@@ -353,6 +428,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
   const leaseDurationMs = reader.integer('LEASE_DURATION_MS', 60_000, 1_000, DAY_MS);
   const shutdownTimeoutMs = reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000);
   const retryBackoffMs = reader.integer('RETRY_BACKOFF_MS', 1_000, 1, DAY_MS);
+  const traces = readTraces(env);
   const settings: Settings = {
     ...readBind(reader),
     database: readDatabase(reader),
@@ -416,6 +492,8 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     token: readToken(reader),
     extensions: readExtensions(reader),
     ignored: Object.freeze(ORIGINALS.filter((name) => name in env)),
+    traces: traces.settings,
+    tracesProblems: Object.freeze(traces.problems),
   };
   // Checked last, when every name that is known has been asked for.
   for (const name of Object.keys(env)) {

@@ -5,6 +5,7 @@ import { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
 import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
+import { inSpan } from '../tracing';
 import { Announcements, CHANNEL, publish } from './announcements';
 import { Database, type DatabaseStats } from './database';
 import { DatabaseClock } from './database-clock';
@@ -156,6 +157,11 @@ export class PostgresDatabase extends Database {
   async write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     if (this.insideWrite)
       throw new Error('write() was called inside a unit of work; use the transaction that is there');
+    return inSpan('unit_of_work', () => this.run(work));
+  }
+
+  /** Does a unit of work, again if another got in its way. */
+  private async run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     for (let reruns = 0; ; reruns++) {
       try {
         return await this.attempt(work);
@@ -292,7 +298,7 @@ export class PostgresDatabase extends Database {
       value = await this.inside.run(true, () => work(tx));
       await publish(client, this.announcements.id, tx.effects.announcements);
       committingSince = performance.now();
-      await commit(client);
+      await inSpan('commit', () => commit(client), { 'control_plane.units': 1 });
       this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: false });
     } catch (error) {
       if (committingSince !== undefined)

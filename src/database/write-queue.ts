@@ -1,8 +1,10 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
+import type { Span } from '@opentelemetry/api';
 import type { QueryRunner } from 'typeorm';
 import type { Clock } from '../clock';
 import { fail } from '../errors';
+import { contextOf, detached, endWith, linkTo, startBelow, startChild, within } from '../tracing';
 import type { Commit } from './database';
 import { DatabaseError, DatabaseInUse } from './database-error';
 import type { Dialect } from './dialect';
@@ -12,6 +14,8 @@ import { SqliteStatements, type Transaction } from './statements';
 /** How many units one commit takes at most, and for how long it goes on taking them. */
 const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
+/** How many of them the span of a commit names. */
+const MAX_LINKS = 64;
 
 /** How long another process may hold the file's lock before those who wait are told to come again, in milliseconds. */
 const LOCK_WAIT_MS = 5_000;
@@ -28,6 +32,8 @@ interface Unit {
   work: (tx: Transaction) => Promise<unknown>;
   resolve: (value: unknown) => void;
   reject: (error: unknown) => void;
+  /** Of the caller's trace. */
+  span: Span | undefined;
 }
 
 class UnitOfWork extends SqliteStatements implements Transaction {
@@ -124,10 +130,12 @@ export class WriteQueue {
       );
     }
     if (this.fenced) return Promise.reject(notStored(this.fenced));
-    return new Promise<T>((resolve, reject) => {
-      this.waiting.push({ work, resolve: resolve as (value: unknown) => void, reject });
-      this.draining ??= this.drain();
+    const span = startChild('unit_of_work');
+    const answered = new Promise<T>((resolve, reject) => {
+      this.waiting.push({ work, resolve: resolve as (value: unknown) => void, reject, span });
+      this.draining ??= detached(() => this.drain());
     });
+    return span ? endWith(span, answered) : answered;
   }
 
   /** Resolves when everything that waited is committed. */
@@ -166,7 +174,7 @@ export class WriteQueue {
         answers.push(await this.runUnit(unit));
       }
       committingSince = performance.now();
-      await this.runner.query('COMMIT');
+      await this.commit(taken);
       markTransaction(this.runner, false);
       this.failure = undefined;
       tell(false);
@@ -187,6 +195,21 @@ export class WriteQueue {
       return;
     }
     for (const answer of answers) answer();
+  }
+
+  /** Ends the transaction, in one span for all units: below the first that is traced, with links to the others. */
+  private async commit(units: readonly Unit[]): Promise<void> {
+    const work = () => this.runner.query('COMMIT');
+    const [first, ...others] = units.flatMap(({ span }) => span ?? []);
+    const span =
+      first &&
+      startBelow(
+        first,
+        'commit',
+        { 'control_plane.units': units.length },
+        others.slice(0, MAX_LINKS).map((unit) => linkTo(contextOf(unit), 'unit')),
+      );
+    await (span ? endWith(span, work()) : work());
   }
 
   /**
@@ -229,7 +252,7 @@ export class WriteQueue {
     const tx = new UnitOfWork(this.runner, this.dialect, this.options.clock.now(), this.options.deliver);
     await this.runner.query('SAVEPOINT unit');
     try {
-      const value = await this.inside.run(true, () => unit.work(tx));
+      const value = await this.inside.run(true, () => within(unit.span, () => unit.work(tx)));
       await this.runner.query('RELEASE unit');
       return () => answerStored(unit, value, tx.effects);
     } catch (error) {

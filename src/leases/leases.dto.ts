@@ -24,6 +24,10 @@ export class LeaseGrant {
   /** What to do, in the form of the kind, with the kind repeated in it. */
   @ApiProperty({ type: Object, example: { kind: 'dns', query: 'example.com', record_type: 'A' } })
   spec!: object;
+
+  /** Where the lease stands in its task's trace, by W3C Trace Context: the agent's own spans go below it. Left out if there is none. */
+  @ApiProperty({ required: false, example: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' })
+  traceparent?: string;
 }
 
 /** A claim of work. */
@@ -142,6 +146,15 @@ export class LeaseReport {
   /** What the check came to; null if it is not said. */
   @ApiProperty({ required: false, nullable: true, enum: [...OUTCOMES, null], example: 'success' })
   outcome?: Outcome | null;
+
+  /** Where the agent's own work stands in the trace, by W3C Trace Context. One that is malformed counts as none. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    example: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01',
+  })
+  traceparent?: string | null;
 }
 
 const MAX_LEASES = 1_000;
@@ -152,6 +165,7 @@ const REPORTS: MemberShape = {
   members: {
     lease_id: {},
     outcome: {},
+    traceparent: {},
     observations: { members: { name: {}, value: { asSent: true }, unit: {} } },
   },
 };
@@ -253,7 +267,7 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     return invalid({ [path]: 'must be an object' });
   const fault = faultOf(item);
   if (fault) return invalid(fault);
-  const { lease_id, observations, outcome } = item as Record<string, unknown>;
+  const { lease_id, observations, outcome, traceparent } = item as Record<string, unknown>;
   if (!isGiven(lease_id)) return invalid({ [`${path}.lease_id`]: 'is required' });
   if (!isId(lease_id))
     return invalid({ [`${path}.lease_id`]: 'must be an integer from 1 to 9007199254740991' });
@@ -268,6 +282,8 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     lease_id,
     outcome: (outcome ?? null) as Outcome | null,
     observations: (observations ?? []) as Observation[],
+    // As the specification says: what can't be read is as if it were not there.
+    traceparent: typeof traceparent === 'string' ? traceparent : null,
   };
 }
 

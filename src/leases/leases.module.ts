@@ -5,6 +5,7 @@ import { ConcurrencyModule } from '../concurrency/concurrency.module';
 import { ConcurrencyService } from '../concurrency/concurrency.service';
 import { OperatorsModule } from '../operators/operators.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
+import { AttemptTraces } from './attempt-traces';
 import { BulkTasks } from './bulk-tasks';
 import { ClaimWaiters } from './claim-waiters';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
@@ -15,6 +16,7 @@ import { QueueDepth } from './queue-depth';
 import { QueueMetrics } from './queue-metrics';
 import { QueueUpkeep } from './queue-upkeep';
 import { TaskKinds } from './task-kinds';
+import { TaskLog } from './task-log';
 import { TaskWhyService } from './task-why.service';
 import { TasksController } from './tasks.controller';
 import { TasksService } from './tasks.service';
@@ -25,6 +27,8 @@ import { TasksService } from './tasks.service';
   controllers: [LeasesController, TasksController],
   providers: [
     LeasesService,
+    AttemptTraces,
+    TaskLog,
     LeaseMetrics,
     QueueMetrics,
     TasksService,

@@ -13,6 +13,8 @@ import { fail } from '../errors';
 import type { AgentIdentity } from '../http/decorators';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
+import { parseTraceparent, type TraceContext } from '../tracing';
+import { AttemptTraces, type EndedLease } from './attempt-traces';
 import { backoffMs } from './backoff';
 import { shareOut } from './claim-shares';
 import { ClaimWaiters } from './claim-waiters';
@@ -33,8 +35,9 @@ import {
 } from './leases.dto';
 import { QueueDepth } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
-import type { TaskReason, TaskState } from './task.entity';
+import type { TaskEntity, TaskReason, TaskState } from './task.entity';
 import { type TakenReport, TaskKinds } from './task-kinds';
+import { TaskLog } from './task-log';
 
 /** The most leases that one claim grants. */
 const MAX_CLAIM = 256;
@@ -53,6 +56,7 @@ interface HeldLease {
   attempts: number;
   max_attempts: number;
   not_after: number | null;
+  traceparent: string | null;
 }
 
 /** A lease of the caller as a report finds it. */
@@ -63,11 +67,21 @@ interface ReportedLease extends HeldLease {
   outcome: Outcome | null;
 }
 
+/** A lease that is to end. */
+interface Ending {
+  readonly id: number;
+  readonly state: LeaseState;
+  readonly outcome?: Outcome | null;
+  readonly agentTrace?: TraceContext | undefined;
+  readonly lease: Pick<HeldLease, 'task_id' | 'kind' | 'attempts' | 'traceparent'>;
+}
+
 /** What a task becomes when its lease ends. */
 interface TaskEnd {
   id: number;
   kind: string;
   target: string;
+  traceparent: string | null;
   to: TaskState;
   attempts: number;
   run_at: number | null;
@@ -102,6 +116,8 @@ export class LeasesService {
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
     private readonly metrics: LeaseMetrics,
+    private readonly traces: AttemptTraces,
+    private readonly log: TaskLog,
     private readonly outcomes: AgentOutcomes,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
@@ -199,7 +215,7 @@ export class LeasesService {
         judged.flatMap(({ item }) => ('reason' in item ? [] : [item.lease_id])),
       );
       const ends: TaskEnd[] = [];
-      const ended: { id: number; state: 'completed' | 'cancelled'; lease: ReportedLease }[] = [];
+      const ended: (Ending & { state: 'completed' | 'cancelled'; lease: ReportedLease })[] = [];
       const results: StoredResult[] = [];
       const rejected: RejectedReport[] = [];
       const taken: Omit<TakenReport, 'spec'>[] = [];
@@ -228,7 +244,13 @@ export class LeasesService {
           });
         };
         if (lease.state === 'active') {
-          ended.push({ id: lease.id, state: as, lease });
+          ended.push({
+            id: lease.id,
+            state: as,
+            outcome,
+            agentTrace: parseTraceparent(item.traceparent),
+            lease,
+          });
           lease.state = as;
           const endedAs = as === 'completed' ? (outcome ?? 'unsaid') : as;
           ends.push({
@@ -290,7 +312,7 @@ export class LeasesService {
       );
       await this.endLeases(
         tx,
-        leases.map(({ id }) => ({ id, state: 'expired' })),
+        leases.map((lease) => ({ id: lease.id, state: 'expired', lease })),
         now,
       );
       await this.endAttempts(
@@ -329,10 +351,13 @@ export class LeasesService {
   }
 
   /** Revokes live leases without touching their tasks; their holders' next extends list them. */
-  async revoke(tx: Transaction, leaseIds: readonly number[]): Promise<void> {
+  async revoke(
+    tx: Transaction,
+    leases: readonly { id: number; task: Pick<TaskEntity, 'id' | 'kind' | 'attempts' | 'traceparent'> }[],
+  ): Promise<void> {
     await this.endLeases(
       tx,
-      leaseIds.map((id) => ({ id, state: 'revoked' })),
+      leases.map(({ id, task }) => ({ id, state: 'revoked', lease: { ...task, task_id: task.id } })),
       tx.now,
     );
   }
@@ -491,7 +516,8 @@ export class LeasesService {
     const perKind = budgets.map(([kind, budget]) => {
       values.push(kind, Math.min(budget, limit));
       // A derived table each: a LIMIT must not reach across the union.
-      return `SELECT id, kind, target, spec, priority, created_at, run_at FROM (SELECT id, kind, target, spec, priority, created_at, run_at FROM tasks
+      return `SELECT id, kind, target, spec, priority, created_at, run_at, attempts, traceparent
+        FROM (SELECT id, kind, target, spec, priority, created_at, run_at, attempts, traceparent FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
@@ -532,13 +558,31 @@ export class LeasesService {
       tasks.map(({ kind, created_at, run_at }) => ({ kind, readyAt: Math.max(created_at, run_at ?? 0) })),
     );
     const leaseOf = new Map(rows.map((row) => [row.task_id, row.id]));
-    return tasks.map((task) => ({
-      lease_id: leaseOf.get(task.id) as number,
+    this.log.leased(
+      tx,
+      agentId,
+      tasks.map(({ id, kind, traceparent, attempts }) => ({
+        ...{ id, kind, traceparent, leaseId: leaseOf.get(id) as number, attempt: attempts + 1 },
+      })),
+    );
+    return tasks.map((task) =>
+      this.grantOf({ ...task, lease_id: leaseOf.get(task.id) as number }, leaseDurationMs),
+    );
+  }
+
+  private grantOf(
+    task: Pick<CandidateTask, 'id' | 'kind' | 'spec' | 'traceparent'> & { lease_id: number },
+    leftMs: number,
+  ): LeaseGrant {
+    const traceparent = this.traces.traceparentOf(task.traceparent, task.lease_id);
+    return {
+      lease_id: task.lease_id,
       task_id: task.id,
       kind: task.kind,
-      lease_until_ms: leaseDurationMs,
+      lease_until_ms: leftMs,
       spec: JSON.parse(task.spec),
-    }));
+      ...(traceparent === undefined ? {} : { traceparent }),
+    };
   }
 
   /** Those of the leases that are still live, as they would be granted now. */
@@ -550,24 +594,21 @@ export class LeasesService {
   ): Promise<LeaseGrant[]> {
     const rows = await tx.rows<{
       id: number;
-      task_id: number;
+      lease_id: number;
       kind: string;
       spec: string;
+      traceparent: string | null;
       deadline_at: number;
     }>(
-      `SELECT l.id, l.task_id, t.kind, t.spec, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
+      `SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2 AND l.state = 'active'`,
       JSON.stringify(leaseIds),
       agentId,
     );
-    const byId = new Map(rows.map((row) => [row.id, row]));
+    const byId = new Map(rows.map((row) => [row.lease_id, row]));
     return leaseIds.flatMap((id) => {
       const row = byId.get(id);
-      if (!row) return [];
-      const lease_until_ms = Math.max(0, row.deadline_at - now);
-      return [
-        { lease_id: id, task_id: row.task_id, kind: row.kind, lease_until_ms, spec: JSON.parse(row.spec) },
-      ];
+      return row ? [this.grantOf(row, Math.max(0, row.deadline_at - now))] : [];
     });
   }
 
@@ -590,7 +631,7 @@ export class LeasesService {
     // A foreign lease is not found, so it looks the same as one that there is not.
     const rows = await tx.rows<ReportedLease>(
       `SELECT l.id, l.state, l.granted_at, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
-         r.report AS reported, r.outcome
+         t.traceparent, r.report AS reported, r.outcome
        FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2
        ORDER BY l.id`,
@@ -600,31 +641,41 @@ export class LeasesService {
     return new Map(rows.map((row) => [row.id, row]));
   }
 
-  private async endLeases(
-    tx: Transaction,
-    leases: readonly { id: number; state: LeaseState }[],
-    now: number,
-  ): Promise<void> {
+  private async endLeases(tx: Transaction, leases: readonly Ending[], now: number): Promise<void> {
     const holders = new Set<number>();
-    let touched = 0;
+    const rowOf = new Map<number, { agent_id: number; granted_at: number }>();
     for (const [state, ended] of Map.groupBy(leases, (lease) => lease.state)) {
-      const rows = await tx.rows<{ agent_id: number }>(
+      const rows = await tx.rows<{ id: number; agent_id: number; granted_at: number }>(
         `UPDATE leases SET state = $2, ended_at = $3 WHERE ${tx.dialect.isAmong('id', '$1')} AND state = 'active'
-         RETURNING agent_id`,
+         RETURNING id, agent_id, granted_at`,
         JSON.stringify(ended.map(({ id }) => id)),
         state,
         now,
       );
-      touched += rows.length;
-      for (const { agent_id } of rows) holders.add(agent_id);
+      for (const row of rows) {
+        holders.add(row.agent_id);
+        rowOf.set(row.id, row);
+      }
     }
-    if (touched !== leases.length)
-      throw new Error(`${leases.length} leases were to end, ${touched} were active`);
+    if (rowOf.size !== leases.length)
+      throw new Error(`${leases.length} leases were to end, ${rowOf.size} were active`);
     // Not announced to other replicas: a claim there that waits for room looks by itself.
     tx.afterCommit(() => {
       for (const agentId of holders) this.waiters.wakeAgent(agentId);
     });
     this.metrics.countRevoked(tx, leases.filter(({ state }) => state === 'revoked').length);
+    const endings = leases.map(({ id, state, outcome = null, agentTrace, lease }): EndedLease => {
+      const { agent_id: agentId, granted_at: grantedAt } = rowOf.get(id) as {
+        agent_id: number;
+        granted_at: number;
+      };
+      const { task_id: taskId, kind, attempts: attempt, traceparent } = lease;
+      return {
+        ...{ id, taskId, agentId, kind, attempt, traceparent, state, outcome, grantedAt, agentTrace },
+      };
+    });
+    this.log.ended(tx, endings);
+    await this.traces.record(tx, endings);
   }
 
   private async storeResults(
@@ -705,6 +756,10 @@ export class LeasesService {
       ends.map(({ kind, target, to }) => ({ kind, target, from: 'leased', to })),
     );
     this.metrics.countDead(tx, ends);
+    this.log.dead(
+      tx,
+      ends.filter(({ to }) => to === 'dead'),
+    );
     this.outcomes.count(
       tx,
       ends.flatMap(({ attempt }) => attempt ?? []),
@@ -713,15 +768,15 @@ export class LeasesService {
 
   /** What a task becomes whose attempt failed: scheduled for the next one, or dead. */
   private givenBack(lease: HeldLease, now: number): Omit<TaskEnd, 'attempt'> {
-    const { task_id: id, kind, target, attempts } = lease;
-    if (attempts >= lease.max_attempts)
-      return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'max_attempts' };
+    const { task_id: id, kind, target, attempts, traceparent } = lease;
+    const task = { id, kind, target, attempts, traceparent };
+    if (attempts >= lease.max_attempts) return { ...task, to: 'dead', run_at: null, reason: 'max_attempts' };
     const runAt = now + backoffMs(attempts, this.settings.retryBackoffMs, this.settings.retryBackoffMaxMs);
     // Nothing could begin before the task's time is up: it is over now, not later.
     if (lease.not_after !== null && runAt >= lease.not_after) {
-      return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'not_after' };
+      return { ...task, to: 'dead', run_at: null, reason: 'not_after' };
     }
-    return { id, kind, target, to: 'scheduled', attempts, run_at: runAt, reason: null };
+    return { ...task, to: 'scheduled', run_at: runAt, reason: null };
   }
 
   /** The agents' leases are revoked; their tasks go back at once, and the attempts that were cut off do not count. */
@@ -735,16 +790,17 @@ export class LeasesService {
     if (leases.length === 0) return;
     await this.endLeases(
       tx,
-      leases.map(({ id }) => ({ id, state: 'revoked' })),
+      leases.map((lease) => ({ id: lease.id, state: 'revoked', lease })),
       now,
     );
     await this.endAttempts(
       tx,
       // A leased task holds a slot of its windows already, so it need not ask for one; a lowered ceiling may take it.
-      leases.map(({ task_id: id, kind, target, attempts }) => ({
+      leases.map(({ task_id: id, kind, target, attempts, traceparent }) => ({
         id,
         kind,
         target,
+        traceparent,
         to: 'queued',
         attempts: attempts - 1,
         run_at: null,
@@ -782,6 +838,9 @@ interface CandidateTask {
   spec: string;
   created_at: number;
   run_at: number | null;
+  /** Those begun before. */
+  attempts: number;
+  traceparent: string | null;
 }
 
 /** A kind and how many leases of it an agent may have. */
@@ -817,11 +876,17 @@ function withinShares(
   });
 }
 
-const SELECT_HELD = `SELECT l.id, l.task_id, l.agent_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after
+const SELECT_HELD = `SELECT l.id, l.task_id, l.agent_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after, t.traceparent
   FROM leases l JOIN tasks t ON t.id = l.task_id`;
 
-function completed({ task_id: id, kind, target, attempts }: HeldLease): Omit<TaskEnd, 'attempt'> {
-  return { id, kind, target, to: 'completed', attempts, run_at: null, reason: null };
+function completed({
+  task_id: id,
+  kind,
+  target,
+  attempts,
+  traceparent,
+}: HeldLease): Omit<TaskEnd, 'attempt'> {
+  return { id, kind, target, traceparent, to: 'completed', attempts, run_at: null, reason: null };
 }
 
 /** How an attempt ended; for the agent's counts and the task. */

@@ -76,6 +76,10 @@ export class TaskEntity {
   @Column('bigint', { nullable: true })
   finished_at!: number | null;
 
+  /** The trace that it was enqueued in, as W3C Trace Context writes it; null if in none. */
+  @Column('text', { nullable: true })
+  traceparent!: string | null;
+
   // Of the last attempt that ended by itself: one that an operator cut off leaves them as they are, and so does a retry.
 
   @Column('bigint', { nullable: true })

@@ -21,6 +21,7 @@ import {
   type OperatorIdentity,
   ShedFirst,
 } from '../http/decorators';
+import { Traceparent } from '../http/trace-context';
 import { IdParam } from '../http/validation';
 import { BulkTasks } from './bulk-tasks';
 import { TaskWhy } from './task-why.dto';
@@ -77,14 +78,21 @@ export class TasksController {
     required: false,
     description: 'The same key and body again get the same answer, and nothing is enqueued twice.',
   })
+  @ApiHeader({
+    name: 'traceparent',
+    required: false,
+    description:
+      'By W3C Trace Context: the tasks belong to this trace. One that is malformed counts as none.',
+  })
   @ApiCreatedResponse({ type: EnqueueResponse })
   @GuardedErrors('ERR_CONFLICT')
   enqueue(
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: EnqueueRequest,
     @IdempotencyKey() key: string | undefined,
+    @Traceparent() traceparent: string | undefined,
   ): Promise<EnqueueResponse> {
-    return this.tasks.enqueue(operator, body.tasks, key);
+    return this.tasks.enqueue(operator, body.tasks, key, traceparent);
   }
 
   /** Lists tasks, newest first. */

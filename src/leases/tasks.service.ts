@@ -20,6 +20,7 @@ import { QueueDepth, type Shift } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
 import { TASK_STATES, type TaskEntity, type TaskState } from './task.entity';
 import { TaskKinds } from './task-kinds';
+import { TaskLog } from './task-log';
 import type {
   AttemptsQuery,
   AttemptView,
@@ -50,6 +51,7 @@ interface NewTask {
   not_after: number | null;
   max_attempts: number;
   unique_key: string | null;
+  traceparent: string | null;
 }
 
 /** A row as the changes below need it. */
@@ -74,6 +76,7 @@ const COLUMNS = {
   not_after: 'integer',
   max_attempts: 'integer',
   unique_key: 'text',
+  traceparent: 'text',
 } as const;
 
 /** Owns tasks: what is to be done, and when it is over. */
@@ -89,6 +92,7 @@ export class TasksService {
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
     private readonly metrics: LeaseMetrics,
+    private readonly log: TaskLog,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustBackoffs(tx, interruption));
   }
@@ -96,6 +100,7 @@ export class TasksService {
   /**
    * Adds tasks, all or none. With a key, the same call again gets the same answer and adds nothing.
    * @param by whose key it is
+   * @param traceparent the trace that the tasks belong to from now on; one that is there already keeps its own
    * @throws ERR_VALIDATION naming each field that is wrong
    * @throws ERR_CONFLICT the key was used with another body, or a unique_key is held by a task that differs
    */
@@ -103,9 +108,10 @@ export class TasksService {
     by: OperatorIdentity,
     inputs: readonly TaskInput[],
     key: string | undefined,
+    traceparent?: string,
   ): Promise<EnqueueResponse> {
     // What depends on the time is checked inside: a repeat of a call must not fail for being late.
-    const tasks = this.accept(inputs);
+    const tasks = this.accept(inputs).map((task) => ({ ...task, traceparent: traceparent ?? null }));
     const call = key === undefined ? undefined : this.idempotency.call(`tasks:${by.tokenId}`, key, inputs);
     return this.database.write(async (tx) => {
       const before = call && (await this.idempotency.find<EnqueueResponse>(tx, call));
@@ -215,7 +221,7 @@ export class TasksService {
 
   /** Cancels tasks of the unit, which has locked them with their live leases; those leases are revoked. */
   async cancelLocked(tx: Transaction, tasks: readonly TaskEntity[]): Promise<void> {
-    const leases = tasks.flatMap(({ lease_id: lease }) => lease ?? []);
+    const leases = tasks.flatMap((task) => (task.lease_id === null ? [] : [{ id: task.lease_id, task }]));
     if (leases.length > 0) await this.leases.revoke(tx, leases);
     await tx.run(
       `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
@@ -335,8 +341,8 @@ export class TasksService {
   endOverdue(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
       const { now } = tx;
-      const tasks = await tx.rows<TaskRow>(
-        `SELECT id, kind, target, state FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2
+      const tasks = await tx.rows<TaskRow & Pick<TaskEntity, 'traceparent'>>(
+        `SELECT id, kind, target, state, traceparent FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2
          ${tx.dialect.skipLocked()}`,
         now,
         limit,
@@ -351,6 +357,10 @@ export class TasksService {
       this.metrics.countDead(
         tx,
         tasks.map(({ kind }) => ({ kind, to: 'dead', reason: 'not_after' })),
+      );
+      this.log.dead(
+        tx,
+        tasks.map((task) => ({ ...task, reason: 'not_after' })),
       );
       return tasks.length;
     });
@@ -377,9 +387,9 @@ export class TasksService {
   }
 
   /** Checks what does not depend on the time. @throws ERR_VALIDATION */
-  private accept(inputs: readonly TaskInput[]): Omit<NewTask, 'state'>[] {
+  private accept(inputs: readonly TaskInput[]): Omit<NewTask, 'state' | 'traceparent'>[] {
     const problems: ErrorDetails = {};
-    const tasks: Omit<NewTask, 'state'>[] = [];
+    const tasks: Omit<NewTask, 'state' | 'traceparent'>[] = [];
     for (let i = 0; i < inputs.length && Object.keys(problems).length < MAX_PROBLEMS; i++) {
       const input = inputs[i] as TaskInput;
       const accepted = this.kinds.accept(input.kind, input.spec, `tasks.${i}.`);
@@ -445,6 +455,10 @@ export class TasksService {
       rows.map(({ kind, target, state }) => ({ kind, target, from: null, to: state })),
     );
     this.metrics.countEnqueued(tx, rows);
+    this.log.enqueued(
+      tx,
+      rows.map(({ kind, traceparent }, i) => ({ kind, traceparent, id: ids[i] as number })),
+    );
     return places.map((place) =>
       typeof place === 'number' ? { id: ids[place] as number, state: (rows[place] as NewTask).state } : place,
     );

@@ -7,6 +7,7 @@ import {
   type HistogramInstrument,
   Meter,
 } from '../telemetry/meter';
+import { inTraceOfItsOwn } from '../tracing';
 
 /** What is known of one job since the process started. */
 export interface JobRecord {
@@ -162,7 +163,8 @@ export class JobRunner implements BeforeApplicationShutdown {
     const startedAt = performance.now();
     record.runs++;
     try {
-      if (!(await job())) {
+      const isDone = await inTraceOfItsOwn(`job ${name}`, job);
+      if (!isDone) {
         this.skip(name, record);
         return;
       }

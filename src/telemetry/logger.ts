@@ -1,14 +1,21 @@
 import { Injectable, type LoggerService } from '@nestjs/common';
 import { type DestinationStream, type Logger, pino } from 'pino';
 import type { Settings } from '../settings';
+import { currentTrace } from '../tracing';
 import { LineBudget } from './line-budget';
 import { LogOutput } from './log-output';
 
 /** Lines a second, and at once, about the server's errors. Where each request fails, they say all the same. */
 const ERROR_LINES: [perSecond: number, burst: number] = [10, 100];
 
-/** Makes the process's logger: JSON lines on standard output, buffered so that a request never waits for the log. */
-export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: DestinationStream): Logger {
+/**
+ * Makes the process's logger: JSON lines on standard output, buffered so that a request never waits for the log. Where traces
+ * are sent, each line names the one that it belongs to.
+ */
+export function createLogger(
+  settings: Pick<Settings, 'logLevel'> & Partial<Pick<Settings, 'traces'>>,
+  to?: DestinationStream,
+): Logger {
   return pino(
     {
       level: settings.logLevel,
@@ -17,6 +24,7 @@ export function createLogger(settings: Pick<Settings, 'logLevel'>, to?: Destinat
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (level) => ({ level }) },
       serializers: { err: describeError },
+      mixin: settings.traces && (() => currentTrace() ?? {}),
     },
     to ?? new LogOutput(),
   );

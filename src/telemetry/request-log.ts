@@ -4,6 +4,7 @@ import type { Logger } from 'pino';
 import { clientAddress } from '../http/client-address';
 import { type ControlPlaneRequest, declarationOf } from '../http/decorators';
 import { waitedMs } from '../http/hang-up';
+import { traceOf } from '../http/trace-context';
 import { parseId } from '../http/validation';
 import type { Settings } from '../settings';
 import { LineBudget } from './line-budget';
@@ -124,6 +125,7 @@ export class RequestLog {
   private logLine(request: ControlPlaneRequest, reply: FastifyReply): void {
     const route = routeOf(request);
     const { statusCode: status } = reply;
+    const trace = traceOf(request);
     const level = HEALTH.has(route) && (this.mode === 'all' || status < 400) ? 'debug' : 'info';
     this.logger[level](
       {
@@ -137,6 +139,8 @@ export class RequestLog {
         claimed_agent_id: claimedAgentId(request),
         operator: request.operator?.name,
         task_id: taskIdInPath(request),
+        trace_id: trace?.traceId,
+        span_id: trace?.spanId,
         ...request.logFacts,
       },
       'request',

@@ -1,0 +1,76 @@
+import type { Span } from '@opentelemetry/api';
+import type { FastifyInstance, FastifyReply } from 'fastify';
+import { Clock } from '../clock';
+import type { ControlPlaneRequest } from '../http/decorators';
+import { spans } from '../http/trace-context';
+import { markFailed, parseTraceparent, tracing } from '../tracing';
+import { LineBudget } from './line-budget';
+
+/** Requests of strangers that get a span, a second and at once: they must not crowd out the others. */
+const STRANGERS: [perSecond: number, burst: number] = [20, 100];
+
+/** What monitors ask all the time. */
+const UNTRACED = new Set(['GET /healthz', 'GET /livez', 'GET /readyz', 'GET /metrics']);
+/** Others are a stranger's to invent: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ */
+const METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);
+
+/**
+ * Makes a span for each request: its method, the pattern of its route and its status; never a path, query, header or body. The
+ * caller's trace goes on if its credentials are good. What is refused before its body is read has a span of no length.
+ */
+export class RequestSpans {
+  private readonly strangers = new LineBudget(...STRANGERS);
+  private readonly clock = new Clock();
+
+  /** Traces the requests of a server from now on, if traces are sent. */
+  attach(http: FastifyInstance): void {
+    if (!tracing) return;
+    // Not before: the callbacks of a body's stream would lose the span.
+    http.addHook('preValidation', (request, reply, done) => {
+      const span = this.begin(request, reply);
+      if (tracing && span) tracing.run(span, done);
+      else done();
+    });
+    http.addHook('onResponse', (request, reply, done) => {
+      const span = spans.get(request) ?? (spans.has(request) ? undefined : this.begin(request, reply));
+      if (span) end(span, reply);
+      done();
+    });
+    http.addHook('onRequestAbort', (request, done) => {
+      const span = spans.get(request);
+      if (span?.isRecording()) {
+        markFailed(span, 'hung_up');
+        span.end();
+      }
+      done();
+    });
+  }
+
+  private begin(request: ControlPlaneRequest, reply: FastifyReply): Span | undefined {
+    const { url: route } = request.routeOptions;
+    const method = METHODS.has(request.method) ? request.method : '_OTHER';
+    const isKnown = request.agent !== undefined || request.operator !== undefined;
+    const isTraced = !UNTRACED.has(`${method} ${route}`) && (isKnown || this.strangers.take());
+    const span = isTraced
+      ? tracing?.start(route === undefined ? 'unknown' : `${method} ${route}`, {
+          kind: 'server',
+          // A stranger does not decide which traces are taken.
+          parent: isKnown ? parseTraceparent(request.headers.traceparent) : undefined,
+          startedAt: this.clock.now() - reply.elapsedTime,
+          attributes: {
+            'http.request.method': method,
+            ...(route === undefined ? {} : { 'http.route': route }),
+          },
+        })
+      : undefined;
+    spans.set(request, span ?? null);
+    return span;
+  }
+}
+
+function end(span: Span, reply: FastifyReply): void {
+  if (!span.isRecording()) return;
+  span.setAttribute('http.response.status_code', reply.statusCode);
+  if (reply.statusCode >= 500) markFailed(span, String(reply.statusCode));
+  span.end();
+}
