@@ -14,7 +14,7 @@ const MAY_IMPORT = {
 
   http: [...LEAVES, 'database'],
   database: LEAVES,
-  scheduling: [...LEAVES, 'database'],
+  scheduling: [...LEAVES, 'database', 'telemetry'],
   telemetry: [...LEAVES, 'http', 'database'],
 
   agents: [...SHARED, ...LEAVES, 'config', 'operators'],

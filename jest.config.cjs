@@ -33,7 +33,16 @@ const onPostgres = (project) => ({
 });
 
 /** In test/slow: about the SQLite file, what a killed process leaves of it, copies of it; or about functions alone. */
-const SQLITE_ONLY = ['crash', 'backup', 'dev', 'disk-full', 'history-checker', 'log-faults', 'memory'];
+const SQLITE_ONLY = [
+  'crash',
+  'backup',
+  'dev',
+  'disk-full',
+  'history-checker',
+  'log-faults',
+  'memory',
+  'prometheus',
+];
 /** In test/slow: about several processes on one database, and about getting there. */
 const POSTGRES_ONLY = [
   'postgres',

@@ -29,6 +29,9 @@ const ENQUEUED_AT_ONCE = 10_000;
 const CLAIMED_AT_ONCE = 256;
 const WORKERS = 4;
 const REPLICAS = 3;
+const FEW_AGENTS = 10;
+const SAMPLES = 40;
+const SCRAPES = 5;
 const TIME_LIMIT_MS = 10 * 60_000;
 
 const median = (values) => percentile(values, 50);
@@ -275,6 +278,61 @@ async function memory() {
   return [row(`resident MiB with ${count(SIZES.fleet)} agents`, after, 'just started', before, '')];
 }
 
+/** What a scrape costs the event loop, beyond what the process does by itself, with few agents and with many. */
+async function scrapes() {
+  const costOf = async (agentCount) => {
+    const server = await startServer(`scrapes-${agentCount}`, { CONTROL_PLANE_QUOTA_METRICS: 'off' });
+    const agents = await register(server, agentCount);
+    const samples = (sort, i) =>
+      Array.from({ length: SAMPLES / 2 }, (_, n) => ({ name: `${sort}_${n}`, value: i + n }));
+    const timestamp = new Date().toISOString();
+    await each([...agents.entries()], CONNECTIONS, ([i, { id, headers }]) =>
+      server.post(
+        '/metrics',
+        { agent_id: id, timestamp, counters: samples('c', i), gauges: samples('g', i) },
+        headers,
+      ),
+    );
+    // All are heard of while it is measured.
+    await each(agents, CONNECTIONS, ({ id, headers }) =>
+      server.post('/heartbeat', { agent_id: id }, headers),
+    );
+    const rounds = { idle: [], scraping: [] };
+    for (let round = 0; round < SIZES.rounds; round++) {
+      for (const [name, work] of [
+        ['idle', () => undefined],
+        ['scraping', () => server.get('/metrics')],
+      ]) {
+        const before = server.loopMs();
+        for (let i = 0; i < SCRAPES; i++) {
+          await work();
+          // A text is used again for a second.
+          await new Promise((resolve) => setTimeout(resolve, 1_050));
+        }
+        rounds[name].push(server.loopMs() - before);
+      }
+    }
+    const text = await server.get('/metrics');
+    await server.stop();
+    return {
+      ms: (median(rounds.scraping) - median(rounds.idle)) / SCRAPES,
+      kib: text.length / 1024,
+    };
+  };
+  const few = await costOf(FEW_AGENTS);
+  const many = await costOf(SIZES.fleet);
+  return [
+    row(
+      `event loop ms a scrape, ${count(SIZES.fleet)} agents`,
+      many.ms,
+      `${count(FEW_AGENTS)} agents`,
+      Math.max(few.ms, 0.1),
+      '≤ 50 ms',
+    ),
+    row(`KiB of it, ${SAMPLES} samples an agent`, many.kib, `${count(FEW_AGENTS)} agents`, few.kib, ''),
+  ];
+}
+
 const count = (value) => value.toLocaleString('en-US');
 const figure = (value) => (value >= 100 ? count(Math.round(value)) : value.toFixed(value >= 10 ? 1 : 2));
 
@@ -282,7 +340,7 @@ function row(name, ours, baseline, theirs, aim) {
   return [name, figure(ours), baseline, figure(theirs), (ours / theirs).toFixed(2), aim];
 }
 
-const PHASES = [heartbeats, claimsAndReports, replicas, claimsByDepth, memory];
+const PHASES = [heartbeats, claimsAndReports, replicas, claimsByDepth, memory, scrapes];
 
 const overdue = setTimeout(() => {
   console.error(`The bench did not end within ${TIME_LIMIT_MS / 60_000} minutes.`);

@@ -118,6 +118,21 @@ async function start(script, args, settings) {
     url: `http://${HOST}:${port}`,
     /** Resident memory in MiB. */
     memory: () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))[1]) / 1024,
+    /** What the thread of the event loop has used of the processor, in ms: to 10 ms. */
+    loopMs: () => {
+      const fields = readFileSync(`/proc/${child.pid}/task/${child.pid}/stat`, 'utf8')
+        .split(') ')[1]
+        .split(' ');
+      return (Number(fields[11]) + Number(fields[12])) * 10;
+    },
+    /** Reads an answer as text, as the admin. @throws where the status is not 2xx */
+    get: async (path) => {
+      const { status, text } = await send(agent, port, 'GET', path, '', {
+        authorization: `Bearer ${ADMIN_TOKEN}`,
+      });
+      if (status < 200 || status > 299) throw new Error(`GET ${path}: ${status} ${text.slice(0, 300)}`);
+      return text;
+    },
     /** Sends a JSON body. @returns the parsed answer @throws where the status is not 2xx */
     post: async (path, body, headers = {}) => {
       const { status, text } = await send(agent, port, 'POST', path, JSON.stringify(body), headers);

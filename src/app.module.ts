@@ -2,10 +2,14 @@ import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_FILTER, APP_PIPE } from '@nestjs/core';
 import { AccessModule } from './access/access.module';
 import {
+  AboutEntity,
   AgentEntity,
+  AgentKindEntity,
   ConfigStateEntity,
   HeartbeatEntity,
   LabelEntity,
+  LastErrorEntity,
+  OutcomesEntity,
   OwnerTokenEntity,
   UsageEntity,
 } from './agents/agent.entity';
@@ -34,6 +38,8 @@ import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
 import { Lifecycle } from './telemetry/lifecycle';
+import { Meter } from './telemetry/meter';
+import { Overload } from './telemetry/overload';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
 /** Every table that the query builder is used on. */
@@ -42,6 +48,10 @@ export const ENTITIES = [
   HeartbeatEntity,
   ConfigStateEntity,
   LabelEntity,
+  AgentKindEntity,
+  OutcomesEntity,
+  LastErrorEntity,
+  AboutEntity,
   OwnerTokenEntity,
   UsageEntity,
   EnrollmentTokenEntity,
@@ -63,6 +73,8 @@ export interface Parts {
   database: Database;
   clock: Clock;
   lifecycle: Lifecycle;
+  meter: Meter;
+  overload: Overload;
   extensions: readonly Extension[];
 }
 
@@ -75,6 +87,8 @@ export class AppModule {
       { provide: SETTINGS, useValue: parts.settings },
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
+      { provide: Meter, useValue: parts.meter },
+      { provide: Overload, useValue: parts.overload },
     ];
     return {
       module: AppModule,

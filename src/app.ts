@@ -20,6 +20,7 @@ import { Bodies } from './http/bodies';
 import { isBulkWrite, isShedFirst, MAX_BODY } from './http/decorators';
 import { mountDocumentation } from './http/documentation';
 import { ErrorFilter } from './http/error-filter';
+import { VERSION } from './http/openapi';
 import { answerUnreadable, checkProtocol } from './http/protocol-checks';
 import { ReadTurns } from './http/read-turns';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
@@ -30,10 +31,12 @@ import { JobRunner } from './scheduling/job-runner';
 import { databaseIdentity, type Settings, SettingsError, serverFile } from './settings';
 import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
-import { createLogger, NestLogger, requestIdOf } from './telemetry/logger';
+import { createLogger, NestLogger, outputOf, requestIdOf } from './telemetry/logger';
+import { Meter } from './telemetry/meter';
 import { Overload } from './telemetry/overload';
 import { RequestLog } from './telemetry/request-log';
 import { RequestSpans } from './telemetry/request-spans';
+import { observeProcess } from './telemetry/server-metrics';
 
 /** How large a request's headers may be, in bytes: they are kept as they come, before anybody can be asked who he is. */
 const MAX_HEADERS = 8 * 1024;
@@ -81,6 +84,7 @@ export interface Replacements extends DatabaseReplacements {
 export async function createApp(settings: Settings, replacements: Replacements = {}): Promise<ControlPlane> {
   const logger = replacements.logger ?? createLogger(settings);
   const lifecycle = new Lifecycle(replacements.serves);
+  const meter = new Meter();
   const extensions = loadExtensions(settings.extensions);
   const database = await openDatabase(settings, ENTITIES, extensions, replacements);
   const { clock } = database;
@@ -127,7 +131,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const isHealth = (request: FastifyRequest) =>
       /^\/(healthz|livez|readyz)$/.test(request.routeOptions.url ?? '');
     const app = await NestFactory.create<NestFastifyApplication>(
-      AppModule.forRoot({ settings, database, clock, lifecycle, extensions }),
+      AppModule.forRoot({ settings, database, clock, lifecycle, meter, overload, extensions }),
       adapter,
       { bodyParser: false, abortOnError: false, logger: new NestLogger(logger) },
     );
@@ -135,12 +139,19 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const admission = app.get(Admission);
     const quotas = app.get(Quotas);
     const bodies = app.get(Bodies);
+    observeProcess(meter, http, {
+      ...{ settings, version: VERSION, database, lifecycle, overload, answers, inFlight },
+      log: outputOf(logger),
+    });
     answerUnknownRoutes(http, (request, reply) => admission.chargeUnknown(request, reply));
-    overload.guard(http, isShedFirst, isHealth);
+    // What an operator needs in an emergency: many scrapes cost as much as one.
+    const isExempt = (request: FastifyRequest) =>
+      isHealth(request) || (request.routeOptions.url === '/metrics' && request.method === 'GET');
+    overload.guard(http, isShedFirst, isExempt);
     http.addHook('onRequest', async (request) => {
       if (isBulkWrite(request)) database.requireSpace();
     });
-    inFlight.guard(http, isHealth);
+    inFlight.guard(http, isExempt);
     admission.guard(http, isHealth);
     new ReadTurns().guard(http);
     bodies.guard(http, {

@@ -32,4 +32,11 @@ export { type TakenReport, TaskKind, type TaskKindHandler } from './leases/task-
 export { AuditLog, type Change } from './operators/audit-log';
 export { OperatorsModule } from './operators/operators.module';
 export { JobRunner } from './scheduling/job-runner';
+export {
+  type CounterInstrument,
+  type GaugeInstrument,
+  type HistogramInstrument,
+  type InstrumentOptions,
+  Meter,
+} from './telemetry/meter';
 export { type TraceAttributes, trace } from './tracing';

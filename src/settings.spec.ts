@@ -77,6 +77,8 @@ describe('the settings', () => {
       'DATABASE_URL',
       ['control-plane.db', 'sqlite:', 'sqlite://', 'sqlite://a?mode=memory', 'mysql://user:password@host/db'],
     ],
+    ['METRICS_LABELS', ['name', 'Region', 'a,a', 'a,b,c,d', 'a-b', '1a']],
+    ['METRICS_PUBLIC', ['yes', '1']],
     ['POOL_SIZE', ['0', '-1', '1.5', '1e3', '0x10', ' 5', '1001']],
     ['MIGRATE_ON_START', ['yes', '1', 'TRUE']],
     ['ADMIN_TOKEN', ['x'.repeat(23), 'x'.repeat(513), `${'x'.repeat(30)} `, `${'x'.repeat(30)}é`]],

@@ -100,6 +100,10 @@ export interface Settings {
   readonly answerTimeoutMs: number;
   /** How many bytes of answers may wait for their clients. */
   readonly maxAnswerBytes: number;
+  /** Whether anybody may read `GET /metrics`, without a viewer's token. */
+  readonly metricsPublic: boolean;
+  /** Labels of agents by which the sums of their own metrics are split. */
+  readonly metricsLabels: readonly string[];
   /** Whether the documentation is served: `/docs`, `/docs-json`, `/docs-yaml`. */
   readonly docs: boolean;
   /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
@@ -334,6 +338,19 @@ function readDrain(reader: Reader, shutdownTimeoutMs: number): number {
   return drainMs;
 }
 
+/** They become labels of Prometheus beside those that the series have. */
+function readMetricsLabels(reader: Reader): string[] {
+  const names = (reader.text('METRICS_LABELS') ?? '').split(',').flatMap((part) => part.trim() || []);
+  const isUsable = (name: string) =>
+    /^[a-z][a-z0-9_]{0,62}$/.test(name) && !['name', 'stat', 'job', 'instance', 'le'].includes(name);
+  if (names.length > 3 || new Set(names).size < names.length || !names.every(isUsable))
+    throw bad(
+      'METRICS_LABELS',
+      'must be a comma-separated list of at most 3 names of labels, each once, of lower case letters, digits and _, and none of name, stat, job, instance, le',
+    );
+  return names;
+}
+
 function readExtensions(reader: Reader): string[] {
   const text = reader.text('EXTENSIONS');
   if (text === undefined) return [];
@@ -467,6 +484,8 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     requestTimeoutMs: reader.integer('REQUEST_TIMEOUT_MS', 30_000, 1_000, 600_000),
     answerTimeoutMs: reader.integer('ANSWER_TIMEOUT_MS', 30_000, 1_000, 600_000),
     maxAnswerBytes: reader.integer('MAX_ANSWER_BYTES', 256 * MIB, 32 * MIB, 65_536 * MIB),
+    metricsPublic: reader.choice('METRICS_PUBLIC', 'false', ['true', 'false']) === 'true',
+    metricsLabels: readMetricsLabels(reader),
     docs: reader.choice('DOCS', 'on', ['on', 'off']) === 'on',
     signingKeyFile: reader.text('SIGNING_KEY_FILE'),
     url: readUrl(reader),

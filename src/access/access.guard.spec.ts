@@ -8,7 +8,7 @@ describe('AccessGuard', () => {
     class Forgetful {
       route(): void {}
     }
-    const guard = new AccessGuard(new Reflector());
+    const guard = new AccessGuard(new Reflector(), { metricsPublic: false });
     const request = { headers: {}, admitted: true };
     const context = new ExecutionContextHost([request, {}], Forgetful, Forgetful.prototype.route);
     expect(() => guard.canActivate(context)).toThrow(expect.objectContaining({ code: 'ERR_FORBIDDEN' }));
@@ -19,7 +19,7 @@ describe('AccessGuard', () => {
       @Public()
       route(): void {}
     }
-    const guard = new AccessGuard(new Reflector());
+    const guard = new AccessGuard(new Reflector(), { metricsPublic: false });
     const contextOf = (request: object) =>
       new ExecutionContextHost([request, {}], Open, Open.prototype.route);
     expect(guard.canActivate(contextOf({ admitted: true }))).toBe(true);

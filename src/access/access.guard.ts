@@ -1,8 +1,16 @@
-import { type CanActivate, type ExecutionContext, Injectable } from '@nestjs/common';
+import { type CanActivate, type ExecutionContext, Inject, Injectable } from '@nestjs/common';
 import { Reflector } from '@nestjs/core';
 import { fail } from '../errors';
-import { ACCESS, type Access, type ControlPlaneRequest, ROLES, type Role } from '../http/decorators';
+import {
+  ACCESS,
+  type Access,
+  accessUnder,
+  type ControlPlaneRequest,
+  ROLES,
+  type Role,
+} from '../http/decorators';
 import { isId } from '../http/validation';
+import { SETTINGS, type Settings } from '../settings';
 
 /**
  * The first guard: makes sure that the caller was admitted as the route wants it, and speaks for itself in the body. Who
@@ -10,14 +18,18 @@ import { isId } from '../http/validation';
  */
 @Injectable()
 export class AccessGuard implements CanActivate {
-  constructor(private readonly reflector: Reflector) {}
+  constructor(
+    private readonly reflector: Reflector,
+    @Inject(SETTINGS) private readonly settings: Pick<Settings, 'metricsPublic'>,
+  ) {}
 
   /** @throws ERR_FORBIDDEN nobody was admitted, a role too low, a body for another agent */
   canActivate(context: ExecutionContext): boolean {
-    const access = this.reflector.getAllAndOverride<Access | undefined>(ACCESS, [
+    const declared = this.reflector.getAllAndOverride<Access | undefined>(ACCESS, [
       context.getHandler(),
       context.getClass(),
     ]);
+    const access = declared && accessUnder(declared, this.settings);
     const request = context.switchToHttp().getRequest<ControlPlaneRequest>();
     if (!request.admitted) throw fail('ERR_FORBIDDEN');
     switch (access?.kind) {

@@ -2,6 +2,7 @@ import { Controller, Get, type Type } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { Test } from '@nestjs/testing';
 import { Agent, Operator, Public, Quota } from '../http/decorators';
+import { SETTINGS } from '../settings';
 import { DeclaredRoutes } from './declared-routes';
 
 @Controller('declared')
@@ -63,7 +64,7 @@ async function start(...controllers: Type[]): Promise<void> {
   const module = await Test.createTestingModule({
     imports: [DiscoveryModule],
     controllers,
-    providers: [DeclaredRoutes],
+    providers: [DeclaredRoutes, { provide: SETTINGS, useValue: { metricsPublic: false } }],
   }).compile();
   await module.init();
   await module.close();

@@ -1,4 +1,4 @@
-import { Injectable, type OnApplicationBootstrap } from '@nestjs/common';
+import { Inject, Injectable, type OnApplicationBootstrap } from '@nestjs/common';
 import { METHOD_METADATA, ROUTE_ARGS_METADATA } from '@nestjs/common/constants';
 import { RouteParamtypes } from '@nestjs/common/enums/route-paramtypes.enum';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
@@ -7,9 +7,12 @@ import { ExtensionError, extensionOf } from '../extensions';
 import {
   ACCESS,
   type Access,
+  accessUnder,
   BODY_LIMIT,
   BULK_WRITE,
   DEFAULT_BODY_LIMIT,
+  LOG_FACTS,
+  type LogFacts,
   QUOTA,
   type QuotaRule,
   type RouteDeclaration,
@@ -17,6 +20,7 @@ import {
 } from '../http/decorators';
 import type { BodyShape } from '../http/json-body';
 import { shapeOf } from '../http/validation';
+import { SETTINGS, type Settings } from '../settings';
 
 /** A name that can stand in a `RateLimit` header as it is. */
 const QUOTA_NAME = /^[\w.:/-]{1,64}$/;
@@ -42,6 +46,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     private readonly discovery: DiscoveryService,
     private readonly scanner: MetadataScanner,
     private readonly reflector: Reflector,
+    @Inject(SETTINGS) private readonly settings: Pick<Settings, 'metricsPublic'>,
   ) {}
 
   /**
@@ -98,12 +103,13 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     const access = said<Access>(ACCESS);
     return (
       access && {
-        access,
+        access: accessUnder(access, this.settings),
         quota: Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined,
         bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
         shedFirst: said<boolean>(SHED_FIRST) ?? false,
         bulkWrite: said<boolean>(BULK_WRITE) ?? false,
         bodyShape: bodyShapeOf(controller, method),
+        logFacts: said<LogFacts>(LOG_FACTS),
       }
     );
   }

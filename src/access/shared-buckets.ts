@@ -74,6 +74,7 @@ export class SharedBuckets extends QuotaBuckets {
     private readonly jobs: JobRunner,
   ) {
     super();
+    this.jobs.declare('quota-retention');
     const alone: Queries = { rows: (sql, ...values) => database.changeAlone(sql, ...values) };
     const asks = new OneAtATime<Ask, Verdict>((batch) => decide(batch, alone, clock));
     this.agents = new RememberingBuckets(database, clock, asks);

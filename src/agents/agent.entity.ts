@@ -15,6 +15,17 @@ export type AgentOrigin = (typeof AGENT_ORIGINS)[number];
 export const CONFIG_STATUSES = ['applied', 'failed'] as const;
 export type ConfigStatus = (typeof CONFIG_STATUSES)[number];
 
+/**
+ * How an attempt at a task ends. `unsaid`: its agent completed it and did not say what came of the check. `cancelled`: its
+ * agent gave it back. `expired`: nothing was heard of it in time. One that an operator cut off did not end by itself and is none.
+ */
+export const ATTEMPT_OUTCOMES = ['success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'] as const;
+export type AttemptOutcome = (typeof ATTEMPT_OUTCOMES)[number];
+
+/** Outcomes that are shown as the last error: of the others there is nothing to say. */
+export const ERROR_OUTCOMES = ['timeout', 'error', 'cancelled', 'expired'] as const;
+export type ErrorOutcome = (typeof ERROR_OUTCOMES)[number];
+
 /** A probe that registered. */
 @Entity('agents')
 export class AgentEntity {
@@ -146,4 +157,88 @@ export class ConfigStateEntity {
   /** When it began to say so. */
   @Column('bigint')
   reported_at!: number;
+}
+
+/** A kind of tasks that an agent asked for. */
+@Entity('agent_kinds')
+export class AgentKindEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  @PrimaryColumn('text')
+  kind!: string;
+
+  /** When it asked for the kind, to some minutes. */
+  @Column('bigint')
+  asked_at!: number;
+
+  /** How many leases of the kind it was willing to hold at once; null is not known. */
+  @Column('integer', { nullable: true })
+  capacity!: number | null;
+}
+
+/** How an agent's attempts ended in a span of time. */
+@Entity('agent_outcomes')
+export class OutcomesEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  /** How long the span is: 10 minutes in the last hour, then an hour. */
+  @PrimaryColumn('bigint')
+  span_ms!: number;
+
+  @PrimaryColumn('bigint')
+  starts_at!: number;
+
+  @Column('bigint')
+  success!: number;
+
+  @Column('bigint')
+  timeout!: number;
+
+  @Column('bigint')
+  error!: number;
+
+  @Column('bigint')
+  unsaid!: number;
+
+  @Column('bigint')
+  cancelled!: number;
+
+  @Column('bigint')
+  expired!: number;
+}
+
+/** What went wrong last with an agent. */
+@Entity('agent_last_errors')
+export class LastErrorEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  @Column('bigint')
+  at!: number;
+
+  @Column('bigint')
+  task_id!: number;
+
+  @Column('text')
+  outcome!: ErrorOutcome;
+
+  /** What the agent said of it, as a JSON string: it may hold what a database can't keep as it is. */
+  @Column('text', { nullable: true })
+  message!: string | null;
+}
+
+/** What an agent says of itself. */
+@Entity('agent_about')
+export class AboutEntity {
+  @PrimaryColumn('bigint')
+  agent_id!: number;
+
+  @Column('text')
+  version!: string;
+
+  /** When it began to say so. */
+  @Column('bigint')
+  said_at!: number;
 }

@@ -13,6 +13,7 @@ import {
   IdempotencyKey,
   Public,
   Quota,
+  UserAgent,
 } from '../http/decorators';
 import { parseId } from '../http/validation';
 import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse } from './agents.dto';
@@ -89,7 +90,8 @@ export class AgentsController {
   heartbeat(
     @CurrentAgent() agent: AgentIdentity,
     @Body() body: HeartbeatRequest,
+    @UserAgent() userAgent: string | undefined,
   ): Promise<HeartbeatResponse> {
-    return this.agents.heartbeat(agent, body);
+    return this.agents.heartbeat(agent, body, userAgent);
   }
 }

@@ -4,7 +4,16 @@ import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class
 import { IsName, OptionalIdInQuery } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { AgentBody, IsId } from '../http/validation';
-import { AGENT_ORIGINS, type AgentOrigin, CONFIG_STATUSES, type ConfigStatus } from './agent.entity';
+import {
+  AGENT_ORIGINS,
+  type AgentOrigin,
+  type AttemptOutcome,
+  CONFIG_STATUSES,
+  type ConfigStatus,
+  ERROR_OUTCOMES,
+  type ErrorOutcome,
+} from './agent.entity';
+import { MAX_VERSION } from './agent-about';
 import { MAX_HOSTNAME } from './hostnames';
 import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
 
@@ -114,6 +123,10 @@ export class HeartbeatResponse {
 export const AGENT_STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'] as const;
 export type AgentStatus = (typeof AGENT_STATUSES)[number];
 
+/** How an agent stands to the configuration in force: what it said of that one, that it speaks of another, or nothing. */
+export const CONFIG_STANDINGS = [...CONFIG_STATUSES, 'other', 'unsaid'] as const;
+export type ConfigStanding = (typeof CONFIG_STANDINGS)[number];
+
 /** Which agents to list. */
 export class AgentsQuery extends PageQuery {
   @ApiPropertyOptional({
@@ -154,6 +167,47 @@ export class AgentsQuery extends PageQuery {
   })
   @OptionalIdInQuery()
   enrollment_token_id?: number;
+
+  @ApiPropertyOptional({
+    description:
+      'True: only agents of which, in the last hour, at least 5 attempts ended and more than half by an error, by being given back or by expiring. False: only the others.',
+    type: Boolean,
+    example: true,
+  })
+  @Transform(({ value }) => (value === 'true' ? true : value === 'false' ? false : value))
+  @IsOptional()
+  @IsBoolean()
+  failing?: boolean;
+
+  @ApiPropertyOptional({
+    description:
+      'Only agents that said they applied the configuration in force, that they failed to, that they use another, or nothing.',
+    enum: CONFIG_STANDINGS,
+    example: 'failed',
+  })
+  @IsOptional()
+  @IsIn(CONFIG_STANDINGS)
+  config_status?: ConfigStanding;
+
+  @ApiPropertyOptional({
+    description: 'Only agents that take this kind of tasks, see `kinds`.',
+    maxLength: 64,
+    example: 'dns',
+  })
+  @IsOptional()
+  @IsString()
+  @MaxLength(64)
+  kind?: string;
+
+  @ApiPropertyOptional({
+    description: 'Only agents that say they are of exactly this version.',
+    maxLength: MAX_VERSION,
+    example: 'dns-agent/1.4.2',
+  })
+  @IsOptional()
+  @IsString()
+  @MaxLength(MAX_VERSION)
+  version?: string;
 }
 
 /** An agent that an operator makes, in place of its registration. */
@@ -214,6 +268,59 @@ export class ConfigStateView {
   reported_at!: string;
 }
 
+/** How many attempts at tasks ended in each way. */
+export class OutcomeCounts implements Record<AttemptOutcome, number> {
+  @ApiProperty({ type: 'integer', example: 118 })
+  success!: number;
+
+  /** Completed, and the agent said that the target was silent: a finding, which does not count against the agent. */
+  @ApiProperty({ type: 'integer', example: 3 })
+  timeout!: number;
+
+  /** Completed, and the agent said that the check failed. */
+  @ApiProperty({ type: 'integer', example: 1 })
+  error!: number;
+
+  /** Completed, and the agent did not say what came of the check. */
+  @ApiProperty({ type: 'integer', example: 0 })
+  unsaid!: number;
+
+  /** Given back by the agent. */
+  @ApiProperty({ type: 'integer', example: 0 })
+  cancelled!: number;
+
+  /** Not heard of in time. */
+  @ApiProperty({ type: 'integer', example: 0 })
+  expired!: number;
+}
+
+/** How an agent's attempts ended lately. What an operator cut off does not count, nor what was reported too late. */
+export class OutcomeWindows {
+  /** In the last hour, to 10 minutes. */
+  @ApiProperty({ type: OutcomeCounts })
+  hour!: OutcomeCounts;
+
+  /** In the last day, to an hour. */
+  @ApiProperty({ type: OutcomeCounts })
+  day!: OutcomeCounts;
+}
+
+/** What went wrong last with an agent. */
+export class AgentErrorView {
+  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
+  at!: string;
+
+  @ApiProperty({ example: 1203 })
+  task_id!: number;
+
+  @ApiProperty({ enum: ERROR_OUTCOMES, example: 'error' })
+  outcome!: ErrorOutcome;
+
+  /** What the agent said of it, at most 300 characters; null where it did not. Never trust it: strangers may choose it. */
+  @ApiProperty({ type: String, nullable: true, example: 'ECONNREFUSED' })
+  message!: string | null;
+}
+
 /** An agent as operators see it. */
 export class AgentView {
   @ApiProperty({ example: 1 })
@@ -224,6 +331,10 @@ export class AgentView {
 
   @ApiProperty(LABELS_SCHEMA)
   labels!: Labels;
+
+  /** The kinds of tasks that it asked for by claims of the last day, sorted; empty for one that has not claimed yet. */
+  @ApiProperty({ type: [String], example: ['dns', 'http'] })
+  kinds!: string[];
 
   @ApiProperty({ enum: AGENT_STATUSES, example: 'online' })
   status!: AgentStatus;
@@ -254,6 +365,17 @@ export class AgentView {
   /** Tasks that it works on. */
   @ApiProperty({ example: 3 })
   live_leases!: number;
+
+  /** The `User-Agent` of its claims and heartbeats; null where it sent none. What it says, and no more. */
+  @ApiProperty({ type: String, nullable: true, example: 'dns-agent/1.4.2' })
+  version!: string | null;
+
+  @ApiProperty({ type: OutcomeWindows })
+  outcomes!: OutcomeWindows;
+
+  /** Null where no attempt ended by a timeout, an error, by being given back or by expiring. */
+  @ApiProperty({ type: AgentErrorView, nullable: true })
+  last_error!: AgentErrorView | null;
 
   /** Null while it said nothing about its configuration. */
   @ApiProperty({ type: ConfigStateView, nullable: true })

@@ -1,6 +1,9 @@
 import { Module } from '@nestjs/common';
 import { ConfigModule } from '../config/config.module';
 import { OperatorsModule } from '../operators/operators.module';
+import { AgentAbout } from './agent-about';
+import { AgentKinds } from './agent-kinds';
+import { AgentOutcomes } from './agent-outcomes';
 import { AgentsController } from './agents.controller';
 import { AgentsService } from './agents.service';
 import { Budgets } from './budgets';
@@ -8,13 +11,24 @@ import { ConfigStates } from './config-states';
 import { EnrollmentController } from './enrollment.controller';
 import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
+import { FleetMetrics } from './fleet-metrics';
 import { RegistrationService } from './registration.service';
 
 /** The fleet. */
 @Module({
   imports: [ConfigModule, OperatorsModule],
   controllers: [AgentsController, FleetController, EnrollmentController],
-  providers: [AgentsService, Budgets, ConfigStates, EnrollmentService, RegistrationService],
-  exports: [AgentsService, Budgets],
+  providers: [
+    AgentAbout,
+    AgentKinds,
+    AgentOutcomes,
+    AgentsService,
+    Budgets,
+    ConfigStates,
+    EnrollmentService,
+    FleetMetrics,
+    RegistrationService,
+  ],
+  exports: [AgentAbout, AgentKinds, AgentOutcomes, AgentsService, Budgets],
 })
 export class AgentsModule {}

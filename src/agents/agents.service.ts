@@ -16,6 +16,9 @@ import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
 import type { AgentEntity, AgentOrigin, AgentState, HeartbeatEntity, LabelEntity } from './agent.entity';
+import { AgentAbout } from './agent-about';
+import { AgentKinds, KIND_KEPT_MS } from './agent-kinds';
+import { AgentOutcomes, NONE } from './agent-outcomes';
 import type {
   AgentCredentials,
   AgentsQuery,
@@ -37,6 +40,10 @@ export const TRIAL_MS = 86_400_000;
 /** What belongs to an agent alone, and goes with it. */
 const DEPENDENT_TABLES = [
   'agent_labels',
+  'agent_kinds',
+  'agent_outcomes',
+  'agent_last_errors',
+  'agent_about',
   'agent_owner_tokens',
   'agent_config_states',
   'agent_usage',
@@ -124,6 +131,9 @@ export class AgentsService {
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
     private readonly lifecycle: Lifecycle,
+    private readonly kinds: AgentKinds,
+    private readonly outcomes: AgentOutcomes,
+    private readonly about: AgentAbout,
   ) {
     this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
     continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
@@ -214,13 +224,19 @@ export class AgentsService {
   /**
    * Records a sign of life, and what it says about the agent's configuration where that is new. All that arrive while
    * the writer is busy share one statement.
+   * @param userAgent what the agent says of its version
    * @throws ERR_VALIDATION what it says about the configuration does not go together
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_FORBIDDEN the agent was disabled or revoked meanwhile
    */
-  async heartbeat(agent: AgentIdentity, request: HeartbeatRequest): Promise<HeartbeatResponse> {
+  async heartbeat(
+    agent: AgentIdentity,
+    request: HeartbeatRequest,
+    userAgent?: string,
+  ): Promise<HeartbeatResponse> {
     const refusal = await this.heartbeats.run({ agent, config: configReportOf(request) });
     if (refusal) throw refusal;
+    this.about.note(agent.id, userAgent);
     const revision = this.config.currentRevision();
     return {
       agent_id: agent.id,
@@ -278,6 +294,11 @@ export class AgentsService {
           status === 'online' ? `h.last_heartbeat_at > ${since}` : `h.last_heartbeat_at <= ${since}`,
         )
         .add(enrolledBy, (id) => `a.enrollment_token_id = ${id}`);
+      const joined = this.join(query, filters);
+      if (query.failing !== undefined)
+        filters.require(
+          `a.id ${query.failing ? 'IN' : 'NOT IN'} (${this.outcomes.selectFailing((value) => filters.bind(value))})`,
+        );
       for (const [name, value] of label.flatMap((one) => [parseLabel(one) ?? []]))
         filters.add(
           name,
@@ -286,7 +307,7 @@ export class AgentsService {
         );
       const most = filters.bind(limit + 1);
       const rows = await statements.rows<KnownAgent>(
-        `${SELECT_AGENT} ${filters.where} ORDER BY a.id DESC LIMIT ${most}`,
+        `${SELECT_AGENT} ${joined.tables} ${filters.where} ORDER BY ${joined.id} DESC LIMIT ${most}`,
         ...filters.values,
       );
       const page = pageOf(rows, limit, (row) => row.id);
@@ -294,10 +315,68 @@ export class AgentsService {
     });
   }
 
+  /**
+   * Joins the tables that an index finds agents in by what they said. The order is by the first one's ids, so that a page is read
+   * along its index: of a join's two equal columns SQLite does not see that either will do.
+   */
+  private join(
+    { version, kind, config_status: standing }: AgentsQuery,
+    filters: Conditions,
+  ): { tables: string; id: string } {
+    const joins: string[] = [];
+    const ids: string[] = [];
+    const add = (table: string, as: string, condition: string) => {
+      joins.push(`JOIN ${table} ${as} ON ${as}.agent_id = a.id`);
+      ids.push(`${as}.agent_id`);
+      filters.require(condition);
+    };
+    if (version !== undefined) add('agent_about', 'v', `v.version = ${filters.bind(version)}`);
+    if (kind !== undefined)
+      add(
+        'agent_kinds',
+        'k',
+        `k.kind = ${filters.bind(kind)} AND k.asked_at > ${filters.bind(this.clock.now() - KIND_KEPT_MS)}`,
+      );
+    // A revision has a character at least: this is none.
+    const inForce = this.config.currentRevision() ?? '';
+    if (standing === 'applied' || standing === 'failed')
+      add(
+        'agent_config_states',
+        's',
+        `s.revision = ${filters.bind(inForce)} AND s.status = ${filters.bind(standing)}`,
+      );
+    else if (standing === 'other') {
+      const revision = filters.bind(inForce);
+      filters.require(
+        `a.id IN (SELECT agent_id FROM agent_config_states WHERE revision < ${revision} OR revision > ${revision})`,
+      );
+    } else if (standing === 'unsaid')
+      filters.require('NOT EXISTS (SELECT 1 FROM agent_config_states s WHERE s.agent_id = a.id)');
+    return { tables: joins.join(' '), id: ids[0] ?? 'a.id' };
+  }
+
   /** @throws ERR_NOT_FOUND there is no such agent, or it was deleted */
   get(agentId: number): Promise<AgentView> {
     return this.database.read(async (statements) =>
       this.viewOf(statements, await findAgent(statements, agentId)),
+    );
+  }
+
+  /** Which agents were heard of after an instant, in ms since the epoch. */
+  async heardSince(statements: Statements, instant: number): Promise<Set<number>> {
+    const rows = await statements.rows<{ agent_id: number }>(
+      'SELECT agent_id FROM agent_heartbeats WHERE last_heartbeat_at > $1',
+      instant,
+    );
+    return new Set(rows.map((row) => row.agent_id));
+  }
+
+  /** The labels of these names, of every agent that has one. */
+  labelsNamed(statements: Statements, names: readonly string[]): Promise<Map<number, Labels>> {
+    return labelsWhere(
+      statements,
+      `name IN (SELECT name FROM ${statements.dialect.rowset('$1', { name: 'text' })} AS r)`,
+      names.map((name) => ({ name })),
     );
   }
 
@@ -677,8 +756,8 @@ export class AgentsService {
     );
   }
 
-  /** Whose last heartbeat is not after this instant is silent: {@link deadlineOf} turned round, for SQL. */
-  private silentSince(): number {
+  /** Whose last heartbeat is not after this instant is offline, in ms since the epoch: {@link deadlineOf} turned round, for SQL. */
+  silentSince(): number {
     const instant = this.clock.now() - this.settings.heartbeatTimeoutMs;
     return this.continuity.runningSince() > instant ? -1 : instant;
   }
@@ -691,12 +770,17 @@ export class AgentsService {
     const ids = agents.map((agent) => agent.id);
     const leases = await this.countLeases(statements, ids);
     const labels = await labelsOf(statements, ids);
+    const kinds = await this.kinds.of(statements, ids);
     const configs = await this.configStates.of(statements, ids);
+    const outcomes = await this.outcomes.of(statements, ids);
+    const errors = await this.outcomes.lastErrorsOf(statements, ids);
+    const versions = await this.about.of(statements, ids);
     const now = this.clock.now();
     return agents.map((agent) => ({
       id: agent.id,
       hostname: agent.hostname,
       labels: labels.get(agent.id) ?? {},
+      kinds: kinds.get(agent.id) ?? [],
       status:
         agent.state === 'active'
           ? this.deadlineOf(agent) > now
@@ -710,6 +794,9 @@ export class AgentsService {
       last_heartbeat_at: toTimestamp(agent.last_heartbeat_at),
       token_expires_at: toTimestamp(agent.token_expires_at),
       live_leases: leases.get(agent.id) ?? 0,
+      version: versions.get(agent.id) ?? null,
+      outcomes: outcomes.get(agent.id) ?? { hour: { ...NONE }, day: { ...NONE } },
+      last_error: errors.get(agent.id) ?? null,
       config: configs.get(agent.id) ?? null,
     }));
   }
@@ -731,11 +818,17 @@ function unchangeable(state: string) {
 }
 
 /** The labels of each of the agents; agents without any are left out. */
-async function labelsOf(statements: Statements, agentIds: readonly number[]): Promise<Map<number, Labels>> {
+const labelsOf = (statements: Statements, agentIds: readonly number[]): Promise<Map<number, Labels>> =>
+  labelsWhere(statements, statements.dialect.isAmong('agent_id', '$1'), agentIds);
+
+async function labelsWhere(
+  statements: Statements,
+  condition: string,
+  among: readonly unknown[],
+): Promise<Map<number, Labels>> {
   const rows = await statements.rows<LabelEntity>(
-    `SELECT agent_id, name, value FROM agent_labels
-     WHERE ${statements.dialect.isAmong('agent_id', '$1')} ORDER BY agent_id, name`,
-    JSON.stringify(agentIds),
+    `SELECT agent_id, name, value FROM agent_labels WHERE ${condition} ORDER BY agent_id, name`,
+    JSON.stringify(among),
   );
   const labels = new Map<number, Labels>();
   for (const { agent_id: id, name, value } of rows) labels.set(id, { ...labels.get(id), [name]: value });

@@ -83,7 +83,9 @@ export class RegistrationService {
     private readonly audit: AuditLog,
     private readonly jobs: JobRunner,
     @Inject(SETTINGS) private readonly settings: Settings,
-  ) {}
+  ) {
+    this.jobs.declare('agent-trials');
+  }
 
   /**
    * Gives the caller an identity and a fresh token. A hostname that is known keeps its identity, and goes to somebody who

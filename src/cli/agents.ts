@@ -1,25 +1,29 @@
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { id, labelOption, oneOf, pastOption } from './arguments';
-import { fields, table } from './print';
+import { fields, shortened, table } from './print';
 import type { Terminal } from './terminal';
-import {
-  type Common,
-  get,
-  listing,
-  listOf,
-  perform,
-  post,
-  put,
-  query,
-  remove,
-  type Shown,
-  verb,
-} from './verbs';
+import { type Common, get, listing, perform, post, put, query, remove, type Shown, verb } from './verbs';
 
 const credentials = (agent: object) =>
   `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`;
 
-const AGENT = ['id', 'hostname', 'status', 'live_leases', 'last_heartbeat_at', 'labels'];
+const AGENT = [
+  'id',
+  'hostname',
+  'status',
+  'live_leases',
+  'last_heartbeat_at',
+  'version',
+  'kinds',
+  'labels',
+  'last_hour',
+  'last_error',
+];
+
+/** How much of an agent's last error a row shows, in characters. */
+const MAX_ERROR = 40;
+
+const CONFIG_STATUSES = ['applied', 'failed', 'other', 'unsaid'];
 
 const STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'];
 
@@ -47,18 +51,26 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'list',
     'list agents, newest first',
     'agents list --status offline',
-    'agents list --watch 5',
+    'agents list --failing --watch 5',
+    'agents list --config-status failed --kind dns',
   )
     .addOption(oneOf('--status <status>', 'only these', STATUSES))
     .option('--hostname <hostname>', 'only this one')
     .addOption(labelOption())
-    .action(({ status, hostname, label: labels = {}, limit, cursor, ...options }) => {
-      const label = Object.entries(labels).map(([name, value]) => `${name}:${value}`);
-      return perform(
-        terminal,
-        options,
-        get(`/v1/agents${query({ status, hostname, label, limit, cursor })}`),
-        listOf(...AGENT),
+    .option('--failing', 'only those of which more than half of at least 5 attempts failed in the last hour')
+    .addOption(new Option('--not-failing', 'only the others').conflicts('failing'))
+    .addOption(oneOf('--config-status <status>', 'by the configuration in force', CONFIG_STATUSES))
+    .option('--kind <kind>', 'only those that take tasks of this kind')
+    .option('--version <version>', 'only those that say they are of this version')
+    .action(({ label: labels = {}, failing, notFailing, configStatus: config_status, ...given }) => {
+      const { status, hostname, kind, version, limit, cursor, ...options } = given;
+      const filter = {
+        ...{ status, hostname, config_status, kind, version, limit, cursor },
+        label: Object.entries(labels).map(([name, value]) => `${name}:${value}`),
+        failing: failing ? 'true' : notFailing ? 'false' : undefined,
+      };
+      return perform(terminal, options, get(`/v1/agents${query(filter)}`), ({ items }) =>
+        table(items.map(inRow), AGENT),
       );
     });
   verb(agents, 'show', 'show an agent', 'agents show 12')
@@ -119,6 +131,13 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .action((agent, options) =>
       perform(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),
     );
+}
+
+/** An agent as a row shows it: of its outcomes those of the last hour, and of its last error the beginning. */
+function inRow({ outcomes, last_error: error, ...agent }: Shown): object {
+  const last_hour = Object.fromEntries(Object.entries(outcomes.hour).filter(([, count]) => count !== 0));
+  const said = error && [error.outcome, error.message ?? ''].join(' ').trim();
+  return { ...agent, last_hour, last_error: error && shortened(said, MAX_ERROR) };
 }
 
 /** An agent; without labels it shows `-`, as lists do. */

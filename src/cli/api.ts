@@ -35,6 +35,8 @@ export interface Call {
   readonly idempotencyKey?: string;
   /** Whether a second time has no second effect. */
   readonly repeatable: boolean;
+  /** Whether the answer is plain text, not JSON. */
+  readonly isText?: true;
 }
 
 /** How to reach the control plane. */
@@ -111,7 +113,11 @@ async function attemptCall(
     const failure = new Failure(error.message + unknown + howToRepeat(call), EXIT.retry);
     return { failure, waitMs: repeatable || error.before ? 0 : undefined };
   }
-  if (answer.status >= 200 && answer.status < 300 && (answer.text === '' || isJson(answer)))
+  if (
+    answer.status >= 200 &&
+    answer.status < 300 &&
+    (answer.text === '' || (call.isText ? isText(answer) : isJson(answer)))
+  )
     return { failure: answer.text };
   const failure = explain(connection, call, answer);
   const waits = failure.exitCode === EXIT.retry && (repeatable || answer.status === 429);
@@ -146,6 +152,8 @@ const howToRepeat = ({ idempotencyKey }: Call): string =>
   idempotencyKey === undefined
     ? ''
     : `\nTo try again without a second effect: --idempotency-key ${idempotencyKey}`;
+
+const isText = ({ type }: Answer): boolean => /^text\/plain\b/i.test(type);
 
 function isJson({ type, text }: Answer): boolean {
   if (!/^application\/json\b/i.test(type)) return false;

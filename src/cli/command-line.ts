@@ -15,6 +15,7 @@ import { addMoving } from './move';
 import { addTasks } from './tasks';
 import { type Surroundings, Terminal } from './terminal';
 import { addTokens } from './tokens';
+import { addTop } from './top';
 
 const { version } = require('../../package.json') as { version: string };
 
@@ -37,6 +38,8 @@ function programFor(terminal: Terminal, { stdout, stderr }: Surroundings): Comma
   const program = new Command('control-plane')
     .description('The DNS Agent Control Plane: the server, and what its operators do with it.')
     .version(version)
+    // Behind a command, --version is that command's: `agents list --version` filters by it.
+    .enablePositionalOptions()
     .exitOverride()
     .configureOutput({
       writeOut: (text) => stdout.write(text),
@@ -67,6 +70,7 @@ Examples:
   addConfigs(program, terminal);
   addTokens(program, terminal);
   addAudit(program, terminal);
+  addTop(program, terminal);
   addCompletion(program, terminal);
   pointToHelp(program, program.name());
   return program;

@@ -35,7 +35,7 @@ export function addDatabase(program: Command, terminal: Terminal): void {
     .addHelpText(
       'after',
       `
-The database is the one of CONTROL_PLANE_DATABASE_URL. How to restore: docs/control-plane-deploy.md.
+The database is the one of CONTROL_PLANE_DATABASE_URL. How to restore: docs/control-plane-recover.md.
 
 Examples:
   $ control-plane backup /backups/control-plane-$(date +%F).db`,
@@ -45,7 +45,7 @@ Examples:
       const { database: target } = settings;
       if (target.type !== 'sqlite')
         throw new Failure(
-          'A PostgreSQL database is backed up by pg_dump; see docs/control-plane-deploy.md.',
+          'A PostgreSQL database is backed up by pg_dump; see docs/control-plane-operate.md.',
           EXIT.misused,
         );
       const { backUp } = await import('../database/backup.js');

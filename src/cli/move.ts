@@ -68,7 +68,7 @@ Examples:
       'after',
       `
 For a PostgreSQL database after pg_restore or a recovery to a point in time, and for a SQLite file that was put back by
-other means than \`control-plane backup\`. Run it before the first server starts; when to: docs/control-plane-deploy.md.
+other means than \`control-plane backup\`. Run it before the first server starts; when to: docs/control-plane-recover.md.
 
 Examples:
   $ control-plane restored`,

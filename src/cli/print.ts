@@ -63,7 +63,8 @@ function inOneLine(value: unknown, maxNested: number): string {
   return shortened(line, maxNested);
 }
 
-function shortened(line: string, max: number): string {
+/** A line that others wrote, harmless for a terminal, of at most so many characters of theirs. */
+export function shortened(line: string, max: number): string {
   if (line.length <= max) return harmless(line);
   // A character has at most two units: this has more than `max` characters if the line has.
   const characters = [...line.slice(0, 2 * max + 2)];

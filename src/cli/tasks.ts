@@ -1,15 +1,14 @@
 import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
-import { futureOption, id, oneOf, whole } from './arguments';
+import { futureOption, id, oneOf, pastOption, whole } from './arguments';
 import { EXIT, Failure } from './failure';
-import { fields, table } from './print';
+import { fields, harmless, shortened, table } from './print';
 import type { Terminal } from './terminal';
 import {
   type Common,
   fetchText,
   get,
   listing,
-  listOf,
   noteIfEmpty,
   perform,
   post,
@@ -19,7 +18,26 @@ import {
   watching,
 } from './verbs';
 
-const TASK = ['id', 'kind', 'target', 'state', 'priority', 'attempts', 'run_at', 'created_at', 'reason'];
+const TASK = [
+  'id',
+  'kind',
+  'target',
+  'state',
+  'priority',
+  'attempts',
+  'run_at',
+  'created_at',
+  'reason',
+  'last_outcome',
+  'last_agent_id',
+  'last_ended_at',
+  'last_error',
+];
+
+/** How much of a task's last error a row shows, in characters. */
+const MAX_ERROR = 40;
+
+const OUTCOMES = ['success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'];
 
 /** The states of tasks that can be cancelled, and of those that can be reopened. */
 const UNFINISHED = ['scheduled', 'waiting', 'queued', 'leased'];
@@ -83,17 +101,22 @@ export function addTasks(program: Command, terminal: Terminal): void {
     'list',
     'list tasks, newest first',
     'task list --state dead --kind dns',
+    'task list --agent 12 --outcome error --from 2h',
     'task list --json | jq .items[].id',
   )
     .addOption(oneOf('--state <state>', 'only in this state', [...UNFINISHED, 'completed', ...REOPENED]))
     .option('--kind <kind>', 'only of this kind')
     .option('--target <target>', 'only aimed at this')
-    .action(({ state, kind, target, limit, cursor, ...options }) =>
+    .option('--agent <id>', 'only those that it holds, or whose last attempt it ended', id)
+    .addOption(oneOf('--outcome <outcome>', 'only those whose last attempt ended so', OUTCOMES))
+    .addOption(pastOption('--from', 'only those whose last attempt ended from then on'))
+    .addOption(pastOption('--to', 'only those whose last attempt ended before then'))
+    .action(({ state, kind, target, agent: agent_id, outcome, from, to, limit, cursor, ...options }) =>
       perform(
         terminal,
         options,
-        get(`/v1/tasks${query({ state, kind, target, limit, cursor })}`),
-        listOf(...TASK),
+        get(`/v1/tasks${query({ state, kind, target, agent_id, outcome, from, to, limit, cursor })}`),
+        ({ items }) => table(items.map(inRow), TASK),
       ),
     );
   verb(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
@@ -102,6 +125,9 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .action((of, { cursor, ...options }) =>
       perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), shown),
     );
+  watching(verb(task, 'why', 'explain why a task does not run, and what would let it', 'task why 1203'))
+    .argument('<id>', "the task's id", id)
+    .action((of, options) => perform(terminal, options, get(`/v1/tasks/${of}/why`), explained));
   changing(
     verb(
       task,
@@ -109,6 +135,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
       'cancel an unfinished task, or all that match; live leases are revoked',
       'task cancel 1203',
       'task cancel --kind dns --state queued --dry-run',
+      'task cancel --agent 12',
       'task cancel --all',
     ),
     UNFINISHED,
@@ -122,6 +149,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
       'reopen a dead or cancelled task, or all that match',
       'task retry 1203',
       'task retry --state dead --kind http',
+      'task retry --outcome expired --from 1h',
     ),
     REOPENED,
   )
@@ -139,14 +167,31 @@ export function addTasks(program: Command, terminal: Terminal): void {
 /** The depths as a table, below what is about all of them. An empty queue shows only that. */
 const depths = ({ depths, ...others }: Shown) => fields(depths.length === 0 ? others : { ...others, depths });
 
+/** A task as a row shows it: of its last error the beginning. */
+const inRow = ({ last_error: error, ...task }: Shown): object => ({
+  ...task,
+  last_error: error && shortened(error, MAX_ERROR),
+});
+
 /** A task with its attempts; whether there are more of them is said apart. */
 const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
+
+/** The sentence, and below it what is known; each change with what it has. */
+function explained({ message, changes, ...answer }: Shown): string {
+  const isMoot = (name: string) => name === 'before_is_exact' && answer.before === null;
+  const known = Object.entries(answer).filter(([name, value]) => value !== null && !isMoot(name));
+  return `${harmless(message)}\n\n${fields({ ...Object.fromEntries(known), changes })}`;
+}
 
 const changing = (command: Command, states: readonly string[]): Command =>
   command
     .addOption(oneOf('--state <state>', 'all in this state', states))
     .option('--kind <kind>', 'all of this kind')
     .option('--target <target>', 'all aimed at this')
+    .option('--agent <id>', 'all that it holds, or whose last attempt it ended', id)
+    .addOption(oneOf('--outcome <outcome>', 'all whose last attempt ended so', OUTCOMES))
+    .addOption(pastOption('--from', 'all whose last attempt ended from then on'))
+    .addOption(pastOption('--to', 'all whose last attempt ended before then'))
     .option('--all', 'every one')
     .option('--dry-run', 'only say how many match');
 
@@ -154,6 +199,10 @@ interface Changing extends Common {
   state?: string;
   kind?: string;
   target?: string;
+  agent?: number;
+  outcome?: string;
+  from?: string;
+  to?: string;
   all?: true;
   dryRun?: true;
 }
@@ -162,13 +211,15 @@ async function change(
   terminal: Terminal,
   name: 'cancel' | 'retry',
   of: number | undefined,
-  { state, kind, target, all, dryRun: dry_run, ...options }: Changing,
+  { state, kind, target, agent: agent_id, outcome, from, to, all, dryRun: dry_run, ...options }: Changing,
 ): Promise<void> {
-  const filter = { state, kind, target, all, dry_run };
+  const chosen = { state, kind, target, agent_id, outcome, from, to, all };
+  const filter = { ...chosen, dry_run };
   const isFiltered = Object.values(filter).some((value) => value !== undefined);
-  if (of === undefined ? (state ?? kind ?? target ?? all) === undefined : isFiltered)
+  const isChosen = Object.values(chosen).some((value) => value !== undefined);
+  if (of === undefined ? !isChosen : isFiltered)
     throw new Failure(
-      'Name one task by its id, or many by --state, --kind and --target, or every one by --all.',
+      'Name one task by its id, or many by a filter such as --state and --agent, or every one by --all.',
       EXIT.misused,
     );
   if (of !== undefined) {

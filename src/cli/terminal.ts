@@ -7,6 +7,17 @@ import { harmless, harmlessJson } from './print';
 export interface Output {
   write(text: string): unknown;
   readonly isTTY?: boolean;
+  /** Characters in a line, and lines, of a terminal. */
+  readonly columns?: number;
+  readonly rows?: number;
+}
+
+/** A page that is drawn again and again in one place. */
+export interface Screen {
+  /** Draws the page, as much of its beginning as there are lines. */
+  show(page: string): void;
+  /** Leaves the last page there. */
+  close(): void;
 }
 
 /** What is around a command: a process's own, or what a test puts in its place. */
@@ -61,6 +72,32 @@ export class Terminal {
   /** Writes to standard error what the person should know besides. */
   note(text: string): void {
     this.surroundings.stderr.write(`${text.split('\n').map(harmless).join('\n')}\n`);
+  }
+
+  /** Begins to draw on the terminal. */
+  async openScreen(): Promise<Screen> {
+    const { stdout } = this.surroundings;
+    // One that does not say its size can't be drawn on in place.
+    if (!stdout.columns || !stdout.rows)
+      return {
+        show: (page) => {
+          this.clear();
+          this.print(page);
+        },
+        close: () => undefined,
+      };
+    const { createLogUpdate } = await import('log-update');
+    const draw = createLogUpdate(stdout as NodeJS.WriteStream, { showCursor: true });
+    this.clear();
+    return {
+      // If it is too long, its end is what can be spared.
+      show: (page) => {
+        const { columns = 80, rows = 24 } = stdout;
+        const lines = page.split('\n').slice(0, Math.max(1, rows - 1));
+        draw(lines.map((line) => [...line].slice(0, columns).join('')).join('\n'));
+      },
+      close: () => draw.done(),
+    };
   }
 
   /** Shows only this from now on, if a person looks at it. */

@@ -48,6 +48,15 @@ export interface TargetNames {
   findTargets(text: string, kind?: string): Place[];
 }
 
+/** A window with a limit, and what it holds. */
+export interface LimitedWindow extends Place {
+  scope: WindowScope;
+  limit: number;
+  leased: number;
+  queued: number;
+  waiting: number;
+}
+
 /** A window that holds more than its ceiling, and by how much. */
 export interface Excess {
   scope: WindowScope;
@@ -88,7 +97,9 @@ export class ConcurrencyService {
     private readonly jobs: JobRunner,
     private readonly audit: AuditLog,
     @Inject(SETTINGS) private readonly settings: Settings,
-  ) {}
+  ) {
+    this.jobs.declare('window-retention');
+  }
 
   /** Has this called, in the transaction, when ceilings are changed: the tasks must be made to fit them. */
   onCeilings(listener: CeilingListener): void {
@@ -198,6 +209,29 @@ export class ConcurrencyService {
        WHERE target = '' AND scope = 'kind' AND waiting > 0 AND (ceiling IS NULL OR ready + leased < ceiling)`,
     );
     return rows.map((row) => row.kind);
+  }
+
+  /** The windows with a limit that tasks of the places count in, and those of all kinds; to look at, nothing is locked. */
+  limitedWindows(statements: Statements, places: readonly Place[]): Promise<LimitedWindow[]> {
+    // CROSS JOIN: SQLite looks each place up. By itself it reads all places again for each window.
+    return statements.rows<LimitedWindow>(
+      `SELECT scope, kind, target, ceiling AS "limit", leased, ready AS queued, waiting FROM concurrency_windows
+       WHERE ceiling IS NOT NULL AND scope IN ('global', 'kind')
+       UNION
+       SELECT w.scope, w.kind, w.target, w.ceiling AS "limit", w.leased, w.ready AS queued, w.waiting
+       FROM ${statements.dialect.rowset('$1', { kind: 'text', target: 'text' })} AS r
+       CROSS JOIN concurrency_windows w
+       WHERE w.kind = r.kind AND w.target = r.target AND w.scope = 'target' AND w.ceiling IS NOT NULL`,
+      JSON.stringify(places.map(({ kind, target }) => ({ kind, target }))),
+    );
+  }
+
+  /** The kinds that have tasks waiting. */
+  async waitingKinds(statements: Statements): Promise<string[]> {
+    const rows = await statements.rows<{ kind: string }>(
+      `SELECT kind FROM concurrency_windows WHERE target = '' AND scope = 'kind' AND waiting > 0`,
+    );
+    return rows.map(({ kind }) => kind);
   }
 
   /** Those of the places that have tasks waiting and room in the target's own window. */

@@ -201,6 +201,11 @@ export class ConfigService implements OnModuleInit {
     return this.inForce()?.revision;
   }
 
+  /** When the revision in force expires, in ms since the epoch; undefined while there is none. */
+  expiryInForce(): number | undefined {
+    return this.inForce()?.expiresAt;
+  }
+
   /** @throws ERR_NOT_FOUND, retryable: nothing was published yet, or the newest has expired */
   current(): BundleInForce {
     const bundle = this.inForce();
@@ -217,7 +222,7 @@ export class ConfigService implements OnModuleInit {
     return this.keys.jwks;
   }
 
-  private inForce(): BundleInForce | undefined {
+  private inForce(): (BundleInForce & { readonly expiresAt: number }) | undefined {
     return this.newest && this.newest.expiresAt > this.clock.now() ? this.newest : undefined;
   }
 

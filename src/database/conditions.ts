@@ -19,6 +19,12 @@ export class Conditions {
     return this;
   }
 
+  /** Adds a condition whose values are bound, or that has none. */
+  require(condition: string): this {
+    this.parts.push(condition);
+    return this;
+  }
+
   /** Binds a value that stands elsewhere in the statement. @returns the parameter's name */
   bind(value: SqlValue): string {
     this.bound.push(value);

@@ -6,6 +6,23 @@ import type { Statements, Transaction } from './statements';
 /** Hears what a unit of work announced, once it is committed. */
 export type AnnouncementListener = (message: string) => void;
 
+/** A transaction that ended: how many units of work shared it, and how long its commit took, in milliseconds. */
+export interface Commit {
+  readonly units: number;
+  readonly durationMs: number;
+  readonly failed: boolean;
+}
+
+/** What the database can tell of itself. What it does not know is left out. */
+export interface DatabaseStats {
+  /** Bytes of the database on its disk. */
+  readonly sizeBytes?: number;
+  /** Bytes that this process may still use of that disk. */
+  readonly freeBytes?: number;
+  /** Connections of the pool that are idle and in use, and how many callers wait for one. */
+  readonly connections?: { readonly idle: number; readonly busy: number; readonly waiting: number };
+}
+
 /**
  * The database: one door for writes, one window for reads, and word of what other replicas wrote. Nothing else of the
  * program opens a transaction.
@@ -14,6 +31,7 @@ export abstract class Database {
   private readonly listeners = new Map<string, AnnouncementListener[]>();
   private readonly gapListeners: (() => void)[] = [];
   private readonly lostListeners: ((reason: Error) => void)[] = [];
+  private readonly commitListeners: ((commit: Commit) => void)[] = [];
   private lost: Error | undefined;
 
   /** TypeORM's source for reading. */
@@ -56,6 +74,9 @@ export abstract class Database {
   /** How many units of work wait to be written: the measure of overload. */
   abstract get writeQueueDepth(): number;
 
+  /** What it can tell of itself now; waits for no unit of work. */
+  abstract stats(): Promise<DatabaseStats>;
+
   /** How many times this process tried to commit: the same number again means that it wrote nothing meanwhile. */
   abstract get writes(): number;
 
@@ -88,6 +109,15 @@ export abstract class Database {
   onLost(listener: (reason: Error) => void): void {
     if (this.lost) listener(this.lost);
     else this.lostListeners.push(listener);
+  }
+
+  /** Calls back after each commit of this process, failed ones included. The listener must not throw. */
+  onCommit(listener: (commit: Commit) => void): void {
+    this.commitListeners.push(listener);
+  }
+
+  protected committed(commit: Commit): void {
+    for (const listener of this.commitListeners) listener(commit);
   }
 
   /** Tells that this process may never write again. */

@@ -46,6 +46,11 @@ export class DiskSpace {
     return this.low;
   }
 
+  /** How many bytes are free for this process. */
+  freeBytes(): Promise<number> {
+    return this.freeSpace(this.folder);
+  }
+
   /** Looks once, then begins to watch. */
   async start(): Promise<void> {
     if (this.minFree === 0) {

@@ -7,7 +7,7 @@ import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
 import { inSpan } from '../tracing';
 import { Announcements, CHANNEL, publish } from './announcements';
-import { Database } from './database';
+import { Database, type DatabaseStats } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { type Deliver, Effects } from './effects';
@@ -49,6 +49,9 @@ const ASK_TIME = `SELECT ${NOW} AS now`;
 /** How long the disk counts as full after the server said so, in milliseconds. */
 const DISK_FULL_MS = 30_000;
 
+/** How long the size of the database is remembered, in milliseconds. */
+const SIZE_MS = 60_000;
+
 /** Begins, and asks for the time, in one round trip. Said aloud: the database's default may be another isolation. */
 const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
 
@@ -66,6 +69,7 @@ export class PostgresDatabase extends Database {
   private readonly probe: PostgresProbe;
   private attempts = 0;
   private diskFullUntil = Number.NEGATIVE_INFINITY;
+  private size: { bytes: number | undefined; askedAt: number } | undefined;
   /** The server's, unless a test replaces it. */
   readonly clock: Clock;
 
@@ -248,6 +252,22 @@ export class PostgresDatabase extends Database {
     return performance.now() < this.diskFullUntil;
   }
 
+  async stats(): Promise<DatabaseStats> {
+    const { idleCount, totalCount, waitingCount } = this.pool;
+    const connections = { idle: idleCount, busy: totalCount - idleCount, waiting: waitingCount };
+    const now = performance.now();
+    // The server looks at each of its files for it.
+    if (!this.size || now - this.size.askedAt > SIZE_MS) {
+      // First, so that scrapes meanwhile do not ask too.
+      this.size = { bytes: this.size?.bytes, askedAt: now };
+      const { rows } = await this.pool.query<{ bytes: number }>(
+        'SELECT pg_database_size(current_database()) AS bytes',
+      );
+      this.size.bytes = rows[0]?.bytes;
+    }
+    return { connections, sizeBytes: this.size.bytes };
+  }
+
   /** On a connection of its own, so that it does not wait for the pool. */
   ready(): Promise<void> {
     return this.probe.ask();
@@ -269,6 +289,7 @@ export class PostgresDatabase extends Database {
     let tx: UnitOfWork;
     let broken: Error | undefined;
     let value: T;
+    let committingSince: number | undefined;
     try {
       const now = await this.begin(client);
       tx = new UnitOfWork(client, this.source.manager, now, (...announcement) =>
@@ -276,8 +297,12 @@ export class PostgresDatabase extends Database {
       );
       value = await this.inside.run(true, () => work(tx));
       await publish(client, this.announcements.id, tx.effects.announcements);
+      committingSince = performance.now();
       await inSpan('commit', () => commit(client), { 'control_plane.units': 1 });
+      this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: false });
     } catch (error) {
+      if (committingSince !== undefined)
+        this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: true });
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
       const { cause = error } = error as Error;
       broken = isSpoilt(cause) ? (cause as Error) : await rollBack(client);

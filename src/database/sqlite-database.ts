@@ -1,8 +1,9 @@
+import { stat } from 'node:fs/promises';
 import { DataSource } from 'typeorm';
 import { type Clock, SteadyClock } from '../clock';
 import type { Extension } from '../extensions';
 import type { Settings, SqliteTarget } from '../settings';
-import { Database } from './database';
+import { Database, type DatabaseStats } from './database';
 import { sqliteDialect } from './dialect';
 import { DiskSpace, type FreeSpace } from './disk-space';
 import { refuseForeign } from './foreign';
@@ -51,6 +52,7 @@ export class SqliteDatabase extends Database {
     /** Names of the migrations that were applied when it was opened. */
     readonly applied: readonly string[],
     lockWaitMs: number | undefined,
+    private readonly file: string | undefined,
   ) {
     super();
     this.queue = new WriteQueue(writer.createQueryRunner(), sqliteDialect, {
@@ -61,6 +63,7 @@ export class SqliteDatabase extends Database {
       deliver: (topic, message) => this.deliver(topic, message),
       makeRoom: () => this.disk?.release() ?? false,
       onFenced: (reason) => this.lose(reason),
+      onCommit: (commit) => this.committed(commit),
     });
   }
 
@@ -118,6 +121,7 @@ export class SqliteDatabase extends Database {
         clock,
         applied,
         lockWaitMs,
+        file,
       );
     } catch (error) {
       if (reader?.isInitialized) await reader.destroy();
@@ -178,6 +182,17 @@ export class SqliteDatabase extends Database {
     return this.disk?.isLow ?? false;
   }
 
+  async stats(): Promise<DatabaseStats> {
+    if (this.file === undefined) return {};
+    const [size, log, freeBytes] = await Promise.all([
+      sizeOf(this.file),
+      // What is not yet in the file itself.
+      sizeOf(`${this.file}-wal`),
+      this.disk?.freeBytes().catch(() => undefined),
+    ]);
+    return { sizeBytes: size + log, freeBytes };
+  }
+
   async ready(): Promise<void> {
     await this.read((statements) => statements.rows('SELECT 1'));
     if (this.queue.trouble === undefined) return;
@@ -204,3 +219,6 @@ export class SqliteDatabase extends Database {
     return this.closed;
   }
 }
+
+/** The size of a file in bytes; 0 if it is not there. By its name: a descriptor that is closed would end SQLite's locks. */
+const sizeOf = async (path: string): Promise<number> => (await stat(path).catch(() => ({ size: 0 }))).size;

@@ -5,6 +5,7 @@ import type { QueryRunner } from 'typeorm';
 import type { Clock } from '../clock';
 import { fail } from '../errors';
 import { contextOf, detached, endWith, linkTo, startBelow, startChild, within } from '../tracing';
+import type { Commit } from './database';
 import { DatabaseError, DatabaseInUse } from './database-error';
 import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';
@@ -73,6 +74,8 @@ export interface WriteQueueOptions {
   readonly hasItsName: () => boolean;
   /** Called once when that is another file, or another process has opened it to write: this one never writes again. */
   readonly onFenced: (reason: Error) => void;
+  /** Is told of each commit. */
+  readonly onCommit?: (commit: Commit) => void;
   /** How long another program may hold the file's lock, in milliseconds. */
   readonly lockWaitMs?: number;
 }
@@ -154,6 +157,13 @@ export class WriteQueue {
     const taken: Unit[] = [];
     const answers: (() => void)[] = [];
     this.batches++;
+    let committingSince = performance.now();
+    const tell = (failed: boolean) =>
+      this.options.onCommit?.({
+        units: taken.length,
+        durationMs: performance.now() - committingSince,
+        failed,
+      });
     try {
       await this.begin();
       const until = performance.now() + MAX_BATCH_MS;
@@ -163,10 +173,13 @@ export class WriteQueue {
         taken.push(unit);
         answers.push(await this.runUnit(unit));
       }
+      committingSince = performance.now();
       await this.commit(taken);
       markTransaction(this.runner, false);
       this.failure = undefined;
+      tell(false);
     } catch (error) {
+      tell(true);
       markTransaction(this.runner, false);
       // SQLite may have rolled back already (disk full, I/O error); a second ROLLBACK then says so and changes nothing.
       await this.runner.query('ROLLBACK').catch(() => undefined);

@@ -53,6 +53,8 @@ export class AnswerLimits {
   private waiting = 0;
   private bytes = 0;
   private ended = 0;
+  /** Connections that were closed since the start, by why. */
+  readonly closed = { unread_answer: 0, pipelined: 0, waiting: 0 };
 
   constructor(
     private readonly settings: Pick<Settings, 'answerTimeoutMs' | 'maxAnswerBytes'>,
@@ -117,11 +119,17 @@ export class AnswerLimits {
       return;
     }
     if (isEnding || waiting.length >= MAX_PIPELINED) {
-      if (connection.refused++ === 0) stopReading(socket);
+      if (connection.refused++ === 0) {
+        if (!isEnding) this.closed.pipelined++;
+        stopReading(socket);
+      }
     } else {
       waiting.push(request);
     }
-    if (++this.waiting > MAX_WAITING) socket.destroy();
+    if (++this.waiting > MAX_WAITING) {
+      this.closed.waiting++;
+      socket.destroy();
+    }
   }
 
   private open(socket: Socket): Connection {
@@ -186,6 +194,7 @@ export class AnswerLimits {
 
   private end(connection: Connection): void {
     this.ended++;
+    this.closed.unread_answer++;
     this.release(connection);
     connection.socket.destroy();
   }

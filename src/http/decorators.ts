@@ -3,7 +3,8 @@ import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetada
 import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
 import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
-import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../settings';
+import type { ApiError } from '../errors';
+import { parseQuota, type QuotaRoute, type Quota as QuotaSetting, type Settings } from '../settings';
 import { clientAddress } from './client-address';
 import { hasHungUp } from './hang-up';
 import type { BodyShape } from './json-body';
@@ -56,10 +57,24 @@ export interface ControlPlaneRequest extends FastifyRequest {
   admitted?: true;
   /** Set on routes whose quota is charged by outcome. */
   charge?: Charge;
+  /** Set on routes that ask for it: aborts when the caller hangs up. */
+  hangUp?: AbortSignal;
+  /** The error that it was answered with. */
+  refusal?: ApiError;
+  /** What its line in the log says besides: ids of what it changed. */
+  logFacts?: Readonly<Record<string, unknown>>;
 }
 
 /** Whom a route lets in. */
-export type Access = { kind: 'public' } | { kind: 'agent' } | { kind: 'operator'; role: Role };
+export type Access =
+  | { kind: 'public' }
+  | { kind: 'agent' }
+  | {
+      kind: 'operator';
+      role: Role;
+      /** The setting by which anybody may call, too. */
+      publicIf?: 'metricsPublic';
+    };
 
 /** Every path of an agent exists twice, with one handler and one quota. */
 export const AGENT_PATHS = ['', 'v1/agents'];
@@ -69,6 +84,7 @@ export const QUOTA = Symbol('quota');
 export const BODY_LIMIT = Symbol('body-limit');
 export const SHED_FIRST = Symbol('shed-first');
 export const BULK_WRITE = Symbol('bulk-write');
+export const LOG_FACTS = Symbol('log-facts');
 
 /** How large a body a route takes that does not say so, in bytes. */
 export const DEFAULT_BODY_LIMIT = 16 * 1024;
@@ -86,6 +102,7 @@ export interface RouteDeclaration {
   readonly bulkWrite: boolean;
   /** What is read of the body; undefined if it is all. */
   readonly bodyShape: BodyShape | undefined;
+  readonly logFacts: LogFacts | undefined;
 }
 
 /** What the route that a request goes to declares; undefined if no controller serves it. */
@@ -111,6 +128,16 @@ export const Operator = (role: Role) =>
     ApiBearerAuth('operator'),
     ApiExtension('x-role', role),
   );
+
+/** The same, unless the setting says that anybody may. */
+export const OperatorUnless = (publicIf: 'metricsPublic', role: Role) =>
+  applyDecorators(Operator(role), SetMetadata(ACCESS, { kind: 'operator', role, publicIf } satisfies Access));
+
+/** Whom a route lets in under these settings. */
+export function accessUnder(access: Access, settings: Pick<Settings, 'metricsPublic'>): Access {
+  const isPublic = access.kind === 'operator' && access.publicIf !== undefined && settings[access.publicIf];
+  return isPublic ? { kind: 'public' } : access;
+}
 
 /** Documents the `:id` of a path. */
 export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1 } });
@@ -144,6 +171,12 @@ export function BodyLimit(bytes: number): MethodDecorator {
     throw new Error(`@BodyLimit(${bytes}): the limit must be from 1 to ${MAX_BODY} bytes`);
   return SetMetadata(BODY_LIMIT, bytes);
 }
+
+/** Tells of a success what its line in the log says besides: ids only, never what clients sent. */
+export type LogFacts<Answer = never> = (answer: Answer) => Readonly<Record<string, unknown>>;
+
+/** Has the line in the log of a success say more than the request does, such as the ids of what it made. */
+export const LogsFacts = <Answer extends object>(facts: LogFacts<Answer>) => SetMetadata(LOG_FACTS, facts);
 
 /** Under overload this route is turned away before the others: it takes on work, they finish it. */
 export const ShedFirst = () => SetMetadata(SHED_FIRST, true);
@@ -186,8 +219,10 @@ export const CurrentCharge = createParamDecorator(
 export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
   const controller = new AbortController();
   const response: ServerResponse = context.switchToHttp().getResponse().raw;
-  const { raw } = requestOf(context);
+  const request = requestOf(context);
+  const { raw } = request;
   const { socket } = raw;
+  request.hangUp = controller.signal;
   const abort = () => controller.abort();
   // One who hung up while the guards were at work has closed already.
   if (hasHungUp(raw, response)) abort();
@@ -209,4 +244,9 @@ export const IdempotencyKey = createParamDecorator(
     const key = requestOf(context).headers['idempotency-key'];
     return typeof key === 'string' ? key : undefined;
   },
+);
+
+/** The `User-Agent` header, where there is one: what the caller says of itself. */
+export const UserAgent = createParamDecorator(
+  (_: unknown, context: ExecutionContext): string | undefined => requestOf(context).headers['user-agent'],
 );

@@ -2,6 +2,7 @@ import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, Logger 
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ApiError, fail } from '../errors';
 import type { ErrorEnvelope } from './api-errors';
+import type { ControlPlaneRequest } from './decorators';
 
 /** Fastify's own refusals, by code, in the catalogue's words. */
 const FASTIFY_ERRORS: Record<string, () => ApiError> = {
@@ -56,6 +57,32 @@ export const retryAfter = (waitMs: number) => ({
   'retry-after': String(Math.max(1, Math.ceil(waitMs / 1_000))),
 });
 
+/** Why a request was turned away, for the metrics. */
+export interface Refusal {
+  readonly reason: string;
+  /** Which quota it was over. */
+  readonly quota?: string;
+}
+
+/** What 503 answers name in `details.reason`, and what else a request is turned away for. */
+const REASONS = new Set(['overload', 'in_flight', 'disk', 'database', 'stopping', 'verifying']);
+
+/** What an error says of why a request was turned away; undefined if it was not, but wrong, or failed. */
+export function refusalOf({ code, status, details }: ApiError): Refusal | undefined {
+  if (code === 'ERR_RATE_LIMITED') {
+    const { quota, budget } = details ?? {};
+    if (typeof budget === 'string') return { reason: 'quota', quota: budget };
+    // Whoever fails to prove itself is told no more than that.
+    return { reason: 'quota', quota: typeof quota === 'string' ? quota : 'failed-auth' };
+  }
+  if (status === 401) return { reason: 'authentication' };
+  if (status === 403) return { reason: 'forbidden' };
+  if (status !== 503) return undefined;
+  const { reason } = details ?? {};
+  // Without one it was the database, which could not store or find it.
+  return { reason: typeof reason === 'string' && REASONS.has(reason) ? reason : 'database' };
+}
+
 /** Answers every error, of whatever layer, in the documented envelope. */
 @Catch()
 export class ErrorFilter implements ExceptionFilter {
@@ -67,8 +94,9 @@ export class ErrorFilter implements ExceptionFilter {
   }
 
   /** Sends the envelope; a failure of ours is logged with its cause, which is never sent. */
-  answer(thrown: unknown, request: FastifyRequest, reply: FastifyReply): void {
+  answer(thrown: unknown, request: ControlPlaneRequest, reply: FastifyReply): void {
     const error = toApiError(thrown);
+    request.refusal = error;
     // What is turned away on purpose stands in the request's own line; under a flood one more for each would be too much.
     if (error.status >= 500 && (error.code === 'ERR_BACKEND' || error.cause !== undefined)) {
       this.logger.error(

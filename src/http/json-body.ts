@@ -57,8 +57,6 @@ export interface MemberShape {
   readonly members?: BodyShape;
   /** Its items are judged alone: one that is wrong does not make the others wrong. The longest list that is taken. */
   readonly judgedAlone?: number;
-  /** Only a text of it is read; anything else is stepped over. */
-  readonly textOnly?: true;
   /** It is kept as it was sent: {@link textOfMember} writes it. */
   readonly asSent?: true;
 }
@@ -224,8 +222,7 @@ class BodyInspection {
     const isKept = shape.asSent === true && holder !== undefined;
     if (isKept) this.isRewritten = false;
     const code = this.text.charCodeAt(start);
-    if (shape.textOnly) this.skipValue();
-    else if (code === MINUS || isDigit(code)) this.number(value);
+    if (code === MINUS || isDigit(code)) this.number(value);
     else if (code === OPEN_OBJECT || code === OPEN_LIST) this.container(value, shape, code === OPEN_LIST);
     else this.skipValue();
     if (!isKept) return;

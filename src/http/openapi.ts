@@ -13,7 +13,7 @@ import {
 import { ErrorEnvelope } from './api-errors';
 import { toApiError, toEnvelope } from './error-filter';
 
-const { version } = require(join(__dirname, '../../package.json')) as { version: string };
+export const { version: VERSION } = require(join(__dirname, '../../package.json')) as { version: string };
 
 /** Describes every route of the application. */
 export function describeApi(app: NestFastifyApplication): OpenAPIObject {
@@ -24,7 +24,7 @@ export function describeApi(app: NestFastifyApplication): OpenAPIObject {
         'configuration. Operators enqueue tasks and watch the fleet. Every agent path exists twice: at the root and ' +
         'under `/v1/agents`. Errors are always `{error, message, retryable, details?}`.',
     )
-    .setVersion(version)
+    .setVersion(VERSION)
     // Relative to the document, so that it is right behind a path prefix too.
     .addServer('.', 'Where this document was fetched.')
     .addApiKey(

@@ -11,6 +11,11 @@ export function backoffMs(
   maxMs: number,
   random: number = Math.random(),
 ): number {
-  const ceiling = Math.min(maxMs, baseMs * 2 ** Math.min(attempts - 1, 40));
+  const ceiling = longestBackoffMs(attempts, baseMs, maxMs);
   return Math.round(ceiling / 2 + (random * ceiling) / 2);
+}
+
+/** The longest that {@link backoffMs} can be. */
+export function longestBackoffMs(attempts: number, baseMs: number, maxMs: number): number {
+  return Math.min(maxMs, baseMs * 2 ** Math.min(attempts - 1, 40));
 }

@@ -1,5 +1,4 @@
 import { Injectable } from '@nestjs/common';
-import type { Place } from '../concurrency/concurrency.service';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
@@ -7,12 +6,20 @@ import type { OperatorIdentity } from '../http/decorators';
 import { AuditLog } from '../operators/audit-log';
 import { nextBatchSize } from '../scheduling/job-runner';
 import { Lifecycle } from '../telemetry/lifecycle';
+import {
+  type AttemptCursor,
+  type AttemptFilter,
+  type AttemptPart,
+  isByAttempt,
+  partsOf,
+  selectByAttempt,
+} from './ended-attempts';
 import { LeasesService } from './leases.service';
 import { QueueDepth } from './queue-depth';
 import type { TaskEntity, TaskState } from './task.entity';
 import { TaskKinds } from './task-kinds';
 import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tasks.dto';
-import { findByKeys, TasksService } from './tasks.service';
+import { findByKeys, instantOf, TasksService } from './tasks.service';
 
 /** How long one request goes on, in milliseconds: less than proxies wait, and than a stop waits for requests. */
 const BUDGET_MS = 5_000;
@@ -21,7 +28,18 @@ const FIRST_BATCH = 200;
 /** How many tasks are counted at once. */
 const COUNTED_AT_ONCE = 5_000;
 
-type Row = Pick<TaskEntity, 'id' | 'kind' | 'target' | 'state'>;
+type Row = Pick<TaskEntity, (typeof COLUMNS)[number]>;
+
+const COLUMNS = [
+  'id',
+  'kind',
+  'target',
+  'state',
+  'lease_id',
+  'last_agent_id',
+  'last_outcome',
+  'last_ended_at',
+] as const;
 
 /** What is done to many tasks. */
 interface Change {
@@ -35,10 +53,20 @@ interface Change {
   apply(tx: Transaction, tasks: readonly TaskEntity[]): Promise<number>;
 }
 
-/** The tasks of one target of a kind, or of one kind and state: what one index finds in the order of ids. */
+/**
+ * Tasks that one index finds in an order that stays: those of one target of a kind, or of one kind and state, by their ids; or those
+ * of a filter by the last attempt, by when that ended.
+ */
 type Part =
   | { readonly kind: string; readonly target: string }
-  | { readonly kind: string; readonly state: TaskState };
+  | { readonly kind: string; readonly state: TaskState }
+  | { readonly ended: AttemptPart };
+
+/** What a request asks for, read. */
+interface Wanted extends AttemptFilter {
+  /** No later one is touched. */
+  readonly lastId: number;
+}
 
 /**
  * Cancels and retries tasks by the filter of their list. Each batch is a transaction of about 50 ms, so that nobody waits
@@ -94,19 +122,16 @@ export class BulkTasks {
     change: Change,
   ): Promise<BulkAnswer> {
     const until = performance.now() + BUDGET_MS;
-    const { kind, state, target } = request;
-    const filtered = [kind, state, target].some((value) => value !== undefined && value !== null);
+    const { kind, state, target, agent_id, outcome, from, to } = request;
+    const filter = withoutNulls({ kind, state, target, agent_id, outcome, from, to });
+    const filtered = Object.keys(filter).length > 0;
     if (!filtered && request.all !== true)
-      throw fail('ERR_VALIDATION', { all: 'must be true if there is no kind, state or target' });
+      throw fail('ERR_VALIDATION', { all: 'must be true if there is no filter' });
     if (filtered && request.all === true)
-      throw fail('ERR_VALIDATION', { all: 'must not come with a kind, state or target' });
-    const targets = target == null ? undefined : this.kinds.findTargets(target, kind ?? undefined);
-    const matches = (row: Row) =>
-      (kind == null || row.kind === kind) &&
-      (targets === undefined || targets.some((one) => row.kind === one.kind && row.target === one.target)) &&
-      (state == null ? change.states.includes(row.state) : row.state === state);
-    const { parts, lastId, matched } = await this.survey(request, targets, change.states, matches);
-    const filter = { kind: kind ?? undefined, state: state ?? undefined, target: target ?? undefined };
+      throw fail('ERR_VALIDATION', { all: 'must not come with a filter' });
+    const wanted = await this.read(request, change.states);
+    const matches = (row: Row) => isWanted(wanted, row);
+    const { parts, matched } = await this.survey(wanted, matches);
     const record = (tx: Transaction, changed: number) =>
       this.audit.record(tx, by, {
         action: change.action,
@@ -117,19 +142,19 @@ export class BulkTasks {
     let batches = 0;
     let limit = FIRST_BATCH;
     for (const part of request.dry_run === true || matched === 0 ? [] : parts) {
-      let cursor: number | undefined = 0;
+      let cursor: AttemptCursor | undefined = START;
       while (cursor !== undefined) {
         if (performance.now() > until || hangUp.aborted || this.lifecycle.stopping) break;
         const startedAt = performance.now();
-        const after: number = cursor;
+        const after: AttemptCursor = cursor;
         const size = limit;
         const step = await this.database.write(async (tx) => {
-          const found = await rowsAfter(tx, part, after, lastId, size);
-          const tasks = await this.lock(tx, found.filter(matches), matches);
+          const found = await rowsAfter(tx, part, wanted, after, size);
+          const tasks = await this.lock(tx, found.filter(matches), matches, agent_id != null);
           const count = tasks.length === 0 ? 0 : await change.apply(tx, tasks);
           // The first that changes something says so in its own transaction; the end is added below.
           if (count > 0 && changed === 0) await record(tx, count);
-          return { count, next: found.length < size ? undefined : found.at(-1)?.id };
+          return { count, next: found.length < size ? undefined : found.at(-1)?.cursor };
         });
         if (step.count > 0) batches++;
         changed += step.count;
@@ -141,52 +166,81 @@ export class BulkTasks {
     return { matched, changed };
   }
 
-  /** What there is to go through, up to which id, and how many match. */
-  private async survey(
-    { kind, state }: BulkRequest,
-    targets: readonly Place[] | undefined,
-    states: readonly TaskState[],
-    matches: (row: Row) => boolean,
-  ): Promise<{ parts: Part[]; lastId: number; matched: number }> {
+  /** What a request asks for, of the tasks that there are when it begins. */
+  private async read(request: BulkRequest, states: readonly TaskState[]): Promise<Wanted> {
+    const { kind, state, target, agent_id: agentId, outcome, from, to } = withoutNulls(request);
     const last = await this.database.read((statements) =>
       statements.first<{ id: number | null }>('SELECT max(id) AS id FROM tasks'),
     );
-    const lastId = last?.id ?? 0;
-    if (targets !== undefined) {
-      let matched = 0;
-      for (const part of targets) {
-        let after: number | undefined = 0;
-        while (after !== undefined) {
-          const from: number = after;
-          const rows = await this.database.read((statements) =>
-            rowsAfter(statements, part, from, lastId, COUNTED_AT_ONCE),
-          );
-          matched += rows.filter(matches).length;
-          after = rows.length < COUNTED_AT_ONCE ? undefined : rows.at(-1)?.id;
-        }
-      }
-      return { parts: [...targets], lastId, matched };
-    }
-    const wanted = (await this.database.read((statements) => this.depth.depths(statements))).filter(
-      (depth) =>
-        (kind == null || depth.kind === kind) &&
-        (state == null ? states.includes(depth.state) : depth.state === state),
-    );
-    const kinds = [...new Set(wanted.map((depth) => depth.kind))];
-    const parts = states
-      .filter((one) => state == null || one === state)
-      .flatMap((one) => kinds.map((name) => ({ kind: name, state: one })));
-    return { parts, lastId, matched: wanted.reduce((sum, { count }) => sum + count, 0) };
+    return {
+      ...{ kind, agentId, outcome },
+      targets: target === undefined ? undefined : this.kinds.findTargets(target, kind),
+      from: instantOf(from) ?? undefined,
+      to: instantOf(to) ?? undefined,
+      states: states.filter((one) => state === undefined || one === state),
+      lastId: last?.id ?? 0,
+    };
   }
 
-  /** Locks tasks with their live leases, in the order that everybody does. @returns those that still match */
+  /** What there is to go through, and how many match. */
+  private async survey(
+    wanted: Wanted,
+    matches: (row: Row) => boolean,
+  ): Promise<{ parts: Part[]; matched: number }> {
+    const { kind, targets, states } = wanted;
+    if (isByAttempt(wanted)) {
+      const kinds = await this.database.read((statements) => this.depth.kinds(statements));
+      const parts = partsOf(wanted, kinds)
+        .sort((a, b) => states.indexOf(stateOf(a)) - states.indexOf(stateOf(b)))
+        .map((ended) => ({ ended }));
+      return { parts, matched: await this.count(parts, wanted, matches) };
+    }
+    if (targets !== undefined)
+      return { parts: [...targets], matched: await this.count(targets, wanted, matches) };
+    const depths = (await this.database.read((statements) => this.depth.depths(statements))).filter(
+      (depth) => (kind === undefined || depth.kind === kind) && states.includes(depth.state),
+    );
+    const kinds = [...new Set(depths.map((depth) => depth.kind))];
+    const parts = states.flatMap((one) => kinds.map((name) => ({ kind: name, state: one })));
+    return { parts, matched: depths.reduce((sum, { count }) => sum + count, 0) };
+  }
+
+  /** How many tasks of the parts match; read a bounded number at a time. */
+  private async count(
+    parts: readonly Part[],
+    wanted: Wanted,
+    matches: (row: Row) => boolean,
+  ): Promise<number> {
+    let matched = 0;
+    for (const part of parts) {
+      let cursor: AttemptCursor | undefined = START;
+      while (cursor !== undefined) {
+        const after: AttemptCursor = cursor;
+        const rows: Found[] = await this.database.read((statements) =>
+          rowsAfter(statements, part, wanted, after, COUNTED_AT_ONCE),
+        );
+        matched += rows.filter(matches).length;
+        cursor = rows.length < COUNTED_AT_ONCE ? undefined : rows.at(-1)?.cursor;
+      }
+    }
+    return matched;
+  }
+
+  /**
+   * Locks tasks with their live leases, in the order that everybody does.
+   * @param byHolder whether a leased task counts only while it is held as it was found
+   * @returns those that still match
+   */
   private async lock(
     tx: Transaction,
     rows: readonly Row[],
     matches: (row: Row) => boolean,
+    byHolder: boolean,
   ): Promise<TaskEntity[]> {
     if (rows.length === 0) return [];
     const ids = rows.map(({ id }) => id);
+    // Who holds a task is not in its row: one that was found for its holder must still be leased as it was.
+    const foundLeases = new Map(rows.map((row) => [row.id, row.lease_id]));
     const held = await this.leases.lockLive(tx, ids);
     const tasks = await tx.rows<TaskEntity>(
       `SELECT * FROM tasks WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id ${tx.dialect.forUpdate()}`,
@@ -194,7 +248,10 @@ export class BulkTasks {
     );
     // One that was claimed in between has a lease that is not locked; it is met again among the leased.
     return tasks.filter(
-      (task) => matches(task) && (!held || task.lease_id === null || held.has(task.lease_id)),
+      (task) =>
+        matches(task) &&
+        (!byHolder || task.lease_id === null || task.lease_id === foundLeases.get(task.id)) &&
+        (!held || task.lease_id === null || held.has(task.lease_id)),
     );
   }
 
@@ -213,30 +270,68 @@ export class BulkTasks {
   }
 }
 
-/** Tasks of a part after an id, by their ids; bounded, whatever is in between. */
-function rowsAfter(
+/** A task of a part, and where to go on behind it. */
+type Found = Row & { readonly cursor: AttemptCursor };
+
+/** Before every task of every part. */
+const START: AttemptCursor = { at: -1, id: 0 };
+
+const stateOf = (part: AttemptPart): TaskState => ('heldBy' in part ? 'leased' : part.state);
+
+/** What of a request is given. */
+const withoutNulls = <Fields extends object>(
+  fields: Fields,
+): { [K in keyof Fields]: NonNullable<Fields[K]> | undefined } =>
+  Object.fromEntries(
+    Object.entries(fields).filter(([, value]) => value !== undefined && value !== null),
+  ) as never;
+
+/** Whether a task is one of those asked for, but for who holds it: that its part has found. */
+function isWanted({ kind, targets, agentId, outcome, from, to, states, lastId }: Wanted, row: Row): boolean {
+  const isHeld = row.state === 'leased' && outcome === undefined && from === undefined && to === undefined;
+  return (
+    row.id <= lastId &&
+    states.includes(row.state) &&
+    (kind === undefined || row.kind === kind) &&
+    (targets === undefined || targets.some((one) => row.kind === one.kind && row.target === one.target)) &&
+    (agentId === undefined || isHeld || row.last_agent_id === agentId) &&
+    (outcome === undefined || row.last_outcome === outcome) &&
+    (from === undefined || (row.last_ended_at !== null && row.last_ended_at >= from)) &&
+    (to === undefined || (row.last_ended_at !== null && row.last_ended_at < to))
+  );
+}
+
+/** Tasks of a part behind a cursor, in the part's order; bounded, whatever is in between. */
+async function rowsAfter(
   statements: Statements,
   part: Part,
-  after: number,
-  lastId: number,
+  wanted: Wanted,
+  after: AttemptCursor,
   limit: number,
-): Promise<Row[]> {
-  const columns = 'id, kind, target, state';
-  return 'target' in part
-    ? statements.rows<Row>(
-        `SELECT ${columns} FROM tasks WHERE target = $1 AND kind = $2 AND id > $3 AND id <= $4 ORDER BY id LIMIT $5`,
-        part.target,
-        part.kind,
-        after,
-        lastId,
-        limit,
-      )
-    : statements.rows<Row>(
-        `SELECT ${columns} FROM tasks WHERE kind = $1 AND state = $2 AND id > $3 AND id <= $4 ORDER BY id LIMIT $5`,
-        part.kind,
-        part.state,
-        after,
-        lastId,
-        limit,
-      );
+): Promise<Found[]> {
+  if ('ended' in part) {
+    const columns = COLUMNS.map((name) => `t.${name}`).join(', ');
+    const rows = await selectByAttempt<Row>(
+      statements,
+      [part.ended],
+      wanted,
+      columns,
+      'oldest',
+      after,
+      limit,
+    );
+    return rows.map(({ stands_at: at, ...row }) => ({ ...row, cursor: { at, id: row.id } }));
+  }
+  const [condition, ...values] =
+    'target' in part
+      ? (['target = $1 AND kind = $2', part.target, part.kind] as const)
+      : (['kind = $1 AND state = $2', part.kind, part.state] as const);
+  const rows = await statements.rows<Row>(
+    `SELECT ${COLUMNS.join(', ')} FROM tasks WHERE ${condition} AND id > $3 AND id <= $4 ORDER BY id LIMIT $5`,
+    ...values,
+    after.id,
+    wanted.lastId,
+    limit,
+  );
+  return rows.map((row) => ({ ...row, cursor: { at: 0, id: row.id } }));
 }

@@ -1,4 +1,5 @@
 import { Injectable } from '@nestjs/common';
+import { addWait } from '../http/hang-up';
 import { InFlight } from '../telemetry/in-flight';
 import { Lifecycle } from '../telemetry/lifecycle';
 
@@ -161,6 +162,7 @@ class WaitingClaim implements Waiter {
   async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
     if (!this.signalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
       const resume = this.inFlight.wait();
+      const sleepsSince = performance.now();
       let timer: NodeJS.Timeout | undefined;
       this.asleep.add(this);
       await new Promise<void>((resolve) => {
@@ -172,6 +174,7 @@ class WaitingClaim implements Waiter {
       clearTimeout(timer);
       clearTimeout(this.releaseTimer);
       this.asleep.delete(this);
+      addWait(hangUp, performance.now() - sleepsSince);
       resume();
     }
     this.notify = undefined;

@@ -1,6 +1,7 @@
 import { Body, Controller, HttpCode, Post, Res } from '@nestjs/common';
 import { ApiExtension, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
+import { AgentAbout } from '../agents/agent-about';
 import { COME_BACK_AFTER, GuardedErrors } from '../http/api-errors';
 import {
   AGENT_PATHS,
@@ -14,6 +15,7 @@ import {
   MEDIUM_BODY,
   Quota,
   ShedFirst,
+  UserAgent,
 } from '../http/decorators';
 import { retryAfter } from '../http/error-filter';
 import { Lifecycle } from '../telemetry/lifecycle';
@@ -34,6 +36,7 @@ export class LeasesController {
   constructor(
     private readonly leases: LeasesService,
     private readonly lifecycle: Lifecycle,
+    private readonly about: AgentAbout,
   ) {}
 
   /**
@@ -60,9 +63,11 @@ export class LeasesController {
     @Body() body: ClaimRequest,
     @IdempotencyKey() key: string | undefined,
     @HangUp() hangUp: AbortSignal,
+    @UserAgent() userAgent: string | undefined,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<ClaimResponse> {
     const answer = await this.leases.claim(agent, body, key, hangUp);
+    this.about.note(agent.id, userAgent);
     const returnDelayMs = this.lifecycle.pickReturnDelay();
     if (answer.leases.length === 0 && returnDelayMs !== undefined) reply.headers(retryAfter(returnDelayMs));
     return answer;

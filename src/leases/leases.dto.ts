@@ -3,7 +3,6 @@ import { IsInt, IsOptional, Max, Min } from 'class-validator';
 import type { ErrorDetails } from '../errors';
 import { faultOf, type MemberShape, textOfMember } from '../http/json-body';
 import { AgentBody, IsId, type ItemProblem, Items, isId } from '../http/validation';
-import { parseTraceparent } from '../tracing';
 import { OUTCOMES, type Outcome } from './result.entity';
 
 /** What a lease gives to its agent. */
@@ -26,9 +25,9 @@ export class LeaseGrant {
   @ApiProperty({ type: Object, example: { kind: 'dns', query: 'example.com', record_type: 'A' } })
   spec!: object;
 
-  /** The W3C trace context for what the agent does, if the task belongs to a trace. */
-  @ApiProperty({ required: false, example: '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' })
-  traceparent?: string | undefined;
+  /** Where the lease stands in its task's trace, by W3C Trace Context: the agent's own spans go below it. Left out if there is none. */
+  @ApiProperty({ required: false, example: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' })
+  traceparent?: string;
 }
 
 /** A claim of work. */
@@ -148,12 +147,12 @@ export class LeaseReport {
   @ApiProperty({ required: false, nullable: true, enum: [...OUTCOMES, null], example: 'success' })
   outcome?: Outcome | null;
 
-  /** The W3C trace context in which the agent did the check; one that is malformed is ignored. */
+  /** Where the agent's own work stands in the trace, by W3C Trace Context. One that is malformed counts as none. */
   @ApiProperty({
     required: false,
     nullable: true,
     type: String,
-    example: '00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01',
+    example: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01',
   })
   traceparent?: string | null;
 }
@@ -166,7 +165,7 @@ const REPORTS: MemberShape = {
   members: {
     lease_id: {},
     outcome: {},
-    traceparent: { textOnly: true },
+    traceparent: {},
     observations: { members: { name: {}, value: { asSent: true }, unit: {} } },
   },
 };
@@ -283,7 +282,8 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     lease_id,
     outcome: (outcome ?? null) as Outcome | null,
     observations: (observations ?? []) as Observation[],
-    traceparent: parseTraceparent(traceparent) ? (traceparent as string) : null,
+    // As the specification says: what can't be read is as if it were not there.
+    traceparent: typeof traceparent === 'string' ? traceparent : null,
   };
 }
 

@@ -1,5 +1,8 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
+import type { AttemptOutcome } from '../agents/agent.entity';
+import { AgentKinds, type Capacities } from '../agents/agent-kinds';
+import { AgentOutcomes, type EndedAttempt } from '../agents/agent-outcomes';
 import { AgentsService } from '../agents/agents.service';
 import { Budgets } from '../agents/budgets';
 import { Clock } from '../clock';
@@ -10,11 +13,14 @@ import { fail } from '../errors';
 import type { AgentIdentity } from '../http/decorators';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
-import { AttemptSpans, type EndedAttempt, traceparentOfLease } from './attempt-spans';
+import { parseTraceparent, type TraceContext } from '../tracing';
+import { AttemptTraces, type EndedLease } from './attempt-traces';
 import { backoffMs } from './backoff';
 import { shareOut } from './claim-shares';
 import { ClaimWaiters } from './claim-waiters';
+import { messageOf } from './ended-attempts';
 import type { LeaseState } from './lease.entity';
+import { LeaseMetrics } from './lease-metrics';
 import {
   type ClaimRequest,
   type ClaimResponse,
@@ -29,8 +35,9 @@ import {
 } from './leases.dto';
 import { QueueDepth } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
-import type { TaskReason, TaskState } from './task.entity';
+import type { TaskEntity, TaskReason, TaskState } from './task.entity';
 import { type TakenReport, TaskKinds } from './task-kinds';
+import { TaskLog } from './task-log';
 
 /** The most leases that one claim grants. */
 const MAX_CLAIM = 256;
@@ -49,13 +56,24 @@ interface HeldLease {
   attempts: number;
   max_attempts: number;
   not_after: number | null;
+  traceparent: string | null;
 }
 
 /** A lease of the caller as a report finds it. */
 interface ReportedLease extends HeldLease {
   state: LeaseState;
+  granted_at: number;
   reported: 'completed' | 'cancelled' | null;
   outcome: Outcome | null;
+}
+
+/** A lease that is to end. */
+interface Ending {
+  readonly id: number;
+  readonly state: LeaseState;
+  readonly outcome?: Outcome | null;
+  readonly agentTrace?: TraceContext | undefined;
+  readonly lease: Pick<HeldLease, 'task_id' | 'kind' | 'attempts' | 'traceparent'>;
 }
 
 /** What a task becomes when its lease ends. */
@@ -63,10 +81,13 @@ interface TaskEnd {
   id: number;
   kind: string;
   target: string;
+  traceparent: string | null;
   to: TaskState;
   attempts: number;
   run_at: number | null;
   reason: TaskReason | null;
+  /** Null if it did not end by itself. */
+  attempt: EndedAttempt | null;
 }
 
 /** A result on its way into the table. */
@@ -88,12 +109,16 @@ export class LeasesService {
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly agents: AgentsService,
+    private readonly agentKinds: AgentKinds,
     private readonly budgets: Budgets,
     private readonly kinds: TaskKinds,
     private readonly depth: QueueDepth,
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
-    private readonly attempts: AttemptSpans,
+    private readonly metrics: LeaseMetrics,
+    private readonly traces: AttemptTraces,
+    private readonly log: TaskLog,
+    private readonly outcomes: AgentOutcomes,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
@@ -121,11 +146,10 @@ export class LeasesService {
     await nextTurn();
     const capacities = Object.entries(request.capacities).sort(([a], [b]) => (a < b ? -1 : 1));
     this.kinds.checkKnown(capacities.map(([kind]) => kind));
-    const wanted = capacities.filter(([, capacity]) => capacity > 0);
     const waitMs = request.wait_ms ?? 0;
-    if (key === undefined) return this.claimOrWait(agent, wanted, waitMs, undefined, hangUp);
+    if (key === undefined) return this.claimOrWait(agent, capacities, waitMs, undefined, hangUp);
     const call = this.idempotency.call(`claim:${agent.id}`, key, { capacities, waitMs });
-    return this.idempotency.alone(call, () => this.claimOrWait(agent, wanted, waitMs, call, hangUp));
+    return this.idempotency.alone(call, () => this.claimOrWait(agent, capacities, waitMs, call, hangUp));
   }
 
   /**
@@ -156,6 +180,7 @@ export class LeasesService {
         if (deadlineAt === undefined) answer.revoked.push(id);
         else answer.outcomes.push({ lease_id: id, new_deadline_ms: Math.max(0, deadlineAt - now) });
       }
+      this.metrics.countExtended(tx, rows.length);
       return answer;
     });
   }
@@ -190,7 +215,7 @@ export class LeasesService {
         judged.flatMap(({ item }) => ('reason' in item ? [] : [item.lease_id])),
       );
       const ends: TaskEnd[] = [];
-      const ended: (EndedAttempt & { state: LeaseState })[] = [];
+      const ended: (Ending & { state: 'completed' | 'cancelled'; lease: ReportedLease })[] = [];
       const results: StoredResult[] = [];
       const rejected: RejectedReport[] = [];
       const taken: Omit<TakenReport, 'spec'>[] = [];
@@ -219,9 +244,19 @@ export class LeasesService {
           });
         };
         if (lease.state === 'active') {
-          ended.push({ id: lease.id, state: as, traceparent: item.traceparent ?? undefined });
+          ended.push({
+            id: lease.id,
+            state: as,
+            outcome,
+            agentTrace: parseTraceparent(item.traceparent),
+            lease,
+          });
           lease.state = as;
-          ends.push(as === 'completed' ? completed(lease) : this.givenBack(lease, now));
+          const endedAs = as === 'completed' ? (outcome ?? 'unsaid') : as;
+          ends.push({
+            ...(as === 'completed' ? completed(lease) : this.givenBack(lease, now)),
+            attempt: attemptOf(agentId, lease, endedAs, endedAs === 'success' ? [] : observations),
+          });
           keep(as === 'completed' ? 'final' : 'attempt');
           if (this.kinds.wantsReports(lease.kind)) {
             taken.push({
@@ -246,6 +281,14 @@ export class LeasesService {
       await this.storeResults(tx, agentId, results, now);
       await this.endAttempts(tx, ends, now);
       await this.tellKinds(tx, taken);
+      this.metrics.countReported(
+        tx,
+        ended.map(({ state, lease: { kind, outcome, granted_at } }) => ({
+          ...{ kind, as: state, outcome },
+          heldMs: now - granted_at,
+        })),
+        rejected,
+      );
       const acknowledged = judged.length - rejected.length;
       return rejected.length > 0 ? { acknowledged, rejected } : { acknowledged };
     });
@@ -261,7 +304,7 @@ export class LeasesService {
     return this.database.write(async (tx) => {
       if (!(await this.continuity.isUnbroken(tx))) return 0;
       const { now } = tx;
-      const leases = await tx.rows<HeldLease>(
+      const leases = await tx.rows<HeldLease & { agent_id: number }>(
         `${SELECT_HELD} WHERE l.state = 'active' AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
          ${tx.dialect.skipLocked('l', 't')}`,
         now,
@@ -269,14 +312,18 @@ export class LeasesService {
       );
       await this.endLeases(
         tx,
-        leases.map(({ id }) => ({ id, state: 'expired' })),
+        leases.map((lease) => ({ id: lease.id, state: 'expired', lease })),
         now,
       );
       await this.endAttempts(
         tx,
-        leases.map((lease) => this.givenBack(lease, now)),
+        leases.map((lease) => ({
+          ...this.givenBack(lease, now),
+          attempt: attemptOf(lease.agent_id, lease, 'expired', []),
+        })),
         now,
       );
+      this.metrics.countExpired(tx, leases);
       return leases.length;
     });
   }
@@ -304,10 +351,13 @@ export class LeasesService {
   }
 
   /** Revokes live leases without touching their tasks; their holders' next extends list them. */
-  async revoke(tx: Transaction, leaseIds: readonly number[]): Promise<void> {
+  async revoke(
+    tx: Transaction,
+    leases: readonly { id: number; task: Pick<TaskEntity, 'id' | 'kind' | 'attempts' | 'traceparent'> }[],
+  ): Promise<void> {
     await this.endLeases(
       tx,
-      leaseIds.map((id) => ({ id, state: 'revoked' })),
+      leases.map(({ id, task }) => ({ id, state: 'revoked', lease: { ...task, task_id: task.id } })),
       tx.now,
     );
   }
@@ -328,12 +378,14 @@ export class LeasesService {
 
   private async claimOrWait(
     agent: AgentIdentity,
-    wanted: readonly KindBudget[],
+    capacities: Capacities,
     waitMs: number,
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
   ): Promise<ClaimResponse> {
+    const wanted = capacities.filter(([, capacity]) => capacity > 0);
     if (wanted.length === 0) {
+      await this.learnThatNone(agent, capacities);
       // There is nothing to look for; but a key that was used for something must not be taken for unused.
       if (call) await this.database.read((statements) => this.idempotency.find(statements, call));
       return { leases: [] };
@@ -343,7 +395,7 @@ export class LeasesService {
     const waiter = this.waiters.enlist(kinds, agent.id);
     try {
       for (;;) {
-        const look = await this.claimNow(agent, wanted, call, hangUp);
+        const look = await this.claimNow(agent, capacities, wanted, call, hangUp);
         if (look.result === 'answer') {
           waiter.served();
           return { leases: [...look.leases] };
@@ -369,9 +421,20 @@ export class LeasesService {
     }
   }
 
+  /** Takes in that a claim asks for none of the kinds that it names. */
+  private async learnThatNone(agent: AgentIdentity, capacities: Capacities): Promise<void> {
+    if (!this.agentKinds.isNews(agent.id, capacities, this.clock.now())) return;
+    await this.database.write(async (tx) => {
+      // It is answered alike, whoever it is: what a claim that asks for nothing gets depends on nothing.
+      const [refusal] = await this.agents.refusals(tx, [agent]);
+      if (!refusal) await this.agentKinds.learn(tx, agent.id, capacities);
+    });
+  }
+
   /** One look for tasks, in one transaction. */
   private claimNow(
     agent: AgentIdentity,
+    capacities: Capacities,
     wanted: readonly KindBudget[],
     call: IdempotentCall | undefined,
     hangUp: AbortSignal,
@@ -384,6 +447,7 @@ export class LeasesService {
         // Alone: of two claims of an agent at once the second must see what the first was granted.
         const { takesWork, hadLease } = await this.agents.requireInService(tx, agent, 'alone');
         const { now } = tx;
+        await this.agentKinds.learn(tx, agentId, capacities);
         if (call) {
           const before = await this.idempotency.find<number[]>(tx, call);
           // If they have all ended, there is nothing more to wait for.
@@ -452,7 +516,8 @@ export class LeasesService {
     const perKind = budgets.map(([kind, budget]) => {
       values.push(kind, Math.min(budget, limit));
       // A derived table each: a LIMIT must not reach across the union.
-      return `SELECT id, kind, target, spec, priority, traceparent FROM (SELECT id, kind, target, spec, priority, traceparent FROM tasks
+      return `SELECT id, kind, target, spec, priority, created_at, run_at, attempts, traceparent
+        FROM (SELECT id, kind, target, spec, priority, created_at, run_at, attempts, traceparent FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
@@ -488,18 +553,36 @@ export class LeasesService {
       tx,
       tasks.map(({ kind, target }) => ({ kind, target, from: 'queued', to: 'leased' })),
     );
+    this.metrics.countGranted(
+      tx,
+      tasks.map(({ kind, created_at, run_at }) => ({ kind, readyAt: Math.max(created_at, run_at ?? 0) })),
+    );
     const leaseOf = new Map(rows.map((row) => [row.task_id, row.id]));
-    return tasks.map((task) => {
-      const id = leaseOf.get(task.id) as number;
-      return {
-        lease_id: id,
-        task_id: task.id,
-        kind: task.kind,
-        lease_until_ms: leaseDurationMs,
-        spec: JSON.parse(task.spec),
-        traceparent: traceparentOfLease(task.traceparent, id),
-      };
-    });
+    this.log.leased(
+      tx,
+      agentId,
+      tasks.map(({ id, kind, traceparent, attempts }) => ({
+        ...{ id, kind, traceparent, leaseId: leaseOf.get(id) as number, attempt: attempts + 1 },
+      })),
+    );
+    return tasks.map((task) =>
+      this.grantOf({ ...task, lease_id: leaseOf.get(task.id) as number }, leaseDurationMs),
+    );
+  }
+
+  private grantOf(
+    task: Pick<CandidateTask, 'id' | 'kind' | 'spec' | 'traceparent'> & { lease_id: number },
+    leftMs: number,
+  ): LeaseGrant {
+    const traceparent = this.traces.traceparentOf(task.traceparent, task.lease_id);
+    return {
+      lease_id: task.lease_id,
+      task_id: task.id,
+      kind: task.kind,
+      lease_until_ms: leftMs,
+      spec: JSON.parse(task.spec),
+      ...(traceparent === undefined ? {} : { traceparent }),
+    };
   }
 
   /** Those of the leases that are still live, as they would be granted now. */
@@ -511,32 +594,21 @@ export class LeasesService {
   ): Promise<LeaseGrant[]> {
     const rows = await tx.rows<{
       id: number;
-      task_id: number;
+      lease_id: number;
       kind: string;
       spec: string;
-      deadline_at: number;
       traceparent: string | null;
+      deadline_at: number;
     }>(
-      `SELECT l.id, l.task_id, t.kind, t.spec, t.traceparent, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
+      `SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2 AND l.state = 'active'`,
       JSON.stringify(leaseIds),
       agentId,
     );
-    const byId = new Map(rows.map((row) => [row.id, row]));
+    const byId = new Map(rows.map((row) => [row.lease_id, row]));
     return leaseIds.flatMap((id) => {
       const row = byId.get(id);
-      if (!row) return [];
-      const lease_until_ms = Math.max(0, row.deadline_at - now);
-      return [
-        {
-          lease_id: id,
-          task_id: row.task_id,
-          kind: row.kind,
-          lease_until_ms,
-          spec: JSON.parse(row.spec),
-          traceparent: traceparentOfLease(row.traceparent, id),
-        },
-      ];
+      return row ? [this.grantOf(row, Math.max(0, row.deadline_at - now))] : [];
     });
   }
 
@@ -558,8 +630,8 @@ export class LeasesService {
     }
     // A foreign lease is not found, so it looks the same as one that there is not.
     const rows = await tx.rows<ReportedLease>(
-      `SELECT l.id, l.state, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
-         r.report AS reported, r.outcome
+      `SELECT l.id, l.state, l.granted_at, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after,
+         t.traceparent, r.report AS reported, r.outcome
        FROM leases l JOIN tasks t ON t.id = l.task_id LEFT JOIN results r ON r.lease_id = l.id
        WHERE ${tx.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2
        ORDER BY l.id`,
@@ -569,31 +641,41 @@ export class LeasesService {
     return new Map(rows.map((row) => [row.id, row]));
   }
 
-  private async endLeases(
-    tx: Transaction,
-    leases: readonly (EndedAttempt & { state: LeaseState })[],
-    now: number,
-  ): Promise<void> {
+  private async endLeases(tx: Transaction, leases: readonly Ending[], now: number): Promise<void> {
     const holders = new Set<number>();
-    let touched = 0;
+    const rowOf = new Map<number, { agent_id: number; granted_at: number }>();
     for (const [state, ended] of Map.groupBy(leases, (lease) => lease.state)) {
-      const rows = await tx.rows<{ agent_id: number }>(
+      const rows = await tx.rows<{ id: number; agent_id: number; granted_at: number }>(
         `UPDATE leases SET state = $2, ended_at = $3 WHERE ${tx.dialect.isAmong('id', '$1')} AND state = 'active'
-         RETURNING agent_id`,
+         RETURNING id, agent_id, granted_at`,
         JSON.stringify(ended.map(({ id }) => id)),
         state,
         now,
       );
-      touched += rows.length;
-      for (const { agent_id } of rows) holders.add(agent_id);
+      for (const row of rows) {
+        holders.add(row.agent_id);
+        rowOf.set(row.id, row);
+      }
     }
-    if (touched !== leases.length)
-      throw new Error(`${leases.length} leases were to end, ${touched} were active`);
-    this.attempts.ended(tx, leases);
+    if (rowOf.size !== leases.length)
+      throw new Error(`${leases.length} leases were to end, ${rowOf.size} were active`);
     // Not announced to other replicas: a claim there that waits for room looks by itself.
     tx.afterCommit(() => {
       for (const agentId of holders) this.waiters.wakeAgent(agentId);
     });
+    this.metrics.countRevoked(tx, leases.filter(({ state }) => state === 'revoked').length);
+    const endings = leases.map(({ id, state, outcome = null, agentTrace, lease }): EndedLease => {
+      const { agent_id: agentId, granted_at: grantedAt } = rowOf.get(id) as {
+        agent_id: number;
+        granted_at: number;
+      };
+      const { task_id: taskId, kind, attempts: attempt, traceparent } = lease;
+      return {
+        ...{ id, taskId, agentId, kind, attempt, traceparent, state, outcome, grantedAt, agentTrace },
+      };
+    });
+    this.log.ended(tx, endings);
+    await this.traces.record(tx, endings);
   }
 
   private async storeResults(
@@ -645,11 +727,26 @@ export class LeasesService {
     if (ends.length === 0) return;
     await tx.run(
       `UPDATE tasks SET state = r.state, attempts = r.attempts, run_at = coalesce(r.run_at, tasks.run_at), reason = r.reason, lease_id = NULL,
-         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN CAST($2 AS bigint) END
-       FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text', attempts: 'integer', run_at: 'integer', reason: 'text' })} AS r
+         updated_at = $2, finished_at = CASE WHEN r.state IN ('completed', 'dead') THEN CAST($2 AS bigint) END,
+         last_outcome = coalesce(r.outcome, tasks.last_outcome), last_agent_id = coalesce(r.agent_id, tasks.last_agent_id),
+         last_error = CASE WHEN r.outcome IS NULL THEN tasks.last_error ELSE r.error END,
+         last_ended_at = CASE WHEN r.outcome IS NULL THEN tasks.last_ended_at ELSE CAST($2 AS bigint) END
+       FROM ${tx.dialect.rowset('$1', {
+         id: 'integer',
+         state: 'text',
+         attempts: 'integer',
+         run_at: 'integer',
+         reason: 'text',
+         outcome: 'text',
+         agent_id: 'integer',
+         error: 'text',
+       })} AS r
        WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
       JSON.stringify(
-        ends.map(({ id, to, attempts, run_at, reason }) => ({ id, state: to, attempts, run_at, reason })),
+        ends.map(({ id, to, attempts, run_at, reason, attempt }) => ({
+          ...{ id, state: to, attempts, run_at, reason },
+          ...{ outcome: attempt?.outcome, agent_id: attempt?.agentId, error: attempt?.message },
+        })),
       ),
       now,
       JSON.stringify(ends.map(({ id }) => id)),
@@ -658,19 +755,28 @@ export class LeasesService {
       tx,
       ends.map(({ kind, target, to }) => ({ kind, target, from: 'leased', to })),
     );
+    this.metrics.countDead(tx, ends);
+    this.log.dead(
+      tx,
+      ends.filter(({ to }) => to === 'dead'),
+    );
+    this.outcomes.count(
+      tx,
+      ends.flatMap(({ attempt }) => attempt ?? []),
+    );
   }
 
   /** What a task becomes whose attempt failed: scheduled for the next one, or dead. */
-  private givenBack(lease: HeldLease, now: number): TaskEnd {
-    const { task_id: id, kind, target, attempts } = lease;
-    if (attempts >= lease.max_attempts)
-      return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'max_attempts' };
+  private givenBack(lease: HeldLease, now: number): Omit<TaskEnd, 'attempt'> {
+    const { task_id: id, kind, target, attempts, traceparent } = lease;
+    const task = { id, kind, target, attempts, traceparent };
+    if (attempts >= lease.max_attempts) return { ...task, to: 'dead', run_at: null, reason: 'max_attempts' };
     const runAt = now + backoffMs(attempts, this.settings.retryBackoffMs, this.settings.retryBackoffMaxMs);
     // Nothing could begin before the task's time is up: it is over now, not later.
     if (lease.not_after !== null && runAt >= lease.not_after) {
-      return { id, kind, target, to: 'dead', attempts, run_at: null, reason: 'not_after' };
+      return { ...task, to: 'dead', run_at: null, reason: 'not_after' };
     }
-    return { id, kind, target, to: 'scheduled', attempts, run_at: runAt, reason: null };
+    return { ...task, to: 'scheduled', run_at: runAt, reason: null };
   }
 
   /** The agents' leases are revoked; their tasks go back at once, and the attempts that were cut off do not count. */
@@ -684,20 +790,22 @@ export class LeasesService {
     if (leases.length === 0) return;
     await this.endLeases(
       tx,
-      leases.map(({ id }) => ({ id, state: 'revoked' })),
+      leases.map((lease) => ({ id: lease.id, state: 'revoked', lease })),
       now,
     );
     await this.endAttempts(
       tx,
       // A leased task holds a slot of its windows already, so it need not ask for one; a lowered ceiling may take it.
-      leases.map(({ task_id: id, kind, target, attempts }) => ({
+      leases.map(({ task_id: id, kind, target, attempts, traceparent }) => ({
         id,
         kind,
         target,
+        traceparent,
         to: 'queued',
         attempts: attempts - 1,
         run_at: null,
         reason: null,
+        attempt: null,
       })),
       now,
     );
@@ -723,7 +831,17 @@ function observedBytes(results: readonly StoredResult[]): number {
   return bytes;
 }
 
-type CandidateTask = { id: number; kind: string; target: string; spec: string; traceparent: string | null };
+interface CandidateTask {
+  id: number;
+  kind: string;
+  target: string;
+  spec: string;
+  created_at: number;
+  run_at: number | null;
+  /** Those begun before. */
+  attempts: number;
+  traceparent: string | null;
+}
 
 /** A kind and how many leases of it an agent may have. */
 type KindBudget = readonly [kind: string, count: number];
@@ -758,9 +876,23 @@ function withinShares(
   });
 }
 
-const SELECT_HELD = `SELECT l.id, l.task_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after
+const SELECT_HELD = `SELECT l.id, l.task_id, l.agent_id, t.kind, t.target, t.attempts, t.max_attempts, t.not_after, t.traceparent
   FROM leases l JOIN tasks t ON t.id = l.task_id`;
 
-function completed({ task_id: id, kind, target, attempts }: HeldLease): TaskEnd {
-  return { id, kind, target, to: 'completed', attempts, run_at: null, reason: null };
+function completed({
+  task_id: id,
+  kind,
+  target,
+  attempts,
+  traceparent,
+}: HeldLease): Omit<TaskEnd, 'attempt'> {
+  return { id, kind, target, traceparent, to: 'completed', attempts, run_at: null, reason: null };
 }
+
+/** How an attempt ended; for the agent's counts and the task. */
+const attemptOf = (
+  agentId: number,
+  { task_id: taskId }: HeldLease,
+  outcome: AttemptOutcome,
+  observations: Parameters<typeof messageOf>[0],
+): EndedAttempt => ({ agentId, taskId, outcome, message: messageOf(observations) });

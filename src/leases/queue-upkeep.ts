@@ -33,7 +33,10 @@ export class QueueUpkeep {
     private readonly depth: QueueDepth,
     private readonly idempotency: Idempotency,
     @Inject(SETTINGS) private readonly settings: Settings,
-  ) {}
+  ) {
+    this.jobs.declare('reaper');
+    this.jobs.declare('task-retention');
+  }
 
   @Interval('reaper', TICK_MS)
   protected tick(): Promise<void> {

@@ -1,4 +1,5 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+import type { AttemptOutcome } from '../agents/agent.entity';
 
 /** Every state of a task; `docs/architecture.md` has the picture. */
 export const TASK_STATES = [
@@ -63,10 +64,6 @@ export class TaskEntity {
   @Column('bigint', { nullable: true })
   lease_id!: number | null;
 
-  /** The W3C trace context that it was enqueued in. */
-  @Column('text', { nullable: true })
-  traceparent!: string | null;
-
   @Column('text', { nullable: true })
   reason!: TaskReason | null;
 
@@ -78,4 +75,23 @@ export class TaskEntity {
 
   @Column('bigint', { nullable: true })
   finished_at!: number | null;
+
+  /** The trace that it was enqueued in, as W3C Trace Context writes it; null if in none. */
+  @Column('text', { nullable: true })
+  traceparent!: string | null;
+
+  // Of the last attempt that ended by itself: one that an operator cut off leaves them as they are, and so does a retry.
+
+  @Column('bigint', { nullable: true })
+  last_agent_id!: number | null;
+
+  @Column('text', { nullable: true })
+  last_outcome!: AttemptOutcome | null;
+
+  /** What its agent said went wrong, as a JSON string: it may hold what a database can't keep as it is. */
+  @Column('text', { nullable: true })
+  last_error!: string | null;
+
+  @Column('bigint', { nullable: true })
+  last_ended_at!: number | null;
 }

@@ -15,6 +15,7 @@ import {
   HangUp,
   IdempotencyKey,
   IdInPath,
+  LogsFacts,
   MAX_BODY,
   Operator,
   type OperatorIdentity,
@@ -23,6 +24,8 @@ import {
 import { Traceparent } from '../http/trace-context';
 import { IdParam } from '../http/validation';
 import { BulkTasks } from './bulk-tasks';
+import { TaskWhy } from './task-why.dto';
+import { TaskWhyService } from './task-why.service';
 import {
   AttemptsQuery,
   BulkAnswer,
@@ -40,6 +43,17 @@ import { TasksService } from './tasks.service';
 /** The answer is JSON text already. */
 const AnswersJsonText = () => Header('content-type', 'application/json; charset=utf-8');
 
+/** Of more tasks than this, the line in the log names the first and the last. */
+const LOGGED_IDS = 20;
+
+function taskIdsOf({ tasks }: EnqueueResponse): Record<string, unknown> {
+  const ids = tasks.map(({ id }) => id);
+  if (ids.length === 1) return { task_id: ids[0] };
+  return ids.length <= LOGGED_IDS
+    ? { task_ids: ids }
+    : { tasks: ids.length, first_task_id: Math.min(...ids), last_task_id: Math.max(...ids) };
+}
+
 /** What operators do with tasks. */
 @ApiTags('tasks')
 @Controller('v1/tasks')
@@ -47,6 +61,7 @@ export class TasksController {
   constructor(
     private readonly tasks: TasksService,
     private readonly bulk: BulkTasks,
+    private readonly why: TaskWhyService,
   ) {}
 
   /** Enqueues tasks, all or none, and answers in the order sent. */
@@ -55,12 +70,19 @@ export class TasksController {
   @ShedFirst()
   @BulkWrite()
   @BodyLimit(MAX_BODY)
+  @LogsFacts(taskIdsOf)
   @ApiExtension('x-changes-fleet', false)
   @ApiOperation({ operationId: 'enqueueTasks', summary: 'Enqueue tasks' })
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
     description: 'The same key and body again get the same answer, and nothing is enqueued twice.',
+  })
+  @ApiHeader({
+    name: 'traceparent',
+    required: false,
+    description:
+      'By W3C Trace Context: the tasks belong to this trace. One that is malformed counts as none.',
   })
   @ApiCreatedResponse({ type: EnqueueResponse })
   @GuardedErrors('ERR_CONFLICT')
@@ -103,6 +125,17 @@ export class TasksController {
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number, @Query() query: AttemptsQuery): Promise<string> {
     return this.tasks.get(id, query);
+  }
+
+  /** Tells the one reason why a task does not run, with numbers, and the least change that would let it. */
+  @Get(':id/why')
+  @Operator('viewer')
+  @IdInPath()
+  @ApiOperation({ operationId: 'explainTask', summary: 'Explain why a task does not run' })
+  @ApiOkResponse({ type: TaskWhy })
+  @GuardedErrors('ERR_NOT_FOUND')
+  explain(@Param('id', IdParam) id: number): Promise<TaskWhy> {
+    return this.why.explain(id);
   }
 
   /**

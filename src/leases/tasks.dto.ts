@@ -1,9 +1,11 @@
 import { ApiProperty, ApiPropertyOptional, PickType } from '@nestjs/swagger';
-import { IsBoolean, IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
+import { ATTEMPT_OUTCOMES, type AttemptOutcome } from '../agents/agent.entity';
+import { OptionalIdInQuery } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { nameProblem } from '../http/text';
-import { parseTimestamp } from '../http/timestamps';
-import { type ItemProblem, Items } from '../http/validation';
+import { IsTimestamp, parseTimestamp } from '../http/timestamps';
+import { IsId, type ItemProblem, Items } from '../http/validation';
 import { LEASE_STATES, type LeaseState } from './lease.entity';
 import { Observation } from './leases.dto';
 import { OUTCOMES, type Outcome, STANDINGS, type Standing } from './result.entity';
@@ -105,6 +107,13 @@ export class EnqueueResponse {
 
 /** Which tasks to list. */
 export class TasksQuery extends PageQuery {
+  // A list by the last attempt is in the order of when that ended, so its cursor names an instant besides the id; this pattern
+  // is in place of PageQuery's.
+  @ApiPropertyOptional({ description: "The page before's `next_cursor`.", example: '1042' })
+  @IsOptional()
+  @Matches(/^[1-9]\d{0,14}(?:-[1-9]\d{0,14})?$/, { message: 'cursor must be the next_cursor of a page' })
+  override cursor?: string = undefined;
+
   @ApiPropertyOptional({ description: 'Only tasks in this state.', enum: TASK_STATES, example: 'queued' })
   @IsOptional()
   @IsIn(TASK_STATES)
@@ -124,6 +133,43 @@ export class TasksQuery extends PageQuery {
   @IsString()
   @MaxLength(512)
   target?: string;
+
+  @ApiPropertyOptional({
+    description:
+      'Only tasks that this agent holds, or whose last attempt it ended. With `outcome`, `from` or `to`: only the latter.',
+    type: 'integer',
+    minimum: 1,
+    example: 12,
+  })
+  @OptionalIdInQuery()
+  agent_id?: number;
+
+  @ApiPropertyOptional({
+    description: 'Only tasks whose last attempt ended so.',
+    enum: ATTEMPT_OUTCOMES,
+    example: 'error',
+  })
+  @IsOptional()
+  @IsIn(ATTEMPT_OUTCOMES)
+  outcome?: AttemptOutcome;
+
+  @ApiPropertyOptional({
+    description: 'Only tasks whose last attempt ended at this instant or later: RFC 3339.',
+    format: 'date-time',
+    example: '2026-01-01T00:00:00Z',
+  })
+  @IsOptional()
+  @IsTimestamp()
+  from?: string;
+
+  @ApiPropertyOptional({
+    description: 'Only tasks whose last attempt ended before this instant: RFC 3339.',
+    format: 'date-time',
+    example: '2026-01-02T00:00:00Z',
+  })
+  @IsOptional()
+  @IsTimestamp()
+  to?: string;
 }
 
 /** The states that a cancel is for, and a retry, in the order that many tasks are gone through. */
@@ -147,6 +193,42 @@ export abstract class BulkRequest {
   @IsString()
   @MaxLength(512)
   target?: string | null;
+
+  /** Only tasks that this agent holds, or whose last attempt it ended. With `outcome`, `from` or `to`: only the latter. */
+  @ApiProperty({ required: false, nullable: true, type: 'integer', minimum: 1, example: 12 })
+  @IsOptional()
+  @IsId()
+  agent_id?: number | null;
+
+  /** Only tasks whose last attempt ended so. */
+  @ApiProperty({ required: false, nullable: true, enum: [...ATTEMPT_OUTCOMES, null], example: 'expired' })
+  @IsOptional()
+  @IsIn(ATTEMPT_OUTCOMES)
+  outcome?: AttemptOutcome | null;
+
+  /** Only tasks whose last attempt ended at this instant or later: RFC 3339. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    format: 'date-time',
+    example: '2026-01-01T00:00:00Z',
+  })
+  @IsOptional()
+  @IsTimestamp()
+  from?: string | null;
+
+  /** Only tasks whose last attempt ended before this instant: RFC 3339. */
+  @ApiProperty({
+    required: false,
+    nullable: true,
+    type: String,
+    format: 'date-time',
+    example: '2026-01-02T00:00:00Z',
+  })
+  @IsOptional()
+  @IsTimestamp()
+  to?: string | null;
 
   /** True to mean every task; then nothing else may be given. */
   @ApiProperty({ required: false, nullable: true, type: Boolean, example: false })
@@ -242,6 +324,22 @@ export class TaskView {
 
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   finished_at!: string | null;
+
+  /** How its last attempt ended; null while none has. An attempt that an operator cut off is none; a retry keeps what was. */
+  @ApiProperty({ enum: [...ATTEMPT_OUTCOMES, null], nullable: true, example: 'success' })
+  last_outcome!: AttemptOutcome | null;
+
+  /** What the agent of that attempt said went wrong, at most 300 characters. Never trust it: strangers may choose it. */
+  @ApiProperty({ type: String, nullable: true, example: null })
+  last_error!: string | null;
+
+  /** The agent of that attempt. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 12 })
+  last_agent_id!: number | null;
+
+  /** When that attempt ended. */
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-01-01T00:00:02.000Z' })
+  last_ended_at!: string | null;
 }
 
 /** What an agent reported for a lease. */

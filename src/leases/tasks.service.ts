@@ -12,12 +12,15 @@ import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
+import { cursorBehind, cursorOf, isByAttempt, partsOf, selectByAttempt } from './ended-attempts';
 import type { LeaseState } from './lease.entity';
+import { LeaseMetrics } from './lease-metrics';
 import { LeasesService } from './leases.service';
 import { QueueDepth, type Shift } from './queue-depth';
 import type { Outcome, Standing } from './result.entity';
 import { TASK_STATES, type TaskEntity, type TaskState } from './task.entity';
 import { TaskKinds } from './task-kinds';
+import { TaskLog } from './task-log';
 import type {
   AttemptsQuery,
   AttemptView,
@@ -48,6 +51,7 @@ interface NewTask {
   not_after: number | null;
   max_attempts: number;
   unique_key: string | null;
+  traceparent: string | null;
 }
 
 /** A row as the changes below need it. */
@@ -72,6 +76,7 @@ const COLUMNS = {
   not_after: 'integer',
   max_attempts: 'integer',
   unique_key: 'text',
+  traceparent: 'text',
 } as const;
 
 /** Owns tasks: what is to be done, and when it is over. */
@@ -86,6 +91,8 @@ export class TasksService {
     private readonly leases: LeasesService,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
+    private readonly metrics: LeaseMetrics,
+    private readonly log: TaskLog,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustBackoffs(tx, interruption));
   }
@@ -93,7 +100,7 @@ export class TasksService {
   /**
    * Adds tasks, all or none. With a key, the same call again gets the same answer and adds nothing.
    * @param by whose key it is
-   * @param traceparent the trace that they belong to
+   * @param traceparent the trace that the tasks belong to from now on; one that is there already keeps its own
    * @throws ERR_VALIDATION naming each field that is wrong
    * @throws ERR_CONFLICT the key was used with another body, or a unique_key is held by a task that differs
    */
@@ -104,12 +111,12 @@ export class TasksService {
     traceparent?: string,
   ): Promise<EnqueueResponse> {
     // What depends on the time is checked inside: a repeat of a call must not fail for being late.
-    const tasks = this.accept(inputs);
+    const tasks = this.accept(inputs).map((task) => ({ ...task, traceparent: traceparent ?? null }));
     const call = key === undefined ? undefined : this.idempotency.call(`tasks:${by.tokenId}`, key, inputs);
     return this.database.write(async (tx) => {
       const before = call && (await this.idempotency.find<EnqueueResponse>(tx, call));
       if (before) return before;
-      const response = { tasks: await this.insert(tx, tasks, traceparent) };
+      const response = { tasks: await this.insert(tx, tasks) };
       if (call) await this.idempotency.store(tx, call, response);
       await this.recordEnqueue(tx, by, response);
       return response;
@@ -117,13 +124,36 @@ export class TasksService {
   }
 
   /**
-   * Lists tasks, newest first.
-   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have
+   * Lists tasks, newest first. By an agent, an outcome or a time: those that the agent holds, then by when the last attempt ended,
+   * the latest first.
+   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have; or the cursor is of a list in the other order
    */
   async list(query: TasksQuery): Promise<Page<TaskView>> {
-    const { kind, target } = query;
+    const { kind, state, target, agent_id: agentId, outcome, limit } = query;
     const targets = target === undefined ? undefined : this.kinds.findTargets(target, kind);
+    const last = {
+      agentId,
+      outcome,
+      from: instantOf(query.from) ?? undefined,
+      to: instantOf(query.to) ?? undefined,
+    };
+    const byAttempt = isByAttempt(last);
+    const cursor = cursorOf(query.cursor, byAttempt);
     return this.database.read(async (statements) => {
+      if (byAttempt) {
+        const states = state === undefined ? TASK_STATES : [state];
+        const parts = partsOf({ ...last, kind, targets, states }, await this.depth.kinds(statements));
+        const rows = await selectByAttempt<TaskEntity>(
+          statements,
+          parts,
+          last,
+          't.*',
+          'newest',
+          cursor,
+          limit + 1,
+        );
+        return pageOf(rows, limit, cursorBehind, viewOf);
+      }
       return pageOf(await this.selectPage(statements, query, targets), query.limit, (row) => row.id, viewOf);
     });
   }
@@ -191,7 +221,7 @@ export class TasksService {
 
   /** Cancels tasks of the unit, which has locked them with their live leases; those leases are revoked. */
   async cancelLocked(tx: Transaction, tasks: readonly TaskEntity[]): Promise<void> {
-    const leases = tasks.flatMap(({ lease_id: lease }) => lease ?? []);
+    const leases = tasks.flatMap((task) => (task.lease_id === null ? [] : [{ id: task.lease_id, task }]));
     if (leases.length > 0) await this.leases.revoke(tx, leases);
     await tx.run(
       `UPDATE tasks SET state = 'cancelled', reason = 'operator', lease_id = NULL, updated_at = $2, finished_at = $2
@@ -311,8 +341,8 @@ export class TasksService {
   endOverdue(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
       const { now } = tx;
-      const tasks = await tx.rows<TaskRow>(
-        `SELECT id, kind, target, state FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2
+      const tasks = await tx.rows<TaskRow & Pick<TaskEntity, 'traceparent'>>(
+        `SELECT id, kind, target, state, traceparent FROM tasks WHERE ${CAN_RUN_OUT} AND not_after <= $1 ORDER BY not_after, id LIMIT $2
          ${tx.dialect.skipLocked()}`,
         now,
         limit,
@@ -324,6 +354,14 @@ export class TasksService {
         now,
       );
       await this.depth.shift(tx, shiftsOf(tasks, 'dead'));
+      this.metrics.countDead(
+        tx,
+        tasks.map(({ kind }) => ({ kind, to: 'dead', reason: 'not_after' })),
+      );
+      this.log.dead(
+        tx,
+        tasks.map((task) => ({ ...task, reason: 'not_after' })),
+      );
       return tasks.length;
     });
   }
@@ -349,9 +387,9 @@ export class TasksService {
   }
 
   /** Checks what does not depend on the time. @throws ERR_VALIDATION */
-  private accept(inputs: readonly TaskInput[]): Omit<NewTask, 'state'>[] {
+  private accept(inputs: readonly TaskInput[]): Omit<NewTask, 'state' | 'traceparent'>[] {
     const problems: ErrorDetails = {};
-    const tasks: Omit<NewTask, 'state'>[] = [];
+    const tasks: Omit<NewTask, 'state' | 'traceparent'>[] = [];
     for (let i = 0; i < inputs.length && Object.keys(problems).length < MAX_PROBLEMS; i++) {
       const input = inputs[i] as TaskInput;
       const accepted = this.kinds.accept(input.kind, input.spec, `tasks.${i}.`);
@@ -374,11 +412,7 @@ export class TasksService {
   }
 
   /** Stores accepted tasks, all or none. @returns them in the order given; one that was there already as it is */
-  private async insert(
-    tx: Transaction,
-    tasks: readonly Omit<NewTask, 'state'>[],
-    traceparent?: string,
-  ): Promise<EnqueuedTask[]> {
+  private async insert(tx: Transaction, tasks: readonly Omit<NewTask, 'state'>[]): Promise<EnqueuedTask[]> {
     const { now } = tx;
     checkTimes(tasks, now);
     const keys = tasks.flatMap((task) => task.unique_key ?? []);
@@ -415,30 +449,29 @@ export class TasksService {
     ready.forEach((row, i) => {
       row.state = states[i] as TaskState;
     });
-    const ids = await this.insertRows(tx, rows, now, traceparent);
+    const ids = await this.insertRows(tx, rows, now);
     await this.depth.shift(
       tx,
       rows.map(({ kind, target, state }) => ({ kind, target, from: null, to: state })),
+    );
+    this.metrics.countEnqueued(tx, rows);
+    this.log.enqueued(
+      tx,
+      rows.map(({ kind, traceparent }, i) => ({ kind, traceparent, id: ids[i] as number })),
     );
     return places.map((place) =>
       typeof place === 'number' ? { id: ids[place] as number, state: (rows[place] as NewTask).state } : place,
     );
   }
 
-  private async insertRows(
-    tx: Transaction,
-    rows: readonly NewTask[],
-    now: number,
-    traceparent: string | null = null,
-  ): Promise<number[]> {
+  private async insertRows(tx: Transaction, rows: readonly NewTask[], now: number): Promise<number[]> {
     if (rows.length === 0) return [];
     const names = Object.keys(COLUMNS).join(', ');
     const inserted = await tx.rows<{ id: number }>(
-      `INSERT INTO tasks (${names}, attempts, created_at, updated_at, traceparent)
-       SELECT ${names}, 0, $2, $2, CAST($3 AS text) FROM ${tx.dialect.rowset('$1', COLUMNS)} AS r RETURNING id`,
+      `INSERT INTO tasks (${names}, attempts, created_at, updated_at)
+       SELECT ${names}, 0, $2, $2 FROM ${tx.dialect.rowset('$1', COLUMNS)} AS r RETURNING id`,
       JSON.stringify(rows),
       now,
-      traceparent,
     );
     // Ids are given in the order of the list; in which order RETURNING names them is not promised.
     return inserted.map((row) => row.id).sort((a, b) => a - b);
@@ -516,7 +549,8 @@ const CAN_RUN_OUT = `not_after IS NOT NULL AND state IN ('scheduled', 'waiting',
 const isSameJson = (a: string, b: string): boolean =>
   a === b || canonicalize(JSON.parse(a)) === canonicalize(JSON.parse(b));
 
-const instantOf = (text: string | null | undefined): number | null =>
+/** In ms since the epoch. */
+export const instantOf = (text: string | null | undefined): number | null =>
   text === undefined || text === null ? null : (parseTimestamp(text) ?? null);
 
 /** @throws ERR_VALIDATION a task whose time is up before it could begin */
@@ -634,5 +668,9 @@ function viewOf(task: TaskEntity): TaskView {
     created_at: toTimestamp(task.created_at),
     updated_at: toTimestamp(task.updated_at),
     finished_at: toTimestamp(task.finished_at),
+    last_outcome: task.last_outcome,
+    last_error: task.last_error === null ? null : JSON.parse(task.last_error),
+    last_agent_id: task.last_agent_id,
+    last_ended_at: toTimestamp(task.last_ended_at),
   };
 }

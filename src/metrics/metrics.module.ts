@@ -1,5 +1,6 @@
 import { Module } from '@nestjs/common';
 import { AgentsModule } from '../agents/agents.module';
+import { AgentSeries } from './agent-series';
 import { AgentMetricsController, MetricsController } from './metrics.controller';
 import { MetricsService } from './metrics.service';
 
@@ -7,6 +8,6 @@ import { MetricsService } from './metrics.service';
 @Module({
   imports: [AgentsModule],
   controllers: [MetricsController, AgentMetricsController],
-  providers: [MetricsService],
+  providers: [AgentSeries, MetricsService],
 })
 export class MetricsModule {}

@@ -13,6 +13,7 @@ import { fitting, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
+import { AgentSeries } from './agent-series';
 import {
   MAX_SAMPLES,
   type MetricsQuery,
@@ -51,8 +52,10 @@ export class MetricsService {
     private readonly agents: AgentsService,
     private readonly budgets: Budgets,
     private readonly jobs: JobRunner,
+    private readonly series: AgentSeries,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    this.jobs.declare('metrics-retention');
     this.envelopes = new CoalescedWrite(database, (tx, arrivals) => this.store(tx, arrivals));
   }
 
@@ -81,6 +84,12 @@ export class MetricsService {
       },
     });
     if (id instanceof ApiError) throw id;
+    this.series.take({
+      agentId: agent.id,
+      measuredAt,
+      counters: request.counters ?? [],
+      gauges: request.gauges ?? [],
+    });
     return String(id);
   }
 

@@ -1,6 +1,12 @@
 import { type BeforeApplicationShutdown, Injectable, Logger } from '@nestjs/common';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
+import {
+  type CounterInstrument,
+  type GaugeInstrument,
+  type HistogramInstrument,
+  Meter,
+} from '../telemetry/meter';
 import { inTraceOfItsOwn } from '../tracing';
 
 /** What is known of one job since the process started. */
@@ -17,6 +23,9 @@ export interface JobRecord {
   /** How many runs have failed since the last one that did not. */
   failedInARow: number;
 }
+
+/** Upper bounds in seconds. */
+const DURATION_BUCKETS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300];
 
 /** Bounds of what one batch of a purge takes, so that no request waits long behind it. */
 const BATCH_TARGET_MS = 50;
@@ -38,12 +47,46 @@ export class JobRunner implements BeforeApplicationShutdown {
   private readonly logger = new Logger('Jobs');
   private readonly records = new Map<string, JobRecord>();
   private readonly running = new Map<string, Promise<void>>();
+  private readonly results: CounterInstrument<'job_name' | 'result'>;
+  private readonly durations: HistogramInstrument<'job_name'>;
+  private readonly lag: GaugeInstrument<'job_name'>;
+  private readonly succeededAt: GaugeInstrument<'job_name'>;
   private stopping = false;
 
   constructor(
     private readonly clock: Clock,
     private readonly database: Database,
-  ) {}
+    meter: Meter,
+  ) {
+    // Not `job`: that is what Prometheus calls where it scraped.
+    const labels = ['job_name'] as const;
+    this.results = meter.counter({
+      name: 'job_runs_total',
+      help: 'Runs of scheduled jobs; skipped ones came while the one before, or another replica, was at it.',
+      labels: ['job_name', 'result'],
+    });
+    this.durations = meter.histogram({
+      name: 'job_duration_seconds',
+      help: 'How long runs of scheduled jobs took.',
+      labels,
+      buckets: DURATION_BUCKETS,
+    });
+    this.lag = meter.gauge({
+      name: 'job_lag_seconds',
+      help: 'How late the last run of a scheduled job began.',
+      labels,
+    });
+    this.succeededAt = meter.gauge({
+      name: 'job_last_success_timestamp_seconds',
+      help: 'When a scheduled job last ended well, in seconds since the epoch.',
+      labels,
+    });
+  }
+
+  /** Says that there is such a job, so that its metrics begin before its first run: the first failure is an increase then. */
+  declare(name: string): void {
+    this.recordOf(name);
+  }
 
   /**
    * Runs a job unless it is running already, here or at another replica. Never throws.
@@ -59,14 +102,19 @@ export class JobRunner implements BeforeApplicationShutdown {
     const record = this.recordOf(name);
     if (this.stopping) return;
     if (this.running.has(name)) {
-      record.skipped++;
+      this.skip(name, record);
       return;
     }
     const startedAt = this.clock.now();
     if (record.lastStartedAt !== null)
       record.lastLagMs = Math.max(0, startedAt - record.lastStartedAt - everyMs);
     record.lastStartedAt = startedAt;
-    const run = this.attempt(name, record, everywhere ? job : () => this.runAlone(name, record, job));
+    this.lag.set({ job_name: name }, (record.lastLagMs ?? 0) / 1_000);
+    const run = this.attempt(name, record, async () => {
+      if (!everywhere) return this.database.exclusively(name, job);
+      await job();
+      return true;
+    });
     this.running.set(name, run);
     await run;
     this.running.delete(name);
@@ -105,20 +153,29 @@ export class JobRunner implements BeforeApplicationShutdown {
     return this.stop();
   }
 
-  private async runAlone(name: string, record: JobRecord, job: () => Promise<void>): Promise<void> {
-    if (!(await this.database.exclusively(name, job))) record.skipped++;
+  private skip(name: string, record: JobRecord): void {
+    record.skipped++;
+    this.results.add({ job_name: name, result: 'skipped' });
   }
 
-  private async attempt(name: string, record: JobRecord, job: () => Promise<void>): Promise<void> {
+  /** @param job tells whether it was done: not if another replica is at it */
+  private async attempt(name: string, record: JobRecord, job: () => Promise<boolean>): Promise<void> {
     const startedAt = performance.now();
     record.runs++;
     try {
-      await inTraceOfItsOwn(`job ${name}`, job);
+      const isDone = await inTraceOfItsOwn(`job ${name}`, job);
+      if (!isDone) {
+        this.skip(name, record);
+        return;
+      }
       if (record.failedInARow > 0)
         this.logger.log({ job: name, failed: record.failedInARow }, 'a job that failed is well again');
       record.failedInARow = 0;
+      this.results.add({ job_name: name, result: 'success' });
+      this.succeededAt.set({ job_name: name }, this.clock.now() / 1_000);
     } catch (error) {
       record.failures++;
+      this.results.add({ job_name: name, result: 'failure' });
       const { message } = error as Error;
       // Once for each cause: while a database is away, the job fails at every tick.
       if (record.failedInARow++ === 0 || record.lastError !== message)
@@ -126,6 +183,7 @@ export class JobRunner implements BeforeApplicationShutdown {
       record.lastError = message;
     }
     record.lastDurationMs = performance.now() - startedAt;
+    this.durations.observe({ job_name: name }, record.lastDurationMs / 1_000);
   }
 
   private recordOf(name: string): JobRecord {
@@ -142,6 +200,7 @@ export class JobRunner implements BeforeApplicationShutdown {
         failedInARow: 0,
       };
       this.records.set(name, record);
+      for (const result of ['success', 'failure', 'skipped']) this.results.add({ job_name: name, result }, 0);
     }
     return record;
   }

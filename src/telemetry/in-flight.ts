@@ -19,6 +19,16 @@ export class InFlight {
     @Inject(SETTINGS) private readonly settings: Pick<Settings, 'maxInFlight' | 'maxWaitingClaims'>,
   ) {}
 
+  /** How many claims wait for work. */
+  get waitingClaims(): number {
+    return this.waiting;
+  }
+
+  /** How many requests are worked on, without claims that wait. */
+  get working(): number {
+    return this.unanswered.size - this.waiting;
+  }
+
   /** Refuses requests over the limit, where it can before their body is read; those that are exempt never. */
   guard(http: FastifyInstance, exempt: (request: FastifyRequest) => boolean): void {
     const { unanswered, connections } = this;

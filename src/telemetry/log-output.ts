@@ -35,6 +35,7 @@ export class LogOutput implements DestinationStream {
   private writing = false;
   private failing = false;
   private dropped = 0;
+  private allDropped = 0;
   private timer: NodeJS.Timeout | undefined;
   private flushers: (() => void)[] = [];
 
@@ -49,11 +50,17 @@ export class LogOutput implements DestinationStream {
     return this.writing && this.sink.blocks;
   }
 
+  /** How many lines were dropped since the start. */
+  get droppedInAll(): number {
+    return this.allDropped;
+  }
+
   /** Takes a line, or drops it if too much waits already. */
   write(line: string): void {
     const size = Buffer.byteLength(line);
     if (this.waitingBytes + size > this.maxWaiting) {
       this.dropped++;
+      this.allDropped++;
       return;
     }
     this.lines.push(line);

@@ -30,12 +30,17 @@ export function createLogger(
   );
 }
 
+/** Where a logger writes, if that is ours. */
+export function outputOf(logger: Logger): LogOutput | undefined {
+  const output = (logger as unknown as Record<symbol, unknown>)[pino.symbols.streamSym];
+  return output instanceof LogOutput ? output : undefined;
+}
+
 /** Ends the process when the log is written, or can't be, or half a second has passed. */
 export function exitProcess(logger: Logger, code: number): void {
   logger.flush(() => {
-    const output = (logger as unknown as Record<symbol, unknown>)[pino.symbols.streamSym];
     // A write that hangs in the kernel: Node would wait for its thread forever.
-    if (output instanceof LogOutput && output.hangs) process.kill(process.pid, 'SIGKILL');
+    if (outputOf(logger)?.hangs) process.kill(process.pid, 'SIGKILL');
     process.exit(code);
   });
 }

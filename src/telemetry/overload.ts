@@ -39,6 +39,11 @@ export class Overload {
     this.delayMs = delayMs;
   }
 
+  /** How late the event loop was on the average of the last window, in milliseconds. */
+  get loopDelayMs(): number {
+    return this.delayMs;
+  }
+
   /** The load in terms of the limit: 1 is at the limit, 2 twice that. */
   get level(): number {
     return Math.max(

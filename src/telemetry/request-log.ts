@@ -2,12 +2,14 @@ import { normalizeIp } from '@nestjs/throttler';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { clientAddress } from '../http/client-address';
-import type { ControlPlaneRequest } from '../http/decorators';
+import { type ControlPlaneRequest, declarationOf } from '../http/decorators';
+import { waitedMs } from '../http/hang-up';
 import { traceOf } from '../http/trace-context';
+import { parseId } from '../http/validation';
 import type { Settings } from '../settings';
 import { LineBudget } from './line-budget';
 
-/** An answer that took longer than this, without the time that a claim asked to wait, is logged. */
+/** An answer that took longer than this, without the time that a claim waited for work, is logged. */
 const SLOW_MS = 1_000;
 /** How often what was summed up is logged. */
 const SUM_MS = 60_000;
@@ -15,6 +17,8 @@ const SUM_MS = 60_000;
 const MAX_CALLERS = 500;
 /** Kinds of failure that are told apart for one caller. */
 const MAX_FAILURES = 20;
+/** Agents' ids that are named of those that one caller claimed in vain. */
+const MAX_CLAIMED = 10;
 /** Lines a second, and at once, for failures; and apart from them, so that strangers can't hide those, for the rest. */
 const LINES: [perSecond: number, burst: number] = [20, 500];
 
@@ -25,6 +29,8 @@ const READS = new Set(['GET', 'HEAD', 'OPTIONS']);
 interface Sum {
   who: object;
   counts: Map<string, { method: string; route: string; status: number | 'any'; count: number }>;
+  /** Ids of agents that it claimed to be, and could not prove. */
+  claimed: Set<number>;
 }
 
 /**
@@ -36,7 +42,7 @@ export class RequestLog {
   private readonly failures = new LineBudget(...LINES);
   private readonly others = new LineBudget(...LINES);
   private readonly sums = new Map<string, Sum>();
-  private readonly beyond: Sum = { who: { callers: 'others' }, counts: new Map() };
+  private readonly beyond: Sum = { who: { callers: 'others' }, counts: new Map(), claimed: new Set() };
   private readonly timer = setInterval(() => this.logSums(), SUM_MS).unref();
 
   constructor(
@@ -49,6 +55,11 @@ export class RequestLog {
     http.addHook('onRequest', (request, reply, done) => {
       reply.header('x-request-id', request.id);
       done();
+    });
+    http.addHook('preSerialization', (request: ControlPlaneRequest, reply, payload, done) => {
+      const facts = reply.statusCode < 400 ? declarationOf(request)?.logFacts : undefined;
+      if (facts) request.logFacts = facts(payload as never);
+      done(null, payload);
     });
     http.addHook('onResponse', (request, reply, done) => {
       if (this.mode === 'all') this.logLine(request, reply);
@@ -64,10 +75,12 @@ export class RequestLog {
       if (counts.length === 0) continue;
       const level = counts.some(({ status }) => Number(status) >= 500) ? 'warn' : 'info';
       const count = counts.reduce((total, each) => total + each.count, 0);
-      this.logger[level]({ ...sum.who, count, requests: counts }, 'requests summed up');
+      const claimed = sum.claimed.size > 0 ? { claimed_agent_ids: [...sum.claimed] } : {};
+      this.logger[level]({ ...sum.who, ...claimed, count, requests: counts }, 'requests summed up');
     }
     this.sums.clear();
     this.beyond.counts.clear();
+    this.beyond.claimed.clear();
   }
 
   /** Logs what is summed up, and stops. */
@@ -79,21 +92,24 @@ export class RequestLog {
   private judge(request: ControlPlaneRequest, reply: FastifyReply): void {
     const status = reply.statusCode;
     const isChange = request.operator !== undefined && !READS.has(request.method);
-    if (isChange || (status < 400 && reply.elapsedTime - askedToWait(request) > SLOW_MS)) {
+    if (isChange || (status < 400 && reply.elapsedTime - waitedMs(request) > SLOW_MS)) {
       if (this.others.take()) this.logLine(request, reply);
       else this.sumUp(request, status);
     } else if (status >= 400) {
       // A load balancer asks every second: of a server's own failures only these are summed up from the second on.
       const isAlways = status >= 500 && !HEALTH.has(routeOf(request));
       const isFirst = !this.sums.has(keyOf(request)) && this.sums.size < MAX_CALLERS;
-      if (isFirst) this.sums.set(keyOf(request), { who: whoIs(request), counts: new Map() });
+      if (isFirst)
+        this.sums.set(keyOf(request), { who: whoIs(request), counts: new Map(), claimed: new Set() });
       if ((isAlways || isFirst) && this.failures.take()) this.logLine(request, reply);
       else this.sumUp(request, status);
     }
   }
 
   private sumUp(request: ControlPlaneRequest, status: number): void {
-    const { counts } = this.sums.get(keyOf(request)) ?? this.beyond;
+    const { counts, claimed } = this.sums.get(keyOf(request)) ?? this.beyond;
+    const claimedId = claimedAgentId(request);
+    if (claimedId !== undefined && claimed.size < MAX_CLAIMED) claimed.add(claimedId);
     const { method } = request;
     const route = routeOf(request);
     const key = `${status} ${method} ${route}`;
@@ -120,9 +136,12 @@ export class RequestLog {
         duration_ms: Math.round(reply.elapsedTime * 100) / 100,
         address: clientAddress(request),
         agent_id: request.agent?.id,
+        claimed_agent_id: claimedAgentId(request),
         operator: request.operator?.name,
+        task_id: taskIdInPath(request),
         trace_id: trace?.traceId,
         span_id: trace?.spanId,
+        ...request.logFacts,
       },
       'request',
     );
@@ -131,10 +150,15 @@ export class RequestLog {
 
 const routeOf = (request: FastifyRequest): string => request.routeOptions.url ?? 'unknown';
 
-/** How long the body asked to wait for work; 0 if it did not. */
-function askedToWait({ body }: FastifyRequest): number {
-  const waitMs = (body as { wait_ms?: unknown } | undefined | null)?.wait_ms;
-  return typeof waitMs === 'number' ? waitMs : 0;
+/** The id of the agent that a caller said to be who was not let in as one: a number, so that nothing of it can be a token. */
+function claimedAgentId({ agent, headers, refusal }: ControlPlaneRequest): number | undefined {
+  const isRefused = refusal?.status === 401 || refusal?.status === 403 || refusal?.status === 429;
+  return agent || !isRefused ? undefined : parseId(String(headers['x-agent-id']));
+}
+
+/** The id in a path that names a task. */
+function taskIdInPath({ routeOptions: { url }, params }: ControlPlaneRequest): number | undefined {
+  return url?.startsWith('/v1/tasks/:id') ? parseId(String((params as { id?: unknown })?.id)) : undefined;
 }
 
 /** Whose requests are summed up together: an agent's, an operator's, or those of an address without credentials. */

@@ -19,6 +19,8 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { AgentAbout } from '../../src/agents/agent-about';
+import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
@@ -335,7 +337,7 @@ describe('the command line with a server', () => {
     const shown = (await cli(['agents', 'show', String(made.agent_id)])).stdout;
     expect(shown).toMatch(new RegExp(`^labels\\n {2}a {2}two words\\n {2}b {2}${label}$`, 'm'));
     const listed = (await cli(['agents', 'list', '--hostname', 'nested'])).stdout;
-    expect(listed).toMatch(/ a="two words" b=x{41}\.\.\.$/m);
+    expect(listed).toMatch(/ a="two words" b=x{41}\.\.\. /);
   });
 
   it('shows a task without what is of a page, and each attempt with what was observed', async () => {
@@ -419,6 +421,66 @@ describe('the command line with a server', () => {
       expect([args, (await cli(['task', ...args])).code]).toEqual([args, 2]);
   });
 
+  it('shows and finds failing agents and what went wrong, with nothing of it that a terminal acts on', async () => {
+    const agent = await server.register('failing-1');
+    const ids = await server.enqueue(...Array.from({ length: 6 }, () => dnsTask({ priority: 99 })));
+    const version = { 'user-agent': 'cli-test/1.0 beta' };
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { dns: 6 } }, version)).body;
+    const said = `first line\n\u001b[2J\u202e${'x'.repeat(60)}`;
+    const report = (lease_id: number, outcome: string) => ({
+      lease_id,
+      outcome,
+      observations: [{ name: 'error', value: said }],
+    });
+    const [one, ...others] = leases.map(({ lease_id }: { lease_id: number }) => lease_id);
+    const completed = [report(one, 'success'), ...others.map((id: number) => report(id, 'error'))];
+    await server.agent(agent, '/report', { completed, cancelled: [] });
+    await server.app.get(AgentOutcomes).flush();
+    await server.app.get(AgentAbout).flush();
+    const id = String(agent.agent_id);
+    const listed = await cli([
+      'agents',
+      'list',
+      '--failing',
+      '--version',
+      'cli-test/1.0 beta',
+      '--kind',
+      'dns',
+    ]);
+    expect(listed.stdout.trimEnd().split('\n')).toHaveLength(2);
+    expect(listed.stdout).not.toMatch(HIDDEN);
+    expect(listed.stdout).toContain('success=1 error=5');
+    expect(listed.stdout).toContain(String.raw`error first line\u000a\u001b[2J\u202e`);
+    expect(listed.stdout).not.toContain('x'.repeat(40));
+    const idsOf = async (...args: string[]) =>
+      (await json(...args)).items.map((item: any) => String(item.id));
+    expect(await idsOf('agents', 'list', '--not-failing')).not.toContain(id);
+    expect(await idsOf('agents', 'list', '--config-status', 'unsaid', '--failing')).toEqual([id]);
+    expect(await idsOf('agents', 'list', '--config-status', 'failed')).toEqual([]);
+    expect((await cli(['agents', 'list', '--failing', '--not-failing'])).code).toBe(2);
+    const shown = (await cli(['agents', 'show', id])).stdout;
+    expect(shown).toMatch(/^outcomes\n {2}hour\n {4}success +1\n/m);
+    expect(shown).toMatch(/^ {2}day\n/m);
+    expect(shown).not.toMatch(HIDDEN);
+
+    const failed = (await json('task', 'list', '--agent', id, '--outcome', 'error', '--from', '1h')).items;
+    expect(failed.map((task: any) => task.id).toSorted()).toEqual(ids.slice(1));
+    expect(failed[0]).toMatchObject({ last_error: said, last_agent_id: agent.agent_id });
+    expect((await json('task', 'list', '--agent', id, '--to', '1h')).items).toEqual([]);
+    const rows = await cli(['task', 'list', '--agent', id]);
+    expect(rows.stdout).not.toMatch(HIDDEN);
+    expect(rows.stdout).toMatch(/LAST_OUTCOME +LAST_AGENT_ID +LAST_ENDED_AT +LAST_ERROR/);
+    const [held] = await server.enqueue(dnsTask({ priority: 99 }));
+    await server.agent(agent, '/claim', { capacities: { dns: 1 } });
+    const counted = await json('task', 'cancel', '--agent', id, '--dry-run');
+    expect(counted).toEqual({ matched: 1, changed: 0 });
+    expect(await json('task', 'cancel', '--agent', id)).toEqual({ matched: 1, changed: 1 });
+    expect((await json('task', 'get', String(held))).state).toBe('cancelled');
+    const retried = await json('task', 'retry', '--outcome', 'expired', '--from', '1h', '--to', '1s');
+    expect(retried).toEqual({ matched: 0, changed: 0 });
+    expect((await cli(['task', 'cancel', '7', '--outcome', 'error'])).code).toBe(2);
+  });
+
   it('takes instants as a time from now', async () => {
     const before = Date.now();
     const { tasks } = await json(
@@ -495,6 +557,67 @@ describe('the command line with a server', () => {
     expect([refused.code, refused.stdout]).toEqual([1, '']);
   });
 
+  it('shows the fleet, the queue and what goes wrong on one page, once or as JSON', async () => {
+    const { hostname, agent_id, auth_token } = {
+      hostname: 'probe-top',
+      ...(await server.register('probe-top')),
+    };
+    const who = { agent_id, auth_token };
+    await server.enqueue(
+      ...Array.from({ length: 6 }, () => dnsTask({ priority: 1_000 }, { server: '192.0.2.77' })),
+    );
+    const { leases } = (await server.agent(who, '/claim', { capacities: { dns: 6 } })).body;
+    const completed = leases.map(({ lease_id }: { lease_id: number }) => ({
+      ...{ lease_id, outcome: 'error' },
+      observations: [{ name: 'error', value: 'refused \u001b[2J' }],
+    }));
+    await server.agent(who, '/report', { completed, cancelled: [] });
+    // Counts are written a moment later.
+    const top = () => json('top');
+    let look = await top();
+    for (let i = 0; i < 50 && !look.agents.some((one: { id: number }) => one.id === agent_id); i++) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      look = await top();
+    }
+    expect(look).toMatchObject({
+      agents: expect.arrayContaining([
+        expect.objectContaining({
+          hostname,
+          outcomes: expect.objectContaining({ hour: expect.objectContaining({ error: 6 }) }),
+        }),
+      ]),
+      targets: expect.arrayContaining([expect.objectContaining({ target: '192.0.2.77:53', error: 6 })]),
+      fleet: { online: expect.any(Number) },
+    });
+    expect(look.stats.depths).toContainEqual(expect.objectContaining({ kind: 'dns', state: 'completed' }));
+    const { code, stdout } = await cli(['top', '--once']);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^FLEET {3}online \d+ {2}offline \d+/m);
+    expect(stdout).toMatch(/^dns +192\.0\.2\.77:53 +6 /m);
+    expect(stdout).toMatch(/probe-top +online/);
+    // What an agent says is shown, and does nothing to the terminal.
+    expect(stdout).toContain('refused \\u001b[2J');
+    expect(stdout).not.toContain('\u001b');
+  });
+
+  it('draws the page in place on a terminal, as much as fits, until it is interrupted', async () => {
+    const ctrlC = new AbortController();
+    let pages = 0;
+    const { code, stdout } = await run(['top', '--every', '1'], {
+      ...{ cwd: server.folder, env: finding(server.url), signal: ctrlC.signal },
+      terminal: { columns: 60, rows: 6 },
+      onOutput: (text) => {
+        if (text.includes('completed') && ++pages === 2) ctrlC.abort();
+      },
+    });
+    expect([code, pages]).toEqual([0, 2]);
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: what a terminal is told
+    const drawn = stdout.replace(/\u001b\[[\d;?]*[a-zA-Z]/g, '');
+    expect(drawn).toMatch(/enqueued \d+(?:\.\d)?\/s {2}completed/);
+    for (const line of drawn.split('\n')) expect(line.length).toBeLessThanOrEqual(60);
+    expect(drawn).not.toContain('FAILING AGENTS');
+  });
+
   it.each(['bash', 'zsh', 'fish'])('completes every command in %s', async (shell) => {
     const { code, stdout } = await cli(['completion', shell]);
     expect(code).toBe(0);
@@ -520,7 +643,10 @@ describe('the command line with a server', () => {
     };
     const wanted: [string, string[]][] = [
       ['agents list --status', ofQuery('/v1/agents', 'status')],
+      ['agents list --config-status', ofQuery('/v1/agents', 'config_status')],
       ['task list --state', ofQuery('/v1/tasks', 'state')],
+      ['task list --outcome', ofQuery('/v1/tasks', 'outcome')],
+      ['task cancel --outcome', ofBody('/v1/tasks/cancel', 'outcome')],
       ['task cancel --state', ofBody('/v1/tasks/cancel', 'state')],
       ['task retry --state', ofBody('/v1/tasks/retry', 'state')],
       ['windows list --scope', ofQuery('/v1/concurrency/windows', 'scope')],
@@ -608,7 +734,7 @@ describe('the command line with a server', () => {
       return stdout;
     };
     const top = commandsOf(await help());
-    expect(top).toHaveLength(17);
+    expect(top).toHaveLength(18);
     for (const name of top) {
       const text = await help(name);
       const verbs = commandsOf(text);
@@ -616,6 +742,30 @@ describe('the command line with a server', () => {
         expect(await help(name, verbs[0] as string)).toMatch(/\nExamples:\n {2}\$ control-plane /);
       else if (!['serve', 'migrate', 'doctor'].includes(name)) expect(text).toContain('\nExamples:\n');
     }
+  });
+
+  it('explains why a task does not run', async () => {
+    const place = ['--kind', 'http', '--target', 'why.example:80'];
+    await json('limits', 'set', ...place, '--limit', '0');
+    const { tasks } = await json('task', 'add', 'http', 'url=http://why.example/');
+    const id = String(tasks[0].id);
+    const { stdout } = await cli(['task', 'why', id]);
+    expect(stdout).toMatch(
+      /^No agent has asked for http in the last day\. To let it run: bring an agent .*\n\n/,
+    );
+    expect(stdout).toMatch(/^reason +no_agent$/m);
+    expect(stdout).toMatch(/^ +limit +0$/m);
+    expect(stdout).toMatch(/^no_agent +bring_agent /m);
+    expect(stdout).toMatch(/^window_full +raise_limit +http +- +target +why\.example:80 +1$/m);
+    expect(await json('task', 'why', id)).toMatchObject({
+      task_id: Number(id),
+      reason: 'no_agent',
+      lease: null,
+    });
+    expect((await cli(['task', 'why'])).code).toBe(2);
+    expect((await cli(['task', 'why', '999999'])).stderr).toContain('ERR_NOT_FOUND');
+    await json('task', 'cancel', id);
+    await json('limits', 'lift', ...place);
   });
 });
 

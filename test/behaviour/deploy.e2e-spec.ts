@@ -26,7 +26,7 @@ const SECRETS: Record<string, string> = {
 const SECRETS_OF_POSTGRES = { CONTROL_PLANE_DATABASE_URL: SECRETS.CONTROL_PLANE_DATABASE_URL };
 
 /** An image of others: named by a version. */
-const VERSIONED = /^[a-z0-9./-]+:\d+\.\d+[\w.-]*$/;
+const VERSIONED = /^[a-z0-9./-]+:v?\d+\.\d+[\w.-]*$/;
 /** An image that stays what it is. */
 const BY_DIGEST = /@sha256:[0-9a-f]{64}$/;
 
@@ -194,7 +194,8 @@ describe('compose.yaml', () => {
         memory: expect.any(String),
       });
       for (const [name, value] of Object.entries<string>(service.environment ?? {}))
-        if (/PASSWORD|TOKEN/.test(name)) expect(value).toMatch(/^\$\{\w+:\?\}$/);
+        if (/PASSWORD|TOKEN/.test(name))
+          expect(value).toMatch(name.endsWith('__FILE') ? /^\/run\/secrets\/[\w-]+$/ : /^\$\{\w+:\?\}$/);
     }
     expect(text('deploy/compose.yaml')).not.toMatch(/:\/\/\w+:(?!\$\{)[^@\s]*@/);
   });
@@ -241,6 +242,24 @@ describe('haproxy.cfg', () => {
       .at(-1) as string;
     expect(path).toBe('/readyz');
     expectPublic(path);
+  });
+
+  it("shows nobody the replicas' metrics, and lets agents send theirs", () => {
+    const [answer, ...others] = lines.filter((line) => line.startsWith('http-request return '));
+    expect(others).toEqual([]);
+    const [, body, pattern, methods] =
+      /^http-request return status 404 .* string '([^']+)' .* if \{ path,url_dec -m reg (\S+) \} \{ method (.+) \}$/.exec(
+        answer as string,
+      ) ?? [];
+    expect(JSON.parse(body as string)).toMatchObject({ error: 'ERR_NOT_FOUND', retryable: false });
+    const isHidden = (path: string) => new RegExp(pattern as string).test(path);
+    expect(['/metrics', '//metrics/', '/v1/agents/metrics', '/metricsx'].filter(isHidden)).toEqual([
+      '/metrics',
+      '//metrics/',
+    ]);
+    expect(methods?.split(' ')).toEqual(['GET', 'HEAD']);
+    const post = openapi.paths['/metrics'];
+    expect(Object.keys(post).sort()).toEqual(['get', 'post']);
   });
 
   it('outwaits a claim that waits, and closes idle connections before a replica does', () => {
@@ -435,8 +454,36 @@ describe('kubernetes.yaml', () => {
   });
 });
 
+describe('kubernetes-monitoring.yaml', () => {
+  const [monitor, policy] = parseAllDocuments(text('deploy/kubernetes-monitoring.yaml')).map((each) =>
+    each.toJS(),
+  );
+  const [deployment] = parseAllDocuments(text('deploy/kubernetes.yaml')).map((each) => each.toJS());
+  const { template } = deployment.spec;
+
+  it('scrapes each pod with a token, under the name that the alerts know', () => {
+    for (const { spec } of [monitor, policy])
+      expect(template.metadata.labels).toMatchObject((spec.selector ?? spec.podSelector).matchLabels);
+    expect(template.metadata.labels[monitor.spec.jobLabel]).toBe('control-plane');
+    const [endpoint] = monitor.spec.podMetricsEndpoints;
+    expect(Object.keys(openapi.paths)).toContain(endpoint.path);
+    expect(template.spec.containers[0].ports.map(({ name }: any) => name)).toContain(endpoint.port);
+    expect(endpoint.authorization.credentials).toEqual({ name: 'control-plane-prometheus', key: 'token' });
+  });
+
+  it("lets Prometheus in, and is not applied where the operator's kinds are not known", () => {
+    expect(policy.spec.policyTypes).toEqual(['Ingress']);
+    expect(policy.spec.ingress).toHaveLength(1);
+    expect(policy.spec.ingress[0].from).toHaveLength(1);
+    expect(Object.keys(policy.spec.ingress[0].from[0])).toEqual(['namespaceSelector', 'podSelector']);
+    expect(parse(text('deploy/kustomization.yaml')).resources).toEqual(['kubernetes.yaml']);
+  });
+});
+
 describe('the commands of the documents', () => {
-  const PAGES = ['docs/control-plane-cli.md', 'docs/control-plane-deploy.md'];
+  const PAGES = ['cli', 'deploy', 'operate', 'recover', 'watch'].map(
+    (page) => `docs/control-plane-${page}.md`,
+  );
   const pages = PAGES.map(text)
     .join('\n')
     .replaceAll(/ *\\\n */g, ' ');

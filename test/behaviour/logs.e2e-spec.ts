@@ -3,7 +3,7 @@ import { createLogger } from '../../src/telemetry/logger';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
 /** A logger whose lines a test reads. */
-function recordingLogger() {
+function recordingLogger(logLevel: 'info' | 'trace' = 'trace') {
   let text = '';
   const to = new Writable({
     write(chunk, _encoding, done) {
@@ -17,7 +17,7 @@ function recordingLogger() {
       .filter(Boolean)
       .map((line) => JSON.parse(line))
       .filter((line) => line.message === message);
-  return { logger: createLogger({ logLevel: 'trace' }, to), text: () => text, lines };
+  return { logger: createLogger({ logLevel }, to), text: () => text, lines };
 }
 
 describe('the log of all requests', () => {
@@ -101,8 +101,8 @@ describe('the log as it is by default', () => {
     await server.enqueue(dnsTask());
     await server.operator('POST', '/v1/tasks/4711/cancel');
     expect(lines('request')).toMatchObject([
-      { route: '/v1/tasks', status: 201, operator: 'bootstrap' },
-      { route: '/v1/tasks/:id/cancel', status: 404, operator: 'bootstrap' },
+      { route: '/v1/tasks', status: 201, operator: 'bootstrap', task_id: 1 },
+      { route: '/v1/tasks/:id/cancel', status: 404, operator: 'bootstrap', task_id: 4711 },
     ]);
 
     for (let i = 0; i < 30; i++) await server.request('GET', `/nowhere-${i}`, from('192.0.2.1'));
@@ -126,6 +126,73 @@ describe('the log as it is by default', () => {
       { agent_id: agent.agent_id, requests: [{ route: '/claim', status: 400, count: 2 }] },
       { address: '2001:db8::/64', count: 2 },
     ]);
+  });
+
+  it('has nothing of a healthy fleet, whatever its size', async () => {
+    const { logger, text } = recordingLogger('info');
+    const server = await TestServer.start({}, { logger });
+    await server.operator('POST', '/v1/configs', { config: { a: 1 } });
+    const agents = await Promise.all(Array.from({ length: 20 }, (_, i) => server.register(`probe-${i}`)));
+    await server.enqueue(...Array.from({ length: 30 }, () => dnsTask()));
+    const before = text();
+    await Promise.all(
+      agents.map(async (agent) => {
+        const config = await server.request('GET', '/config', { headers: credentialsOf(agent) });
+        const { revision } = config.body;
+        for (let round = 0; round < 3; round++) {
+          const said = { config_revision: revision, config_status: 'applied' };
+          expect((await server.agent(agent, '/heartbeat', said)).status).toBe(200);
+          const { body } = await server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 50 });
+          const ids = body.leases.map(({ lease_id }: { lease_id: number }) => lease_id);
+          await server.agent(agent, '/extend', { lease_ids: ids, extend_by_ms: 30_000 });
+          const outcomes = ['success', 'timeout', 'error'];
+          const completed = ids.map((lease_id: number) => ({ lease_id, outcome: outcomes[round] }));
+          expect((await server.agent(agent, '/report', { completed, cancelled: [] })).status).toBe(200);
+          const timestamp = new Date().toISOString();
+          await server.agent(agent, '/metrics', { timestamp, gauges: [{ name: 'load', value: round }] });
+        }
+      }),
+    );
+    // On a machine that is busy some are slow: that is no news of the fleet.
+    const isSlow = (line: string) => (JSON.parse(line).duration_ms ?? 0) > 1_000;
+    const news = text().slice(before.length).split('\n').filter(Boolean);
+    expect(news.filter((line) => !isSlow(line))).toEqual([]);
+    await server.stop();
+  });
+
+  it('names the agent that a caller claimed to be in vain, and never what it showed for it', async () => {
+    const { logger, text, lines } = recordingLogger();
+    const server = await TestServer.start({ FAILED_AUTH_PER_IP: '30/1h,2' }, { logger });
+    const agent = await server.register('probe-1');
+    const as = (id: string, token = `${agent.auth_token.slice(0, -1)}!`) =>
+      server.request('POST', '/heartbeat', {
+        headers: { 'x-agent-id': id, 'x-agent-token': token },
+        body: {},
+      });
+    await as(String(agent.agent_id));
+    for (const id of ['77', '78', '77', 'canary-id', '1e3', '-5', '', '99999999999999999999']) await as(id);
+    // Guesses that are refused before they are looked up are named too.
+    for (const id of ['81', '82', '83', '84']) await as(id, agent.auth_token);
+    await server.agent(agent, '/heartbeat');
+    await server.stop();
+    expect(lines('request')).toMatchObject([{ status: 401, claimed_agent_id: agent.agent_id }]);
+    expect(lines('requests summed up')).toMatchObject([{ claimed_agent_ids: [77, 78, 81, 82, 83, 84] }]);
+    expect(text()).not.toContain(agent.auth_token.slice(5, 40));
+    expect(text()).not.toContain('canary-id');
+  });
+
+  it('names the tasks that were enqueued: all of a few, the first and the last of many', async () => {
+    const { logger, lines } = recordingLogger();
+    const server = await TestServer.start({}, { logger });
+    await server.enqueue(dnsTask(), dnsTask());
+    await server.enqueue(...Array.from({ length: 21 }, () => dnsTask()));
+    await server.operator('POST', '/v1/tasks', { tasks: [dnsTask({ priority: 'x' })] });
+    await server.stop();
+    const [few, many, wrong] = lines('request');
+    expect(few.task_ids).toEqual([1, 2]);
+    expect(many).toMatchObject({ tasks: 21, first_task_id: 3, last_task_id: 23 });
+    expect(wrong).toMatchObject({ status: 400 });
+    expect(wrong).not.toHaveProperty('task_ids');
   });
 
   it('stays small whatever strangers send, from however many addresses, and still has the changes of operators', async () => {

@@ -1,3 +1,5 @@
+import { AgentAbout } from '../../src/agents/agent-about';
+import { NONE } from '../../src/agents/agent-outcomes';
 import {
   type Answer,
   type Credentials,
@@ -55,6 +57,7 @@ describe('the fleet', () => {
       await server.agent(named, '/heartbeat');
       await server.enqueue(dnsTask(), dnsTask(), dnsTask());
       await server.agent(named, '/claim', { capacities: { dns: 2 } });
+      await server.app.get(AgentAbout).flush();
       const shown = {
         id: named.agent_id,
         hostname: 'probe-1',
@@ -67,7 +70,11 @@ describe('the fleet', () => {
         last_heartbeat_at: '2026-01-01T00:00:01.500Z',
         token_expires_at: null,
         config: null,
+        version: 'node',
+        outcomes: { hour: NONE, day: NONE },
+        last_error: null,
         live_leases: 2,
+        kinds: ['dns'],
       };
       expect(await view(named)).toMatchObject({ status: 200, body: shown });
       const second = {
@@ -76,6 +83,8 @@ describe('the fleet', () => {
         hostname: null,
         last_heartbeat_at: shown.registered_at,
         live_leases: 0,
+        version: null,
+        kinds: [],
       };
       expect((await list()).body).toEqual({ items: [second, shown], next_cursor: null });
     });

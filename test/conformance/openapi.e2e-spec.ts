@@ -9,7 +9,7 @@ import { ENTITIES } from '../../src/app.module';
 import { ERRORS, type ErrorCode } from '../../src/errors';
 import { ACCESS, type Access, QUOTA, type QuotaRule } from '../../src/http/decorators';
 import { describeApi } from '../../src/http/openapi';
-import { ApiDocument, jsonOf, successesOf } from '../helpers/api-document';
+import { ApiDocument, answerOf, jsonOf, successesOf } from '../helpers/api-document';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -328,7 +328,7 @@ describe('every operation of the document', () => {
     for (const [name, operation] of operations) {
       expect([name, successesOf(operation)]).not.toEqual([name, []]);
       for (const status of successesOf(operation)) {
-        const content = jsonOf(operation.responses[status].content);
+        const content = answerOf(operation.responses[status].content);
         if (status === '204' || status === '304')
           expect([name, status, content]).toEqual([name, status, undefined]);
         else {
@@ -615,6 +615,7 @@ describe('what is sent and answered', () => {
       await agentCall(who, 'report', { completed: cancelled, cancelled: [] });
       await agentCall(who, 'report', { completed: [], cancelled: 5 });
       for (const lease of leases) await get('/v1/tasks/{id}', `/v1/tasks/${lease.task_id}`);
+      for (const lease of leases) await get('/v1/tasks/{id}/why', `/v1/tasks/${lease.task_id}/why`);
       await post('/v1/tasks/{id}/retry', `/v1/tasks/${leaseOf('trace').task_id}/retry`);
       await post('/v1/tasks/{id}/cancel', `/v1/tasks/${leaseOf('trace').task_id}/cancel`);
       await post('/v1/tasks/{id}/retry', `/v1/tasks/${leaseOf('http').task_id}/retry`);
@@ -725,6 +726,7 @@ describe('what is sent and answered', () => {
     await get('/v1/audit/verification', '/v1/audit/verification');
     await tasks(dnsTask());
     await tasks();
+    await get('/metrics', '/metrics');
     for (const path of READ) {
       await get(path, path);
       await get(path, `${path}?limit=1`);

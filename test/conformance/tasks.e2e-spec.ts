@@ -390,6 +390,10 @@ describe('the tasks of operators', () => {
         created_at: NEW_YEAR,
         updated_at: NEW_YEAR,
         finished_at: null,
+        last_outcome: null,
+        last_error: null,
+        last_agent_id: null,
+        last_ended_at: null,
       };
       expect((await get(`/v1/tasks/${id}`)).body).toEqual({ ...plain, leases: [], next_cursor: null });
       expect((await get('/v1/tasks')).body).toEqual({ items: [plain], next_cursor: null });
@@ -417,6 +421,9 @@ describe('the tasks of operators', () => {
         run_at: again.run_at,
         updated_at: '2026-01-01T00:00:02.000Z',
         finished_at: '2026-01-01T00:00:02.000Z',
+        last_outcome: 'unsaid',
+        last_agent_id: agent.agent_id,
+        last_ended_at: '2026-01-01T00:00:02.000Z',
         leases: [
           {
             lease_id: first.lease_id,

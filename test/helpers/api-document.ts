@@ -5,6 +5,9 @@ import type { Answer } from './harness';
 /** The part of an operation or response that is JSON. */
 export const jsonOf = (content: any) => content?.['application/json'];
 
+/** What an operation answers: JSON, or text. */
+export const answerOf = (content: any) => jsonOf(content) ?? content?.['text/plain'];
+
 /** The statuses of an operation that are no errors. */
 export const successesOf = (operation: any): string[] =>
   Object.keys(operation.responses).filter((status) => Number(status) < 400);

@@ -19,6 +19,8 @@ export interface RunOptions {
   input?: string | Buffer;
   /** Interrupts it, as Ctrl-C does. */
   signal?: AbortSignal;
+  /** How large the terminal is that it writes to; none if it is left out. */
+  terminal?: { columns: number; rows: number };
   /** Hears what it writes to standard output, as it comes. */
   onOutput?: (text: string) => void;
 }
@@ -37,6 +39,7 @@ export async function run(args: readonly string[], options: RunOptions = {}): Pr
     ended.code = await runCommandLine(args, {
       env: settingsOf(options.env),
       stdout: {
+        ...(options.terminal ? { isTTY: true, ...options.terminal } : {}),
         write: (text) => {
           ended.stdout += text;
           options.onOutput?.(text);

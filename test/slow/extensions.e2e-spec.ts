@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -118,7 +118,8 @@ class ServerProcess {
       body: body && JSON.stringify(body),
     });
     const text = await response.text();
-    return { status: response.status, headers: response.headers, body: text === '' ? '' : JSON.parse(text) };
+    const isJson = /json/.test(response.headers.get('content-type') ?? '');
+    return { status: response.status, headers: response.headers, body: isJson ? JSON.parse(text) : text };
   }
 
   operator(method: string, path: string, body?: object): Promise<Answer> {
@@ -251,6 +252,10 @@ describe('the example extension', () => {
       ]),
     );
 
+    const { body: exposition } = await server.operator('GET', '/metrics');
+    expect(exposition).toContain('control_plane_whois_domains_checked_total{expiry="said"} 2\n');
+    expect(exposition).toContain('control_plane_whois_domains_checked_total{expiry="unsaid"} 1\n');
+
     const expiring = await server.operator('GET', '/v1/whois/domains?expires_before=2027-01-01T00:00:00Z');
     expect(expiring.body.items).toEqual([view('soon.example', 2026)]);
     const page = await server.operator('GET', '/v1/whois/domains?limit=2');
@@ -353,7 +358,7 @@ it('is the one that the guide shows, word for word', () => {
     const blocks = [...section.matchAll(/```(?:ts|json)\n([\s\S]*?)```/g)].map(([, text]) => text as string);
     for (const block of blocks) expect(files.some((file) => file.includes(block))).toBe(true);
   }
-  expect(guide.match(/```(?:ts|json)/g)).toHaveLength(8);
+  expect(guide.match(/```(?:ts|json)/g)).toHaveLength(9);
 });
 
 /** An extension in plain JavaScript; `kind` is the body of its kind's class. */
@@ -571,7 +576,8 @@ describe('an extension that is taken away', () => {
     expect(await rowsOf(folder, 'SELECT * FROM migrations_whois_kind')).toEqual([
       { name: MIGRATION.split('/')[1] },
     ]);
-    expect(await rowsOf(folder, 'SELECT name FROM migrations')).toHaveLength(1);
+    const own = readdirSync(join(__dirname, '../../migrations')).filter((name) => /^\d/.test(name));
+    expect(await rowsOf(folder, 'SELECT name FROM migrations')).toHaveLength(own.length);
 
     const older = await workplace({ 'whois-kind/dist/index.js': extension('target() { return "x"; }') });
     const theSame = { CONTROL_PLANE_DATABASE_URL: databases.get(folder) as string };

@@ -166,6 +166,22 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
       replicas[0] = await startReplica(ports[0] as number);
       await balancer.until('control-plane-1', /^UP$/);
       expect((await fetch(`${balancer.url}/readyz`)).status).toBe(200);
+      // Metrics are scraped from each replica, also by those who have the right; agents send theirs through here.
+      for (const path of ['/metrics', '/%6Detrics?x=1', '//metrics/']) {
+        const hidden = await fetch(balancer.url + path, { headers: OPERATOR });
+        expect([path, hidden.status, await hidden.json()]).toEqual([
+          path,
+          404,
+          envelope('ERR_NOT_FOUND', false),
+        ]);
+      }
+      const direct = await fetch(`http://127.0.0.1:${ports[0]}/metrics`, { headers: OPERATOR });
+      expect([direct.status, await direct.text()]).toEqual([
+        200,
+        expect.stringContaining('# TYPE control_plane_'),
+      ]);
+      const sent = await fetch(`${balancer.url}/metrics`, { method: 'POST' });
+      expect([sent.status, await sent.json()]).toEqual([401, envelope('ERR_UNAUTHORIZED', false)]);
     },
     PATIENCE_MS,
   );

@@ -52,6 +52,32 @@ onShared('replicas on one database', () => {
     expect(config.status).toBe(403);
   });
 
+  it('explain a task alike, by the kinds that agents asked either of them for', async () => {
+    const agent = await first.register();
+    const claim = (server: TestServer, dns: number) => server.agent(agent, '/claim', { capacities: { dns } });
+    await claim(first, 1);
+    await first.enqueue(dnsTask());
+    expect((await claim(second, 1)).body.leases).toHaveLength(1);
+    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 1 }] });
+    const [id] = await second.enqueue(dnsTask());
+    const why = async (server: TestServer) => (await server.operator('GET', `/v1/tasks/${id}/why`)).body;
+    expect(await why(first)).toMatchObject({ reason: 'window_full', agents: { online: 1, with_room: 0 } });
+    expect(await why(second)).toEqual(await why(first));
+    // What one of them forgets the other writes again, though it wrote the same a moment ago.
+    const third = await TestServer.start({}, { folder: first.folder });
+    await claim(third, 0);
+    await third.stop({ keep: true });
+    expect((await why(first)).reason).toBe('no_agent');
+    const seen = await until(
+      async () => {
+        await claim(first, 1);
+        return why(second);
+      },
+      ({ agents }) => agents.online === 1,
+    );
+    expect(seen).toMatchObject({ reason: 'window_full', agents: { online: 1 } });
+  });
+
   it('end a claim that waits at one with a token that another voided, and grant it nothing', async () => {
     const [rotated, revoked] = [await first.register(), await first.register()];
     const wait = (who: Credentials) =>

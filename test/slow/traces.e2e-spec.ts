@@ -115,14 +115,14 @@ describe('traces', () => {
     const called = enqueues.find((span) => span.traceId === TRACE);
     expect(called?.parentId).toBe('b7ad6b7169203331');
     const attempts = receiver.named('attempt dns').filter((span) => span.traceId === trace);
-    expect(attempts.map((span) => [span.parentId, span.attributes['control_plane.state']])).toEqual([
+    expect(attempts.map((span) => [span.parentId, span.attributes['control_plane.lease_state']])).toEqual([
       [root?.spanId, 'cancelled'],
       [root?.spanId, 'completed'],
     ]);
     expect(attempts[0]?.spanId).toBe(attemptId);
     expect(attempts[1]?.links).toEqual([
-      { traceId: trace, spanId: attemptId, is: 'attempt_before' },
-      { traceId: trace, spanId: '00f067aa0ba902b7', is: 'check' },
+      { traceId: trace, spanId: attemptId, is: 'previous_attempt' },
+      { traceId: trace, spanId: '00f067aa0ba902b7', is: 'agent' },
       expect.objectContaining({ is: 'ended_by' }),
     ]);
     // The unit of work is below the request, and the commit below that.

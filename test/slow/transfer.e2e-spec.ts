@@ -3,6 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Sqlite from 'better-sqlite3';
 import pg from 'pg';
+import { AgentAbout } from '../../src/agents/agent-about';
+import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type Ended, run, spawnCommand } from '../helpers/command-line';
 import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
@@ -217,6 +219,9 @@ async function makeInstance(): Promise<Instance> {
     'waiting',
   ]);
   const [{ lease }] = await server.rows(`SELECT id AS lease FROM leases WHERE state = 'active'`);
+  // What is written a moment later.
+  await server.app.get(AgentOutcomes).flush();
+  await server.app.get(AgentAbout).flush();
   const reads = settled(await readAll(server));
   await server.stop({ keep: true });
   return {
@@ -291,7 +296,7 @@ async function makeInstance(): Promise<Instance> {
 
     const refused = await transfer(folder, target);
     expect([refused.code, refused.stdout]).toEqual([1, '']);
-    expect(refused.stderr).toMatch(/^The target is not empty \(agent_config_states, .*Nothing was changed/);
+    expect(refused.stderr).toMatch(/^The target is not empty \(agent_about, .*Nothing was changed/);
   });
 
   it('shows a table, and fills a database that was only migrated', async () => {

@@ -1,8 +1,10 @@
 import { Injectable } from '@nestjs/common';
 import {
   AuditLog,
+  type CounterInstrument,
   Database,
   fail,
+  Meter,
   type OperatorIdentity,
   olderThan,
   type Page,
@@ -27,10 +29,19 @@ interface DomainRow {
 /** Owns whois_domains: what was last learned of each domain. */
 @Injectable()
 export class DomainsService {
+  private readonly checked: CounterInstrument<'expiry'>;
+
   constructor(
     private readonly database: Database,
     private readonly audit: AuditLog,
-  ) {}
+    meter: Meter,
+  ) {
+    this.checked = meter.counter({
+      name: 'whois_domains_checked_total',
+      help: 'Domains that a registry answered for, by whether it said when they expire.',
+      labels: ['expiry'],
+    });
+  }
 
   /** Stores what successful checks learned; of a domain that is reported twice, the later lease counts. */
   async record(tx: Transaction, reports: readonly TakenReport<WhoisSpec>[]): Promise<void> {
@@ -67,6 +78,10 @@ export class DomainsService {
        WHERE excluded.lease_id > whois_domains.lease_id`,
       JSON.stringify([...latest.values()]),
     );
+    tx.afterCommit(() => {
+      for (const { expires_at } of latest.values())
+        this.checked.add({ expiry: expires_at === null ? 'unsaid' : 'said' });
+    });
   }
 
   /** Lists domains, the last one checked first. */

@@ -1,0 +1,315 @@
+import { Injectable, Logger, type OnApplicationShutdown } from '@nestjs/common';
+import { Cron, CronExpression, Interval } from '@nestjs/schedule';
+import { Clock, toTimestamp } from '../clock';
+import { Database } from '../database/database';
+import type { SqlValue, Statements, Transaction } from '../database/statements';
+import { Continuity } from '../scheduling/continuity';
+import { JobRunner } from '../scheduling/job-runner';
+import {
+  ATTEMPT_OUTCOMES,
+  type AttemptOutcome,
+  ERROR_OUTCOMES,
+  type ErrorOutcome,
+  type LastErrorEntity,
+} from './agent.entity';
+import type { AgentErrorView, OutcomeCounts, OutcomeWindows } from './agents.dto';
+
+/** An attempt that ended by itself. */
+export interface EndedAttempt {
+  readonly agentId: number;
+  readonly taskId: number;
+  readonly outcome: AttemptOutcome;
+  /** What its agent said went wrong, as a JSON string. */
+  readonly message: string | null;
+}
+
+const MINUTE_MS = 60_000;
+const HOUR_MS = 60 * MINUTE_MS;
+const DAY_MS = 24 * HOUR_MS;
+/** The spans that attempts of the last hour are counted in, in milliseconds; older ones are rolled up to hours. */
+const SPAN_MS = 10 * MINUTE_MS;
+/** How often the counts are written, in milliseconds: so much of them can be lost. */
+const FLUSH_MS = 1_000;
+/** What is counted of so many agents waits to be written; of others nothing is counted until it is. */
+const MAX_PENDING = 100_000;
+
+/** An agent fails if so many of its attempts ended in the last hour, and more than half of them badly. */
+const MIN_ENDED = 5;
+
+/** In the order of the table's columns. */
+const COUNTED = ATTEMPT_OUTCOMES.join(', ');
+const ENDED = ATTEMPT_OUTCOMES.join(' + ');
+/**
+ * What counts against the agent. A timeout does not: to find that a target is silent is its work, and when one goes silent that
+ * the whole fleet probes, the agents that are broken must stand out. As the partial index says it, word for word.
+ */
+const FAILED = 'error + cancelled + expired';
+
+/** What an agent's attempts in one span came to; in memory, not written yet. */
+interface PendingCounts extends OutcomeCounts {
+  readonly agent_id: number;
+  readonly starts_at: number;
+}
+
+/**
+ * Owns agent_outcomes and agent_last_errors: how each agent's attempts ended lately, and what went wrong last. Soft state: counted
+ * in memory when the unit of work that ends an attempt is committed, and written within about a second. A process that is killed
+ * loses what it has not written; each replica adds its own.
+ */
+@Injectable()
+export class AgentOutcomes implements OnApplicationShutdown {
+  private readonly logger = new Logger('AgentOutcomes');
+  private counts = new Map<string, PendingCounts>();
+  private errors = new Map<number, LastErrorEntity>();
+
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly jobs: JobRunner,
+    continuity: Continuity,
+  ) {
+    continuity.onInterruption(async (tx, { now, lastSeen }) => {
+      if (lastSeen <= now) return;
+      // If the clock was set back, what is counted in the future would count as the last hour when that comes.
+      await tx.run('DELETE FROM agent_outcomes WHERE starts_at > $1', now);
+      await tx.run('UPDATE agent_last_errors SET at = $1 WHERE at > $1', now);
+    });
+  }
+
+  /** Counts attempts once the unit that ends them is committed. Costs the unit no statement. */
+  count(tx: Transaction, attempts: readonly EndedAttempt[]): void {
+    if (attempts.length === 0) return;
+    const { now } = tx;
+    tx.afterCommit(() => {
+      for (const attempt of attempts) this.take(attempt, now);
+    });
+  }
+
+  /**
+   * Writes what was counted since the last time, in one unit of work of two statements.
+   * @throws ERR_UNAVAILABLE it could not be written, and is kept for the next time
+   */
+  async flush(): Promise<void> {
+    const { counts, errors } = this;
+    if (counts.size === 0 && errors.size === 0) return;
+    this.counts = new Map();
+    this.errors = new Map();
+    try {
+      await this.database.write(async (tx) => {
+        // Of two replicas each would wait for the other, but for the order.
+        await addCounts(tx, SPAN_MS, [...counts.values()]);
+        await storeErrors(tx, [...errors.values()]);
+      });
+    } catch (error) {
+      for (const [key, pending] of counts) {
+        const later = this.counts.get(key);
+        if (later) for (const outcome of ATTEMPT_OUTCOMES) later[outcome] += pending[outcome];
+        else this.counts.set(key, pending);
+      }
+      for (const [agentId, pending] of errors)
+        if (!this.errors.has(agentId)) this.errors.set(agentId, pending);
+      throw error;
+    }
+  }
+
+  /** How each of the agents' attempts ended in the last hour and day; agents without any are left out. */
+  async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, OutcomeWindows>> {
+    const now = this.clock.now();
+    const inHour = `span_ms = ${SPAN_MS} AND starts_at > $2`;
+    const rows = await statements.rows<Record<string, number> & { agent_id: number }>(
+      `SELECT agent_id, ${ATTEMPT_OUTCOMES.map(
+        (outcome) =>
+          `sum(${outcome}) AS day_${outcome}, sum(CASE WHEN ${inHour} THEN ${outcome} ELSE 0 END) AS hour_${outcome}`,
+      ).join(', ')}
+       FROM agent_outcomes
+       WHERE ${statements.dialect.isAmong('agent_id', '$1')} AND starts_at + span_ms > $3 AND starts_at <= $4
+       GROUP BY agent_id`,
+      JSON.stringify(agentIds),
+      hourBegan(now),
+      now - DAY_MS,
+      now,
+    );
+    const countsOf = (row: Record<string, number>, window: 'hour' | 'day') => {
+      const counts: OutcomeCounts = { ...NONE };
+      for (const outcome of ATTEMPT_OUTCOMES) counts[outcome] = row[`${window}_${outcome}`] ?? 0;
+      return counts;
+    };
+    return new Map(
+      rows.map((row) => [row.agent_id, { hour: countsOf(row, 'hour'), day: countsOf(row, 'day') }]),
+    );
+  }
+
+  /** What went wrong last with each of the agents; those with which nothing did are left out. */
+  async lastErrorsOf(
+    statements: Statements,
+    agentIds: readonly number[],
+  ): Promise<Map<number, AgentErrorView>> {
+    const rows = await statements.rows<LastErrorEntity>(
+      `SELECT * FROM agent_last_errors WHERE ${statements.dialect.isAmong('agent_id', '$1')}`,
+      JSON.stringify(agentIds),
+    );
+    return new Map(
+      rows.map(({ agent_id, at, task_id, outcome, message }) => [
+        agent_id,
+        { at: toTimestamp(at), task_id, outcome, message: message === null ? null : JSON.parse(message) },
+      ]),
+    );
+  }
+
+  /**
+   * A query for the ids of the agents that fail: see docs/control-plane-api.md. It reads the counts of those alone of which an
+   * attempt failed in the last hour.
+   * @param bind names the parameter of a value
+   */
+  selectFailing(bind: (value: SqlValue) => string): string {
+    const now = this.clock.now();
+    const span = `span_ms = ${SPAN_MS} AND starts_at > ${bind(hourBegan(now))} AND starts_at <= ${bind(now)}`;
+    return `SELECT agent_id FROM agent_outcomes
+      WHERE agent_id IN (SELECT agent_id FROM agent_outcomes WHERE ${FAILED} > 0 AND ${span}) AND ${span}
+      GROUP BY agent_id HAVING sum(${ENDED}) >= ${MIN_ENDED} AND 2 * sum(${FAILED}) > sum(${ENDED})`;
+  }
+
+  /** How many agents in service fail. One statement; it reads the counts of agents of which an attempt failed. */
+  async countFailing(statements: Statements): Promise<number> {
+    const values: SqlValue[] = [];
+    const failing = this.selectFailing((value) => `$${values.push(value)}`);
+    const row = await statements.first<{ count: number }>(
+      `SELECT count(*) AS count FROM (${failing}) AS f JOIN agents a ON a.id = f.agent_id
+       WHERE a.state IN ('active', 'draining')`,
+      ...values,
+    );
+    return row?.count ?? 0;
+  }
+
+  /**
+   * Rolls spans that are older than an hour up to hours, and deletes what is older than a day. Both windows count the same before
+   * and after.
+   */
+  async upkeep(): Promise<void> {
+    const now = this.clock.now();
+    await this.jobs.purge((limit) => this.rollUp(hourBegan(now), limit));
+    await this.jobs.purge((limit) =>
+      this.database.write(async (tx) => (await takeSpans(tx, HOUR_MS, now - DAY_MS - HOUR_MS, limit)).length),
+    );
+  }
+
+  @Interval('agent-outcomes', FLUSH_MS)
+  protected flushOften(): Promise<void> {
+    return this.jobs.run('agent-outcomes', FLUSH_MS, () => this.flush(), { everywhere: true });
+  }
+
+  @Cron(CronExpression.EVERY_10_MINUTES)
+  protected upkeepOften(): Promise<void> {
+    return this.jobs.run('agent-outcome-retention', SPAN_MS, () => this.upkeep());
+  }
+
+  /** The last requests have been answered, and the database is still open. */
+  async onApplicationShutdown(): Promise<void> {
+    await this.flush().catch((error: unknown) => {
+      this.logger.warn({ err: error }, "the last counts of agents' outcomes could not be written");
+    });
+  }
+
+  private take({ agentId, taskId, outcome, message }: EndedAttempt, at: number): void {
+    const starts_at = at - (at % SPAN_MS);
+    const key = `${agentId} ${starts_at}`;
+    let counts = this.counts.get(key);
+    if (!counts && this.counts.size < MAX_PENDING) {
+      counts = { agent_id: agentId, starts_at, ...NONE };
+      this.counts.set(key, counts);
+    }
+    if (counts) counts[outcome]++;
+    if (!isError(outcome)) return;
+    const last = this.errors.get(agentId);
+    if (last ? last.at <= at : this.errors.size < MAX_PENDING)
+      this.errors.set(agentId, { agent_id: agentId, at, task_id: taskId, outcome, message });
+  }
+
+  /** @returns how many spans it took in */
+  private rollUp(before: number, limit: number): Promise<number> {
+    return this.database.write(async (tx) => {
+      const spans = await takeSpans(tx, SPAN_MS, before, limit);
+      const hours = new Map<string, PendingCounts>();
+      for (const { agent_id, starts_at: at, ...counts } of spans) {
+        const starts_at = at - (at % HOUR_MS);
+        const key = `${agent_id} ${starts_at}`;
+        const hour = hours.get(key) ?? { agent_id, starts_at, ...NONE };
+        for (const outcome of ATTEMPT_OUTCOMES) hour[outcome] += counts[outcome];
+        hours.set(key, hour);
+      }
+      await addCounts(tx, HOUR_MS, [...hours.values()]);
+      return spans.length;
+    });
+  }
+}
+
+const isError = (outcome: AttemptOutcome): outcome is ErrorOutcome =>
+  (ERROR_OUTCOMES as readonly string[]).includes(outcome);
+
+/** No attempt. */
+export const NONE: Readonly<OutcomeCounts> = {
+  success: 0,
+  timeout: 0,
+  error: 0,
+  unsaid: 0,
+  cancelled: 0,
+  expired: 0,
+};
+
+/** Spans that begin after this instant are of the last hour, which so is up to 10 minutes longer. */
+const hourBegan = (now: number): number => now - HOUR_MS - SPAN_MS;
+
+async function addCounts(tx: Transaction, spanMs: number, counts: readonly PendingCounts[]): Promise<void> {
+  if (counts.length === 0) return;
+  const columns = Object.fromEntries(
+    ['agent_id', 'starts_at', ...ATTEMPT_OUTCOMES].map((name) => [name, 'integer'] as const),
+  );
+  await tx.run(
+    `INSERT INTO agent_outcomes (agent_id, span_ms, starts_at, ${COUNTED})
+     SELECT agent_id, $2, starts_at, ${COUNTED} FROM ${tx.dialect.rowset('$1', columns)} AS r
+     WHERE true ORDER BY agent_id, starts_at
+     ON CONFLICT (agent_id, span_ms, starts_at) DO UPDATE SET
+       ${ATTEMPT_OUTCOMES.map((outcome) => `${outcome} = agent_outcomes.${outcome} + excluded.${outcome}`).join(', ')}`,
+    JSON.stringify(counts),
+    spanMs,
+  );
+}
+
+async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]): Promise<void> {
+  if (errors.length === 0) return;
+  await tx.run(
+    `INSERT INTO agent_last_errors (agent_id, at, task_id, outcome, message)
+     SELECT agent_id, at, task_id, outcome, message
+     FROM ${tx.dialect.rowset('$1', {
+       agent_id: 'integer',
+       at: 'integer',
+       task_id: 'integer',
+       outcome: 'text',
+       message: 'text',
+     })} AS r
+     WHERE true ORDER BY agent_id
+     ON CONFLICT (agent_id) DO UPDATE SET at = excluded.at, task_id = excluded.task_id, outcome = excluded.outcome,
+       message = excluded.message
+     WHERE agent_last_errors.at <= excluded.at`,
+    JSON.stringify(errors),
+  );
+}
+
+/** Takes spans out of the table that begin at an instant or before. */
+function takeSpans(
+  tx: Transaction,
+  spanMs: number,
+  through: number,
+  limit: number,
+): Promise<PendingCounts[]> {
+  return tx.rows<PendingCounts>(
+    `DELETE FROM agent_outcomes WHERE (agent_id, span_ms, starts_at) IN (
+       SELECT agent_id, span_ms, starts_at FROM agent_outcomes WHERE span_ms = $1 AND starts_at <= $2
+       ORDER BY starts_at LIMIT $3 ${tx.dialect.skipLocked()})
+     AND span_ms = $1 AND starts_at <= $2
+     RETURNING agent_id, starts_at, ${COUNTED}`,
+    spanMs,
+    through,
+    limit,
+  );
+}

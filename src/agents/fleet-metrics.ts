@@ -1,0 +1,131 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { Clock } from '../clock';
+import { ConfigService } from '../config/config.service';
+import { Database } from '../database/database';
+import { SETTINGS, type Settings } from '../settings';
+import { Meter } from '../telemetry/meter';
+import type { AgentState } from './agent.entity';
+import { AgentOutcomes } from './agent-outcomes';
+import { AGENT_STATUSES } from './agents.dto';
+import { AgentsService } from './agents.service';
+
+/** Upper bounds of how old heartbeats are, in seconds. */
+const AGE_BUCKETS = [5, 10, 15, 30, 45, 60, 90, 120, 300, 600, 3_600];
+
+/** How an agent in service stands to the configuration in force. */
+const CONFIG_STATES = ['applied', 'failed', 'other', 'unsaid'] as const;
+
+/** Agents of one state whose last heartbeats are about as old. */
+interface AgeGroup {
+  state: AgentState;
+  bucket: number;
+  online: number;
+  silent: number;
+  count: number;
+  ages: number;
+}
+
+/** Shows how the fleet stands: the same on each replica. One statement over the agents, whatever their number. */
+@Injectable()
+export class FleetMetrics {
+  constructor(
+    meter: Meter,
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly agents: AgentsService,
+    private readonly config: ConfigService,
+    private readonly outcomes: AgentOutcomes,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {
+    const byStatus = meter.gauge({ name: 'agents', help: 'Agents by how they stand.', labels: ['status'] });
+    const ages = meter.snapshot({
+      name: 'agent_heartbeat_age_seconds',
+      help: 'How old the last heartbeats of the agents in service are now.',
+      buckets: AGE_BUCKETS,
+    });
+    const silent = meter.gauge({
+      name: 'agents_silent',
+      help: 'Agents in service whose last heartbeat is older than twice the timeout.',
+    });
+    const failing = meter.gauge({
+      name: 'agents_failing',
+      help: 'Agents in service of which, in the last hour, at least 5 attempts ended and more than half by an error, by being given back or by expiring.',
+    });
+    const configs = meter.gauge({
+      name: 'config_agents',
+      help: 'Agents in service by what they said of the configuration in force: that they applied it, that they failed to, that they use another, or nothing.',
+      labels: ['state'],
+    });
+    const expiry = meter.gauge({
+      name: 'config_expires_timestamp_seconds',
+      help: 'When the configuration in force expires, in seconds since the epoch; not there if none is in force.',
+    });
+    meter.onScrape(async () => {
+      const groups = await this.readAges();
+      const counts = Object.fromEntries(AGENT_STATUSES.map((status) => [status, 0]));
+      const add = (status: string, count: number) => {
+        counts[status] = (counts[status] ?? 0) + count;
+      };
+      let silentAgents = 0;
+      let inService = 0;
+      const inBuckets = new Array<number>(AGE_BUCKETS.length + 1).fill(0);
+      let sumMs = 0;
+      for (const group of groups) {
+        if (group.state === 'active') {
+          add('online', group.online);
+          add('offline', group.count - group.online);
+        } else add(group.state, group.count);
+        if (group.state !== 'active' && group.state !== 'draining') continue;
+        inService += group.count;
+        silentAgents += group.silent;
+        sumMs += group.ages;
+        inBuckets[group.bucket] = (inBuckets[group.bucket] ?? 0) + group.count;
+      }
+      for (const [status, count] of Object.entries(counts)) byStatus.set({ status }, count);
+      ages.set(inBuckets, sumMs / 1_000);
+      silent.set({}, silentAgents);
+      failing.set({}, await this.database.read((statements) => this.outcomes.countFailing(statements)));
+      const states = await this.readConfigStates(inService);
+      for (const state of CONFIG_STATES) configs.set({ state }, states[state]);
+      const expiresAt = this.config.expiryInForce();
+      if (expiresAt === undefined) expiry.reset();
+      else expiry.set({}, expiresAt / 1_000);
+    });
+  }
+
+  private readAges(): Promise<AgeGroup[]> {
+    const now = this.clock.now();
+    const bucket = AGE_BUCKETS.map((bound, i) => `WHEN age <= ${bound * 1_000} THEN ${i}`).join(' ');
+    return this.database.read((statements) =>
+      statements.rows<AgeGroup>(
+        `SELECT state, bucket, count(*) AS count, sum(online) AS online, sum(silent) AS silent, sum(age) AS ages FROM (
+           SELECT state, age, CASE WHEN heard > $2 THEN 1 ELSE 0 END AS online,
+             CASE WHEN age > $3 THEN 1 ELSE 0 END AS silent, CASE ${bucket} ELSE ${AGE_BUCKETS.length} END AS bucket
+           FROM (
+             SELECT a.state, h.last_heartbeat_at AS heard,
+               CASE WHEN h.last_heartbeat_at < $1 THEN $1 - h.last_heartbeat_at ELSE 0 END AS age
+             FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id WHERE a.state <> 'deleted') AS heard) AS aged
+         GROUP BY state, bucket`,
+        now,
+        this.agents.silentSince(),
+        2 * this.settings.heartbeatTimeoutMs,
+      ),
+    );
+  }
+
+  private async readConfigStates(inService: number): Promise<Record<(typeof CONFIG_STATES)[number], number>> {
+    const inForce = this.config.currentRevision() ?? '';
+    const rows = await this.database.read((statements) =>
+      statements.rows<{ state: 'applied' | 'failed' | 'other'; count: number }>(
+        `SELECT CASE WHEN s.revision = $1 THEN s.status ELSE 'other' END AS state, count(*) AS count
+         FROM agent_config_states s JOIN agents a ON a.id = s.agent_id WHERE a.state IN ('active', 'draining')
+         GROUP BY CASE WHEN s.revision = $1 THEN s.status ELSE 'other' END`,
+        inForce,
+      ),
+    );
+    const states = { applied: 0, failed: 0, other: 0, unsaid: 0 };
+    for (const { state, count } of rows) states[state] = count;
+    const said = states.applied + states.failed + states.other;
+    return { ...states, unsaid: Math.max(0, inService - said) };
+  }
+}

@@ -1,0 +1,205 @@
+import type { Command } from 'commander';
+import { Clock, toTimestamp } from '../clock';
+import { patience } from './arguments';
+import { table } from './print';
+import type { Screen, Terminal } from './terminal';
+import { type Common, fetchText, get, query, repeatedly, type Shown, verb } from './verbs';
+
+const EVERY_S = 2;
+const HOUR_MS = 3_600_000;
+/** How many agents and targets are shown. */
+const SHOWN = 5;
+/** How many of the latest tasks that did not end well are counted by target. */
+const COUNTED = 200;
+
+const STATES = ['scheduled', 'waiting', 'queued', 'leased'] as const;
+const UNWELL = ['error', 'timeout', 'expired', 'cancelled'] as const;
+
+/** What the page is made from. */
+export interface Look {
+  /** In ms since the epoch, by this machine. */
+  readonly at: number;
+  readonly stats: { depths: Depth[]; oldest_queued_age_ms: number | null };
+  readonly fleet: Readonly<Record<string, number>>;
+  readonly config: Readonly<Record<string, number>>;
+  readonly silent: number;
+  readonly failing: number;
+  readonly agents: Shown[];
+  readonly targets: TargetTrouble[];
+}
+
+interface Depth {
+  readonly kind: string;
+  readonly state: string;
+  readonly count: number;
+  readonly oldest_age_ms: number | null;
+}
+
+/** How the tasks of a target end that did not end well, of the latest. */
+interface TargetTrouble {
+  readonly kind: string;
+  readonly target: string;
+  readonly error: number;
+  readonly timeout: number;
+  readonly expired: number;
+  readonly cancelled: number;
+  readonly last_error: unknown;
+}
+
+/** Adds the live page. */
+export function addTop(program: Command, terminal: Terminal): void {
+  verb(
+    program,
+    'top',
+    'watch the fleet, the queue, its rates, and the worst targets and agents on one page, until Ctrl-C',
+    'top',
+    'top --every 10',
+    'top --once --json',
+  )
+    .option('--every <seconds>', 'how often it looks', patience, EVERY_S)
+    .option('--once', 'show it once and end, as it does if standard output is not a terminal')
+    .action(({ every, once, ...options }: Common & { every: number; once?: true }) =>
+      top(terminal, options, once || options.json || !terminal.isInteractive ? undefined : every),
+    );
+}
+
+async function top(terminal: Terminal, options: Common, every: number | undefined): Promise<void> {
+  if (every === undefined) {
+    const look = await takeLook(terminal, options);
+    if (options.json) terminal.printJson(JSON.stringify({ ...look, at: toTimestamp(look.at) }));
+    else terminal.print(pageOf(look, undefined));
+    return;
+  }
+  let screen: Screen | undefined;
+  let before: Look | undefined;
+  try {
+    await repeatedly(terminal, { ...options, watch: every }, async () => {
+      const look = await takeLook(terminal, options);
+      // Not before something can be shown: why it can't is said where the cursor is.
+      screen ??= await terminal.openScreen();
+      screen.show(`${pageOf(look, before)}\n\nEvery ${every} s; Ctrl-C ends it.`);
+      before = look;
+    });
+  } finally {
+    screen?.close();
+  }
+}
+
+async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
+  const read = async (path: string): Promise<Shown> =>
+    JSON.parse(await fetchText(terminal, options, get(path)));
+  const at = new Clock().now();
+  const stats = await read('/v1/tasks/stats');
+  const exposition = await fetchText(terminal, options, { ...get('/metrics'), isText: true });
+  const agents = await read(`/v1/agents${query({ failing: 'true', limit: SHOWN })}`);
+  const from = toTimestamp(at - HOUR_MS);
+  const tasks: Shown[] = [];
+  for (const outcome of UNWELL)
+    tasks.push(...(await read(`/v1/tasks${query({ outcome, from, limit: COUNTED })}`)).items);
+  return {
+    ...{ at, stats },
+    fleet: seriesOf(exposition, 'agents', 'status'),
+    config: seriesOf(exposition, 'config_agents', 'state'),
+    silent: seriesOf(exposition, 'agents_silent')[''] ?? 0,
+    failing: seriesOf(exposition, 'agents_failing')[''] ?? 0,
+    agents: agents.items,
+    targets: worstTargets(tasks),
+  };
+}
+
+/** The values of a series, by what its label says. */
+function seriesOf(exposition: string, name: string, label?: string): Record<string, number> {
+  const values: Record<string, number> = {};
+  const line = new RegExp(`^control_plane_${name}(?:\\{${label}="(\\w*)"\\})? (\\S+)$`, 'gm');
+  for (const [, value = '', number] of exposition.matchAll(line)) values[value] = Number(number);
+  return values;
+}
+
+function worstTargets(tasks: readonly Shown[]): TargetTrouble[] {
+  const byTarget = Map.groupBy(tasks, ({ kind, target }) => JSON.stringify([kind, target]));
+  const count = (of: readonly Shown[], outcome: string) =>
+    of.filter(({ last_outcome }) => last_outcome === outcome).length;
+  return [...byTarget.values()]
+    .sort((a, b) => b.length - a.length)
+    .slice(0, SHOWN)
+    .map((of) => ({
+      ...{ kind: of[0].kind, target: of[0].target },
+      error: count(of, 'error'),
+      timeout: count(of, 'timeout'),
+      expired: count(of, 'expired'),
+      cancelled: count(of, 'cancelled'),
+      last_error: of.find(({ last_error }) => last_error !== null)?.last_error ?? null,
+    }));
+}
+
+/**
+ * The page as text.
+ * @param before the look before it, which rates are reckoned from
+ */
+export function pageOf(look: Look, before: Look | undefined): string {
+  const { fleet, config, agents, targets } = look;
+  const parts = (counts: Readonly<Record<string, number>>) =>
+    Object.entries(counts)
+      .map(([name, count]) => `${name} ${grouped(count)}`)
+      .join('  ');
+  return [
+    `${toTimestamp(look.at)}`,
+    '',
+    `FLEET   ${parts(fleet)}  silent ${grouped(look.silent)}  failing ${grouped(look.failing)}`,
+    `CONFIG  ${parts(config)}`,
+    `QUEUE   ${ratesOf(look, before)}`,
+    '',
+    table(kindRows(look), ['kind', ...STATES, 'completed', 'dead', 'oldest']),
+    '',
+    'WORST TARGETS, by their latest tasks of the last hour that did not end well',
+    targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...UNWELL, 'last_error']),
+    '',
+    'FAILING AGENTS, the newest',
+    agents.length === 0
+      ? 'none'
+      : table(
+          agents.map(({ id, hostname, status, outcomes, last_error }) => ({
+            ...{ id, hostname, status },
+            ...Object.fromEntries(UNWELL.map((outcome) => [outcome, outcomes.hour[outcome]])),
+            success: outcomes.hour.success,
+            last_error: last_error?.message ?? last_error?.outcome,
+          })),
+          ['id', 'hostname', 'status', 'success', ...UNWELL, 'last_error'],
+        ),
+  ].join('\n');
+}
+
+function kindRows({ stats: { depths } }: Look): object[] {
+  return [...Map.groupBy(depths, ({ kind }) => kind)].map(([kind, of]) => {
+    const counts = Object.fromEntries(of.map(({ state, count }) => [state, grouped(count)]));
+    const oldest = of.find(({ state }) => state === 'queued')?.oldest_age_ms;
+    return { kind, ...counts, oldest: oldest == null ? null : ageOf(oldest) };
+  });
+}
+
+/** How many tasks a second came and ended between two looks. Retention, which takes tasks away, hides some of them. */
+function ratesOf(look: Look, before: Look | undefined): string {
+  const seconds = before ? (look.at - before.at) / 1_000 : 0;
+  if (!before || seconds <= 0) return 'rates: -';
+  const sum = ({ stats: { depths } }: Look, ...states: string[]) =>
+    depths
+      .filter(({ state }) => states.length === 0 || states.includes(state))
+      .reduce((total, { count }) => total + count, 0);
+  const rate = (...states: string[]) => {
+    const perSecond = Math.max(0, (sum(look, ...states) - sum(before, ...states)) / seconds);
+    return perSecond >= 10 ? grouped(Math.round(perSecond)) : perSecond.toFixed(1);
+  };
+  return `enqueued ${rate()}/s  completed ${rate('completed')}/s  dead ${rate('dead')}/s`;
+}
+
+/** A number with its thousands apart. */
+const grouped = (value: number): string => value.toLocaleString('en-US');
+
+function ageOf(ms: number): string {
+  const seconds = Math.round(ms / 1_000);
+  if (seconds < 120) return `${seconds} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 120) return `${minutes} min`;
+  const hours = Math.round(minutes / 60);
+  return hours < 48 ? `${hours} h` : `${Math.round(hours / 24)} d`;
+}

@@ -1,0 +1,64 @@
+import { Injectable } from '@nestjs/common';
+import { Database } from '../database/database';
+import { Meter } from '../telemetry/meter';
+import type { WindowScope } from './window.entity';
+
+/** How many targets with a limit are looked at; of more, as many are counted. */
+const MAX_TARGETS = 100_000;
+
+interface WindowRow {
+  scope: WindowScope;
+  kind: string;
+  ceiling: number | null;
+  ready: number;
+  leased: number;
+}
+
+/** Shows the windows of everything and of each kind, and how targets' windows stand: the same on each replica. */
+@Injectable()
+export class WindowMetrics {
+  constructor(meter: Meter, database: Database) {
+    const labels = ['scope', 'kind'] as const;
+    const limit = meter.gauge({
+      name: 'window_limit',
+      help: 'How many tasks may be worked on at once, where that is limited.',
+      labels,
+    });
+    const leased = meter.gauge({ name: 'window_leased', help: 'How many tasks are worked on.', labels });
+    const available = meter.gauge({
+      name: 'window_available',
+      help: 'How many more tasks may be worked on, where that is limited.',
+      labels,
+    });
+    const targets = meter.gauge({
+      name: 'target_windows',
+      help: 'Windows of targets with a limit: with room, without, and at their lowest, a limit of 1 or 0.',
+      labels: ['state'],
+    });
+    meter.onScrape(async () => {
+      const [windows, counts] = await database.read(async (statements) => [
+        await statements.rows<WindowRow>(
+          `SELECT scope, kind, ceiling, ready, leased FROM concurrency_windows WHERE scope = 'kind'
+           UNION ALL
+           SELECT scope, kind, ceiling, ready, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
+        ),
+        await statements.rows<{ state: string; count: number }>(
+          `SELECT state, count(*) AS count FROM (
+             SELECT CASE WHEN ceiling <= 1 THEN 'lowest' WHEN leased >= ceiling THEN 'full' ELSE 'open' END AS state
+             FROM concurrency_windows WHERE scope = 'target' AND ceiling IS NOT NULL LIMIT $1) AS w
+           GROUP BY state`,
+          MAX_TARGETS,
+        ),
+      ]);
+      for (const gauge of [limit, leased, available]) gauge.reset();
+      for (const { scope, kind, ceiling, leased: held } of windows) {
+        leased.set({ scope, kind }, held);
+        if (ceiling === null) continue;
+        limit.set({ scope, kind }, ceiling);
+        available.set({ scope, kind }, Math.max(0, ceiling - held));
+      }
+      const byState = new Map(counts.map(({ state, count }) => [state, count]));
+      for (const state of ['open', 'full', 'lowest']) targets.set({ state }, byState.get(state) ?? 0);
+    });
+  }
+}

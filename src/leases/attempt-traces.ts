@@ -1,0 +1,124 @@
+import { hash } from 'node:crypto';
+import { Injectable } from '@nestjs/common';
+import type { Transaction } from '../database/statements';
+import {
+  contextOf,
+  isSampled,
+  linkTo,
+  markFailed,
+  parseTraceparent,
+  type TraceContext,
+  toTraceparent,
+  tracing,
+} from '../tracing';
+import type { LeaseState } from './lease.entity';
+import type { Outcome } from './result.entity';
+
+/** So many attempts of one unit of work get a span: a report of a thousand must not hold everybody up. */
+const MAX_SPANS = 256;
+
+/** A lease that ended, of a task that may belong to a trace. */
+export interface EndedLease {
+  readonly id: number;
+  readonly taskId: number;
+  readonly agentId: number;
+  readonly kind: string;
+  /** Which attempt it was, from 1. */
+  readonly attempt: number;
+  /** The task's, as it was enqueued with. */
+  readonly traceparent: string | null;
+  readonly state: LeaseState;
+  readonly outcome: Outcome | null;
+  /** In ms since the epoch. */
+  readonly grantedAt: number;
+  /** Where the agent's own work stands in the trace, if it said so. */
+  readonly agentTrace: TraceContext | undefined;
+}
+
+/**
+ * Makes a span of each attempt at a task, in the trace that the task was enqueued with. It begins with the claim and is made when the
+ * lease ends, on whichever replica that is: its id is worked out from the lease's, so nothing of it must be kept meanwhile.
+ */
+@Injectable()
+export class AttemptTraces {
+  /**
+   * What an agent is told of a lease's place in a trace: its own spans go below it. The same whenever it is asked for.
+   * @returns undefined if the task belongs to no trace
+   */
+  traceparentOf(traceparent: string | null, leaseId: number): string | undefined {
+    const task = parseTraceparent(traceparent);
+    if (!task) return undefined;
+    // Without spans of ours, the agent goes on from whoever enqueued the task.
+    return toTraceparent(tracing ? contextFor(task, leaseId) : task);
+  }
+
+  /** Makes the spans of attempts once the unit that ended them is committed. Reads nothing if traces are off. */
+  async record(tx: Transaction, leases: readonly EndedLease[]): Promise<void> {
+    if (!tracing) return;
+    const traced = leases.flatMap((lease) => {
+      const task = parseTraceparent(lease.traceparent);
+      return task && isSampled(task) ? [{ ...lease, task }] : [];
+    });
+    if (traced.length === 0) return;
+    const spanned = traced.slice(0, MAX_SPANS);
+    const before = await previousLeases(
+      tx,
+      spanned.filter(({ attempt }) => attempt > 1),
+    );
+    const { now } = tx;
+    const request = tracing.active();
+    tx.afterCommit(() => {
+      for (const lease of spanned) {
+        const previous = before.get(lease.id);
+        const links = [
+          ...(previous === undefined ? [] : [linkTo(contextFor(lease.task, previous), 'previous_attempt')]),
+          ...(lease.agentTrace ? [linkTo(lease.agentTrace, 'agent')] : []),
+          ...(request ? [linkTo(contextOf(request), 'ended_by')] : []),
+        ];
+        const span = tracing?.start(`attempt ${lease.kind}`, {
+          kind: 'consumer',
+          parent: lease.task,
+          spanId: spanIdOf(lease.task.traceId, lease.id),
+          startedAt: lease.grantedAt,
+          links,
+          attributes: {
+            'control_plane.task_id': lease.taskId,
+            'control_plane.lease_id': lease.id,
+            'control_plane.agent_id': lease.agentId,
+            'control_plane.attempt': lease.attempt,
+            'control_plane.lease_state': lease.state,
+            ...(lease.outcome === null ? {} : { 'control_plane.outcome': lease.outcome }),
+          },
+        });
+        if (!span) continue;
+        if (lease.state !== 'completed') markFailed(span, lease.state);
+        span.end(now);
+      }
+    });
+  }
+}
+
+/** The lease before each of these, of the same task. */
+async function previousLeases(
+  tx: Transaction,
+  leases: readonly { id: number; taskId: number }[],
+): Promise<Map<number, number>> {
+  if (leases.length === 0) return new Map();
+  const rows = await tx.rows<{ id: number; previous: number | null }>(
+    `SELECT r.id, (SELECT max(l.id) FROM leases l WHERE l.task_id = r.task_id AND l.id < r.id) AS previous
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', task_id: 'integer' })} AS r`,
+    JSON.stringify(leases.map(({ id, taskId }) => ({ id, task_id: taskId }))),
+  );
+  return new Map(rows.flatMap(({ id, previous }) => (previous === null ? [] : [[id, previous]])));
+}
+
+const contextFor = (task: TraceContext, leaseId: number): TraceContext => ({
+  ...task,
+  spanId: spanIdOf(task.traceId, leaseId),
+});
+
+/** The id of a lease's span: any 64 bits that are not 0 will do, and every replica works out the same. */
+function spanIdOf(traceId: string, leaseId: number): string {
+  const id = hash('sha256', `${traceId} lease ${leaseId}`, 'hex').slice(0, 16);
+  return /^0+$/.test(id) ? '0000000000000001' : id;
+}

@@ -1,0 +1,232 @@
+import { ATTEMPT_OUTCOMES, type AttemptOutcome } from '../agents/agent.entity';
+import type { Place } from '../concurrency/concurrency.service';
+import type { SqlValue, Statements } from '../database/statements';
+import { fail } from '../errors';
+import type { TaskState } from './task.entity';
+
+/** Which tasks to find by their last attempt. */
+export interface AttemptFilter {
+  /** Who holds the task, or ended its last attempt. */
+  readonly agentId?: number;
+  /** How its last attempt ended. */
+  readonly outcome?: AttemptOutcome;
+  /** When its last attempt ended, in ms since the epoch: not before. */
+  readonly from?: number;
+  /** The same: before. */
+  readonly to?: number;
+  readonly kind?: string;
+  /** Targets, each of a kind. */
+  readonly targets?: readonly Place[];
+  /** The states that are looked for. */
+  readonly states: readonly TaskState[];
+}
+
+/** Where a task stands among those that the filter finds: the next ones are below it, or above. */
+export interface AttemptCursor {
+  readonly at: number;
+  readonly id: number;
+}
+
+/** Tasks that an agent holds stand before all whose last attempt has ended: their attempt has not. */
+const HELD_AT = 9_999_999_999_999;
+
+/** What a task whose last attempt ended so can be: only one that was given back, or expired, goes on. */
+const COMPLETED: readonly TaskState[] = ['completed'];
+const GONE_ON: readonly TaskState[] = ['scheduled', 'waiting', 'queued', 'leased', 'cancelled', 'dead'];
+
+/** How many parts of an index one statement reads; SQLite takes at most 500 in a union. */
+const PARTS_IN_STATEMENT = 100;
+
+/** Tasks that one index finds in the order of when their last attempt ended. */
+export interface EndedPart {
+  readonly outcome: AttemptOutcome;
+  readonly state: TaskState;
+  readonly column: 'kind' | 'target' | 'last_agent_id';
+  readonly value: string | number;
+  /** What else a task must be, and no index is to be chosen by. */
+  readonly also: readonly (readonly [expression: string, value: SqlValue])[];
+}
+
+/** Tasks that an agent holds: at most as many as one may. */
+export interface HeldPart {
+  readonly heldBy: number;
+  readonly also: EndedPart['also'];
+}
+
+/** A part of what a filter finds; no task is in two of them. */
+export type AttemptPart = EndedPart | HeldPart;
+
+/** Whether tasks are to be found by their last attempt. */
+export const isByAttempt = ({ agentId, outcome, from, to }: Omit<AttemptFilter, 'states'>): boolean =>
+  [agentId, outcome, from, to].some((value) => value !== undefined);
+
+/**
+ * The parts that a filter's tasks are in: of each outcome and state a range of an index. By the target if that is given, else by the
+ * agent, else by the kind. Of the successful, which are most, by the agent first: their only index by targets is in no order of time.
+ * @param kinds every kind that there are tasks of
+ */
+export function partsOf(filter: AttemptFilter, kinds: readonly string[]): AttemptPart[] {
+  const { agentId, outcome, from, to, kind, targets, states } = filter;
+  // What an agent holds it has not ended; so of what is held, a filter by outcome or time speaks of the attempt before.
+  const seeksHeld = agentId !== undefined && outcome === undefined && from === undefined && to === undefined;
+  const byTarget = targets?.map((place) => ({
+    column: 'target' as const,
+    value: place.target,
+    also: [...isOfKind(place.kind), ...isOfAgent(agentId)],
+  }));
+  const byAgent =
+    agentId === undefined
+      ? undefined
+      : (targets ?? [undefined]).map((place) => ({
+          column: 'last_agent_id' as const,
+          value: agentId,
+          also: [...isOfKind(place?.kind ?? kind), ...isOfTarget(place?.target)],
+        }));
+  const byKind = (kind === undefined ? kinds : [kind]).map((one) => ({
+    column: 'kind' as const,
+    value: one,
+    also: [],
+  }));
+  const driversOf = (one: AttemptOutcome) =>
+    one === 'success' ? (byAgent ?? byTarget ?? byKind) : (byTarget ?? byAgent ?? byKind);
+  const held: HeldPart[] =
+    seeksHeld && states.includes('leased')
+      ? (byAgent ?? []).map(({ also }) => ({ heldBy: agentId, also }))
+      : [];
+  const ended = states
+    .filter((state) => !(seeksHeld && state === 'leased'))
+    .flatMap((state) =>
+      ATTEMPT_OUTCOMES.filter(
+        (one) => (outcome === undefined || one === outcome) && statesAfter(one).includes(state),
+      ).flatMap((one) => driversOf(one).map((driver) => ({ outcome: one, state, ...driver }))),
+    );
+  return [...ended, ...held];
+}
+
+const statesAfter = (outcome: AttemptOutcome): readonly TaskState[] =>
+  outcome === 'cancelled' || outcome === 'expired' ? GONE_ON : COMPLETED;
+
+// As expressions, so that no other index than the part's own is chosen by them.
+const isOfKind = (kind: string | undefined): EndedPart['also'] =>
+  kind === undefined ? [] : [["coalesce(t.kind, '')", kind]];
+const isOfTarget = (target: string | undefined): EndedPart['also'] =>
+  target === undefined ? [] : [["coalesce(t.target, '')", target]];
+const isOfAgent = (agentId: number | undefined): EndedPart['also'] =>
+  agentId === undefined ? [] : [['coalesce(t.last_agent_id, 0)', agentId]];
+
+/** As the partial indexes say it, word for word. The outcome is one of a few, so it need not be bound. */
+const endedSo = ({ outcome, state }: EndedPart, bind: (value: SqlValue) => string): string =>
+  outcome === 'success'
+    ? `t.last_outcome = 'success'`
+    : `t.last_outcome = '${outcome}' AND t.last_outcome <> 'success' AND t.state = ${bind(state)}`;
+
+/** A row with where it stands. */
+export type Standing<Row> = Row & { readonly stands_at: number };
+
+/**
+ * Tasks of all the parts beyond a cursor, by when their last attempt ended: those that are held before all others. Reads of each
+ * part no more than the limit.
+ * @param columns of `t`
+ * @param order newest first for a list; oldest first to go through them, then what ends later is not met
+ */
+export async function selectByAttempt<Row>(
+  statements: Statements,
+  parts: readonly AttemptPart[],
+  range: Pick<AttemptFilter, 'from' | 'to'>,
+  columns: string,
+  order: 'newest' | 'oldest',
+  cursor: AttemptCursor | undefined,
+  limit: number,
+): Promise<Standing<Row & { id: number }>[]> {
+  const [beyond, direction] = order === 'newest' ? ['<', 'DESC'] : ['>', 'ASC'];
+  const { at, id } = beyondBoth(cursor, range, order);
+  const found: Standing<Row & { id: number }>[] = [];
+  for (let begin = 0; begin < parts.length; begin += PARTS_IN_STATEMENT) {
+    const values: SqlValue[] = [];
+    const bind = (value: SqlValue): string => `$${values.push(value)}`;
+    const bounds = [bind(at), bind(id), bind(limit)] as const;
+    const [cursorAt, cursorId, most] = bounds;
+    const end =
+      order === 'newest'
+        ? range.from !== undefined && `AND t.last_ended_at >= ${bind(range.from)}`
+        : range.to !== undefined && `AND t.last_ended_at < ${bind(range.to)}`;
+    const pages = parts.slice(begin, begin + PARTS_IN_STATEMENT).map((part, i) => {
+      const also = part.also.map(([expression, value]) => `AND ${expression} = ${bind(value)}`).join(' ');
+      // A derived table each: a LIMIT must not reach across the union.
+      return 'heldBy' in part
+        ? `SELECT * FROM (SELECT ${columns}, CAST(${HELD_AT} AS bigint) AS stands_at FROM leases l JOIN tasks t ON t.id = l.task_id
+            WHERE l.agent_id = ${bind(part.heldBy)} AND l.state = 'active'
+              AND (CAST(${HELD_AT} AS bigint), t.id) ${beyond} (CAST(${cursorAt} AS bigint), CAST(${cursorId} AS bigint)) ${also}
+            ORDER BY t.id ${direction} LIMIT ${most}) AS p${i}`
+        : `SELECT * FROM (SELECT ${columns}, t.last_ended_at AS stands_at FROM tasks t
+            WHERE t.${part.column} = ${bind(part.value)} AND ${endedSo(part, bind)}
+              AND (t.last_ended_at, t.id) ${beyond} (${cursorAt}, ${cursorId}) ${end || ''} ${also}
+            ORDER BY t.last_ended_at ${direction}, t.id ${direction} LIMIT ${most}) AS p${i}`;
+    });
+    found.push(
+      ...(await statements.rows<Standing<Row & { id: number }>>(
+        `${pages.join(' UNION ALL ')} ORDER BY stands_at ${direction}, id ${direction} LIMIT ${most}`,
+        ...values,
+      )),
+    );
+  }
+  if (parts.length <= PARTS_IN_STATEMENT) return found;
+  const sign = order === 'newest' ? -1 : 1;
+  return found.sort((a, b) => sign * (a.stands_at - b.stands_at || a.id - b.id)).slice(0, limit);
+}
+
+const FIRST: AttemptCursor = { at: -1, id: 0 };
+const LAST: AttemptCursor = { at: HELD_AT, id: Number.MAX_SAFE_INTEGER };
+
+/**
+ * Where to begin: at the cursor, or where the range begins if that is further. One condition for both: of two on one side a database
+ * begins at one of them, and may read all that is between.
+ */
+function beyondBoth(
+  cursor: AttemptCursor | undefined,
+  { from, to }: Pick<AttemptFilter, 'from' | 'to'>,
+  order: 'newest' | 'oldest',
+): AttemptCursor {
+  if (order === 'newest') {
+    const start = cursor ?? LAST;
+    // No task has the id 0.
+    return to !== undefined && to <= start.at ? { at: to, id: 0 } : start;
+  }
+  const start = cursor ?? FIRST;
+  return from !== undefined && from > start.at ? { at: from, id: 0 } : start;
+}
+
+/** The text of a cursor behind a row. */
+export const cursorBehind = (row: { stands_at: number; id: number }): string => `${row.stands_at}-${row.id}`;
+
+/** @throws ERR_VALIDATION it is the cursor of a list in another order */
+export function cursorOf(text: string | undefined, byAttempt: boolean): AttemptCursor | undefined {
+  if (text === undefined) return undefined;
+  const [first, second] = text.split('-').map(Number);
+  if ((second !== undefined) !== byAttempt)
+    throw fail('ERR_VALIDATION', { cursor: 'must be the next_cursor of a page of the same filter' });
+  return byAttempt ? { at: first as number, id: second as number } : undefined;
+}
+
+/** The names of observations in which agents say what went wrong, the best first. */
+const MESSAGE_NAMES = ['error', 'error_message', 'failure', 'reason', 'message'];
+/** How much of it is kept, in UTF-16 units. */
+const MAX_MESSAGE = 300;
+
+/**
+ * What an agent says went wrong: the first text that it observed under a name for that.
+ * @returns a JSON string, for it may hold what a database can't keep as it is; null where it says nothing
+ */
+export function messageOf(observations: readonly { name: string; value: unknown }[]): string | null {
+  for (const name of MESSAGE_NAMES) {
+    const said = observations.find((one) => one.name === name && typeof one.value === 'string' && one.value);
+    if (said) return JSON.stringify(shortened(said.value as string));
+  }
+  return null;
+}
+
+/** Not between the two halves of a character. */
+function shortened(text: string): string {
+  const cut = text.slice(0, MAX_MESSAGE);
+  return text.length > MAX_MESSAGE && /[\ud800-\udbff]$/.test(cut) ? cut.slice(0, -1) : cut;
+}

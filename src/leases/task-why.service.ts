@@ -1,0 +1,315 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { AgentKinds } from '../agents/agent-kinds';
+import { AgentsService } from '../agents/agents.service';
+import { Clock, toTimestamp } from '../clock';
+import { ConcurrencyService, type LimitedWindow, type Place } from '../concurrency/concurrency.service';
+import type { WindowScope } from '../concurrency/window.entity';
+import { Database } from '../database/database';
+import type { Statements } from '../database/statements';
+import { fail } from '../errors';
+import { SETTINGS, type Settings } from '../settings';
+import { Lifecycle } from '../telemetry/lifecycle';
+import { Overload } from '../telemetry/overload';
+import { longestBackoffMs } from './backoff';
+import type { Outcome } from './result.entity';
+import { TaskKinds } from './task-kinds';
+import {
+  type Count,
+  countAhead,
+  explain,
+  explainFinished,
+  holdsPlace,
+  type PlaceCount,
+  type Takers,
+  type Wait,
+  type WhyTask,
+  waitOf,
+} from './task-why';
+import type { TaskWhy, WhyAttempt } from './task-why.dto';
+
+/** So many tasks are counted before one, of each kind; then it is said that there are at least so many. */
+const MAX_COUNTED = 10_000;
+/** The pace is judged by so many of the tasks that finished last, in the last so many milliseconds. */
+const PACE_TASKS = 1_000;
+const PACE_MS = 600_000;
+/** How many agents are looked at for room at a time, and in all. */
+const AGENTS_AT_ONCE = 1_000;
+const MAX_AGENTS = 10_000;
+
+const ZERO: Count = { count: 0, isExact: true };
+const NONE_AHEAD = { target: ZERO, kind: ZERO, global: ZERO };
+
+/**
+ * The best tasks of a state and kind, in the order of the state's index, so that it ends after so many whatever there is.
+ * To look for those before a task alone would let PostgreSQL go by ids, through all tasks that there ever were.
+ */
+const bestOf = (state: 'queued' | 'waiting', also = ''): string =>
+  `SELECT id, target, priority FROM tasks WHERE state = '${state}' AND kind = $3 ${also} ORDER BY priority DESC, id LIMIT $4`;
+
+const IS_BEFORE = '(priority > $1 OR (priority = $1 AND id < $2))';
+
+/** Explains why a task does not run. Only reads, locks nothing, and bounds what it counts. */
+@Injectable()
+export class TaskWhyService {
+  constructor(
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly agents: AgentsService,
+    private readonly agentKinds: AgentKinds,
+    private readonly concurrency: ConcurrencyService,
+    private readonly kinds: TaskKinds,
+    private readonly lifecycle: Lifecycle,
+    private readonly overload: Overload,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {}
+
+  /**
+   * Tells the one reason that keeps a task from running, and the least change that would let it. Every replica answers the
+   * same, but for `unknown_kind`, `draining` and `overloaded`, which are about the one asked.
+   * @throws ERR_NOT_FOUND there is no such task, or it is no longer kept
+   */
+  explain(taskId: number): Promise<TaskWhy> {
+    return this.database.read(async (statements) => {
+      const task = await statements.first<WhyTask>(
+        `SELECT id, kind, target, state, reason, priority, run_at, not_after, attempts, max_attempts, lease_id, finished_at
+         FROM tasks WHERE id = $1`,
+        taskId,
+      );
+      if (!task) throw fail('ERR_NOT_FOUND', { task_id: taskId });
+      return task.finished_at === null ? this.explainUnfinished(statements, task) : explainFinished(task);
+    });
+  }
+
+  private async explainUnfinished(statements: Statements, task: WhyTask): Promise<TaskWhy> {
+    const now = this.clock.now();
+    const lease =
+      task.lease_id === null
+        ? undefined
+        : await statements.first<{ id: number; agent_id: number; deadline_at: number }>(
+            'SELECT id, agent_id, deadline_at FROM leases WHERE id = $1',
+            task.lease_id,
+          );
+    const { retryBackoffMs, retryBackoffMaxMs } = this.settings;
+    const longest = longestBackoffMs(Math.max(1, task.attempts), retryBackoffMs, retryBackoffMaxMs);
+    const wait = waitOf(task, lease?.deadline_at, longest, now);
+    // One that is queued has its places, unless it loses them with its time.
+    const isWaiting = task.state !== 'queued' || wait !== undefined;
+    const windows = isWaiting ? await this.windowsOf(statements, task) : [];
+    return explain({
+      now,
+      task,
+      isKindKnown: this.kinds.has(task.kind),
+      wait,
+      lease,
+      lastAttempt: wait?.reason === 'backoff' ? await this.lastAttempt(statements, task.id) : undefined,
+      windows,
+      ahead: isWaiting ? await this.ahead(statements, task, windows, wait) : NONE_AHEAD,
+      pace: await this.pace(statements, windows, now),
+      queuedBefore: await this.countBefore(statements, 'queued', { kind: task.kind }, task),
+      takers: await this.takers(statements, task, lease?.agent_id),
+      load: this.overload.level,
+      isDraining: this.lifecycle.draining,
+    });
+  }
+
+  /** The windows with a limit that a task counts in. */
+  private async windowsOf(statements: Statements, { kind, target }: Place): Promise<LimitedWindow[]> {
+    const windows = await this.concurrency.limitedWindows(statements, [{ kind, target }]);
+    return windows.filter((window) => window.scope === 'global' || window.kind === kind);
+  }
+
+  /** How many tasks get a place before it in each of its windows, once those have room. */
+  private async ahead(
+    statements: Statements,
+    task: WhyTask,
+    windows: readonly LimitedWindow[],
+    wait: Wait | undefined,
+  ): Promise<Record<WindowScope, Count>> {
+    if (windows.length === 0 && !wait) return NONE_AHEAD;
+    const scopes = new Set(windows.map(({ scope }) => scope));
+    const own = await this.countBefore(statements, 'waiting', { kind: task.kind, target: task.target }, task);
+    // Only windows that others share with its target make those matter.
+    const kinds = scopes.has('global')
+      ? await this.concurrency.waitingKinds(statements)
+      : scopes.has('kind')
+        ? [task.kind]
+        : [];
+    const others = await this.waitingPlaces(statements, kinds, task);
+    const rooms =
+      others.places.length === 0 ? [] : await this.concurrency.limitedWindows(statements, others.places);
+    const ahead = countAhead(task, own, others, rooms);
+    if (!wait) return ahead;
+    // Tasks that come due meanwhile are there first; so is one that waits for the place that this one leaves.
+    const due = await this.dueBefore(statements, task.id, wait.end);
+    const within: Record<WindowScope, (place: Place) => boolean> = {
+      target: ({ kind, target }) => kind === task.kind && target === task.target,
+      kind: ({ kind }) => kind === task.kind,
+      global: () => true,
+    };
+    const later = (scope: WindowScope): Count => {
+      const { count, isExact } = ahead[scope];
+      const sum = due.filter(within[scope]).reduce((all, place) => all + place.count, 0);
+      const isLeft = holdsPlace(task) && windows.some((w) => w.scope === scope && w.waiting > 0);
+      return { count: count + sum + (isLeft ? 1 : 0), isExact };
+    };
+    return { target: later('target'), kind: later('kind'), global: later('global') };
+  }
+
+  /** How many tasks of a state are before one. */
+  private async countBefore(
+    statements: Statements,
+    state: 'queued' | 'waiting',
+    { kind, target }: { kind: string; target?: string },
+    task: WhyTask,
+  ): Promise<Count> {
+    const aimed = target === undefined ? '' : 'AND target = $5';
+    const row = await statements.first<{ count: number }>(
+      `SELECT count(*) AS count FROM (${bestOf(state, aimed)}) AS best WHERE ${IS_BEFORE}`,
+      ...[task.priority, task.id, kind, MAX_COUNTED + 1],
+      ...(target === undefined ? [] : [target]),
+    );
+    const count = row?.count ?? 0;
+    return { count: Math.min(count, MAX_COUNTED), isExact: count <= MAX_COUNTED };
+  }
+
+  /** How many waiting tasks of each target of the kinds are before one. */
+  private async waitingPlaces(
+    statements: Statements,
+    kinds: readonly string[],
+    task: WhyTask,
+  ): Promise<{ places: PlaceCount[]; isExact: boolean }> {
+    const places: PlaceCount[] = [];
+    let isExact = true;
+    for (const kind of kinds) {
+      const rows = await statements.rows<{ target: string; count: number }>(
+        `SELECT target, count(*) AS count FROM (${bestOf('waiting')}) AS best WHERE ${IS_BEFORE} GROUP BY target`,
+        ...[task.priority, task.id, kind, MAX_COUNTED + 1],
+      );
+      if (rows.reduce((sum, { count }) => sum + count, 0) > MAX_COUNTED) isExact = false;
+      places.push(...rows.map((row) => ({ kind, ...row })));
+    }
+    return { places, isExact };
+  }
+
+  /** How many tasks of each target come due before an instant, of those that do first. */
+  private dueBefore(statements: Statements, taskId: number, atMs: number): Promise<PlaceCount[]> {
+    return statements.rows<PlaceCount>(
+      `SELECT kind, target, count(*) AS count FROM (
+         SELECT id, kind, target FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2
+       ) AS due WHERE id <> $3 GROUP BY kind, target`,
+      atMs,
+      MAX_COUNTED,
+      taskId,
+    );
+  }
+
+  /** How many tasks a millisecond were completed lately in each of the windows, where there were some. */
+  private async pace(
+    statements: Statements,
+    windows: readonly LimitedWindow[],
+    now: number,
+  ): Promise<Partial<Record<WindowScope, number>>> {
+    if (windows.length === 0) return {};
+    const rows = await statements.rows<{ kind: string; target: string; count: number; first: number }>(
+      `SELECT kind, target, count(*) AS count, min(finished_at) AS first FROM (
+         SELECT kind, target, state, finished_at FROM tasks WHERE finished_at IS NOT NULL AND finished_at > $1
+         ORDER BY finished_at DESC LIMIT $2) AS lately
+       WHERE state = 'completed' GROUP BY kind, target`,
+      now - PACE_MS,
+      PACE_TASKS,
+    );
+    const pace: Partial<Record<WindowScope, number>> = {};
+    for (const { scope, kind, target } of windows) {
+      const within = rows.filter(
+        (row) => scope === 'global' || (row.kind === kind && (scope === 'kind' || row.target === target)),
+      );
+      const count = within.reduce((sum, row) => sum + row.count, 0);
+      const spanMs = now - Math.min(...within.map((row) => row.first));
+      // Of a single one nobody can tell.
+      if (count > 1 && spanMs > 0) pace[scope] = count / spanMs;
+    }
+    return pace;
+  }
+
+  /** The attempt after which a task waits. */
+  private async lastAttempt(statements: Statements, taskId: number): Promise<WhyAttempt | undefined> {
+    const row = await statements.first<{
+      id: number;
+      agent_id: number;
+      attempt: number;
+      state: 'cancelled' | 'expired';
+      outcome: Outcome | null;
+      ended_at: number | null;
+    }>(
+      `SELECT l.id, l.agent_id, l.attempt, l.state, l.ended_at,
+         CASE WHEN r.standing = 'attempt' THEN r.outcome END AS outcome
+       FROM leases l LEFT JOIN results r ON r.lease_id = l.id
+       WHERE l.task_id = $1 AND l.state IN ('cancelled', 'expired') ORDER BY l.id DESC LIMIT 1`,
+      taskId,
+    );
+    if (!row) return undefined;
+    const { id: lease_id, agent_id, attempt, state: ended, outcome, ended_at } = row;
+    return { lease_id, agent_id, attempt, ended, outcome, ended_at: toTimestamp(ended_at) };
+  }
+
+  /**
+   * The agents that take the task's kind, and how many of them have room.
+   * @param holder who holds the task, and has room for it if it loses it
+   */
+  private async takers(
+    statements: Statements,
+    { kind }: WhyTask,
+    holder: number | undefined,
+  ): Promise<Takers> {
+    const silentSince = this.agents.silentSince();
+    const census = await this.agentKinds.census(statements, kind, silentSince);
+    const of = (status: string) => census.find((row) => row.status === status);
+    const online = of('online')?.count ?? 0;
+    return {
+      online,
+      offline: of('offline')?.count ?? 0,
+      draining: of('draining')?.count ?? 0,
+      disabled: of('disabled')?.count ?? 0,
+      with_room: online === 0 ? 0 : await this.countWithRoom(statements, kind, silentSince, holder),
+      last_asked_at: of('online')?.asked_at ?? null,
+      candidate: online === 0 ? await this.agentKinds.nearest(statements, kind, silentSince) : undefined,
+    };
+  }
+
+  /** How many agents have room for a lease of a kind, as far as it takes to find some. */
+  private async countWithRoom(
+    statements: Statements,
+    kind: string,
+    silentSince: number,
+    holder: number | undefined,
+  ): Promise<number> {
+    let looked = 0;
+    let aboveId = 0;
+    while (looked < MAX_AGENTS) {
+      const agents = await this.agentKinds.onlineTakers(
+        statements,
+        kind,
+        silentSince,
+        aboveId,
+        AGENTS_AT_ONCE,
+      );
+      const rows = await statements.rows<{ agent_id: number; held: number; of_kind: number }>(
+        `SELECT l.agent_id, count(*) AS held, sum(CASE WHEN t.kind = $2 THEN 1 ELSE 0 END) AS of_kind
+         FROM leases l JOIN tasks t ON t.id = l.task_id
+         WHERE l.state = 'active' AND ${statements.dialect.isAmong('l.agent_id', '$1')} GROUP BY l.agent_id`,
+        JSON.stringify(agents.map(({ id }) => id)),
+        kind,
+      );
+      const heldBy = new Map(rows.map((row) => [row.agent_id, row]));
+      const withRoom = agents.filter(({ id, capacity }) => {
+        const { held, of_kind: ofKind } = heldBy.get(id) ?? { held: 0, of_kind: 0 };
+        const given = id === holder ? 1 : 0;
+        return ofKind - given < (capacity ?? Infinity) && held - given < this.settings.maxLeasesPerAgent;
+      });
+      if (withRoom.length > 0 || agents.length < AGENTS_AT_ONCE) return withRoom.length;
+      looked += agents.length;
+      aboveId = agents.at(-1)?.id ?? aboveId;
+    }
+    return 0;
+  }
+}

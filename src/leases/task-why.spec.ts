@@ -1,0 +1,232 @@
+import type { LimitedWindow } from '../concurrency/concurrency.service';
+import { countAhead, explain, explainFinished, type WhyFacts, type WhyTask, waitOf } from './task-why';
+
+const NOW = 1_000_000;
+const ZERO = { count: 0, isExact: true };
+
+const task = (fields: Partial<WhyTask> = {}): WhyTask => ({
+  id: 7,
+  kind: 'dns',
+  target: 'a:53',
+  state: 'waiting',
+  reason: null,
+  priority: 0,
+  run_at: null,
+  not_after: null,
+  attempts: 0,
+  max_attempts: 5,
+  lease_id: null,
+  finished_at: null,
+  ...fields,
+});
+
+const window = (fields: Partial<LimitedWindow> = {}): LimitedWindow => ({
+  scope: 'kind',
+  kind: 'dns',
+  target: '',
+  limit: 2,
+  leased: 1,
+  queued: 1,
+  waiting: 1,
+  ...fields,
+});
+
+const facts = (fields: Partial<WhyFacts> = {}): WhyFacts => ({
+  now: NOW,
+  task: task(),
+  isKindKnown: true,
+  wait: undefined,
+  lease: undefined,
+  lastAttempt: undefined,
+  windows: [],
+  ahead: { target: ZERO, kind: ZERO, global: ZERO },
+  pace: {},
+  queuedBefore: ZERO,
+  takers: {
+    online: 1,
+    offline: 0,
+    draining: 0,
+    disabled: 0,
+    with_room: 1,
+    last_asked_at: NOW,
+    candidate: undefined,
+  },
+  load: 0.2,
+  isDraining: false,
+  ...fields,
+});
+
+describe('waitOf', () => {
+  it('is none for tasks that only others keep from running', () => {
+    expect(waitOf(task({ state: 'waiting' }), undefined, 1_000, NOW)).toBeUndefined();
+    expect(waitOf(task({ state: 'queued', not_after: NOW + 1 }), undefined, 1_000, NOW)).toBeUndefined();
+  });
+
+  it('ends with run_at, or the next attempt', () => {
+    const until = NOW + 5_000;
+    const expected = { until, end: until, isLast: false };
+    const scheduled = task({ state: 'scheduled', run_at: until });
+    expect(waitOf(scheduled, undefined, 1_000, NOW)).toEqual({ reason: 'not_yet', ...expected });
+    expect(waitOf({ ...scheduled, attempts: 1 }, undefined, 1_000, NOW)).toEqual({
+      reason: 'backoff',
+      ...expected,
+    });
+  });
+
+  it('ends now if the instant has come and the upkeep has not been there yet', () => {
+    expect(waitOf(task({ state: 'scheduled', run_at: NOW - 1 }), undefined, 1_000, NOW)).toMatchObject({
+      until: NOW,
+      end: NOW,
+    });
+    expect(waitOf(task({ state: 'leased', attempts: 1 }), NOW - 1, 1_000, NOW)).toMatchObject({
+      until: NOW,
+      end: NOW + 2_000,
+    });
+  });
+
+  it('ends with death after the last attempt, or when the time is up', () => {
+    const leased = task({ state: 'leased', attempts: 5 });
+    expect(waitOf(leased, NOW + 10, 1_000, NOW)).toEqual({
+      reason: 'leased',
+      until: NOW + 10,
+      end: NOW + 10,
+      isLast: true,
+    });
+    const short = { ...leased, attempts: 1, not_after: NOW + 500 };
+    expect(waitOf(short, NOW + 10, 1_000, NOW)).toMatchObject({ end: NOW + 1_500, isLast: true });
+    expect(waitOf(short, NOW + 800, 1_000, NOW)).toMatchObject({ end: NOW + 1_800, isLast: true });
+    expect(waitOf({ ...short, not_after: NOW + 9_000 }, NOW + 10, 1_000, NOW)).toMatchObject({
+      isLast: false,
+    });
+    expect(waitOf(task({ state: 'queued', not_after: NOW }), undefined, 1_000, NOW)).toMatchObject({
+      reason: 'out_of_time',
+      end: NOW,
+      isLast: true,
+    });
+  });
+});
+
+describe('countAhead', () => {
+  const place = (kind: string, target: string, count: number) => ({ kind, target, count });
+  const ahead = (places: ReturnType<typeof place>[], windows: LimitedWindow[], own = 2) =>
+    countAhead(
+      { kind: 'dns', target: 'a:53' },
+      { count: own, isExact: true },
+      { places, isExact: true },
+      windows,
+    );
+
+  it('counts those of other targets as far as their own windows let them in', () => {
+    const counts = ahead(
+      [place('dns', 'a:53', 2), place('dns', 'b:53', 5), place('dns', 'c:53', 4)],
+      [window({ scope: 'target', target: 'b:53', limit: 3, leased: 1, queued: 1 })],
+    );
+    expect(counts).toEqual({
+      target: { count: 2, isExact: true },
+      kind: { count: 7, isExact: true },
+      global: { count: 7, isExact: true },
+    });
+  });
+
+  it('counts those of other kinds as far as the windows of their kinds let them in', () => {
+    const counts = ahead(
+      [place('http', 'x:80', 5), place('http', 'y:80', 5), place('tcp', 'z:1', 3)],
+      [
+        window({ kind: 'http', limit: 6, leased: 2, queued: 0 }),
+        // More than its limit: that was lowered.
+        window({ scope: 'target', kind: 'tcp', target: 'z:1', limit: 1, leased: 4, queued: 0 }),
+      ],
+    );
+    expect(counts.kind.count).toBe(2);
+    expect(counts.global.count).toBe(2 + 4);
+  });
+});
+
+describe('explain', () => {
+  it('names a limit that is enough, and lifts it if that can not be told or set', () => {
+    const limits = (ahead: { count: number; isExact: boolean }, limit = 2) =>
+      explain(
+        facts({
+          windows: [window({ limit, leased: limit - 1 })],
+          ahead: { target: ahead, kind: ahead, global: ahead },
+        }),
+      );
+    expect(limits({ count: 3, isExact: true }).changes).toMatchObject([{ limit: 6 }]);
+    const many = limits({ count: 10_000, isExact: false });
+    expect(many.changes).toMatchObject([{ limit: null }]);
+    expect(many.message).toContain(
+      'at least 10000 tasks are before it. To let it run: lift the limit of dns.',
+    );
+    expect(limits(ZERO, 1_000_000).changes).toMatchObject([{ limit: null }]);
+  });
+
+  it('counts the place that the task itself has as free', () => {
+    const wait = { reason: 'leased', until: NOW, end: NOW, isLast: false } as const;
+    const leased = facts({ task: task({ state: 'leased', lease_id: 1 }), windows: [window()], wait });
+    expect(explain(leased).changes).toMatchObject([{ action: 'wait_until' }]);
+    expect(explain({ ...leased, windows: [window({ limit: 1 })] }).changes).toMatchObject([
+      { action: 'wait_until' },
+      { action: 'raise_limit', limit: 2 },
+    ]);
+  });
+
+  it('estimates only what can be told', () => {
+    const estimate = (fields: Partial<WhyFacts>) =>
+      explain(facts({ windows: [window()], pace: { kind: 0.001 }, ...fields })).window?.estimate_ms;
+    expect(estimate({})).toBe(1_000);
+    expect(estimate({ pace: { target: 1 } })).toBeNull();
+    expect(estimate({ windows: [window({ limit: 0 })] })).toBeNull();
+    expect(
+      estimate({ ahead: { target: ZERO, kind: { count: 9, isExact: false }, global: ZERO } }),
+    ).toBeNull();
+  });
+
+  it('is ready if a place is there that it has not been given yet', () => {
+    expect(explain(facts({ windows: [window({ limit: 3 })] }))).toMatchObject({
+      reason: 'ready',
+      changes: [],
+    });
+  });
+
+  it('tells of the server only after all that holds everywhere', () => {
+    const busy = { ...facts().takers, with_room: 0 };
+    const answer = explain(
+      facts({ takers: busy, load: 1.26, isDraining: true, task: task({ state: 'queued' }) }),
+    );
+    expect(answer.changes.map(({ reason }) => reason)).toEqual(['agents_busy', 'draining', 'overloaded']);
+    expect(answer).toMatchObject({ reason: 'agents_busy', load_percent: 126 });
+  });
+
+  it('says in which order changes are to be made', () => {
+    const { message } = explain(
+      facts({
+        task: task({ state: 'scheduled', run_at: NOW + 1_000 }),
+        wait: { reason: 'not_yet', until: NOW + 1_000, end: NOW + 1_000, isLast: false },
+        takers: {
+          ...facts().takers,
+          online: 0,
+          with_room: 0,
+          candidate: { id: 4, status: 'offline' },
+          offline: 1,
+        },
+        windows: [window({ scope: 'global', kind: '' })],
+        queuedBefore: { count: 1, isExact: true },
+      }),
+    );
+    expect(message).toBe(
+      'It is not to run before its run_at; that is at 1970-01-01T00:16:41.000Z. To let it run: wait until ' +
+        '1970-01-01T00:16:41.000Z, then start agent 4 (to ask for 2 more of dns), then raise the limit of everything to 3.',
+    );
+  });
+});
+
+describe('explainFinished', () => {
+  it('reopens what has no result', () => {
+    expect(explainFinished(task({ state: 'completed', finished_at: NOW })).changes).toEqual([]);
+    expect(explainFinished(task({ state: 'dead', reason: 'max_attempts', finished_at: NOW }))).toMatchObject({
+      reason: 'finished',
+      changes: [{ action: 'retry_task' }],
+      agents: null,
+    });
+  });
+});

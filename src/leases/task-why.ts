@@ -1,0 +1,391 @@
+import { toTimestamp } from '../clock';
+import type { LimitedWindow, Place } from '../concurrency/concurrency.service';
+import type { WindowScope } from '../concurrency/window.entity';
+import type { TaskEntity } from './task.entity';
+import type { TaskWhy, WhyAgents, WhyAttempt, WhyChange, WhyReason, WhyWindow } from './task-why.dto';
+
+/** How soon what is due is seen to, in milliseconds. */
+const TICK_MS = 1_000;
+/** The highest limit that can be set. */
+const MAX_LIMIT = 1_000_000;
+/** Agents that claim are written down at least so often, in milliseconds; with some time to spare. */
+const ASKS_LATELY_MS = 1_200_000;
+
+/** How many there are; at least so many if it is not exact, for counting ends somewhere. */
+export interface Count {
+  readonly count: number;
+  readonly isExact: boolean;
+}
+
+/** How many tasks of a place. */
+export interface PlaceCount extends Place {
+  readonly count: number;
+}
+
+/** The agents that take a kind. */
+export interface Takers extends Omit<WhyAgents, 'last_asked_at'> {
+  readonly last_asked_at: number | null;
+  /** If none is online: the one that is nearest to it. */
+  readonly candidate: { id: number; status: 'draining' | 'offline' | 'disabled' } | undefined;
+}
+
+export type WhyTask = Pick<
+  TaskEntity,
+  | 'id'
+  | 'kind'
+  | 'target'
+  | 'state'
+  | 'reason'
+  | 'priority'
+  | 'run_at'
+  | 'not_after'
+  | 'attempts'
+  | 'max_attempts'
+  | 'lease_id'
+  | 'finished_at'
+>;
+
+/** Until when a task can't run by itself. */
+export interface Wait {
+  readonly reason: 'out_of_time' | 'leased' | 'not_yet' | 'backoff';
+  /** The instant that is shown. */
+  readonly until: number;
+  /** When it has come back to the queue, at the latest. */
+  readonly end: number;
+  /** Whether it is dead by then. */
+  readonly isLast: boolean;
+}
+
+/** What there is to know about a task that is not finished. */
+export interface WhyFacts {
+  readonly now: number;
+  readonly task: WhyTask;
+  readonly isKindKnown: boolean;
+  readonly wait: Wait | undefined;
+  readonly lease: { id: number; agent_id: number } | undefined;
+  readonly lastAttempt: WhyAttempt | undefined;
+  /** Those with a limit that the task counts in. */
+  readonly windows: readonly LimitedWindow[];
+  /** How many tasks would get a place sooner in each of these windows, by scope. */
+  readonly ahead: Readonly<Record<WindowScope, Count>>;
+  /** How many tasks come free in each of these windows in a millisecond, by scope; left out if that is not known. */
+  readonly pace: Readonly<Partial<Record<WindowScope, number>>>;
+  readonly queuedBefore: Count;
+  readonly takers: Takers;
+  /** What this server's load is, of which 1 is the limit, and whether it stops. */
+  readonly load: number;
+  readonly isDraining: boolean;
+}
+
+/**
+ * Until when a task can't run by itself; undefined if it is only for others to let it.
+ * @param longestBackoffMs how long it waits at most for its next attempt, should this one fail
+ */
+export function waitOf(
+  task: WhyTask,
+  deadlineAt: number | undefined,
+  longestBackoffMs: number,
+  now: number,
+): Wait | undefined {
+  const { state, attempts, not_after: notAfter } = task;
+  if (state === 'leased') {
+    const until = Math.max(deadlineAt ?? now, now);
+    const end = until + longestBackoffMs + TICK_MS;
+    if (attempts >= task.max_attempts) return { reason: 'leased', until, end: until, isLast: true };
+    // It ends with the lease or later, by how long the backoff happens to be.
+    if (notAfter !== null && notAfter <= end)
+      return { reason: 'leased', until, end: Math.max(notAfter, until) + TICK_MS, isLast: true };
+    return { reason: 'leased', until, end, isLast: false };
+  }
+  if (notAfter !== null && notAfter <= now)
+    return { reason: 'out_of_time', until: notAfter, end: now, isLast: true };
+  if (state !== 'scheduled') return undefined;
+  const until = Math.max(task.run_at ?? now, now);
+  const reason = attempts > 0 ? 'backoff' : 'not_yet';
+  return notAfter !== null && notAfter <= until
+    ? { reason, until, end: notAfter, isLast: true }
+    : { reason, until, end: until, isLast: false };
+}
+
+/**
+ * How many waiting tasks get a place before a task, in each of its windows, if those have room enough: of the others, as
+ * many as their own windows let in. Places go to the best first, so that is exact.
+ * @param own how many of its target are before it
+ * @param others how many of other targets are before it
+ * @param windows those with a limit, of any of them
+ */
+export function countAhead(
+  { kind, target }: Place,
+  own: Count,
+  others: { readonly places: readonly PlaceCount[]; readonly isExact: boolean },
+  windows: readonly LimitedWindow[],
+): Record<WindowScope, Count> {
+  const rooms = new Map(
+    windows.map((window) => [
+      keyOf(window.scope, window),
+      Math.max(0, window.limit - window.queued - window.leased),
+    ]),
+  );
+  const byKind = new Map<string, number>();
+  for (const { count, ...place } of others.places) {
+    if (place.kind === kind && place.target === target) continue;
+    const fits = Math.min(count, rooms.get(keyOf('target', place)) ?? Infinity);
+    byKind.set(place.kind, (byKind.get(place.kind) ?? 0) + fits);
+  }
+  const ofKind = own.count + (byKind.get(kind) ?? 0);
+  let inAll = ofKind;
+  for (const [other, count] of byKind)
+    if (other !== kind)
+      inAll += Math.min(count, rooms.get(keyOf('kind', { kind: other, target: '' })) ?? Infinity);
+  const isExact = own.isExact && others.isExact;
+  return { target: own, kind: { count: ofKind, isExact }, global: { count: inAll, isExact } };
+}
+
+const keyOf = (scope: WindowScope, { kind, target }: Place): string => `${scope}\0${kind}\0${target}`;
+
+/** A window that has no room for the task, and what would give it some. */
+interface Shortage {
+  readonly window: LimitedWindow;
+  readonly ahead: Count;
+  /** How many places it is short of. */
+  readonly places: number;
+  /** The least limit that is enough; null if that can't be told. */
+  readonly limit: number | null;
+}
+
+/** Whether a task takes a place in its windows as it is. */
+export const holdsPlace = ({ state }: WhyTask): boolean => state === 'leased' || state === 'queued';
+
+/** The windows without room, the one that is furthest from having some first; of several, the narrowest. */
+function shortagesOf({ task, windows, ahead }: WhyFacts): Shortage[] {
+  const shortages = windows.map((window): Shortage => {
+    // The place that it has itself is free by the time that it asks for one.
+    const held = window.queued + window.leased - (holdsPlace(task) ? 1 : 0);
+    const before = ahead[window.scope];
+    const enough = held + before.count + 1;
+    return {
+      window,
+      ahead: before,
+      places: enough - window.limit,
+      limit: before.isExact && enough <= MAX_LIMIT ? enough : null,
+    };
+  });
+  const width = (scope: WindowScope) => ['target', 'kind', 'global'].indexOf(scope);
+  return shortages
+    .filter(({ places }) => places > 0)
+    .sort((a, b) => b.places - a.places || width(a.window.scope) - width(b.window.scope));
+}
+
+/** Why a finished task does not run, and what would let it. */
+export function explainFinished(task: WhyTask): TaskWhy {
+  const changes: WhyChange[] =
+    task.state === 'completed' ? [] : [{ reason: 'finished', action: 'retry_task' }];
+  const because = task.reason === null ? '' : ` (${task.reason})`;
+  const at = toTimestamp(task.finished_at);
+  const fact = `The task is ${task.state}${because}${at === null ? '' : ` since ${at}`}.`;
+  return answer(task, 'finished', fact, changes, {});
+}
+
+/** Why an unfinished task does not run, and what would let it. */
+export function explain(facts: WhyFacts): TaskWhy {
+  const { task, takers } = facts;
+  const isWaiting = task.state !== 'queued' || facts.wait !== undefined;
+  const shortages = isWaiting ? shortagesOf(facts) : [];
+  const needed = 1 + facts.queuedBefore.count + (isWaiting ? facts.ahead.kind.count : 0);
+  const asks = { kind: task.kind, capacity: needed };
+  const found: { reason: WhyReason; fact: string; changes: Omit<WhyChange, 'reason'>[] }[] = [];
+  if (facts.wait) {
+    const { reason, end, isLast } = facts.wait;
+    const again = isLast ? [{ action: 'retry_task' as const }] : [];
+    const waits = { action: 'wait_until' as const, until: toTimestamp(end) };
+    found.push({ reason, fact: factOfWait(facts, facts.wait), changes: [waits, ...again] });
+  }
+  if (!facts.isKindKnown) {
+    const fact = `This server does not know the kind ${task.kind}.`;
+    found.push({ reason: 'unknown_kind', fact, changes: [{ action: 'load_kind', kind: task.kind }] });
+  }
+  if (takers.online === 0) {
+    const { candidate } = takers;
+    const action = candidate?.status === 'offline' ? 'start_agent' : 'enable_agent';
+    const change = candidate
+      ? { action, agent_id: candidate.id, ...asks }
+      : { action: 'bring_agent' as const, ...asks };
+    found.push({ reason: 'no_agent', fact: factOfNoAgent(task, takers), changes: [change as WhyChange] });
+  }
+  const [tightest] = shortages;
+  const window = tightest && viewOf(tightest, facts);
+  if (window) {
+    found.push({
+      reason: 'window_full',
+      fact: factOfWindow(window, tightest),
+      changes: shortages.map(({ window: { scope, kind, target }, limit }) => ({
+        action: 'raise_limit',
+        ...{ scope, kind: kind || null, target: target || null, limit },
+      })),
+    });
+  }
+  if (takers.online > 0 && takers.with_room === 0) {
+    const fact = `${agents(takers.online)} online and take${takers.online === 1 ? 's' : ''} ${task.kind}, and none has room for more leases.`;
+    found.push({ reason: 'agents_busy', fact, changes: [{ action: 'bring_agent', ...asks }] });
+  }
+  if (facts.isDraining) {
+    const fact = 'This server stops: agents are sent to others, or come back when it has started again.';
+    found.push({ reason: 'draining', fact, changes: [{ action: 'start_server' }] });
+  }
+  const isOverloaded = facts.load >= 1;
+  const percent = Math.round(facts.load * 100);
+  if (isOverloaded) {
+    const fact = `This server turns claims away: its load is ${percent} % of its limit.`;
+    found.push({ reason: 'overloaded', fact, changes: [{ action: 'reduce_load' }] });
+  }
+  const [first] = found;
+  return answer(
+    task,
+    first?.reason ?? 'ready',
+    first?.fact ?? factOfReady(facts),
+    found.flatMap(({ reason, changes }) => changes.map((change) => ({ reason, ...change }))),
+    {
+      until: toTimestamp(facts.wait?.until ?? null),
+      ...(isWaiting ? {} : { before: facts.queuedBefore.count, before_is_exact: facts.queuedBefore.isExact }),
+      lease: facts.lease ? { lease_id: facts.lease.id, agent_id: facts.lease.agent_id } : null,
+      last_attempt: facts.lastAttempt ?? null,
+      window: window ?? null,
+      agents: {
+        online: takers.online,
+        offline: takers.offline,
+        draining: takers.draining,
+        disabled: takers.disabled,
+        with_room: takers.with_room,
+        last_asked_at: toTimestamp(takers.last_asked_at),
+      },
+      load_percent: isOverloaded ? percent : null,
+    },
+  );
+}
+
+function answer(
+  task: WhyTask,
+  reason: WhyReason,
+  fact: string,
+  changes: WhyChange[],
+  known: Partial<TaskWhy>,
+): TaskWhy {
+  const toDo = changes.map(textOf).join(', then ');
+  return {
+    task_id: task.id,
+    kind: task.kind,
+    target: task.target,
+    state: task.state,
+    reason,
+    message: toDo === '' ? fact : `${fact} To let it run: ${toDo}.`,
+    changes,
+    until: null,
+    attempts: task.attempts,
+    max_attempts: task.max_attempts,
+    before: null,
+    before_is_exact: true,
+    lease: null,
+    last_attempt: null,
+    window: null,
+    agents: null,
+    load_percent: null,
+    ...known,
+  };
+}
+
+function viewOf({ window, ahead, places }: Shortage, { pace }: WhyFacts): WhyWindow {
+  const perMs = pace[window.scope];
+  return {
+    scope: window.scope,
+    kind: window.kind || null,
+    target: window.target || null,
+    limit: window.limit,
+    leased: window.leased,
+    queued: window.queued,
+    before: ahead.count,
+    before_is_exact: ahead.isExact,
+    // A limit of 0 lets nothing begin, however many end.
+    estimate_ms:
+      perMs === undefined || window.limit === 0 || !ahead.isExact ? null : Math.ceil(places / perMs),
+  };
+}
+
+const counted = ({ count, isExact }: Count): string => (isExact ? String(count) : `at least ${count}`);
+
+const tasks = (count: Count): string =>
+  `${counted(count)} ${count.count === 1 ? 'task is' : 'tasks are'} before it`;
+
+const agents = (count: number): string => (count === 1 ? '1 agent is' : `${count} agents are`);
+
+/** A window as sentences call it. */
+const nameOf = ({ kind, target }: Pick<WhyChange, 'kind' | 'target'>): string =>
+  kind ? (target ? `${kind} to ${target}` : kind) : 'everything';
+
+function factOfWait({ task, lease, lastAttempt, now }: WhyFacts, { reason, until }: Wait): string {
+  const at = toTimestamp(until);
+  const attempt = `attempt ${task.attempts} of ${task.max_attempts}`;
+  if (reason === 'out_of_time') return `Its not_after has passed (${at}): it ends now.`;
+  if (reason === 'leased') return `Agent ${lease?.agent_id} holds it until ${at}, ${attempt}.`;
+  const when = until <= now ? 'now' : `at ${at}`;
+  if (reason === 'not_yet') return `It is not to run before its run_at; that is ${when}.`;
+  const failed = lastAttempt
+    ? `Agent ${lastAttempt.agent_id} ${HOW_ENDED[lastAttempt.ended]}${lastAttempt.outcome === null ? '' : ` (${lastAttempt.outcome})`}, ${attempt}`
+    : `It failed, ${attempt}`;
+  return `${failed}; the next begins ${when}.`;
+}
+
+const HOW_ENDED = { cancelled: 'gave it back', expired: 'did not report in time' } as const;
+
+function factOfNoAgent({ kind }: WhyTask, { offline, draining, disabled }: Takers): string {
+  const others = Object.entries({ offline, draining, disabled }).filter(([, count]) => count > 0);
+  if (others.length === 0) return `No agent has asked for ${kind} in the last day.`;
+  const named = others.map(([status, count]) => `${count} ${status}`).join(', ');
+  return `No agent that takes ${kind} is online: ${named}.`;
+}
+
+function factOfWindow(window: WhyWindow, { ahead }: Shortage): string {
+  const { limit, leased, queued, estimate_ms: estimate } = window;
+  const pace =
+    estimate === null
+      ? ''
+      : ` At the pace of the last minutes it may have a place in ${Math.ceil(estimate / 1_000)} s.`;
+  return `The window of ${nameOf(window)} is full: of ${limit} ${limit === 1 ? 'place' : 'places'} ${leased} ${leased === 1 ? 'is' : 'are'} leased and ${queued} queued, and ${tasks(ahead)}.${pace}`;
+}
+
+function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): string {
+  const { online, with_room: withRoom, last_asked_at: askedAt } = takers;
+  const silent =
+    askedAt !== null && now - askedAt > ASKS_LATELY_MS
+      ? ` None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
+      : '';
+  const takes = `${agents(online)} online and take${online === 1 ? 's' : ''} ${kind}`;
+  return `Nothing holds it: ${tasks(queuedBefore)}; ${takes}, ${withRoom} with room for more leases.${silent}`;
+}
+
+/** A change as an instruction. */
+function textOf(change: WhyChange): string {
+  const { kind, capacity } = change;
+  const asking = `(to ask for ${capacity} more of ${kind})`;
+  switch (change.action) {
+    case 'wait_until':
+      return `wait until ${change.until}`;
+    case 'retry_task':
+      return 'retry it';
+    case 'raise_limit':
+      return change.limit === null
+        ? `lift the limit of ${nameOf(change)}`
+        : `raise the limit of ${nameOf(change)} to ${change.limit}`;
+    case 'enable_agent':
+      return `enable agent ${change.agent_id} ${asking}`;
+    case 'start_agent':
+      return `start agent ${change.agent_id} ${asking}`;
+    case 'bring_agent':
+      return `bring an agent that asks for ${capacity} of ${kind}`;
+    case 'load_kind':
+      return `name the extension of ${kind} in this server's settings`;
+    case 'reduce_load':
+      return 'reduce the load of this server';
+    case 'start_server':
+      return 'start this server again';
+  }
+}

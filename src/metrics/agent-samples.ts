@@ -1,0 +1,189 @@
+import type { Sample } from './metrics.dto';
+
+/** How many names are kept, of counters and gauges together. */
+export const MAX_NAMES = 500;
+/** How many of them one agent may bring: names are free text, and one agent must not take the place of all others' names. */
+export const MAX_NAMES_OF_AGENT = 100;
+
+const FIRST_SLOTS = 64;
+
+/** What agents say with one envelope. */
+export interface AgentEnvelope {
+  readonly agentId: number;
+  /** In ms since the epoch, by the agent's clock. */
+  readonly measuredAt: number;
+  readonly counters: readonly Pick<Sample, 'name' | 'value'>[];
+  readonly gauges: readonly Pick<Sample, 'name' | 'value'>[];
+}
+
+/** What the agents of a group say under one name. */
+export type Aggregate =
+  | { readonly type: 'counter'; readonly name: string; readonly group: number; readonly sum: number }
+  | {
+      readonly type: 'gauge';
+      readonly name: string;
+      readonly group: number;
+      readonly min: number;
+      readonly mean: number;
+      readonly max: number;
+    };
+
+/** The last value of each agent under one name, by the agent's slot; NaN if it said none. */
+interface Column {
+  readonly type: Aggregate['type'];
+  readonly name: string;
+  /** The agent that brought the name. */
+  readonly broughtBy: number;
+  values: Float64Array;
+  holders: number;
+}
+
+/**
+ * The last values of the agents' own metrics. A number for each agent and name, in one array a name: aggregates are one pass over
+ * it, and what all take is bounded by {@link MAX_NAMES} numbers an agent.
+ */
+export class AgentSamples {
+  private readonly slots = new Map<number, number>();
+  private readonly free: number[] = [];
+  private readonly columns = new Map<string, Column>();
+  private readonly brought = new Map<number, number>();
+  /** When the last values of each slot were measured. */
+  private measuredAt = new Float64Array(FIRST_SLOTS);
+  private droppedValues = 0;
+
+  /** How many values were not kept, for there are too many names. */
+  get dropped(): number {
+    return this.droppedValues;
+  }
+
+  get agents(): number {
+    return this.slots.size;
+  }
+
+  /** Takes the values of an envelope, unless a later one of the agent is known. */
+  take({ agentId, measuredAt, counters, gauges }: AgentEnvelope): void {
+    const slot = this.slotOf(agentId);
+    if (measuredAt < (this.measuredAt[slot] as number)) return;
+    this.measuredAt[slot] = measuredAt;
+    for (const { name, value } of counters) this.put('counter', name, agentId, slot, value);
+    for (const { name, value } of gauges) this.put('gauge', name, agentId, slot, value);
+  }
+
+  /** Forgets the agents that are not among these, and the names that nobody says any more. */
+  keepOnly(agentIds: ReadonlySet<number>): void {
+    for (const [agentId, slot] of this.slots) {
+      if (agentIds.has(agentId)) continue;
+      for (const [key, column] of this.columns) {
+        if (Number.isNaN(column.values[slot])) continue;
+        column.values[slot] = Number.NaN;
+        if (--column.holders === 0) this.forget(key, column);
+      }
+      this.measuredAt[slot] = 0;
+      this.slots.delete(agentId);
+      this.free.push(slot);
+    }
+  }
+
+  /**
+   * What the agents say together, by name and group.
+   * @param groupOf the group of an agent: a small integer
+   */
+  *aggregates(groupOf: (agentId: number) => number): Generator<Aggregate> {
+    const groups = new Int32Array(this.measuredAt.length).fill(-1);
+    let last = -1;
+    for (const [agentId, slot] of this.slots) {
+      const group = groupOf(agentId);
+      groups[slot] = group;
+      if (group > last) last = group;
+    }
+    const counts = new Float64Array(last + 1);
+    const sums = new Float64Array(last + 1);
+    const mins = new Float64Array(last + 1);
+    const maxs = new Float64Array(last + 1);
+    for (const { type, name, values } of this.columns.values()) {
+      counts.fill(0);
+      sums.fill(0);
+      mins.fill(Number.POSITIVE_INFINITY);
+      maxs.fill(Number.NEGATIVE_INFINITY);
+      for (let slot = 0; slot < values.length; slot++) {
+        const value = values[slot] as number;
+        const group = groups[slot] as number;
+        if (Number.isNaN(value) || group < 0) continue;
+        (counts[group] as number)++;
+        (sums[group] as number) += value;
+        if (value < (mins[group] as number)) mins[group] = value;
+        if (value > (maxs[group] as number)) maxs[group] = value;
+      }
+      for (let group = 0; group <= last; group++) {
+        const count = counts[group] as number;
+        const sum = sums[group] as number;
+        if (count === 0) continue;
+        if (type === 'counter') yield { type, name, group, sum };
+        else
+          yield {
+            type,
+            name,
+            group,
+            min: mins[group] as number,
+            mean: sum / count,
+            max: maxs[group] as number,
+          };
+      }
+    }
+  }
+
+  private slotOf(agentId: number): number {
+    const known = this.slots.get(agentId);
+    if (known !== undefined) return known;
+    const slot = this.free.pop() ?? this.slots.size;
+    if (slot >= this.measuredAt.length) this.grow();
+    this.slots.set(agentId, slot);
+    return slot;
+  }
+
+  private grow(): void {
+    const size = 2 * this.measuredAt.length;
+    const enlarge = (values: Float64Array, fill: number) => {
+      const larger = new Float64Array(size).fill(fill, values.length);
+      larger.set(values);
+      return larger;
+    };
+    this.measuredAt = enlarge(this.measuredAt, 0) as typeof this.measuredAt;
+    for (const column of this.columns.values()) column.values = enlarge(column.values, Number.NaN);
+  }
+
+  private put(type: Column['type'], sent: string, agentId: number, slot: number, value: number): void {
+    const name = labelOf(sent);
+    const key = `${type} ${name}`;
+    const column = this.columns.get(key) ?? this.bring(type, name, key, agentId);
+    if (!column) {
+      this.droppedValues++;
+      return;
+    }
+    if (Number.isNaN(column.values[slot])) column.holders++;
+    column.values[slot] = value;
+  }
+
+  private bring(type: Column['type'], name: string, key: string, agentId: number): Column | undefined {
+    const count = this.brought.get(agentId) ?? 0;
+    if (this.columns.size >= MAX_NAMES || count >= MAX_NAMES_OF_AGENT) return undefined;
+    const values = new Float64Array(this.measuredAt.length).fill(Number.NaN);
+    const column = { type, name, broughtBy: agentId, values, holders: 0 };
+    this.columns.set(key, column);
+    this.brought.set(agentId, count + 1);
+    return column;
+  }
+
+  private forget(key: string, { broughtBy }: Column): void {
+    this.columns.delete(key);
+    const left = (this.brought.get(broughtBy) ?? 1) - 1;
+    if (left > 0) this.brought.set(broughtBy, left);
+    else this.brought.delete(broughtBy);
+  }
+}
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: a name is what a stranger chose.
+const UNPRINTABLE = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g;
+
+/** A text as the value of a label: UTF-8 on one line. Two that differ in what can't be shown become one. */
+export const labelOf = (text: string): string => text.toWellFormed().replace(UNPRINTABLE, '\ufffd');

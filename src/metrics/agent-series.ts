@@ -1,0 +1,167 @@
+import { Inject, Injectable } from '@nestjs/common';
+import { Interval } from '@nestjs/schedule';
+import { AgentsService } from '../agents/agents.service';
+import { Clock } from '../clock';
+import { Database } from '../database/database';
+import { fitting } from '../http/pagination';
+import { JobRunner } from '../scheduling/job-runner';
+import { SETTINGS, type Settings } from '../settings';
+import { type GaugeInstrument, Meter } from '../telemetry/meter';
+import { type AgentEnvelope, AgentSamples, labelOf, MAX_NAMES } from './agent-samples';
+import type { MetricsEntity } from './metrics.entity';
+
+/** How often it is looked who is silent, and what other replicas took, in milliseconds. */
+const REFRESH_MS = 15_000;
+/** How many envelopes one statement reads. */
+const BATCH = 500;
+/** A unit of work of another replica may be committed so much later than its instant, in milliseconds. */
+const LATE_MS = 2_000;
+/** How many groups the labels of the setting make at most; agents of others are together in one more. */
+const MAX_GROUPS = 20;
+const OTHER = 'other';
+
+type Found = Pick<MetricsEntity, 'id' | 'received_at'> & { bytes: number };
+
+/**
+ * Shows the agents' own metrics in `GET /metrics`: counters summed, gauges by their least, mean and greatest value, of the agents
+ * that were heard of within two heartbeat timeouts.
+ */
+@Injectable()
+export class AgentSeries {
+  private readonly samples = new AgentSamples();
+  private readonly sums: GaugeInstrument<string>;
+  private readonly values: GaugeInstrument<string>;
+  /** Which group each agent belongs to, by its place in {@link groups}. */
+  private groupOf = new Map<number, number>();
+  private groups: Record<string, string>[] = [];
+  /** Up to where the stored envelopes have been read: when they were received, in ms since the epoch. */
+  private readUpTo: number | undefined;
+
+  constructor(
+    meter: Meter,
+    private readonly database: Database,
+    private readonly clock: Clock,
+    private readonly agents: AgentsService,
+    private readonly jobs: JobRunner,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {
+    this.jobs.declare('agent-series');
+    const { metricsLabels: splitBy } = settings;
+    this.sums = meter.gauge<string>({
+      name: 'agent_samples',
+      help: "Agents' own counters, summed over the agents that are heard of.",
+      labels: ['name'],
+      splitBy,
+      maxSeries: MAX_NAMES * (MAX_GROUPS + 1),
+    });
+    this.values = meter.gauge<string>({
+      name: 'agent_values',
+      help: "Agents' own gauges: the least, mean and greatest value of the agents that are heard of.",
+      labels: ['name', 'stat'],
+      splitBy,
+      maxSeries: 3 * MAX_NAMES * (MAX_GROUPS + 1),
+    });
+    meter.readCounter(
+      {
+        name: 'agent_samples_dropped_total',
+        help: `Values of agents that are not shown, for there are more than ${MAX_NAMES} names.`,
+      },
+      () => this.samples.dropped,
+    );
+    meter.onScrape(() => this.show());
+  }
+
+  /** Takes an envelope that this process has stored. If others store some too, all are read from the database. */
+  take(envelope: AgentEnvelope): void {
+    if (!this.database.isShared) this.samples.take(envelope);
+  }
+
+  @Interval('agent-series', REFRESH_MS)
+  protected tick(): Promise<void> {
+    return this.jobs.run('agent-series', REFRESH_MS, () => this.refresh(), { everywhere: true });
+  }
+
+  /** Takes what other replicas stored, or what was stored before the start, and forgets the agents that are silent. */
+  async refresh(): Promise<void> {
+    const heardSince = this.clock.now() - 2 * this.settings.heartbeatTimeoutMs;
+    if (this.readUpTo === undefined || this.database.isShared) await this.readStored(heardSince);
+    const heard = await this.database.read((statements) => this.agents.heardSince(statements, heardSince));
+    await this.sortIntoGroups();
+    this.samples.keepOnly(heard);
+  }
+
+  private async readStored(heardSince: number): Promise<void> {
+    // After a clock that was set back, nothing is later than what was read.
+    const upTo = Math.min(this.readUpTo ?? heardSince, this.clock.now());
+    let [at, id] = [Math.max(heardSince, upTo - LATE_MS), 0];
+    for (;;) {
+      const found = await this.database.read((statements) =>
+        statements.rows<Found>(
+          `SELECT id, received_at, octet_length(counters) + octet_length(gauges) AS bytes FROM agent_metrics
+           WHERE received_at >= $1 AND (received_at > $1 OR id > $2) ORDER BY received_at, id LIMIT $3`,
+          at,
+          id,
+          BATCH,
+        ),
+      );
+      const batch = found.slice(0, fitting(found, BATCH));
+      const last = batch.at(-1);
+      if (!last) break;
+      const rows = await this.database.read((statements) =>
+        statements.rows<MetricsEntity>(
+          `SELECT agent_id, measured_at, counters, gauges FROM agent_metrics
+           WHERE ${statements.dialect.isAmong('id', '$1')}`,
+          JSON.stringify(batch.map((row) => row.id)),
+        ),
+      );
+      for (const { agent_id: agentId, measured_at: measuredAt, counters, gauges } of rows)
+        this.samples.take({
+          ...{ agentId, measuredAt },
+          counters: JSON.parse(counters),
+          gauges: JSON.parse(gauges),
+        });
+      [at, id] = [last.received_at, last.id];
+    }
+    this.readUpTo = at;
+  }
+
+  private async sortIntoGroups(): Promise<void> {
+    const { metricsLabels: names } = this.settings;
+    if (names.length === 0) return;
+    const labels = await this.database.read((statements) => this.agents.labelsNamed(statements, names));
+    const known = new Map<string, number>();
+    const groups: Record<string, string>[] = [];
+    const groupOf = new Map<number, number>();
+    // By their values, so that the same few are shown whatever order the agents come in.
+    const texts = [...new Set([...labels.values()].map((own) => textOf(names, own)))]
+      .sort()
+      .slice(0, MAX_GROUPS);
+    for (const text of texts) {
+      known.set(text, groups.length);
+      const values = JSON.parse(text) as string[];
+      groups.push(Object.fromEntries(names.map((name, i) => [name, labelOf(values[i] as string)])));
+    }
+    groups.push(Object.fromEntries(names.map((name) => [name, OTHER])));
+    for (const [agentId, own] of labels) {
+      const group = known.get(textOf(names, own));
+      if (group !== undefined) groupOf.set(agentId, group);
+    }
+    this.groups = groups;
+    this.groupOf = groupOf;
+  }
+
+  private show(): void {
+    this.sums.reset();
+    this.values.reset();
+    const rest = Math.max(0, this.groups.length - 1);
+    for (const one of this.samples.aggregates((agentId) => this.groupOf.get(agentId) ?? rest)) {
+      const labels = { name: one.name, ...this.groups[one.group] };
+      if (one.type === 'counter') this.sums.set(labels, one.sum);
+      else
+        for (const stat of ['min', 'mean', 'max'] as const) this.values.set({ ...labels, stat }, one[stat]);
+    }
+  }
+}
+
+const textOf = (names: readonly string[], labels: Readonly<Record<string, string>>): string =>
+  JSON.stringify(names.map((name) => labels[name] ?? ''));

@@ -1,0 +1,40 @@
+import { Controller, Get, Logger, Res } from '@nestjs/common';
+import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import type { FastifyReply } from 'fastify';
+import { GuardedErrors } from '../http/api-errors';
+import { OperatorUnless } from '../http/decorators';
+import { LineBudget } from './line-budget';
+import { Meter } from './meter';
+
+/** Lines a second, and at once, on what can't be read: while the database is away it is so at every scrape. */
+const FAILURE_LINES: [perSecond: number, burst: number] = [1 / 60, 5];
+
+/** What Prometheus scrapes. */
+@ApiTags('telemetry')
+@Controller()
+export class ExpositionController {
+  private readonly logger = new Logger('Metrics');
+  private readonly lines = new LineBudget(...FAILURE_LINES);
+
+  constructor(private readonly meter: Meter) {}
+
+  /**
+   * The metrics of this process and of the fleet, in the text format of Prometheus. Needs no token if
+   * `CONTROL_PLANE_METRICS_PUBLIC` is true.
+   */
+  @Get('metrics')
+  @OperatorUnless('metricsPublic', 'viewer')
+  @ApiOperation({ operationId: 'scrapeMetrics', summary: 'Scrape metrics' })
+  @ApiOkResponse({
+    description: 'The exposition, version 0.0.4.',
+    content: { 'text/plain': { schema: { type: 'string', example: 'control_plane_draining 0\n' } } },
+  })
+  @GuardedErrors()
+  scrape(@Res({ passthrough: true }) reply: FastifyReply): Promise<string> {
+    reply.header('content-type', this.meter.contentType);
+    return this.meter.expose((error) => {
+      if (this.lines.take())
+        this.logger.warn({ err: error }, 'some metrics could not be read; they are those of before');
+    });
+  }
+}

@@ -1,0 +1,235 @@
+import type { FastifyInstance, FastifyReply } from 'fastify';
+import { collectDefaultMetrics } from 'prom-client';
+import type { Database } from '../database/database';
+import type { AnswerLimits } from '../http/answer-limits';
+import type { ControlPlaneRequest } from '../http/decorators';
+import { refusalOf } from '../http/error-filter';
+import { waitedMs } from '../http/hang-up';
+import type { Settings } from '../settings';
+import type { InFlight } from './in-flight';
+import type { Lifecycle } from './lifecycle';
+import type { LogOutput } from './log-output';
+import type { Meter } from './meter';
+import type { Overload } from './overload';
+
+/** Upper bounds in seconds: each service level of the contract is one of them. */
+const REQUEST_BUCKETS = [
+  0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 1, 2.5, 5, 10,
+];
+const COMMIT_BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5];
+const UNIT_BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 512];
+
+/** Routes, with their methods and classes of status: there are a few hundred, and extensions may add theirs. */
+const MAX_REQUEST_SERIES = 2_000;
+
+/** Gauges of prom-client that end like a counter, so that Prometheus' own linter complains: the same is shown under another name. */
+const MISNAMED = [
+  'nodejs_active_handles_total',
+  'nodejs_active_requests_total',
+  'nodejs_active_resources_total',
+];
+
+/** What the process is observed by. */
+export interface Observed {
+  readonly settings: Pick<Settings, 'database' | 'minFreeDisk'>;
+  readonly version: string;
+  readonly database: Database;
+  readonly lifecycle: Lifecycle;
+  readonly overload: Overload;
+  readonly answers: AnswerLimits;
+  readonly inFlight: InFlight;
+  /** The log's output, if it is ours. */
+  readonly log: LogOutput | undefined;
+}
+
+/** Declares and keeps the series of the process itself: its requests, its database, its bounds and its runtime. */
+export function observeProcess(meter: Meter, http: FastifyInstance, observed: Observed): void {
+  observeRuntime(meter, observed);
+  observeRequests(meter, http, observed);
+  observeDatabase(meter, observed);
+}
+
+function observeRuntime(
+  meter: Meter,
+  { settings, version, lifecycle, overload, log }: Omit<Observed, 'database'>,
+): void {
+  collectDefaultMetrics({ register: meter.defaults });
+  for (const name of MISNAMED) meter.defaults.removeSingleMetric(name);
+  meter
+    .gauge({
+      name: 'build_info',
+      help: 'Always 1: which version runs, on which Node.js and database.',
+      labels: ['version', 'node', 'database'],
+    })
+    .set({ version, node: process.version, database: settings.database.type }, 1);
+  meter.readGauge({ name: 'draining', help: '1 from when the process was asked to stop, else 0.' }, () =>
+    lifecycle.draining ? 1 : 0,
+  );
+  meter.readGauge(
+    {
+      name: 'event_loop_delay_seconds',
+      help: 'How late the event loop was on the average of the last half second.',
+    },
+    () => overload.loopDelayMs / 1_000,
+  );
+  meter.readGauge(
+    {
+      name: 'overload_ratio',
+      help: 'The load as a share of the limit: from 1 on new work is turned away, from 2 on everything.',
+    },
+    () => overload.level,
+  );
+  meter.readCounter(
+    { name: 'log_lines_dropped_total', help: 'Lines of the log that its output did not take.' },
+    () => log?.droppedInAll ?? 0,
+  );
+}
+
+function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFlight }: Observed): void {
+  const durations = meter.histogram({
+    name: 'http_request_duration_seconds',
+    help: 'How long requests took until their answer was sent, without the time that a claim waited for work.',
+    labels: ['method', 'route', 'status'],
+    buckets: REQUEST_BUCKETS,
+    maxSeries: MAX_REQUEST_SERIES,
+  });
+  const refused = meter.counter({
+    name: 'requests_refused_total',
+    help: 'Requests that were turned away before they had an effect, by why.',
+    labels: ['route', 'reason'],
+    maxSeries: MAX_REQUEST_SERIES,
+  });
+  const quotas = meter.counter({
+    name: 'quota_refusals_total',
+    help: 'Requests that were over a quota, by which.',
+    labels: ['quota'],
+  });
+  http.addHook('onResponse', (request: ControlPlaneRequest, reply: FastifyReply, done) => {
+    const route = routeOf(request);
+    durations.observe(
+      {
+        method: METHODS.has(request.method) ? request.method : 'OTHER',
+        route,
+        status: `${Math.floor(reply.statusCode / 100)}xx`,
+      },
+      Math.max(0, reply.elapsedTime - waitedMs(request)) / 1_000,
+    );
+    const refusal = request.refusal && refusalOf(request.refusal);
+    if (refusal) {
+      refused.add({ route, reason: refusal.reason });
+      if (refusal.quota !== undefined) quotas.add({ quota: refusal.quota });
+    }
+    done();
+  });
+
+  let connections = 0;
+  const dropped = { limit: 0, unreadable: 0 };
+  http.server.on('connection', (socket) => {
+    connections++;
+    socket.once('close', () => {
+      connections--;
+    });
+  });
+  http.server.on('drop', () => {
+    dropped.limit++;
+  });
+  // Before the answer to it: Fastify's own listener comes first and stays.
+  http.server.on('clientError', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ECONNRESET') dropped.unreadable++;
+  });
+  meter.readGauge({ name: 'connections', help: 'Connections that are open.' }, () => connections);
+  meter.readGauge({ name: 'long_polls', help: 'Claims that wait for work.' }, () => inFlight.waitingClaims);
+  meter.readGauge(
+    { name: 'requests_in_flight', help: 'Requests that are worked on, without claims that wait.' },
+    () => inFlight.working,
+  );
+  meter.readGauge(
+    { name: 'answers_sending_bytes', help: 'Bytes of answers that are being sent.' },
+    () => answers.load.bytes,
+  );
+  meter.tallies(
+    {
+      name: 'connections_refused_total',
+      help: 'Connections that were refused or closed for what their clients did, by why.',
+      labels: ['reason'],
+    },
+    () => ({ ...dropped, ...answers.closed }),
+  );
+}
+
+/** The pattern of the request's route; all pages of the documentation are one. */
+function routeOf({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): string {
+  return url.startsWith('/docs') ? '/docs' : url;
+}
+
+/** Others are a stranger's words. */
+const METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);
+
+function observeDatabase(
+  meter: Meter,
+  { settings, database }: Pick<Observed, 'settings' | 'database'>,
+): void {
+  const units = meter.histogram({
+    name: 'commit_units',
+    help: 'Units of work that shared a commit.',
+    buckets: UNIT_BUCKETS,
+  });
+  const duration = meter.histogram({
+    name: 'commit_duration_seconds',
+    help: 'How long commits took to be on the disk.',
+    buckets: COMMIT_BUCKETS,
+  });
+  const failures = meter.counter({ name: 'commit_failures_total', help: 'Commits that failed.' });
+  failures.add({}, 0);
+  database.onCommit((commit) => {
+    if (commit.failed) {
+      failures.add({});
+      return;
+    }
+    units.observe({}, commit.units);
+    duration.observe({}, commit.durationMs / 1_000);
+  });
+  meter.readGauge(
+    { name: 'write_queue_depth', help: 'Units of work that wait to be written, or for a connection.' },
+    () => database.writeQueueDepth,
+  );
+  const size = meter.gauge({
+    name: 'database_size_bytes',
+    help: 'How large the database is on its disk, with its log.',
+  });
+  const isOnOurDisk = settings.database.type === 'sqlite';
+  const free = isOnOurDisk
+    ? meter.gauge({ name: 'disk_free_bytes', help: "What is free on the database's disk for this process." })
+    : undefined;
+  const pool = isOnOurDisk
+    ? undefined
+    : {
+        connections: meter.gauge({
+          name: 'database_connections',
+          help: 'Connections of the pool.',
+          labels: ['state'],
+        }),
+        waiting: meter.gauge({
+          name: 'database_connections_waiting',
+          help: 'Units of work that wait for a connection.',
+        }),
+      };
+  if (isOnOurDisk)
+    meter.readGauge(
+      {
+        name: 'disk_watermark_bytes',
+        help: 'Below so many free bytes nothing is stored that is not needed; 0 is never.',
+      },
+      () => settings.minFreeDisk,
+    );
+  meter.onScrape(async () => {
+    const stats = await database.stats();
+    if (stats.sizeBytes !== undefined) size.set({}, stats.sizeBytes);
+    if (stats.freeBytes !== undefined) free?.set({}, stats.freeBytes);
+    if (!stats.connections) return;
+    const { idle, busy, waiting } = stats.connections;
+    pool?.connections.set({ state: 'idle' }, idle);
+    pool?.connections.set({ state: 'busy' }, busy);
+    pool?.waiting.set({}, waiting);
+  });
+}

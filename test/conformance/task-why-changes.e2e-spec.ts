@@ -1,0 +1,322 @@
+import fc from 'fast-check';
+import { QueueUpkeep } from '../../src/leases/queue-upkeep';
+import type { TaskWhy, WhyChange, WhyReason } from '../../src/leases/task-why.dto';
+import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
+
+/** How many random states are tried; a longer search is asked for with CONTROL_PLANE_TEST_RUNS. */
+const RUNS = Number(process.env.CONTROL_PLANE_TEST_RUNS ?? 40);
+const TIMEOUT_MS = 60_000 + RUNS * 2_000;
+
+const LEASE_MS = 10_000;
+/** How often agents call while something is waited for, in milliseconds. */
+const CALLS_MS = 3_000;
+const AGENTS = 4;
+const KINDS = ['dns', 'http'] as const;
+type Kind = (typeof KINDS)[number];
+
+const kind = fc.constantFrom(...KINDS);
+const target = fc.nat({ max: 2 });
+const agent = fc.nat({ max: AGENTS - 1 });
+const seconds = (max: number) => fc.integer({ min: 1, max });
+const maybe = <T>(of: fc.Arbitrary<T>) => fc.option(of, { nil: undefined });
+
+/** What a state is made by. Agents and leases are named by a place in their list, so a step means something in any state. */
+const step = fc.oneof(
+  {
+    weight: 8,
+    arbitrary: fc.record({
+      do: fc.constant('enqueue' as const),
+      kind,
+      target,
+      count: seconds(3),
+      priority: fc.integer({ min: -1, max: 1 }),
+      inS: maybe(seconds(8)),
+      notAfterS: fc.option(fc.integer({ min: 9, max: 20 }), { nil: undefined, freq: 6 }),
+      max_attempts: seconds(3),
+    }),
+  },
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant('claim' as const),
+      agent,
+      dns: fc.nat({ max: 3 }),
+      http: fc.nat({ max: 2 }),
+    }),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      do: fc.constant('report' as const),
+      lease: fc.nat({ max: 9 }),
+      as: fc.constantFrom('completed' as const, 'cancelled' as const),
+    }),
+  },
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      do: fc.constant('limit' as const),
+      kind: maybe(kind),
+      target: maybe(target),
+      ceiling: fc.option(fc.nat({ max: 4 }), { nil: null, freq: 5 }),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constantFrom('drain' as const, 'disable' as const, 'enable' as const),
+      agent,
+    }),
+  },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('heartbeat' as const), agent }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('pass' as const), s: seconds(11) }) },
+);
+type Step = typeof step extends fc.Arbitrary<infer S> ? S : never;
+
+const specOf = (kind: Kind, target: number): object =>
+  kind === 'dns'
+    ? dnsTask({}, { server: `192.0.2.${target + 1}` })
+    : { kind, spec: { url: `http://h${target + 1}.example/` } };
+const targetOf = (kind: Kind, target: number): string =>
+  kind === 'dns' ? `192.0.2.${target + 1}:53` : `h${target + 1}.example:80`;
+
+describe('the change that is named', () => {
+  let server: TestServer;
+  let clock: TestClock;
+  let agents: Credentials[];
+  const seen = new Map<WhyReason, number>();
+
+  beforeAll(async () => {
+    clock = new TestClock();
+    server = await TestServer.start(
+      {
+        LEASE_DURATION_MS: String(LEASE_MS),
+        HEARTBEAT_TIMEOUT_MS: '10000',
+        RETRY_BACKOFF_MAX_MS: '3000',
+      },
+      { clock },
+    );
+  });
+  afterAll(() => server.stop());
+
+  const inS = (s: number): string => new Date(clock.now() + s * 1_000).toISOString();
+  const operator = async (method: string, path: string, body?: unknown): Promise<any> => {
+    const answer = await server.operator(method, path, body);
+    if (answer.status >= 400 && answer.status !== 409)
+      throw new Error(`${path}: ${JSON.stringify(answer.body)}`);
+    return answer.body;
+  };
+  const why = (id: number): Promise<TaskWhy> => operator('GET', `/v1/tasks/${id}/why`);
+  const limit = (limits: object[]): Promise<any> => operator('PUT', '/v1/concurrency/limits', { limits });
+  const liveLeases = () =>
+    server.rows<{ id: number; agent_id: number; task_id: number; kind: string }>(
+      `SELECT l.id, l.agent_id, l.task_id, t.kind FROM leases l JOIN tasks t ON t.id = l.task_id
+       WHERE l.state = 'active' ORDER BY l.id`,
+    );
+  const claim = async (who: Credentials, capacities: Record<string, number>): Promise<number[]> => {
+    const { body } = await server.agent(who, '/claim', { capacities });
+    return (body.leases ?? []).map(({ task_id }: { task_id: number }) => task_id);
+  };
+  const withId = (id: number): Credentials => agents.find(({ agent_id }) => agent_id === id) as Credentials;
+
+  async function begin(): Promise<void> {
+    await operator('POST', '/v1/tasks/cancel', { all: true });
+    const lifted = [
+      { ceiling: null },
+      ...KINDS.map((kind) => ({ kind, ceiling: null })),
+      ...KINDS.flatMap((kind) => [0, 1, 2].map((i) => ({ kind, target: targetOf(kind, i), ceiling: null }))),
+    ];
+    await limit(lifted);
+    for (const { agent_id } of agents ?? []) await operator('DELETE', `/v1/agents/${agent_id}`);
+    agents = [];
+    for (let i = 0; i < AGENTS; i++) agents.push(await server.register());
+  }
+
+  async function take(one: Step): Promise<void> {
+    switch (one.do) {
+      case 'enqueue': {
+        const { kind, target, count, priority, inS: runIn, notAfterS, max_attempts } = one;
+        const task = {
+          ...specOf(kind, target),
+          priority,
+          max_attempts,
+          ...(runIn === undefined ? {} : { run_at: inS(runIn) }),
+          ...(notAfterS === undefined ? {} : { not_after: inS(notAfterS) }),
+        };
+        await server.enqueue(...Array.from({ length: count }, () => task));
+        return;
+      }
+      case 'claim':
+        await claim(agents[one.agent] as Credentials, { dns: one.dns, http: one.http });
+        return;
+      case 'report': {
+        const live = await liveLeases();
+        const lease = live[one.lease % Math.max(1, live.length)];
+        if (!lease) return;
+        const reports = { completed: [], cancelled: [], [one.as]: [{ lease_id: lease.id }] };
+        await server.agent(withId(lease.agent_id), '/report', reports);
+        return;
+      }
+      case 'limit': {
+        const { kind, target, ceiling } = one;
+        const aimed = kind !== undefined && target !== undefined;
+        await limit([{ kind, ...(aimed ? { target: targetOf(kind, target) } : {}), ceiling }]);
+        return;
+      }
+      case 'heartbeat':
+        await server.agent(agents[one.agent] as Credentials, '/heartbeat');
+        return;
+      case 'pass':
+        return server.passKept(clock, one.s * 1_000);
+      default:
+        await operator('POST', `/v1/agents/${agents[one.agent]?.agent_id}/${one.do}`);
+    }
+  }
+
+  async function onlineAgents(): Promise<Set<number>> {
+    const { items } = await operator('GET', '/v1/agents?status=online&limit=500');
+    return new Set(items.map(({ id }: { id: number }) => id));
+  }
+
+  /** Waits while nothing else happens: who is online stays so, and all other leases are extended. */
+  async function waitUntil(until: number, taskId: number): Promise<void> {
+    const online = await onlineAgents();
+    while (clock.now() < until) {
+      for (const id of online) if (withId(id)) await server.agent(withId(id), '/heartbeat');
+      const others = (await liveLeases()).filter(({ task_id }) => task_id !== taskId);
+      for (const [id, leases] of Map.groupBy(others, ({ agent_id }) => agent_id))
+        await server.agent(withId(id), '/extend', {
+          lease_ids: leases.map((lease) => lease.id),
+          extend_by_ms: LEASE_MS,
+        });
+      await server.passKept(clock, Math.min(CALLS_MS, until - clock.now()));
+    }
+    await server.app.get(QueueUpkeep).reap();
+  }
+
+  /** Makes the changes through the API and the clock. @returns the agent that they name or bring */
+  async function make(
+    changes: readonly WhyChange[],
+    taskId: number,
+  ): Promise<{ who: Credentials; more: number } | undefined> {
+    let named: { who: Credentials; more: number } | undefined;
+    const raised = changes.filter(({ action }) => action === 'raise_limit');
+    for (const change of changes) {
+      const more = change.capacity ?? 0;
+      switch (change.action) {
+        case 'wait_until':
+          await waitUntil(Date.parse(change.until as string), taskId);
+          break;
+        case 'retry_task':
+          await operator('POST', `/v1/tasks/${taskId}/retry`);
+          break;
+        case 'raise_limit':
+          if (change === raised[0]) await limit(raised.map(limitOf));
+          break;
+        case 'enable_agent':
+          named = { who: withId(change.agent_id as number), more };
+          await operator('POST', `/v1/agents/${change.agent_id}/enable`);
+          break;
+        case 'start_agent':
+          named = { who: withId(change.agent_id as number), more };
+          await server.agent(named.who, '/heartbeat');
+          break;
+        case 'bring_agent': {
+          const who = await server.register();
+          agents.push(who);
+          named = { who, more };
+          break;
+        }
+        default:
+          throw new Error(`${change.action} has nothing to do with such a state`);
+      }
+    }
+    return named;
+  }
+
+  const limitOf = ({ kind, target, limit: ceiling }: WhyChange) => ({
+    ...(kind ? { kind } : {}),
+    ...(target ? { target } : {}),
+    ceiling,
+  });
+
+  /** An agent that is online, takes the kind, and has room for it. */
+  async function withRoom(kind: string): Promise<Credentials | undefined> {
+    const online = await onlineAgents();
+    const live = await liveLeases();
+    const takers = await server.rows<{ agent_id: number; capacity: number }>(
+      'SELECT agent_id, capacity FROM agent_kinds WHERE kind = $1 ORDER BY agent_id',
+      kind,
+    );
+    const able = takers.find(
+      ({ agent_id, capacity }) =>
+        online.has(agent_id) &&
+        live.filter((lease) => lease.agent_id === agent_id && lease.kind === kind).length < capacity,
+    );
+    return able && withId(able.agent_id);
+  }
+
+  const stateOf = async (id: number): Promise<string> => (await operator('GET', `/v1/tasks/${id}`)).state;
+
+  /** With one of the limits one less than named, the task has no place yet. */
+  async function checkLeast(id: number, changes: readonly WhyChange[], which: number): Promise<void> {
+    if (changes.some(({ action }) => action !== 'raise_limit')) return;
+    const least = changes.map(limitOf);
+    const i = which % least.length;
+    await limit(least.map((one, j) => (i === j ? { ...one, ceiling: (one.ceiling as number) - 1 } : one)));
+    expect(await stateOf(id)).toBe('waiting');
+  }
+
+  it(
+    'lets a claim be granted the task, in any state',
+    async () => {
+      const property = fc.asyncProperty(
+        fc.array(step, { minLength: 8, maxLength: 30 }),
+        fc.nat({ max: 99 }),
+        async (steps, which) => {
+          await begin();
+          for (const one of steps) await take(one);
+          const tasks = await server.rows<{ id: number }>(
+            'SELECT id FROM tasks WHERE finished_at IS NULL ORDER BY id',
+          );
+          const answers = await Promise.all(tasks.map(({ id }) => why(id)));
+          // The reason that the fewest tasks of this state have, or one that few states show: else most would be of the same.
+          const byReason = Map.groupBy(answers, ({ reason }) => reason);
+          const rarest =
+            byReason.get('agents_busy') ?? [...byReason.values()].sort((a, b) => a.length - b.length)[0];
+          const answer = rarest?.[which % rarest.length];
+          if (!answer) return;
+          seen.set(answer.reason, (seen.get(answer.reason) ?? 0) + 1);
+          const { task_id: id, kind } = answer;
+          let { changes } = answer;
+          if (answer.reason === 'window_full' && which % 2 === 1) {
+            await checkLeast(id, changes, which);
+            // Others may have got the places that it did not.
+            changes = (await why(id)).changes;
+          }
+          const named = await make(changes, id);
+          if (!named) expect((await why(id)).reason).toBe('ready');
+          const who = named?.who ?? (await withRoom(kind));
+          expect(who).toBeDefined();
+          const held = (await liveLeases()).filter(
+            (lease) => lease.agent_id === who?.agent_id && lease.kind === kind,
+          ).length;
+          const granted = await claim(who as Credentials, { [kind]: held + (named?.more ?? 200) });
+          expect({ answer, granted }).toMatchObject({ granted: expect.arrayContaining([id]) });
+        },
+      );
+      await fc.assert(property, { numRuns: RUNS, endOnFailure: false });
+      for (const reason of [
+        'leased',
+        'not_yet',
+        'backoff',
+        'no_agent',
+        'window_full',
+        'agents_busy',
+        'ready',
+      ])
+        expect([...seen.keys()]).toContain(reason);
+    },
+    TIMEOUT_MS,
+  );
+});
