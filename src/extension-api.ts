@@ -39,3 +39,4 @@ export {
   type InstrumentOptions,
   Meter,
 } from './telemetry/meter';
+export { type TraceAttributes, trace } from './tracing';
