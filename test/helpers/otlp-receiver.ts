@@ -1,60 +1,63 @@
 import { once } from 'node:events';
-import { createServer, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { gunzipSync } from 'node:zlib';
-import { parse } from 'protobufjs';
+import protobuf from 'protobufjs';
 
-// Those fields of opentelemetry-proto that the tests read, with its numbers:
-// https://github.com/open-telemetry/opentelemetry-proto/blob/v1.3.2/opentelemetry/proto/trace/v1/trace.proto
-const { root } = parse(`syntax = "proto3";
-message ExportTraceServiceRequest { repeated ResourceSpans resource_spans = 1; }
-message ResourceSpans { Resource resource = 1; repeated ScopeSpans scope_spans = 2; }
-message Resource { repeated KeyValue attributes = 1; }
-message ScopeSpans { repeated Span spans = 2; }
-message Span {
-  bytes trace_id = 1; bytes span_id = 2; bytes parent_span_id = 4; string name = 5; int32 kind = 6;
-  fixed64 start_time_unix_nano = 7; fixed64 end_time_unix_nano = 8;
-  repeated KeyValue attributes = 9; repeated Link links = 13; Status status = 15;
+/** What is read here of opentelemetry/proto/collector/trace/v1 and trace/v1; fields by their numbers there. */
+const PROTO = `
+  syntax = "proto3";
+  message Request { repeated ResourceSpans resource_spans = 1; }
+  message ResourceSpans { Resource resource = 1; repeated ScopeSpans scope_spans = 2; }
+  message Resource { repeated KeyValue attributes = 1; }
+  message ScopeSpans { repeated Span spans = 2; }
+  message KeyValue { string key = 1; Value value = 2; }
+  message Value { oneof value { string string_value = 1; bool bool_value = 2; int64 int_value = 3; double double_value = 4; } }
   message Link { bytes trace_id = 1; bytes span_id = 2; repeated KeyValue attributes = 4; }
-}
-message Status { string message = 2; int32 code = 3; }
-message KeyValue { string key = 1; AnyValue value = 2; }
-message AnyValue { oneof value { string string_value = 1; bool bool_value = 2; int64 int_value = 3; double double_value = 4; } }
-`);
-const REQUEST = root.lookupType('ExportTraceServiceRequest');
+  message Status { int32 code = 3; }
+  message Span {
+    bytes trace_id = 1; bytes span_id = 2; bytes parent_span_id = 4; string name = 5; int32 kind = 6;
+    fixed64 start_time_unix_nano = 7; fixed64 end_time_unix_nano = 8;
+    repeated KeyValue attributes = 9; repeated Link links = 13; Status status = 15;
+  }`;
+const Request = protobuf.parse(PROTO, { keepCase: true }).root.lookupType('Request');
 
 /** A span as it was sent. */
 export interface SentSpan {
-  traceId: string;
-  spanId: string;
-  /** Empty at the root of a trace. */
-  parentId: string;
-  name: string;
-  failed: boolean;
-  attributes: Record<string, unknown>;
-  links: { traceId: string; spanId: string; is: unknown }[];
+  readonly traceId: string;
+  readonly spanId: string;
+  /** Empty if it begins a trace. */
+  readonly parentId: string;
+  readonly name: string;
+  readonly kind: number;
+  readonly attributes: Readonly<Record<string, unknown>>;
+  readonly links: readonly { traceId: string; spanId: string; is: unknown }[];
+  readonly failed: boolean;
+  readonly durationMs: number;
 }
 
-/** A collector of traces: takes OTLP over HTTP as protobuf, and keeps what was sent. */
+/** A collector of OTLP over HTTP with protobuf, on loopback. */
 export class OtlpReceiver {
   readonly spans: SentSpan[] = [];
-  readonly resources: Record<string, unknown>[] = [];
-  /** Every body, unpacked, one after the other. */
-  readonly bytes: Buffer[] = [];
+  /** Every byte that came, headers included. */
+  raw = Buffer.alloc(0);
+  resource: Readonly<Record<string, unknown>> = {};
+  requests = 0;
+  /** How it answers: 200, another status, or never. */
+  answer: number | 'never' = 200;
 
   private constructor(private readonly server: Server) {}
 
   static async start(): Promise<OtlpReceiver> {
-    const server = createServer().listen(0, '127.0.0.1');
-    const receiver = new OtlpReceiver(server);
-    server.on('request', async (request, response) => {
-      const chunks: Buffer[] = [];
-      for await (const chunk of request) chunks.push(chunk);
-      const body = Buffer.concat(chunks);
-      receiver.take(request.headers['content-encoding'] === 'gzip' ? gunzipSync(body) : body);
-      response.setHeader('content-type', 'application/x-protobuf').end();
+    const receiver = new OtlpReceiver(createServer());
+    receiver.server.on('request', async (request, response) => {
+      const body = await bodyOf(request);
+      receiver.requests++;
+      receiver.take(request, body);
+      if (receiver.answer === 'never') return;
+      response.writeHead(receiver.answer, { 'content-type': 'application/x-protobuf' }).end();
     });
-    await once(server, 'listening');
+    await once(receiver.server.listen(0, '127.0.0.1'), 'listening');
     return receiver;
   }
 
@@ -62,41 +65,51 @@ export class OtlpReceiver {
     return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}`;
   }
 
-  /** The spans of a name. */
+  /** The spans of a name, in the order that they came. */
   named(name: string): SentSpan[] {
     return this.spans.filter((span) => span.name === name);
   }
 
-  stop(): void {
-    this.server.close();
+  async stop(): Promise<void> {
     this.server.closeAllConnections();
+    this.server.close();
+    await once(this.server, 'close');
   }
 
-  private take(body: Buffer): void {
-    this.bytes.push(body);
-    const { resourceSpans = [] } = REQUEST.toObject(REQUEST.decode(body), { longs: Number });
-    for (const { resource, scopeSpans = [] } of resourceSpans) {
-      this.resources.push(plain(resource.attributes));
-      for (const { spans = [] } of scopeSpans) this.spans.push(...spans.map(sent));
+  private take({ headers, url }: IncomingMessage, body: Buffer): void {
+    const bytes = headers['content-encoding'] === 'gzip' ? gunzipSync(body) : body;
+    this.raw = Buffer.concat([this.raw, Buffer.from(JSON.stringify([url, headers])), bytes]);
+    const message = Request.toObject(Request.decode(bytes), { longs: Number }) as any;
+    for (const { resource, scope_spans: scopes = [] } of message.resource_spans ?? []) {
+      this.resource = attributesOf(resource?.attributes);
+      for (const { spans = [] } of scopes) for (const span of spans) this.spans.push(spanOf(span));
     }
   }
 }
 
+async function bodyOf(request: IncomingMessage): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of request) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks);
+}
+
 const hex = (bytes: Uint8Array | undefined): string => Buffer.from(bytes ?? []).toString('hex');
 
-const plain = (attributes: { key: string; value: object }[] = []): Record<string, unknown> =>
-  Object.fromEntries(attributes.map(({ key, value }) => [key, Object.values(value ?? {})[0]]));
+const attributesOf = (list: any[] = []): Record<string, unknown> =>
+  Object.fromEntries(list.map(({ key, value }) => [key, Object.values(value)[0]]));
 
-const sent = (span: any): SentSpan => ({
-  traceId: hex(span.traceId),
-  spanId: hex(span.spanId),
-  parentId: hex(span.parentSpanId),
+const spanOf = (span: any): SentSpan => ({
+  traceId: hex(span.trace_id),
+  spanId: hex(span.span_id),
+  parentId: hex(span.parent_span_id),
   name: span.name,
-  failed: span.status?.code === 2,
-  attributes: plain(span.attributes),
+  kind: span.kind,
+  attributes: attributesOf(span.attributes),
   links: (span.links ?? []).map((link: any) => ({
-    traceId: hex(link.traceId),
-    spanId: hex(link.spanId),
-    is: plain(link.attributes)['control_plane.link'],
+    traceId: hex(link.trace_id),
+    spanId: hex(link.span_id),
+    is: attributesOf(link.attributes)['control_plane.link'],
   })),
+  failed: span.status?.code === 2,
+  durationMs: (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6,
 });

@@ -4,19 +4,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ADMIN_TOKEN, CHILD_ENV, databaseIn, removeDatabaseIn } from '../helpers/harness';
-import { OtlpReceiver } from '../helpers/otlp-receiver';
 import { end, endAll, freePort, track } from '../helpers/processes';
+import { SpanCollector } from '../helpers/span-collector';
 
 const MAIN = join(__dirname, '../../dist/main.js');
 const TRACE = '0af7651916cd43dd8448eb211c80319c';
 const CALLER = `00-${TRACE}-b7ad6b7169203331-01`;
 const SECRET = 'a-secret-of-a-test';
 
-let receiver: OtlpReceiver;
+let receiver: SpanCollector;
 let folder: string;
 
 beforeEach(async () => {
-  receiver = await OtlpReceiver.start();
+  receiver = await SpanCollector.start();
   folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
 });
 afterEach(async () => {
