@@ -1,6 +1,8 @@
 // Measures the built server and prints one table: npm run bench [-- --quick] [--database postgres] [phase ...]. Every figure
 // stands beside a baseline of the same run, for the machine's own speed changes from one minute to the next. What is
 // measured: docs/benchmarks.md.
+import { once } from 'node:events';
+import { createServer } from 'node:http';
 import { cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import autocannon from 'autocannon';
@@ -198,6 +200,45 @@ async function claimsAndReports() {
   ];
 }
 
+/** The same with traces sent to a collector in this process, and without, in turns. */
+async function traces() {
+  const collector = createServer((request, response) => {
+    request.resume().once('end', () => response.end());
+  }).listen(0, '127.0.0.1');
+  await once(collector, 'listening');
+  const endpoint = `http://127.0.0.1:${collector.address().port}`;
+  const sides = [];
+  for (const [name, settings] of [
+    ['traced', { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint }],
+    ['untraced', {}],
+  ]) {
+    const server = await startServer(name, settings);
+    const agents = await register(server, SIZES.agents);
+    await enqueue(server, SIZES.worked + SIZES.rounds * WORKERS * CLAIMED_AT_ONCE);
+    sides.push({ server, agents, beats: [], works: [] });
+  }
+  const share = SIZES.worked / (SIZES.rounds + 1);
+  for (let i = 0; i <= SIZES.rounds; i++) {
+    for (const { server, agents, beats, works } of sides) {
+      const { rate } = await beat(server.url, agents, SIZES.seconds);
+      let done = 0;
+      const seconds = await secondsOf(async () => {
+        done = await work([server], agents.slice(0, WORKERS), share);
+      });
+      // The first round is for warming up.
+      if (i > 0) beats.push(rate) && works.push(done / seconds);
+    }
+  }
+  await Promise.all(sides.map(({ server }) => server.stop()));
+  collector.close();
+  collector.closeAllConnections();
+  const [on, off] = sides;
+  return [
+    row('heartbeats/s with traces', median(on.beats), 'without', median(off.beats), ''),
+    row('tasks/s claimed and reported with traces', median(on.works), 'without', median(off.works), ''),
+  ];
+}
+
 /** The same through one replica and through several, in turns, each on a database of their own. */
 async function replicas() {
   if (!POSTGRES) return [];
@@ -340,7 +381,7 @@ function row(name, ours, baseline, theirs, aim) {
   return [name, figure(ours), baseline, figure(theirs), (ours / theirs).toFixed(2), aim];
 }
 
-const PHASES = [heartbeats, claimsAndReports, replicas, claimsByDepth, memory, scrapes];
+const PHASES = [heartbeats, claimsAndReports, traces, replicas, claimsByDepth, memory, scrapes];
 
 const overdue = setTimeout(() => {
   console.error(`The bench did not end within ${TIME_LIMIT_MS / 60_000} minutes.`);

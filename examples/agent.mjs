@@ -269,11 +269,12 @@ function targetOf({ kind: _, query, host, url, ...others }) {
 /** Does what was claimed, until it is done or the agent is stopped, and reports: what is not done is given back. */
 async function work(leases) {
   const completed = new Map();
-  const done = leases.map(async ({ lease_id, kind, spec }) => {
+  const done = leases.map(async ({ lease_id, kind, spec, traceparent }) => {
     const what = `lease ${lease_id}: ${kind} ${targetOf(spec)}`;
     try {
       const result = await checks[kind](spec);
-      completed.set(lease_id, { lease_id, ...result });
+      // An agent that sends traces itself names its own span here, which is below the lease's.
+      completed.set(lease_id, { lease_id, traceparent, ...result });
       const seen = (result.observations ?? [])
         .map(({ name, value }) => `${name}=${JSON.stringify(value)}`)
         .join(' ');

@@ -1,0 +1,180 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import {
+  ADMIN_TOKEN,
+  CHILD_ENV,
+  type Credentials,
+  credentialsOf,
+  dnsTask,
+  TestServer,
+} from '../helpers/harness';
+import { OtlpReceiver } from '../helpers/otlp-receiver';
+import { endAll, track } from '../helpers/processes';
+
+const ROOT = join(__dirname, '../..');
+const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
+const SPAN = '00f067aa0ba902b7';
+const TRACEPARENT = `00-${TRACE}-${SPAN}-01`;
+
+const _claim = async (
+  server: TestServer,
+  agent: Credentials,
+  headers: Record<string, string> = {},
+  count = 1,
+) =>
+  (await server.agent(agent, '/claim', { capacities: { dns: count } }, headers)).body.leases as {
+    lease_id: number;
+    task_id: number;
+    traceparent?: string;
+  }[];
+
+const _enqueue = async (server: TestServer, headers: Record<string, string>, ...tasks: object[]) =>
+  (await server.operator('POST', '/v1/tasks', { tasks }, headers)).body.tasks as { id: number }[];
+
+describe('a process', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+  });
+  afterEach(async () => {
+    await endAll();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  /** Starts the program; `loaded` is written when it ends: the packages of OpenTelemetry that it loaded. */
+  async function start(env: Record<string, string>) {
+    const hook = join(folder, 'hook.cjs');
+    const loaded = join(folder, 'loaded');
+    writeFileSync(
+      hook,
+      `const seen = new Set();
+       require('node:module').registerHooks({ load(url, context, next) {
+         const found = /@opentelemetry\\/[^/]+/.exec(url);
+         // prom-client asks the bare interface for the span that runs.
+         if (found && found[0] !== '@opentelemetry/api') seen.add(found[0]);
+         return next(url, context);
+       } });
+       process.on('exit', () => require('node:fs').writeFileSync(${JSON.stringify(loaded)}, [...seen].join('\\n')));`,
+    );
+    const child = track(
+      spawn(process.execPath, ['--require', hook, join(ROOT, 'dist/main.js')], {
+        cwd: folder,
+        env: {
+          ...CHILD_ENV,
+          CONTROL_PLANE_BIND: '127.0.0.1:0',
+          CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
+          CONTROL_PLANE_DRAIN_MS: '0',
+          CONTROL_PLANE_MIN_FREE_DISK_MB: '0',
+          ...env,
+        },
+        stdio: ['ignore', 'pipe', 'ignore'],
+      }),
+    );
+    const log: any[] = [];
+    const url = await new Promise<string>((listening, failed) => {
+      createInterface({ input: child.stdout }).on('line', (line) => {
+        log.push(JSON.parse(line));
+        if (log.at(-1).message === 'listening') listening(log.at(-1).url);
+      });
+      child.once('exit', () => failed(new Error('the server did not start')));
+    });
+    const request = (method: string, path: string, headers: Record<string, string>, body?: object) =>
+      fetch(url + path, {
+        method,
+        headers: { 'content-type': 'application/json', ...headers },
+        body: body && JSON.stringify(body),
+      });
+    const stop = async () => {
+      child.kill('SIGTERM');
+      const [code] = await once(child, 'exit');
+      return { code, loaded: readFileSync(loaded, 'utf8') };
+    };
+    return { request, stop, log };
+  }
+
+  const AS_ADMIN = { authorization: `Bearer ${ADMIN_TOKEN}` };
+
+  it('loads nothing of OpenTelemetry if it sends no traces, and hands on what the caller said', async () => {
+    const server = await start({ OTEL_SERVICE_NAME: 'x', OTEL_TRACES_SAMPLER: 'always_on' });
+    await server.request(
+      'POST',
+      '/v1/tasks',
+      { ...AS_ADMIN, traceparent: TRACEPARENT },
+      { tasks: [dnsTask()] },
+    );
+    await server.request('POST', '/v1/tasks', AS_ADMIN, { tasks: [dnsTask()] });
+    const agent = (await (
+      await server.request('POST', '/register', {}, { hostname: 'a' })
+    ).json()) as Credentials;
+    const claimed = await server.request('POST', '/claim', credentialsOf(agent), {
+      ...{ agent_id: agent.agent_id, capacities: { dns: 2 } },
+    });
+    const { leases } = (await claimed.json()) as { leases: { traceparent?: string }[] };
+    expect(leases.map(({ traceparent }) => traceparent)).toEqual([TRACEPARENT, undefined]);
+    expect(await server.stop()).toEqual({ code: 0, loaded: '' });
+    const enqueued = server.log.filter(({ route }) => route === '/v1/tasks');
+    expect(enqueued[0]).toMatchObject({ task_id: 1, trace_id: TRACE });
+  });
+
+  it('sends what waits when it stops, under the names of the environment', async () => {
+    const receiver = await OtlpReceiver.start();
+    const server = await start({
+      OTEL_EXPORTER_OTLP_ENDPOINT: receiver.url,
+      OTEL_EXPORTER_OTLP_HEADERS: 'x-key=secret-of-the-collector',
+      OTEL_SERVICE_NAME: 'probes',
+      OTEL_BSP_SCHEDULE_DELAY: '600000',
+    });
+    await server.request('GET', '/v1/tasks', AS_ADMIN);
+    expect(receiver.spans).toEqual([]);
+    const { code, loaded } = await server.stop();
+    expect(code).toBe(0);
+    expect(loaded).toContain('@opentelemetry/sdk-trace');
+    expect(receiver.named('GET /v1/tasks')).toHaveLength(1);
+    expect(receiver.resource['service.name']).toBe('probes');
+    expect(receiver.raw.includes('secret-of-the-collector')).toBe(true);
+    expect(JSON.stringify(server.log)).not.toContain('secret-of-the-collector');
+    await receiver.stop();
+  });
+
+  it.each([503, 'never', 'away'] as const)(
+    'serves and stops as ever if its collector is no help: %s',
+    async (answer) => {
+      const receiver = await OtlpReceiver.start();
+      const endpoint = receiver.url;
+      if (answer === 'away') await receiver.stop();
+      else receiver.answer = answer;
+      const server = await start({
+        ...{ OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_BSP_SCHEDULE_DELAY: '50' },
+        CONTROL_PLANE_SHUTDOWN_TIMEOUT_MS: '9000',
+      });
+      for (let i = 0; i < 50; i++)
+        expect((await server.request('GET', '/v1/tasks', AS_ADMIN)).status).toBe(200);
+      const { code } = await server.stop();
+      // By itself, and not by the time that it has for it.
+      expect(code).toBe(0);
+      expect(server.log.filter(({ level }) => level === 'fatal')).toEqual([]);
+      const complaints = server.log.filter(({ message }) => /collector of traces/.test(message));
+      expect(complaints.length).toBeLessThanOrEqual(1);
+      if (answer !== 'away') await receiver.stop();
+    },
+  );
+
+  it.each([
+    [{ OTEL_EXPORTER_OTLP_ENDPOINT: 'not a url' }, 'OTEL_EXPORTER_OTLP_ENDPOINT must be'],
+    [
+      { OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:9', OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' },
+      'OTEL_EXPORTER_OTLP_PROTOCOL must be',
+    ],
+    [{ OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:9', OTEL_SDK_DISABLED: 'true' }, undefined],
+  ])('starts without traces, and says why, if it can not send them: %j', async (env, problem) => {
+    const server = await start(env);
+    expect((await server.request('GET', '/healthz', {})).status).toBe(200);
+    expect(await server.stop()).toEqual({ code: 0, loaded: '' });
+    const said = server.log.filter(({ level }) => level === 'warn').map(({ message }) => message);
+    expect(said).toEqual(problem === undefined ? [] : [expect.stringContaining(problem)]);
+  });
+});
