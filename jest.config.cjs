@@ -42,6 +42,7 @@ const SQLITE_ONLY = [
   'log-faults',
   'memory',
   'prometheus',
+  'traces',
 ];
 /** In test/slow: about several processes on one database, and about getting there. */
 const POSTGRES_ONLY = [

@@ -1,6 +1,6 @@
 import { Writable } from 'node:stream';
 import { createLogger } from '../../src/telemetry/logger';
-import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
+import { ADMIN_TOKEN, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 /** A logger whose lines a test reads. */
 function recordingLogger(logLevel: 'info' | 'trace' = 'trace') {
@@ -158,6 +158,72 @@ describe('the log as it is by default', () => {
     const news = text().slice(before.length).split('\n').filter(Boolean);
     expect(news.filter((line) => !isSlow(line))).toEqual([]);
     await server.stop();
+  });
+
+  it('has each step of a task by its id and its trace: all of them in detail, failures as it is', async () => {
+    const traceId = '4bf92f3577b34da6a3ce929d0e0e4736';
+    const lived = async (level: 'debug' | 'info') => {
+      const clock = new TestClock();
+      const { logger, text } = recordingLogger(level === 'debug' ? 'trace' : level);
+      const server = await TestServer.start({ LOG_LEVEL: level, RETRY_BACKOFF_MS: '1' }, { logger, clock });
+      const agent = await server.register('probe-1');
+      const traceparent = `00-${traceId}-00f067aa0ba902b7-01`;
+      const tasks = [
+        dnsTask({ max_attempts: 3 }),
+        dnsTask({ not_after: '2026-01-01T00:10:00Z', priority: -1 }),
+      ];
+      await server.operator('POST', '/v1/tasks', { tasks }, { traceparent });
+      const claimOne = async () =>
+        (await server.agent(agent, '/claim', { capacities: { dns: 1 } })).body.leases[0].lease_id;
+      await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id: await claimOne() }] });
+      await server.passKept(clock, 1_000);
+      await claimOne();
+      await server.passKept(clock, 70_000);
+      await server.agent(agent, '/report', { completed: [{ lease_id: await claimOne() }], cancelled: [] });
+      await server.passKept(clock, 600_000);
+      await server.stop();
+      return text()
+        .split('\n')
+        .filter(Boolean)
+        .map((line) => JSON.parse(line))
+        .filter(({ trace_id, message }) => trace_id === traceId && message !== 'request');
+    };
+    const of = (lines: any[], id: number) =>
+      lines
+        .filter(({ task_id }) => task_id === id)
+        .map(({ message, attempt, state, reason }) =>
+          [message, attempt, state ?? reason].filter((part) => part !== undefined).join(' '),
+        );
+    const all = await lived('debug');
+    expect(of(all, 1)).toEqual([
+      'a task was enqueued',
+      'a task was leased 1',
+      'a lease ended 1 cancelled',
+      'a task was leased 2',
+      'a lease expired 2 expired',
+      'a task was leased 3',
+      'a lease ended 3 completed',
+    ]);
+    expect(of(all, 2)).toEqual(['a task was enqueued', 'a task is dead not_after']);
+    const news = await lived('info');
+    expect(of(news, 1)).toEqual(['a lease expired 2 expired']);
+    expect(of(news, 2)).toEqual(['a task is dead not_after']);
+  });
+
+  it('stays small if all that is leased expires', async () => {
+    const clock = new TestClock();
+    const { logger, lines } = recordingLogger('info');
+    const server = await TestServer.start(
+      { LOG_LEVEL: 'info', MAX_LEASES_PER_AGENT: '1000' },
+      { logger, clock },
+    );
+    const agent = await server.register('probe-1');
+    await server.enqueue(...Array.from({ length: 250 }, () => dnsTask()));
+    await server.agent(agent, '/claim', { capacities: { dns: 250 } });
+    await server.passKept(clock, 61_000);
+    await server.stop();
+    expect(lines('a lease expired').length).toBeGreaterThanOrEqual(100);
+    expect(lines('a lease expired').length).toBeLessThan(200);
   });
 
   it('names the agent that a caller claimed to be in vain, and never what it showed for it', async () => {
