@@ -12,6 +12,7 @@ const LOOK: Look = {
   },
   fleet: { online: 9_812, offline: 3 },
   config: { applied: 9_800 },
+  isPublished: true,
   silent: 2,
   failing: 0,
   agents: [],

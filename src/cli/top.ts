@@ -22,6 +22,8 @@ export interface Look {
   readonly stats: { depths: Depth[]; oldest_queued_age_ms: number | null };
   readonly fleet: Readonly<Record<string, number>>;
   readonly config: Readonly<Record<string, number>>;
+  /** Whether a configuration is in force. */
+  readonly isPublished: boolean;
   readonly silent: number;
   readonly failing: number;
   readonly agents: Shown[];
@@ -100,6 +102,7 @@ async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
     ...{ at, stats },
     fleet: seriesOf(exposition, 'agents', 'status'),
     config: seriesOf(exposition, 'config_agents', 'state'),
+    isPublished: seriesOf(exposition, 'config_expires_timestamp_seconds')[''] !== undefined,
     silent: seriesOf(exposition, 'agents_silent')[''] ?? 0,
     failing: seriesOf(exposition, 'agents_failing')[''] ?? 0,
     agents: agents.items,
@@ -146,7 +149,7 @@ export function pageOf(look: Look, before: Look | undefined): string {
     `${toTimestamp(look.at)}`,
     '',
     `FLEET   ${parts(fleet)}  silent ${grouped(look.silent)}  failing ${grouped(look.failing)}`,
-    `CONFIG  ${parts(config)}`,
+    `CONFIG  ${look.isPublished ? parts(config) : 'none is in force'}`,
     `QUEUE   ${ratesOf(look, before)}`,
     '',
     table(kindRows(look), ['kind', ...STATES, 'completed', 'dead', 'oldest']),
@@ -154,7 +157,7 @@ export function pageOf(look: Look, before: Look | undefined): string {
     'WORST TARGETS, by their latest tasks of the last hour that did not end well',
     targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...UNWELL, 'last_error']),
     '',
-    'FAILING AGENTS, the newest',
+    'FAILING AGENTS (5 attempts or more in the last hour, most of them not well), the newest',
     agents.length === 0
       ? 'none'
       : table(
@@ -172,15 +175,17 @@ export function pageOf(look: Look, before: Look | undefined): string {
 function kindRows({ stats: { depths } }: Look): object[] {
   return [...Map.groupBy(depths, ({ kind }) => kind)].map(([kind, of]) => {
     const counts = Object.fromEntries(of.map(({ state, count }) => [state, grouped(count)]));
-    const oldest = of.find(({ state }) => state === 'queued')?.oldest_age_ms;
-    return { kind, ...counts, oldest: oldest == null ? null : ageOf(oldest) };
+    const ages = of.flatMap(({ state, oldest_age_ms: age }) =>
+      (state === 'queued' || state === 'waiting') && age !== null ? [age] : [],
+    );
+    return { kind, ...counts, oldest: ages.length === 0 ? null : ageOf(Math.max(...ages)) };
   });
 }
 
 /** How many tasks a second came and ended between two looks. Retention, which takes tasks away, hides some of them. */
 function ratesOf(look: Look, before: Look | undefined): string {
   const seconds = before ? (look.at - before.at) / 1_000 : 0;
-  if (!before || seconds <= 0) return 'rates: -';
+  if (!before || seconds <= 0) return 'rates: - (they need two looks)';
   const sum = ({ stats: { depths } }: Look, ...states: string[]) =>
     depths
       .filter(({ state }) => states.length === 0 || states.includes(state))

@@ -46,21 +46,24 @@ export function refuseForeign(target: SqliteTarget): void {
 /**
  * Sees to it that tables of the names that the first migration makes, or its own `migrations`, are not another
  * program's. Tables of other names may be there: PostgreSQL databases are shared by some.
- * @param applied the names in the table `migrations`, or undefined if there is none
+ * @param readApplied reads the names in the table `migrations`; undefined if there is none
  * @throws ForeignDatabase they are
  */
 export async function refuseForeignTables(
   source: DataSource,
-  applied: readonly string[] | undefined,
+  readApplied: () => Promise<readonly string[] | undefined>,
 ): Promise<void> {
-  if (applied?.includes(FIRST_MIGRATION)) return;
-  const found = applied !== undefined && applied.length > 0 ? ['migrations'] : [];
+  const found: string[] = [];
   const runner = source.createQueryRunner();
   try {
     for (const table of FIRST_TABLES) if (await runner.hasTable(table)) found.push(table);
   } finally {
     await runner.release();
   }
+  // Read after the tables were looked for: another replica may be making them at this moment.
+  const applied = await readApplied();
+  if (applied?.includes(FIRST_MIGRATION)) return;
+  if (applied !== undefined && applied.length > 0) found.unshift('migrations');
   if (found.length > 0)
     throw new ForeignDatabase(
       `The database has tables of another program (${named(found)}), which have the names of this program's: ` +

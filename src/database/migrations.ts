@@ -20,18 +20,24 @@ export function knownMigrations(folder = FOLDER): MigrationClass[] {
     );
 }
 
+/** The names in the table `migrations`; undefined if there is none. */
+async function appliedMigrations(source: DataSource): Promise<string[] | undefined> {
+  const runner = source.createQueryRunner();
+  const exists = await runner.hasTable('migrations').finally(() => runner.release());
+  if (!exists) return undefined;
+  // Another program's table of this name need not have a column of this name.
+  const applied: { name?: string }[] = await source.query('SELECT * FROM migrations');
+  return applied.map(({ name }) => String(name));
+}
+
 /**
  * Tells whether the database has every migration.
  * @throws DatabaseError it has one that this version does not know (a newer version wrote it), or another program's tables
  */
 export async function pendingMigrations(source: DataSource): Promise<string[]> {
   const known = source.migrations.map((migration) => migration.name ?? migration.constructor.name);
-  const runner = source.createQueryRunner();
-  const exists = await runner.hasTable('migrations').finally(() => runner.release());
-  // Another program's table of this name need not have a column of this name.
-  const applied: { name?: string }[] = exists ? await source.query('SELECT * FROM migrations') : [];
-  const names = applied.map(({ name }) => String(name));
-  await refuseForeignTables(source, exists ? names : undefined);
+  const names = (await appliedMigrations(source)) ?? [];
+  await refuseForeignTables(source, () => appliedMigrations(source));
   const unknown = names.filter((name) => !known.includes(name));
   if (unknown.length > 0) {
     throw new DatabaseError(

@@ -345,6 +345,7 @@ function factOfNoAgent({ kind }: WhyTask, { offline, draining, disabled }: Taker
 
 function factOfWindow(window: WhyWindow, { ahead }: Shortage): string {
   const { limit, leased, queued, estimate_ms: estimate } = window;
+  if (limit === 0) return `Nothing of ${nameOf(window)} may run: the limit is 0, and ${tasks(ahead)}.`;
   const pace =
     estimate === null
       ? ''
@@ -357,7 +358,7 @@ function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): s
   const silent =
     askedAt !== null && now - askedAt > ASKS_LATELY_MS
       ? ` None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
-      : '';
+      : ' The next claim that asks for enough gets it; if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.';
   const takes = `${agents(online)} online and take${online === 1 ? 's' : ''} ${kind}`;
   return `Nothing holds it: ${tasks(queuedBefore)}; ${takes}, ${withRoom} with room for more leases.${silent}`;
 }

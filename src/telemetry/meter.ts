@@ -56,6 +56,8 @@ export interface GaugeInstrument<Label extends string> {
 /** Shows how values are distributed. */
 export interface HistogramInstrument<Label extends string> {
   observe(labels: LabelValues<Label>, value: number): void;
+  /** Shows a set of label values before there is a value: the first one is an increase then. */
+  begin(labels: LabelValues<Label>): void;
 }
 
 /** Shows how values are distributed that are there at the scrape. */
@@ -144,7 +146,10 @@ export class Meter {
       buckets: [...options.buckets],
     });
     const fold = this.folder(options);
-    return { observe: (labels, value) => histogram.observe(fold(labels), value) };
+    return {
+      observe: (labels, value) => histogram.observe(fold(labels), value),
+      begin: (labels) => histogram.zero(fold(labels)),
+    };
   }
 
   /**

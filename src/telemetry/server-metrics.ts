@@ -2,10 +2,10 @@ import type { FastifyInstance, FastifyReply } from 'fastify';
 import { collectDefaultMetrics } from 'prom-client';
 import type { Database } from '../database/database';
 import type { AnswerLimits } from '../http/answer-limits';
-import type { ControlPlaneRequest } from '../http/decorators';
+import type { ControlPlaneRequest, RouteDeclaration } from '../http/decorators';
 import { refusalOf } from '../http/error-filter';
 import { waitedMs } from '../http/hang-up';
-import type { Settings } from '../settings';
+import { QUOTA_ROUTES, type Settings } from '../settings';
 import type { InFlight } from './in-flight';
 import type { Lifecycle } from './lifecycle';
 import type { LogOutput } from './log-output';
@@ -27,6 +27,18 @@ const MISNAMED = [
   'nodejs_active_handles_total',
   'nodejs_active_requests_total',
   'nodejs_active_resources_total',
+];
+
+/** Why requests to a route can be turned away. */
+const OF_ANYBODY = ['quota', 'overload', 'in_flight'];
+const OF_CALLERS = [...OF_ANYBODY, 'authentication', 'forbidden'];
+const OF_AGENTS = [...OF_CALLERS, 'disk', 'database'];
+
+/** The quotas that there are, besides those of extensions. */
+const QUOTAS = [
+  ...QUOTA_ROUTES,
+  ...['register-per-ip', 'register-total', 'public', 'health', 'operator', 'parse-failures', 'failed-auth'],
+  ...['metrics_bytes_per_day', 'observations_bytes_per_day'],
 ];
 
 /** What the process is observed by. */
@@ -104,6 +116,18 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
     help: 'Requests that were over a quota, by which.',
     labels: ['quota'],
   });
+  // A series that begins with a burst shows no increase: what alerts ask for begins with its route.
+  for (const quota of QUOTAS) quotas.add({ quota }, 0);
+  http.addHook('onRoute', ({ url, method, config }) => {
+    const { declared } = (config ?? {}) as { declared?: RouteDeclaration };
+    if (!declared) return;
+    const route = patternOf(url);
+    const isAgents = declared.access.kind === 'agent' || declared.quota !== undefined;
+    const reasons = declared.access.kind === 'public' ? OF_ANYBODY : OF_CALLERS;
+    for (const reason of isAgents ? OF_AGENTS : reasons) refused.add({ route, reason }, 0);
+    for (const each of isAgents ? [method].flat() : [])
+      for (const status of ['2xx', '5xx']) durations.begin({ method: each, route, status });
+  });
   http.addHook('onResponse', (request: ControlPlaneRequest, reply: FastifyReply, done) => {
     const route = routeOf(request);
     durations.observe(
@@ -157,10 +181,10 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
   );
 }
 
-/** The pattern of the request's route; all pages of the documentation are one. */
-function routeOf({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): string {
-  return url.startsWith('/docs') ? '/docs' : url;
-}
+const routeOf = ({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): string => patternOf(url);
+
+/** The pattern of a route; all pages of the documentation are one. */
+const patternOf = (url: string): string => (url.startsWith('/docs') ? '/docs' : url);
 
 /** Others are a stranger's words. */
 const METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);

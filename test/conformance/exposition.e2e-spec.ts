@@ -98,6 +98,14 @@ describe('the server', () => {
       1,
     );
     expect(JSON.stringify(found.lines)).not.toContain('secret-word');
+    // What alerts ask for is there before it happens: a series that begins with a burst shows no increase.
+    expect(found.value(count, { route: '/v1/agents/claim', status: '5xx' })).toBe(0);
+    expect(found.value('requests_refused_total', { route: '/heartbeat', reason: 'quota' })).toBe(0);
+    expect(found.value('requests_refused_total', { route: '/v1/agents/:id', reason: 'authentication' })).toBe(
+      0,
+    );
+    expect(found.value('quota_refusals_total', { quota: 'heartbeat' })).toBe(0);
+    expect(found.value('quota_refusals_total', { quota: 'failed-auth' })).toBe(0);
   });
 
   test('does not count what a claim waits as its duration', async () => {

@@ -63,7 +63,8 @@ describe('why a task does not run', () => {
       state: 'queued',
       reason: 'ready',
       message:
-        'Nothing holds it: 2 tasks are before it; 1 agent is online and takes dns, 1 with room for more leases.',
+        'Nothing holds it: 2 tasks are before it; 1 agent is online and takes dns, 1 with room for more leases. The next claim that asks for enough gets it; ' +
+        'if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.',
       changes: [],
       until: null,
       attempts: 0,
