@@ -85,13 +85,21 @@ const warn = (line) => console.error(printable(line));
  * @param body what to POST; without it, GET
  * @param signal ends the call without an answer
  */
+/** What operators see as this agent's version. */
+const USER_AGENT = 'dns-agent-example/1';
+
 async function call(path, body, { headers = {}, signal } = {}) {
   for (let attempt = 1; ; attempt++) {
     let waitMs = Math.min(30_000, 500 * 2 ** attempt) * (0.5 + Math.random() / 2);
     try {
       const response = await fetch(new URL(`/v1/agents${path}`, options.server), {
         method: body ? 'POST' : 'GET',
-        headers: { ...(body && { 'content-type': 'application/json' }), ...credentials(), ...headers },
+        headers: {
+          'user-agent': USER_AGENT,
+          ...(body && { 'content-type': 'application/json' }),
+          ...credentials(),
+          ...headers,
+        },
         body: body && JSON.stringify(body),
         signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT_MS), ...(signal ? [signal] : [])]),
       });

@@ -182,7 +182,7 @@ export function explainFinished(task: WhyTask): TaskWhy {
     task.state === 'completed' ? [] : [{ reason: 'finished', action: 'retry_task' }];
   const because = task.reason === null ? '' : ` (${task.reason})`;
   const at = toTimestamp(task.finished_at);
-  const fact = `The task is ${task.state}${because}${at === null ? '' : ` since ${at}`}.`;
+  const fact = `The task has ended${at === null ? '' : ` at ${at}`}: it is ${task.state}${because}.`;
   return answer(task, 'finished', fact, changes, {});
 }
 

@@ -402,7 +402,7 @@ describe('why a task does not run', () => {
       state: 'completed',
       changes: [],
       agents: null,
-      message: `The task is completed since ${inMs(0)}.`,
+      message: `The task has ended at ${inMs(0)}: it is completed.`,
     });
     expect(await why(given)).toMatchObject({
       reason: 'finished',
