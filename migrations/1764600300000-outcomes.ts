@@ -58,6 +58,7 @@ export class Outcomes1764600300000 implements MigrationInterface {
       `CREATE INDEX tasks_by_target_and_outcome ON tasks (target, last_outcome, state, last_ended_at, id)
         WHERE last_outcome <> 'success'`,
       `CREATE INDEX tasks_by_success ON tasks (kind, last_ended_at, id) WHERE last_outcome = 'success'`,
+      `CREATE INDEX tasks_by_target_and_success ON tasks (target, last_ended_at, id) WHERE last_outcome = 'success'`,
       `CREATE INDEX tasks_by_agent_and_success ON tasks (last_agent_id, last_ended_at, id)
         WHERE last_outcome = 'success'`,
     ];

@@ -3,7 +3,7 @@ import { Interval } from '@nestjs/schedule';
 import { LRUCache } from 'lru-cache';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
-import type { Statements } from '../database/statements';
+import type { Statements, Transaction } from '../database/statements';
 import { JobRunner } from '../scheduling/job-runner';
 import type { AboutEntity } from './agent.entity';
 
@@ -20,6 +20,9 @@ const CHANGE_MS = 60_000;
 const REFRESH_MS = 600_000;
 /** What so many agents said last is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
+/** Under what it is announced that what an agent said is forgotten; the message is its id. */
+const FORGOTTEN = 'agent-about';
+
 /** So many wait to be written; what others say is heard the next time. */
 const MAX_PENDING = 20_000;
 
@@ -46,7 +49,14 @@ export class AgentAbout implements OnApplicationShutdown {
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly jobs: JobRunner,
-  ) {}
+  ) {
+    jobs.declare('agent-about');
+    database.onAnnouncement(FORGOTTEN, (id) => {
+      this.written.delete(Number(id));
+      this.pending.delete(Number(id));
+    });
+    database.onGap(() => this.written.clear());
+  }
 
   /** Takes in what an agent that was served says. What is too long, or not visible ASCII, is passed over. */
   note(agentId: number, userAgent: string | undefined): void {
@@ -84,6 +94,12 @@ export class AgentAbout implements OnApplicationShutdown {
         for (const [agentId, version] of news) this.written.set(agentId, { version, at: now });
       });
     });
+  }
+
+  /** Forgets what an agent said. */
+  async forget(tx: Transaction, agentId: number): Promise<void> {
+    await tx.run('DELETE FROM agent_about WHERE agent_id = $1', agentId);
+    tx.announce(FORGOTTEN, String(agentId));
   }
 
   /** What each of the agents says; those that say nothing are left out. */

@@ -125,6 +125,12 @@ export class AgentKinds {
     });
   }
 
+  /** Forgets what an agent asked for. */
+  async forget(tx: Transaction, agentId: number): Promise<void> {
+    await tx.run('DELETE FROM agent_kinds WHERE agent_id = $1', agentId);
+    tx.announce(REMOVED, String(agentId));
+  }
+
   /** The kinds that each of the agents takes, sorted; agents that take none are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, string[]>> {
     const rows = await statements.rows<{ agent_id: number; kind: string }>(

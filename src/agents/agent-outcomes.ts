@@ -97,8 +97,13 @@ export class AgentOutcomes implements OnApplicationShutdown {
     try {
       await this.database.write(async (tx) => {
         // Of two replicas each would wait for the other, but for the order.
-        await addCounts(tx, SPAN_MS, [...counts.values()]);
-        await storeErrors(tx, [...errors.values()]);
+        // If the clock was set back meanwhile, what waits is not of the future.
+        const spanNow = tx.now - (tx.now % SPAN_MS);
+        await addCounts(tx, SPAN_MS, notAfter([...counts.values()], spanNow));
+        await storeErrors(
+          tx,
+          [...errors.values()].map((error) => ({ ...error, at: Math.min(error.at, tx.now) })),
+        );
       });
     } catch (error) {
       for (const [key, pending] of counts) {
@@ -110,6 +115,12 @@ export class AgentOutcomes implements OnApplicationShutdown {
         if (!this.errors.has(agentId)) this.errors.set(agentId, pending);
       throw error;
     }
+  }
+
+  /** Forgets how an agent's attempts ended. What is counted and not written yet is that of the last second. */
+  async forget(tx: Transaction, agentId: number): Promise<void> {
+    for (const table of ['agent_outcomes', 'agent_last_errors'])
+      await tx.run(`DELETE FROM ${table} WHERE agent_id = $1`, agentId);
   }
 
   /** How each of the agents' attempts ended in the last hour and day; agents without any are left out. */
@@ -258,6 +269,20 @@ export const NONE: Readonly<OutcomeCounts> = {
 
 /** Spans that begin after this instant are of the last hour, which so is up to 10 minutes longer. */
 const hourBegan = (now: number): number => now - HOUR_MS - SPAN_MS;
+
+/** Counts with none of a later span than this: those are added to it. */
+function notAfter(counts: readonly PendingCounts[], spanNow: number): PendingCounts[] {
+  if (counts.every(({ starts_at }) => starts_at <= spanNow)) return [...counts];
+  const merged = new Map<string, PendingCounts>();
+  for (const each of counts) {
+    const starts_at = Math.min(each.starts_at, spanNow);
+    const key = `${each.agent_id} ${starts_at}`;
+    const known = merged.get(key);
+    if (!known) merged.set(key, { ...each, starts_at });
+    else for (const outcome of ATTEMPT_OUTCOMES) known[outcome] += each[outcome];
+  }
+  return [...merged.values()];
+}
 
 async function addCounts(tx: Transaction, spanMs: number, counts: readonly PendingCounts[]): Promise<void> {
   if (counts.length === 0) return;

@@ -654,6 +654,13 @@ export class AgentsService {
     );
   }
 
+  /** Forgets which kinds an agent takes, how its attempts ended and what version it says: of another machine from now on. */
+  async forgetWhatItDid(tx: Transaction, agentId: number): Promise<void> {
+    await this.kinds.forget(tx, agentId);
+    await this.outcomes.forget(tx, agentId);
+    await this.about.forget(tx, agentId);
+  }
+
   /** Takes all labels from an agent. @returns those that it had */
   async dropLabels(tx: Transaction, agentId: number): Promise<Labels> {
     const before = (await labelsOf(tx, [agentId])).get(agentId) ?? {};

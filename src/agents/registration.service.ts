@@ -284,6 +284,7 @@ export class RegistrationService {
     }
     await tx.run('UPDATE agents SET handed_over_at = $2 WHERE id = $1', known.id, now);
     await this.agents.putOut(tx, known.id);
+    await this.agents.forgetWhatItDid(tx, known.id);
     const labels = await this.agents.dropLabels(tx, known.id);
     const last_heartbeat_at = toTimestamp(known.last_heartbeat_at);
     await this.recordHandOver(tx, known.id, address, false, { labels, last_heartbeat_at });
@@ -294,6 +295,7 @@ export class RegistrationService {
     await tx.run('UPDATE agents SET handed_over_at = NULL WHERE id = $1', known.id);
     await this.agents.forgetOwners(tx, known.id);
     await this.agents.putOut(tx, known.id);
+    await this.agents.forgetWhatItDid(tx, known.id);
     const handed_over_at = toTimestamp(known.handed_over_at);
     await this.recordHandOver(tx, known.id, address, true, { handed_over_at });
   }

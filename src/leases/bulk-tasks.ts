@@ -10,6 +10,7 @@ import {
   type AttemptCursor,
   type AttemptFilter,
   type AttemptPart,
+  checkRange,
   isByAttempt,
   partsOf,
   selectByAttempt,
@@ -172,11 +173,11 @@ export class BulkTasks {
     const last = await this.database.read((statements) =>
       statements.first<{ id: number | null }>('SELECT max(id) AS id FROM tasks'),
     );
+    const range = { from: instantOf(from) ?? undefined, to: instantOf(to) ?? undefined };
+    checkRange(range);
     return {
-      ...{ kind, agentId, outcome },
+      ...{ kind, agentId, outcome, ...range },
       targets: target === undefined ? undefined : this.kinds.findTargets(target, kind),
-      from: instantOf(from) ?? undefined,
-      to: instantOf(to) ?? undefined,
       states: states.filter((one) => state === undefined || one === state),
       lastId: last?.id ?? 0,
     };
@@ -294,7 +295,7 @@ function isWanted({ kind, targets, agentId, outcome, from, to, states, lastId }:
     states.includes(row.state) &&
     (kind === undefined || row.kind === kind) &&
     (targets === undefined || targets.some((one) => row.kind === one.kind && row.target === one.target)) &&
-    (agentId === undefined || isHeld || row.last_agent_id === agentId) &&
+    (agentId === undefined || (row.state === 'leased' ? isHeld : row.last_agent_id === agentId)) &&
     (outcome === undefined || row.last_outcome === outcome) &&
     (from === undefined || (row.last_ended_at !== null && row.last_ended_at >= from)) &&
     (to === undefined || (row.last_ended_at !== null && row.last_ended_at < to))
@@ -311,9 +312,10 @@ async function rowsAfter(
 ): Promise<Found[]> {
   if ('ended' in part) {
     const columns = COLUMNS.map((name) => `t.${name}`).join(', ');
-    const rows = await selectByAttempt<Row>(
+    // What else is asked for is looked at here: left out by the statement, there would be no bound to what it reads.
+    const { rows } = await selectByAttempt<Row>(
       statements,
-      [part.ended],
+      [{ ...part.ended, also: [] }],
       wanted,
       columns,
       'oldest',

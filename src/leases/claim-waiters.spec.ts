@@ -42,6 +42,37 @@ describe('claims that wait', () => {
     expect(waits.map((w) => w.result)).toEqual([true, true, undefined]);
   });
 
+  it('pass a wake-up that they can not use on to one other, and never to and fro', async () => {
+    const kinds = ['dns', 'http', 'tcp'];
+    let looks = 0;
+    // As a claim whose agent holds as many as it may of each kind looks, again and again.
+    const claim = async (id: number) => {
+      const waiter = waiters.enlist(kinds, id);
+      do {
+        looks++;
+        waiter.standFor(kinds);
+        await settle();
+        waiter.standFor([]);
+        waiter.served();
+      } while (looks < 1_000 && (await waiter.woken(0, never())));
+      waiter.leave();
+    };
+    const claims = Array.from({ length: 20 }, (_, id) => claim(id));
+    waiters.wake('dns', 1);
+    await Promise.all(claims);
+    expect(looks).toBeLessThanOrEqual(40);
+  });
+
+  it('have a wake-up go to the next that can use it', async () => {
+    const full = waiters.enlist(['dns', 'http'], AGENT);
+    const next = wait(waiters.enlist(['dns'], AGENT));
+    const other = wait(waiters.enlist(['http'], AGENT));
+    waiters.wake('dns', 1);
+    full.standFor([]);
+    await settle();
+    expect([next.result, other.result]).toEqual([true, undefined]);
+  });
+
   it('are woken for their kinds only', async () => {
     const dns = wait(waiters.enlist(['dns', 'tcp'], AGENT));
     const http = wait(waiters.enlist(['http'], AGENT));

@@ -6,8 +6,8 @@ import { Lifecycle } from '../telemetry/lifecycle';
 /** A claim that waits for tasks of some kinds. */
 export interface Waiter {
   /**
-   * Stands in line for these kinds and no others, keeping its place where it stands already. A wake-up that was not used and may
-   * have been for a kind that it leaves goes to the next in that line.
+   * Stands in line for these kinds and no others, keeping its place where it stands already. A wake-up that was not used and was
+   * for a kind that it leaves goes to the next in that line, and to nobody else.
    */
   standFor(kinds: readonly string[]): void;
   /**
@@ -67,7 +67,7 @@ export class ClaimWaiters {
 
   /** Has the claims of an agent look again: it may hold more than before, what it may do may have changed, or its token be void. */
   wakeAgent(agentId: number): void {
-    for (const waiter of this.byAgent.get(agentId) ?? []) waiter.signal();
+    for (const waiter of this.byAgent.get(agentId) ?? []) waiter.rouseForAgent();
   }
 
   /** Tells that this many tasks of a kind became ready. */
@@ -75,7 +75,7 @@ export class ClaimWaiters {
     let left = count;
     for (const waiter of this.byKind.get(kind) ?? []) {
       if (left <= 0) return;
-      if (waiter.signal()) left--;
+      if (waiter.signal(kind)) left--;
     }
   }
 
@@ -117,8 +117,12 @@ interface Lines {
 
 class WaitingClaim implements Waiter {
   private kinds: readonly string[] = [];
-  private signalled = false;
-  private used = true;
+  /** The kind whose wake-up it has, and has not looked for yet. */
+  private signalledFor: string | undefined;
+  /** The kind whose wake-up it is looking for. */
+  private looksFor: string | undefined;
+  /** Whether something changed with its agent: no wake-up of a line's, so nobody else is to have it. */
+  private agentChanged = false;
   private notify: (() => void) | undefined;
   private readonly enlistedAt = performance.now();
   /** When it is answered in a drain, by `performance.now()`. */
@@ -132,12 +136,22 @@ class WaitingClaim implements Waiter {
     private readonly inFlight: InFlight,
   ) {}
 
-  /** @returns whether this one took the wake-up: it had none yet */
-  signal(): boolean {
-    if (this.signalled || this.lifecycle.stopping) return false;
-    this.signalled = true;
+  /** @returns whether this one took the wake-up of a kind: it had none yet */
+  signal(kind: string): boolean {
+    if (this.signalledFor !== undefined || this.lifecycle.stopping) return false;
+    this.signalledFor = kind;
     this.rouse();
     return true;
+  }
+
+  rouseForAgent(): void {
+    if (this.lifecycle.stopping) return;
+    this.agentChanged = true;
+    this.rouse();
+  }
+
+  private get isSignalled(): boolean {
+    return this.signalledFor !== undefined || this.agentChanged;
   }
 
   /** Has it look again why it sleeps. */
@@ -160,7 +174,7 @@ class WaitingClaim implements Waiter {
   }
 
   async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
-    if (!this.signalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
+    if (!this.isSignalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
       const resume = this.inFlight.wait();
       const sleepsSince = performance.now();
       let timer: NodeJS.Timeout | undefined;
@@ -178,14 +192,15 @@ class WaitingClaim implements Waiter {
       resume();
     }
     this.notify = undefined;
-    if (this.lifecycle.stopping || hangUp.aborted || !this.signalled) return false;
-    this.signalled = false;
-    this.used = false;
+    if (this.lifecycle.stopping || hangUp.aborted || !this.isSignalled) return false;
+    this.looksFor = this.signalledFor;
+    this.signalledFor = undefined;
+    this.agentChanged = false;
     return true;
   }
 
   served(): void {
-    this.used = true;
+    this.looksFor = undefined;
   }
 
   standFor(kinds: readonly string[]): void {
@@ -193,13 +208,19 @@ class WaitingClaim implements Waiter {
     this.kinds = kinds;
     for (const kind of left) this.lines.leave(kind, this);
     for (const kind of kinds) this.lines.join(kind, this);
-    if (this.signalled || !this.used) for (const kind of left) this.lines.passOn(kind);
+    // Moved and not copied: two that leave the same lines would wake each other for ever.
+    for (const held of ['signalledFor', 'looksFor'] as const) {
+      const kind = this[held];
+      if (kind === undefined || !left.includes(kind)) continue;
+      this[held] = undefined;
+      this.lines.passOn(kind);
+    }
   }
 
   stepAside(): void {
     this.standFor([]);
-    this.signalled = false;
-    this.used = true;
+    this.signalledFor = undefined;
+    this.looksFor = undefined;
   }
 
   leave(): void {

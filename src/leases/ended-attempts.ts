@@ -30,6 +30,12 @@ export interface AttemptCursor {
 /** Tasks that an agent holds stand before all whose last attempt has ended: their attempt has not. */
 const HELD_AT = 9_999_999_999_999;
 
+/** @throws ERR_VALIDATION the range ends before it begins */
+export function checkRange({ from, to }: Pick<AttemptFilter, 'from' | 'to'>): void {
+  if (from !== undefined && to !== undefined && from > to)
+    throw fail('ERR_VALIDATION', { from: 'must not be after to' });
+}
+
 /** What a task whose last attempt ended so can be: only one that was given back, or expired, goes on. */
 const COMPLETED: readonly TaskState[] = ['completed'];
 const GONE_ON: readonly TaskState[] = ['scheduled', 'waiting', 'queued', 'leased', 'cancelled', 'dead'];
@@ -62,7 +68,7 @@ export const isByAttempt = ({ agentId, outcome, from, to }: Omit<AttemptFilter, 
 
 /**
  * The parts that a filter's tasks are in: of each outcome and state a range of an index. By the target if that is given, else by the
- * agent, else by the kind. Of the successful, which are most, by the agent first: their only index by targets is in no order of time.
+ * agent, else by the kind.
  * @param kinds every kind that there are tasks of
  */
 export function partsOf(filter: AttemptFilter, kinds: readonly string[]): AttemptPart[] {
@@ -87,18 +93,18 @@ export function partsOf(filter: AttemptFilter, kinds: readonly string[]): Attemp
     value: one,
     also: [],
   }));
-  const driversOf = (one: AttemptOutcome) =>
-    one === 'success' ? (byAgent ?? byTarget ?? byKind) : (byTarget ?? byAgent ?? byKind);
+  const drivers = byTarget ?? byAgent ?? byKind;
   const held: HeldPart[] =
     seeksHeld && states.includes('leased')
       ? (byAgent ?? []).map(({ also }) => ({ heldBy: agentId, also }))
       : [];
   const ended = states
-    .filter((state) => !(seeksHeld && state === 'leased'))
+    // One that another holds now is that one's: a filter that says more must not find what one that says less does not.
+    .filter((state) => !(agentId !== undefined && state === 'leased'))
     .flatMap((state) =>
       ATTEMPT_OUTCOMES.filter(
         (one) => (outcome === undefined || one === outcome) && statesAfter(one).includes(state),
-      ).flatMap((one) => driversOf(one).map((driver) => ({ outcome: one, state, ...driver }))),
+      ).flatMap((one) => drivers.map((driver) => ({ outcome: one, state, ...driver }))),
     );
   return [...ended, ...held];
 }
@@ -120,14 +126,21 @@ const endedSo = ({ outcome, state }: EndedPart, bind: (value: SqlValue) => strin
     ? `t.last_outcome = 'success'`
     : `t.last_outcome = '${outcome}' AND t.last_outcome <> 'success' AND t.state = ${bind(state)}`;
 
+/**
+ * So many tasks of a part are looked at for one page if the filter says more than an index knows: a page can be short, and its cursor
+ * goes on from there.
+ */
+const LOOKED_AT = 2_000;
+
 /** A row with where it stands. */
 export type Standing<Row> = Row & { readonly stands_at: number };
 
 /**
  * Tasks of all the parts beyond a cursor, by when their last attempt ended: those that are held before all others. Reads of each
- * part no more than the limit.
+ * part no more than the limit, or a bounded number if it must leave some out.
  * @param columns of `t`
  * @param order newest first for a list; oldest first to go through them, then what ends later is not met
+ * @returns the tasks, and how far was looked if that is not to the end: there may be more beyond
  */
 export async function selectByAttempt<Row>(
   statements: Statements,
@@ -137,31 +150,39 @@ export async function selectByAttempt<Row>(
   order: 'newest' | 'oldest',
   cursor: AttemptCursor | undefined,
   limit: number,
-): Promise<Standing<Row & { id: number }>[]> {
+): Promise<{ rows: Standing<Row & { id: number }>[]; stoppedAt?: AttemptCursor }> {
   const [beyond, direction] = order === 'newest' ? ['<', 'DESC'] : ['>', 'ASC'];
   const { at, id } = beyondBoth(cursor, range, order);
   const found: Standing<Row & { id: number }>[] = [];
-  for (let begin = 0; begin < parts.length; begin += PARTS_IN_STATEMENT) {
-    const values: SqlValue[] = [];
-    const bind = (value: SqlValue): string => `$${values.push(value)}`;
-    const bounds = [bind(at), bind(id), bind(limit)] as const;
-    const [cursorAt, cursorId, most] = bounds;
+  const stops: AttemptCursor[] = [];
+  /** What is beyond the cursor of a part, in its range. */
+  const within = (part: EndedPart, bind: (value: SqlValue) => string): string => {
     const end =
       order === 'newest'
         ? range.from !== undefined && `AND t.last_ended_at >= ${bind(range.from)}`
         : range.to !== undefined && `AND t.last_ended_at < ${bind(range.to)}`;
+    return `t.${part.column} = ${bind(part.value)} AND ${endedSo(part, bind)}
+      AND (t.last_ended_at, t.id) ${beyond} (${bind(at)}, ${bind(id)}) ${end || ''}
+      ORDER BY t.last_ended_at ${direction}, t.id ${direction}`;
+  };
+  for (let begin = 0; begin < parts.length; begin += PARTS_IN_STATEMENT) {
+    const values: SqlValue[] = [];
+    const bind = (value: SqlValue): string => `$${values.push(value)}`;
+    const most = bind(limit);
     const pages = parts.slice(begin, begin + PARTS_IN_STATEMENT).map((part, i) => {
       const also = part.also.map(([expression, value]) => `AND ${expression} = ${bind(value)}`).join(' ');
       // A derived table each: a LIMIT must not reach across the union.
-      return 'heldBy' in part
-        ? `SELECT * FROM (SELECT ${columns}, CAST(${HELD_AT} AS bigint) AS stands_at FROM leases l JOIN tasks t ON t.id = l.task_id
+      if ('heldBy' in part)
+        return `SELECT * FROM (SELECT ${columns}, CAST(${HELD_AT} AS bigint) AS stands_at FROM leases l JOIN tasks t ON t.id = l.task_id
             WHERE l.agent_id = ${bind(part.heldBy)} AND l.state = 'active'
-              AND (CAST(${HELD_AT} AS bigint), t.id) ${beyond} (CAST(${cursorAt} AS bigint), CAST(${cursorId} AS bigint)) ${also}
-            ORDER BY t.id ${direction} LIMIT ${most}) AS p${i}`
-        : `SELECT * FROM (SELECT ${columns}, t.last_ended_at AS stands_at FROM tasks t
-            WHERE t.${part.column} = ${bind(part.value)} AND ${endedSo(part, bind)}
-              AND (t.last_ended_at, t.id) ${beyond} (${cursorAt}, ${cursorId}) ${end || ''} ${also}
-            ORDER BY t.last_ended_at ${direction}, t.id ${direction} LIMIT ${most}) AS p${i}`;
+              AND (CAST(${HELD_AT} AS bigint), t.id) ${beyond} (CAST(${bind(at)} AS bigint), CAST(${bind(id)} AS bigint)) ${also}
+            ORDER BY t.id ${direction} LIMIT ${most}) AS p${i}`;
+      const from =
+        also === ''
+          ? `tasks t WHERE ${within(part, bind)}`
+          : `(SELECT * FROM tasks t WHERE ${within(part, bind)} LIMIT ${LOOKED_AT}) AS t WHERE true ${also}
+             ORDER BY t.last_ended_at ${direction}, t.id ${direction}`;
+      return `SELECT * FROM (SELECT ${columns}, t.last_ended_at AS stands_at FROM ${from} LIMIT ${most}) AS p${i}`;
     });
     found.push(
       ...(await statements.rows<Standing<Row & { id: number }>>(
@@ -170,9 +191,26 @@ export async function selectByAttempt<Row>(
       )),
     );
   }
-  if (parts.length <= PARTS_IN_STATEMENT) return found;
+  for (const part of parts) {
+    if ('heldBy' in part || part.also.length === 0) continue;
+    const values: SqlValue[] = [];
+    const condition = within(part, (value) => `$${values.push(value)}`);
+    const stop = await statements.first<AttemptCursor>(
+      `SELECT t.last_ended_at AS at, t.id FROM tasks t WHERE ${condition} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
+      ...values,
+    );
+    if (stop) stops.push(stop);
+  }
   const sign = order === 'newest' ? -1 : 1;
-  return found.sort((a, b) => sign * (a.stands_at - b.stands_at || a.id - b.id)).slice(0, limit);
+  const compare = (a: AttemptCursor, b: AttemptCursor) => sign * (a.at - b.at || a.id - b.id);
+  const [stoppedAt] = stops.sort(compare);
+  const rows = found
+    .map((row) => ({ row, at: row.stands_at, id: row.id }))
+    .sort(compare)
+    .filter((one) => !stoppedAt || compare(one, stoppedAt) <= 0)
+    .slice(0, limit)
+    .map(({ row }) => row);
+  return { rows, stoppedAt };
 }
 
 const FIRST: AttemptCursor = { at: -1, id: 0 };

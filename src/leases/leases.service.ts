@@ -405,6 +405,8 @@ export class LeasesService {
         else waiter.standFor(look.open);
         waiter.served();
         const leftMs = until - performance.now();
+        // Woken meanwhile or not: who asked not to wait any longer gets no other look, and its wake-up goes on to the next.
+        if (leftMs <= 0) return { leases: [] };
         // Nobody tells of other replicas' work while their word does not arrive, and never of leases that end there.
         const isFull = look.result === 'nothing' && look.open.length < kinds.length;
         const isTold = this.database.isListening && !(isFull && this.database.isShared);

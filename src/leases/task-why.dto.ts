@@ -75,6 +75,14 @@ export class WhyChange {
   /** Of changes that name or bring an agent: so many more leases of the kind it must ask for, for those before come first. */
   @ApiPropertyOptional({ example: 3 })
   capacity?: number;
+
+  /** How many agents it takes that each ask for so many more: one may hold only so many leases at once. */
+  @ApiPropertyOptional({ type: 'integer', example: 1 })
+  agents?: number;
+
+  /** Whether that is enough: not if more tasks are before this one than are counted. */
+  @ApiPropertyOptional({ example: true })
+  is_enough?: boolean;
 }
 
 /** Who holds a task. */

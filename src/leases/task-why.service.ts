@@ -108,6 +108,7 @@ export class TaskWhyService {
       queuedBefore: await this.countBefore(statements, 'queued', { kind: task.kind }, task),
       takers: await this.takers(statements, task, lease?.agent_id),
       load: this.overload.level,
+      maxLeasesPerAgent: this.settings.maxLeasesPerAgent,
       isDraining: this.lifecycle.draining,
     });
   }

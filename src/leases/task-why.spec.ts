@@ -53,6 +53,7 @@ const facts = (fields: Partial<WhyFacts> = {}): WhyFacts => ({
   },
   load: 0.2,
   isDraining: false,
+  maxLeasesPerAgent: 1_000,
   ...fields,
 });
 
@@ -227,6 +228,25 @@ describe('explainFinished', () => {
       reason: 'finished',
       changes: [{ action: 'retry_task' }],
       agents: null,
+    });
+  });
+
+  it('asks for as many agents as it takes, and says if that may not be enough', () => {
+    const behind = (count: number, isExact: boolean) =>
+      explain(
+        facts({
+          task: task({ state: 'queued' }),
+          queuedBefore: { count, isExact },
+          takers: { ...facts().takers, online: 0, with_room: 0 },
+        }),
+      );
+    expect(behind(2_499, true)).toMatchObject({
+      changes: [{ action: 'bring_agent', capacity: 1_000, agents: 3, is_enough: true }],
+      message: expect.stringContaining('bring 3 agents that each ask for 1000 of dns'),
+    });
+    expect(behind(10_000, false)).toMatchObject({
+      changes: [{ action: 'bring_agent', agents: 11, is_enough: false }],
+      message: expect.stringContaining('at least 1000'),
     });
   });
 });

@@ -72,6 +72,8 @@ export interface WhyFacts {
   readonly pace: Readonly<Partial<Record<WindowScope, number>>>;
   readonly queuedBefore: Count;
   readonly takers: Takers;
+  /** How many leases one agent may hold at once. */
+  readonly maxLeasesPerAgent: number;
   /** What this server's load is, of which 1 is the limit, and whether it stops. */
   readonly load: number;
   readonly isDraining: boolean;
@@ -192,7 +194,12 @@ export function explain(facts: WhyFacts): TaskWhy {
   const isWaiting = task.state !== 'queued' || facts.wait !== undefined;
   const shortages = isWaiting ? shortagesOf(facts) : [];
   const needed = 1 + facts.queuedBefore.count + (isWaiting ? facts.ahead.kind.count : 0);
-  const asks = { kind: task.kind, capacity: needed };
+  const asks = {
+    kind: task.kind,
+    capacity: Math.min(needed, facts.maxLeasesPerAgent),
+    agents: Math.ceil(needed / facts.maxLeasesPerAgent),
+    is_enough: facts.queuedBefore.isExact && (!isWaiting || facts.ahead.kind.isExact),
+  };
   const found: { reason: WhyReason; fact: string; changes: Omit<WhyChange, 'reason'>[] }[] = [];
   if (facts.wait) {
     const { reason, end, isLast } = facts.wait;
@@ -365,8 +372,10 @@ function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): s
 
 /** A change as an instruction. */
 function textOf(change: WhyChange): string {
-  const { kind, capacity } = change;
-  const asking = `(to ask for ${capacity} more of ${kind})`;
+  const { kind, agents = 1, is_enough: isEnough = true } = change;
+  const capacity = `${isEnough ? '' : 'at least '}${change.capacity}`;
+  const others = agents > 1 ? ` and ${agents - 1} more` : '';
+  const asking = `${others} (${agents > 1 ? 'each ' : ''}to ask for ${capacity} more of ${kind})`;
   switch (change.action) {
     case 'wait_until':
       return `wait until ${change.until}`;
@@ -377,11 +386,13 @@ function textOf(change: WhyChange): string {
         ? `lift the limit of ${nameOf(change)}`
         : `raise the limit of ${nameOf(change)} to ${change.limit}`;
     case 'enable_agent':
-      return `enable agent ${change.agent_id} ${asking}`;
+      return `enable agent ${change.agent_id}${asking}`;
     case 'start_agent':
-      return `start agent ${change.agent_id} ${asking}`;
+      return `start agent ${change.agent_id}${asking}`;
     case 'bring_agent':
-      return `bring an agent that asks for ${capacity} of ${kind}`;
+      return agents > 1
+        ? `bring ${agents} agents that each ask for ${capacity} of ${kind}`
+        : `bring an agent that asks for ${capacity} of ${kind}`;
     case 'load_kind':
       return `name the extension of ${kind} in this server's settings`;
     case 'reduce_load':

@@ -12,7 +12,7 @@ import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
-import { cursorBehind, cursorOf, isByAttempt, partsOf, selectByAttempt } from './ended-attempts';
+import { checkRange, cursorBehind, cursorOf, isByAttempt, partsOf, selectByAttempt } from './ended-attempts';
 import type { LeaseState } from './lease.entity';
 import { LeaseMetrics } from './lease-metrics';
 import { LeasesService } from './leases.service';
@@ -137,13 +137,14 @@ export class TasksService {
       from: instantOf(query.from) ?? undefined,
       to: instantOf(query.to) ?? undefined,
     };
+    checkRange(last);
     const byAttempt = isByAttempt(last);
     const cursor = cursorOf(query.cursor, byAttempt);
     return this.database.read(async (statements) => {
       if (byAttempt) {
         const states = state === undefined ? TASK_STATES : [state];
         const parts = partsOf({ ...last, kind, targets, states }, await this.depth.kinds(statements));
-        const rows = await selectByAttempt<TaskEntity>(
+        const { rows, stoppedAt } = await selectByAttempt<TaskEntity>(
           statements,
           parts,
           last,
@@ -152,7 +153,10 @@ export class TasksService {
           cursor,
           limit + 1,
         );
-        return pageOf(rows, limit, cursorBehind, viewOf);
+        const page = pageOf(rows, limit, cursorBehind, viewOf);
+        return page.next_cursor === null && stoppedAt
+          ? { ...page, next_cursor: cursorBehind({ stands_at: stoppedAt.at, id: stoppedAt.id }) }
+          : page;
       }
       return pageOf(await this.selectPage(statements, query, targets), query.limit, (row) => row.id, viewOf);
     });

@@ -1,7 +1,9 @@
-import { AgentSamples, MAX_NAMES, MAX_NAMES_OF_AGENT } from './agent-samples';
+import { AgentSamples, MAX_AGGREGATES, MAX_NAMES, MAX_NAMES_OF_AGENT } from './agent-samples';
 
 const counters = (values: Record<string, number>) =>
   Object.entries(values).map(([name, value]) => ({ name, value }));
+
+const NOW = 1_000_000;
 
 describe('AgentSamples', () => {
   const all = () => 0;
@@ -18,7 +20,7 @@ describe('AgentSamples', () => {
     const model = new Map<number, number>();
     for (let round = 0; round < 20; round++) {
       for (let agentId = round * 37; agentId < round * 37 + 300; agentId++) {
-        samples.take({ agentId, measuredAt: round, counters: counters({ a: agentId }), gauges: [] });
+        samples.take({ agentId, measuredAt: round, counters: counters({ a: agentId }), gauges: [] }, NOW);
         model.set(agentId, agentId);
       }
       const kept = new Set([...model.keys()].filter((id) => id % 3 !== round % 3));
@@ -34,24 +36,77 @@ describe('AgentSamples', () => {
 
   it('forgets a name when nobody says it any more, and has room for another', () => {
     for (let agentId = 1; agentId <= 5; agentId++)
-      samples.take({
-        agentId,
-        measuredAt: 1,
-        counters: Array.from({ length: MAX_NAMES_OF_AGENT + 10 }, (_, i) => ({
-          name: `${agentId}/${i}`,
-          value: 1,
-        })),
-        gauges: [],
-      });
+      samples.take(
+        {
+          agentId,
+          measuredAt: 1,
+          counters: Array.from({ length: MAX_NAMES_OF_AGENT + 10 }, (_, i) => ({
+            name: `${agentId}/${i}`,
+            value: 1,
+          })),
+          gauges: [],
+        },
+        NOW,
+      );
     expect(sums().length).toBe(MAX_NAMES);
     expect(samples.dropped).toBe(50);
-    samples.take({ agentId: 9, measuredAt: 1, counters: counters({ late: 1 }), gauges: [] });
+    samples.take({ agentId: 9, measuredAt: 1, counters: counters({ late: 1 }), gauges: [] }, NOW);
     expect(sums()).not.toContainEqual(['late', 0, 1]);
     samples.keepOnly(new Set([2, 3, 4, 5, 9]));
-    samples.take({ agentId: 9, measuredAt: 2, counters: counters({ late: 1 }), gauges: [] });
+    samples.take({ agentId: 9, measuredAt: 2, counters: counters({ late: 1 }), gauges: [] }, NOW);
     expect(sums()).toContainEqual(['late', 0, 1]);
     // A new agent in the place of one that went has none of its values.
-    samples.take({ agentId: 10, measuredAt: 1, counters: counters({ mine: 2 }), gauges: [] });
+    samples.take({ agentId: 10, measuredAt: 1, counters: counters({ mine: 2 }), gauges: [] }, NOW);
     expect(sums((id) => (id === 10 ? 1 : 0)).filter(([, group]) => group === 1)).toEqual([['mine', 1, 2]]);
+  });
+
+  it('forgets what an agent leaves out of its envelopes for long, and not what one says that sends seldom', () => {
+    const MINUTE_MS = 60_000;
+    const gauges = (...names: string[]) => names.map((name) => ({ name, value: 1 }));
+    samples.take({ agentId: 1, measuredAt: 0, counters: [], gauges: gauges('kept', 'dropped') }, 0);
+    samples.take({ agentId: 2, measuredAt: 0, counters: [], gauges: gauges('seldom') }, 0);
+    const shown = () => [...samples.aggregates(all)].map(({ name }) => name).sort();
+    samples.take({ agentId: 1, measuredAt: MINUTE_MS, counters: [], gauges: gauges('kept') }, MINUTE_MS);
+    samples.keepOnly(new Set([1, 2]), 0);
+    expect(shown()).toEqual(['dropped', 'kept', 'seldom']);
+    samples.keepOnly(new Set([1, 2]), MINUTE_MS);
+    expect(shown()).toEqual(['kept', 'seldom']);
+  });
+
+  it('takes an agent whose clock is ahead by the present, and values of any size', () => {
+    samples.take(
+      { agentId: 1, measuredAt: NOW + 300_000, counters: [], gauges: [{ name: 'g', value: 1 }] },
+      NOW,
+    );
+    samples.take(
+      { agentId: 1, measuredAt: NOW + 60_000, counters: [], gauges: [{ name: 'g', value: 2 }] },
+      NOW + 1,
+    );
+    const huge = 1.7e308;
+    for (const agentId of [2, 3])
+      samples.take(
+        { agentId, measuredAt: NOW, counters: counters({ c: huge }), gauges: [{ name: 'h', value: huge }] },
+        NOW,
+      );
+    expect([...samples.aggregates(all)]).toEqual([
+      { type: 'gauge', name: 'g', group: 0, min: 2, mean: 2, max: 2 },
+      { type: 'counter', name: 'c', group: 0, sum: Number.MAX_VALUE },
+      { type: 'gauge', name: 'h', group: 0, min: huge, mean: huge, max: huge },
+    ]);
+  });
+
+  it('shows a bounded number of sums, whatever the groups', () => {
+    for (let agentId = 0; agentId < 100; agentId++)
+      samples.take(
+        {
+          agentId,
+          measuredAt: 1,
+          counters: Array.from({ length: 50 }, (_, i) => ({ name: `n${i}`, value: 1 })),
+          gauges: [],
+        },
+        NOW,
+      );
+    expect([...samples.aggregates((id) => id)]).toHaveLength(MAX_AGGREGATES);
+    expect(samples.dropped).toBe(3_000);
   });
 });

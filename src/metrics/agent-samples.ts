@@ -7,6 +7,9 @@ export const MAX_NAMES_OF_AGENT = 100;
 
 const FIRST_SLOTS = 64;
 
+/** How many sums, or gauges, are shown of all names and groups together: a scrape must not hold everybody up. */
+export const MAX_AGGREGATES = 2_000;
+
 /** What agents say with one envelope. */
 export interface AgentEnvelope {
   readonly agentId: number;
@@ -35,6 +38,8 @@ interface Column {
   /** The agent that brought the name. */
   readonly broughtBy: number;
   values: Float64Array;
+  /** When each value was taken, in seconds by the caller's clock. */
+  takenAt: Uint32Array;
   holders: number;
 }
 
@@ -49,6 +54,8 @@ export class AgentSamples {
   private readonly brought = new Map<number, number>();
   /** When the last values of each slot were measured. */
   private measuredAt = new Float64Array(FIRST_SLOTS);
+  /** When an envelope of each slot was last taken, in seconds. */
+  private heardAt = new Uint32Array(FIRST_SLOTS);
   private droppedValues = 0;
 
   /** How many values were not kept, for there are too many names. */
@@ -60,17 +67,37 @@ export class AgentSamples {
     return this.slots.size;
   }
 
-  /** Takes the values of an envelope, unless a later one of the agent is known. */
-  take({ agentId, measuredAt, counters, gauges }: AgentEnvelope): void {
+  /**
+   * Takes the values of an envelope, unless a later one of the agent is known.
+   * @param now in ms since the epoch: what an agent's clock says is ahead of it was measured now
+   */
+  take({ agentId, measuredAt, counters, gauges }: AgentEnvelope, now: number): void {
     const slot = this.slotOf(agentId);
-    if (measuredAt < (this.measuredAt[slot] as number)) return;
-    this.measuredAt[slot] = measuredAt;
-    for (const { name, value } of counters) this.put('counter', name, agentId, slot, value);
-    for (const { name, value } of gauges) this.put('gauge', name, agentId, slot, value);
+    const at = Math.min(measuredAt, now);
+    if (at < (this.measuredAt[slot] as number)) return;
+    this.measuredAt[slot] = at;
+    const seconds = Math.floor(now / 1_000);
+    this.heardAt[slot] = seconds;
+    for (const { name, value } of counters) this.put('counter', name, agentId, slot, value, seconds);
+    for (const { name, value } of gauges) this.put('gauge', name, agentId, slot, value, seconds);
   }
 
-  /** Forgets the agents that are not among these, and the names that nobody says any more. */
-  keepOnly(agentIds: ReadonlySet<number>): void {
+  /**
+   * Forgets the agents that are not among these; values that an agent has left out of its envelopes for so long; and the names that
+   * nobody says any more.
+   * @param since in ms since the epoch: a value from before is forgotten if its agent has sent something else since
+   */
+  keepOnly(agentIds: ReadonlySet<number>, since = 0): void {
+    const before = Math.floor(since / 1_000);
+    for (const [key, column] of this.columns) {
+      for (let slot = 0; slot < column.values.length; slot++) {
+        const takenAt = column.takenAt[slot] as number;
+        if (takenAt >= before || takenAt >= (this.heardAt[slot] as number)) continue;
+        if (Number.isNaN(column.values[slot])) continue;
+        column.values[slot] = Number.NaN;
+        if (--column.holders === 0) this.forget(key, column);
+      }
+    }
     for (const [agentId, slot] of this.slots) {
       if (agentIds.has(agentId)) continue;
       for (const [key, column] of this.columns) {
@@ -79,6 +106,7 @@ export class AgentSamples {
         if (--column.holders === 0) this.forget(key, column);
       }
       this.measuredAt[slot] = 0;
+      this.heardAt[slot] = 0;
       this.slots.delete(agentId);
       this.free.push(slot);
     }
@@ -96,28 +124,38 @@ export class AgentSamples {
       groups[slot] = group;
       if (group > last) last = group;
     }
+    let shown = 0;
     const counts = new Float64Array(last + 1);
     const sums = new Float64Array(last + 1);
+    const means = new Float64Array(last + 1);
     const mins = new Float64Array(last + 1);
     const maxs = new Float64Array(last + 1);
     for (const { type, name, values } of this.columns.values()) {
       counts.fill(0);
       sums.fill(0);
+      means.fill(0);
       mins.fill(Number.POSITIVE_INFINITY);
       maxs.fill(Number.NEGATIVE_INFINITY);
       for (let slot = 0; slot < values.length; slot++) {
         const value = values[slot] as number;
         const group = groups[slot] as number;
         if (Number.isNaN(value) || group < 0) continue;
-        (counts[group] as number)++;
+        const count = (counts[group] as number) + 1;
+        counts[group] = count;
         (sums[group] as number) += value;
+        // Step by step: a sum of large values is more than a number can be, and their mean is not.
+        (means[group] as number) += value / count - (means[group] as number) / count;
         if (value < (mins[group] as number)) mins[group] = value;
         if (value > (maxs[group] as number)) maxs[group] = value;
       }
       for (let group = 0; group <= last; group++) {
         const count = counts[group] as number;
-        const sum = sums[group] as number;
         if (count === 0) continue;
+        if (++shown > MAX_AGGREGATES) {
+          this.droppedValues += count;
+          continue;
+        }
+        const sum = Math.max(-Number.MAX_VALUE, Math.min(Number.MAX_VALUE, sums[group] as number));
         if (type === 'counter') yield { type, name, group, sum };
         else
           yield {
@@ -125,7 +163,7 @@ export class AgentSamples {
             name,
             group,
             min: mins[group] as number,
-            mean: sum / count,
+            mean: means[group] as number,
             max: maxs[group] as number,
           };
       }
@@ -143,16 +181,32 @@ export class AgentSamples {
 
   private grow(): void {
     const size = 2 * this.measuredAt.length;
-    const enlarge = (values: Float64Array, fill: number) => {
+    const doubles = (values: Float64Array, fill: number): Float64Array<ArrayBuffer> => {
       const larger = new Float64Array(size).fill(fill, values.length);
       larger.set(values);
       return larger;
     };
-    this.measuredAt = enlarge(this.measuredAt, 0) as typeof this.measuredAt;
-    for (const column of this.columns.values()) column.values = enlarge(column.values, Number.NaN);
+    const seconds = (values: Uint32Array): Uint32Array<ArrayBuffer> => {
+      const larger = new Uint32Array(size);
+      larger.set(values);
+      return larger;
+    };
+    this.measuredAt = doubles(this.measuredAt, 0);
+    this.heardAt = seconds(this.heardAt);
+    for (const column of this.columns.values()) {
+      column.values = doubles(column.values, Number.NaN);
+      column.takenAt = seconds(column.takenAt);
+    }
   }
 
-  private put(type: Column['type'], sent: string, agentId: number, slot: number, value: number): void {
+  private put(
+    type: Column['type'],
+    sent: string,
+    agentId: number,
+    slot: number,
+    value: number,
+    seconds: number,
+  ): void {
     const name = labelOf(sent);
     const key = `${type} ${name}`;
     const column = this.columns.get(key) ?? this.bring(type, name, key, agentId);
@@ -162,13 +216,15 @@ export class AgentSamples {
     }
     if (Number.isNaN(column.values[slot])) column.holders++;
     column.values[slot] = value;
+    column.takenAt[slot] = seconds;
   }
 
   private bring(type: Column['type'], name: string, key: string, agentId: number): Column | undefined {
     const count = this.brought.get(agentId) ?? 0;
     if (this.columns.size >= MAX_NAMES || count >= MAX_NAMES_OF_AGENT) return undefined;
     const values = new Float64Array(this.measuredAt.length).fill(Number.NaN);
-    const column = { type, name, broughtBy: agentId, values, holders: 0 };
+    const takenAt = new Uint32Array(values.length);
+    const column = { type, name, broughtBy: agentId, values, takenAt, holders: 0 };
     this.columns.set(key, column);
     this.brought.set(agentId, count + 1);
     return column;

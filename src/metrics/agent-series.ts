@@ -73,7 +73,7 @@ export class AgentSeries {
 
   /** Takes an envelope that this process has stored. If others store some too, all are read from the database. */
   take(envelope: AgentEnvelope): void {
-    if (!this.database.isShared) this.samples.take(envelope);
+    if (!this.database.isShared) this.samples.take(envelope, this.clock.now());
   }
 
   @Interval('agent-series', REFRESH_MS)
@@ -87,7 +87,7 @@ export class AgentSeries {
     if (this.readUpTo === undefined || this.database.isShared) await this.readStored(heardSince);
     const heard = await this.database.read((statements) => this.agents.heardSince(statements, heardSince));
     await this.sortIntoGroups();
-    this.samples.keepOnly(heard);
+    this.samples.keepOnly(heard, heardSince);
   }
 
   private async readStored(heardSince: number): Promise<void> {
@@ -109,17 +109,22 @@ export class AgentSeries {
       if (!last) break;
       const rows = await this.database.read((statements) =>
         statements.rows<MetricsEntity>(
-          `SELECT agent_id, measured_at, counters, gauges FROM agent_metrics
+          `SELECT agent_id, measured_at, received_at, counters, gauges FROM agent_metrics
            WHERE ${statements.dialect.isAmong('id', '$1')}`,
           JSON.stringify(batch.map((row) => row.id)),
         ),
       );
-      for (const { agent_id: agentId, measured_at: measuredAt, counters, gauges } of rows)
-        this.samples.take({
-          ...{ agentId, measuredAt },
-          counters: JSON.parse(counters),
-          gauges: JSON.parse(gauges),
-        });
+      for (const {
+        agent_id: agentId,
+        measured_at: measuredAt,
+        received_at: receivedAt,
+        counters,
+        gauges,
+      } of rows)
+        this.samples.take(
+          { ...{ agentId, measuredAt }, counters: JSON.parse(counters), gauges: JSON.parse(gauges) },
+          receivedAt,
+        );
       [at, id] = [last.received_at, last.id];
     }
     this.readUpTo = at;
@@ -133,7 +138,10 @@ export class AgentSeries {
     const groups: Record<string, string>[] = [];
     const groupOf = new Map<number, number>();
     // By their values, so that the same few are shown whatever order the agents come in.
+    const rest = JSON.stringify(names.map(() => OTHER));
     const texts = [...new Set([...labels.values()].map((own) => textOf(names, own)))]
+      // Whose labels say "other" themselves are among the others, or there would be two of one name.
+      .filter((text) => text !== rest)
       .sort()
       .slice(0, MAX_GROUPS);
     for (const text of texts) {

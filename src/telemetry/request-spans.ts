@@ -10,7 +10,8 @@ import { LineBudget } from './line-budget';
 const STRANGERS: [perSecond: number, burst: number] = [20, 100];
 
 /** What monitors ask all the time. */
-const UNTRACED = new Set(['GET /healthz', 'GET /livez', 'GET /readyz', 'GET /metrics']);
+const UNTRACED = new Set(['/healthz', '/livez', '/readyz']);
+const READS = new Set(['GET', 'HEAD']);
 /** Others are a stranger's to invent: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ */
 const METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);
 
@@ -50,7 +51,9 @@ export class RequestSpans {
     const { url: route } = request.routeOptions;
     const method = METHODS.has(request.method) ? request.method : '_OTHER';
     const isKnown = request.agent !== undefined || request.operator !== undefined;
-    const isTraced = !UNTRACED.has(`${method} ${route}`) && (isKnown || this.strangers.take());
+    const isAsked =
+      route !== undefined && (UNTRACED.has(route) || (route === '/metrics' && READS.has(method)));
+    const isTraced = !isAsked && (isKnown || this.strangers.take());
     const span = isTraced
       ? tracing?.start(route === undefined ? 'unknown' : `${method} ${route}`, {
           kind: 'server',

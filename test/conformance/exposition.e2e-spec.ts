@@ -353,8 +353,9 @@ describe("agents' own metrics", () => {
     await push(one, [{ name: 'queries', value: 10 }], [{ name: 'load', value: 1 }]);
     await push(two, [{ name: 'queries', value: 5 }], [{ name: 'load', value: 4 }]);
     // Later values count in place of earlier ones; what arrives late does not.
-    await push(one, [{ name: 'queries', value: 12 }], [], 1_000);
-    await push(one, [{ name: 'queries', value: 11 }]);
+    clock.advance(1_000);
+    await push(one, [{ name: 'queries', value: 12 }]);
+    await push(one, [{ name: 'queries', value: 11 }], [], -500);
     await refresh();
     const found = await scrape();
     expect(found.value('agent_samples', { name: 'queries' })).toBe(17);
@@ -387,7 +388,8 @@ describe("agents' own metrics", () => {
     for (const [hostname, region] of [
       ['one', 'fra'],
       ['two', 'fra'],
-      ['three', 'ams"\n'.slice(0, 4)],
+      ['three', 'ams"'],
+      ['four', 'other'],
     ] as const) {
       const agent = await server.register(hostname);
       await server.operator('PUT', `/v1/agents/${agent.agent_id}/labels`, { labels: { region } });
@@ -399,7 +401,7 @@ describe("agents' own metrics", () => {
     expect(Object.fromEntries(found.map(({ labels, value }) => [labels.region, value]))).toEqual({
       fra: 2,
       'ams"': 1,
-      other: 7,
+      other: 8,
     });
   });
 

@@ -102,7 +102,9 @@ describe('a list with a filter', () => {
 
   async function planOf([sql, values]: Statement): Promise<string> {
     const rows = await server.rows(`${onPostgres ? 'EXPLAIN' : 'EXPLAIN QUERY PLAN'} ${sql}`, ...values);
-    return rows.map((row) => row['QUERY PLAN'] ?? row.detail).join('\n');
+    const plan = rows.map((row) => row['QUERY PLAN'] ?? row.detail).join('\n');
+    // What is filtered behind a bounded search of an index is scanned, and no more than that.
+    return plan.replace(/CO-ROUTINE t\n(SEARCH t[^\n]*)\nSCAN t\b/g, '$1');
   }
 
   describe('and why a task does not run', () => {

@@ -488,6 +488,43 @@ describe('tasks by their last attempt', () => {
     expect(await tasks('state=queued')).toEqual(never);
   });
 
+  it('belong to who holds them now, whatever else is asked for', async () => {
+    const other = await server.register('b');
+    const id = await attempt(agent, 'cancelled');
+    expect(await tasks(`agent_id=${agent.agent_id}&outcome=cancelled`)).toEqual([id]);
+    await server.passKept(clock, 2_000);
+    expect(await claim(other)).toMatchObject([{ task_id: id }]);
+    for (const query of ['', '&outcome=cancelled', '&from=2026-01-01T00:00:00Z'])
+      expect(await tasks(`agent_id=${agent.agent_id}${query}`)).toEqual([]);
+    expect(await tasks(`agent_id=${other.agent_id}`)).toEqual([id]);
+    // A bulk cancel of what one agent gave back does not take it from the one that works on it.
+    const filter = { agent_id: agent.agent_id, outcome: 'cancelled' };
+    const { body } = await server.operator('POST', '/v1/tasks/cancel', filter);
+    expect(body).toEqual({ matched: 0, changed: 0 });
+  });
+
+  it('are found behind any number of others, a bounded number looked at for each page', async () => {
+    const wanted = await attempt(agent, 'success', [], { spec: { server: '192.0.2.9' } });
+    await server.enqueue(...Array.from({ length: 2_050 }, () => dnsTask()));
+    for (let leases = await claim(agent, 256); leases.length > 0; leases = await claim(agent, 256)) {
+      const completed = leases.map(({ lease_id }) => ({ lease_id, outcome: 'success' }));
+      await server.agent(agent, '/report', { completed, cancelled: [] });
+      clock.advance(1);
+    }
+    const pagesOf = async (query: string): Promise<number[][]> => {
+      const pages: number[][] = [];
+      let cursor: string | null = '';
+      while (cursor !== null) {
+        const { body } = await list(`${query}${cursor && `&cursor=${cursor}`}`);
+        pages.push(body.items.map((task: { id: number }) => task.id));
+        cursor = body.next_cursor as string | null;
+      }
+      return pages;
+    };
+    expect(await pagesOf(`agent_id=${agent.agent_id + 1}&target=resolver&outcome=success`)).toEqual([[], []]);
+    expect(await pagesOf(`target=192.0.2.9:53&agent_id=${agent.agent_id}`)).toEqual([[wanted]]);
+  });
+
   it('begin with those that the agent holds', async () => {
     const ended = await attempt(agent, 'success');
     const held = await server.enqueue(dnsTask(), dnsTask());
@@ -520,6 +557,7 @@ describe('tasks by their last attempt', () => {
     ['agent_id=0', 'agent_id'],
     ['from=yesterday', 'from'],
     ['to=2026-01-01', 'to'],
+    ['from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z', 'from'],
     ['outcome=error&cursor=7', 'cursor'],
     ['state=dead&cursor=1767225600000-7', 'cursor'],
     ['outcome=error&cursor=7-', 'cursor'],
@@ -599,6 +637,7 @@ describe('many tasks by their last attempt', () => {
     [{ outcome: 'fine' }, 'outcome'],
     [{ agent_id: '12' }, 'agent_id'],
     [{ from: 'now' }, 'from'],
+    [{ from: '2026-01-02T00:00:00Z', to: '2026-01-01T00:00:00Z' }, 'from'],
     [{ all: true, outcome: 'error' }, 'all'],
   ])('are not asked for by %j', async (body, field) => {
     const answer = await cancel(body);

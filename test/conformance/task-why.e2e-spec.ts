@@ -408,7 +408,7 @@ describe('why a task does not run', () => {
       reason: 'finished',
       state: 'cancelled',
       changes: [{ reason: 'finished', action: 'retry_task' }],
-      message: `The task is cancelled (operator) since ${inMs(0)}. To let it run: retry it.`,
+      message: `The task has ended at ${inMs(0)}: it is cancelled (operator). To let it run: retry it.`,
     });
   });
 
