@@ -136,7 +136,7 @@ export class TasksQuery extends PageQuery {
 
   @ApiPropertyOptional({
     description:
-      'Only tasks that this agent holds, or whose last attempt it ended. With `outcome`, `from` or `to`: only the latter.',
+      'Only tasks that this agent holds, and those that nobody holds whose last attempt was its. With `outcome`, `from` or `to`: only the latter.',
     type: 'integer',
     minimum: 1,
     example: 12,
@@ -194,7 +194,7 @@ export abstract class BulkRequest {
   @MaxLength(512)
   target?: string | null;
 
-  /** Only tasks that this agent holds, or whose last attempt it ended. With `outcome`, `from` or `to`: only the latter. */
+  /** Only tasks that this agent holds, and those that nobody holds whose last attempt was its. With `outcome`, `from` or `to`: only the latter. */
   @ApiProperty({ required: false, nullable: true, type: 'integer', minimum: 1, example: 12 })
   @IsOptional()
   @IsId()
