@@ -154,7 +154,9 @@ async function startTraces(
   if (!traces) return undefined;
   try {
     const { startTracing } = await import('./telemetry/otlp.js');
-    return startTracing(traces, logger);
+    const stop = startTracing(traces, logger);
+    logger.info({ sampler: traces.sampler }, 'traces are sent by OTLP');
+    return stop;
   } catch (error) {
     // Whatever is wrong with it, the service must not miss it.
     logger.error({ err: error }, 'traces are off: what sends them failed to start');
