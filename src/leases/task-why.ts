@@ -326,7 +326,7 @@ const agents = (count: number): string => (count === 1 ? '1 agent is' : `${count
 
 /** A window as sentences call it. */
 const nameOf = ({ kind, target }: Pick<WhyChange, 'kind' | 'target'>): string =>
-  kind ? (target ? `${kind} to ${target}` : kind) : 'everything';
+  kind ? (target ? `${kind} at ${target}` : kind) : 'everything';
 
 function factOfWait({ task, lease, lastAttempt, now }: WhyFacts, { reason, until }: Wait): string {
   const at = toTimestamp(until);

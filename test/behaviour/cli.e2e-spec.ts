@@ -756,7 +756,7 @@ describe('the command line with a server', () => {
     expect(stdout).toMatch(/^reason +no_agent$/m);
     expect(stdout).toMatch(/^ +limit +0$/m);
     expect(stdout).toMatch(/^no_agent +bring_agent /m);
-    expect(stdout).toMatch(/^window_full +raise_limit +http +- +target +why\.example:80 +1$/m);
+    expect(stdout).toMatch(/^window_full +raise_limit +http .*why\.example:80 +1$/m);
     expect(await json('task', 'why', id)).toMatchObject({
       task_id: Number(id),
       reason: 'no_agent',

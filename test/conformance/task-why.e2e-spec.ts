@@ -212,8 +212,8 @@ describe('why a task does not run', () => {
       ],
     });
     expect(answer.message).toBe(
-      'The window of dns to 192.0.2.1:53 is full: of 2 places 1 is leased and 1 queued, and 2 tasks are before it. ' +
-        'To let it run: raise the limit of dns to 192.0.2.1:53 to 5.',
+      'The window of dns at 192.0.2.1:53 is full: of 2 places 1 is leased and 1 queued, and 2 tasks are before it. ' +
+        'To let it run: raise the limit of dns at 192.0.2.1:53 to 5.',
     );
   });
 
