@@ -79,6 +79,7 @@ export class Meter {
   private readonly registry = new Registry();
   private readonly names = new Set<string>();
   private readonly snapshots: (() => string)[] = [];
+  private readonly included: Registry[] = [];
   private readonly beforeScrape: (() => Promise<void> | void)[] = [];
   private exposition: { text: Promise<string>; madeAt: number } | undefined;
   private foldedSets = 0;
@@ -106,9 +107,9 @@ export class Meter {
     return this.registry.contentType;
   }
 
-  /** The registry itself, for the defaults of prom-client. */
-  get defaults(): Registry {
-    return this.registry;
+  /** Shows what another registry has, too: of the process as a whole, which may serve more than one application. */
+  include(registry: Registry): void {
+    this.included.push(registry);
   }
 
   /** @throws Error the name or a label breaks the rules, or the name is taken */
@@ -249,7 +250,8 @@ export class Meter {
         onFailure(error);
       });
     clearTimeout(overdue);
-    return (await this.registry.metrics()) + this.snapshots.map((text) => text()).join('');
+    const texts = await Promise.all([this.registry, ...this.included].map((each) => each.metrics()));
+    return texts.join('') + this.snapshots.map((text) => text()).join('');
   }
 
   private checked<Label extends string>(

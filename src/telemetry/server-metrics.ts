@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyReply } from 'fastify';
-import { collectDefaultMetrics } from 'prom-client';
+import { collectDefaultMetrics, Registry } from 'prom-client';
 import type { Database } from '../database/database';
 import type { AnswerLimits } from '../http/answer-limits';
 import type { ControlPlaneRequest, RouteDeclaration } from '../http/decorators';
@@ -61,12 +61,22 @@ export function observeProcess(meter: Meter, http: FastifyInstance, observed: Ob
   observeDatabase(meter, observed);
 }
 
+let runtime: Registry | undefined;
+
+/** prom-client's own metrics of the runtime, once for the process: what observes it can't be stopped. */
+function runtimeMetrics(): Registry {
+  if (runtime) return runtime;
+  runtime = new Registry();
+  collectDefaultMetrics({ register: runtime });
+  for (const name of MISNAMED) runtime.removeSingleMetric(name);
+  return runtime;
+}
+
 function observeRuntime(
   meter: Meter,
   { settings, version, lifecycle, overload, log }: Omit<Observed, 'database'>,
 ): void {
-  collectDefaultMetrics({ register: meter.defaults });
-  for (const name of MISNAMED) meter.defaults.removeSingleMetric(name);
+  meter.include(runtimeMetrics());
   meter
     .gauge({
       name: 'build_info',
