@@ -42,6 +42,8 @@ const SQLITE_ONLY = [
   'log-faults',
   'memory',
   'prometheus',
+  'slow-clients',
+  'stopping',
   'traces',
 ];
 /** In test/slow: about several processes on one database, and about getting there. */
