@@ -50,6 +50,8 @@ const CONNECTION_TIMEOUT_MS = 120_000;
 /** How long a request that is on its way may still arrive when the process stops. */
 const HANG_UP_MS = 1_000;
 
+const HEALTH_PATHS = new Set(['/healthz', '/livez', '/readyz']);
+
 /** The application, ready to listen, and how to end it. */
 export interface ControlPlane {
   readonly app: NestFastifyApplication;
@@ -128,8 +130,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     answers.account(http);
     const proof = new ServerProof(http);
     checkProtocol(http, answers);
-    const isHealth = (request: FastifyRequest) =>
-      /^\/(healthz|livez|readyz)$/.test(request.routeOptions.url ?? '');
+    const isHealth = (request: FastifyRequest) => HEALTH_PATHS.has(request.routeOptions.url ?? '');
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle, meter, overload, extensions }),
       adapter,
@@ -145,8 +146,9 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     answerUnknownRoutes(http, (request, reply) => admission.chargeUnknown(request, reply));
     // What an operator needs in an emergency: many scrapes cost as much as one.
-    const isExempt = (request: FastifyRequest) =>
-      isHealth(request) || (request.routeOptions.url === '/metrics' && request.method === 'GET');
+    // Fastify makes the options anew at each look, and three hooks ask here for every request.
+    const isExempt = ({ routeOptions: { url = '' }, method }: FastifyRequest) =>
+      HEALTH_PATHS.has(url) || (url === '/metrics' && method === 'GET');
     overload.guard(http, isShedFirst, isExempt);
     http.addHook('onRequest', async (request) => {
       if (isBulkWrite(request)) database.requireSpace();

@@ -2,7 +2,7 @@ import { normalizeIp } from '@nestjs/throttler';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Logger } from 'pino';
 import { clientAddress } from '../http/client-address';
-import { type ControlPlaneRequest, declarationOf } from '../http/decorators';
+import type { ControlPlaneRequest, RouteDeclaration } from '../http/decorators';
 import { waitedMs } from '../http/hang-up';
 import { traceOf } from '../http/trace-context';
 import { parseId } from '../http/validation';
@@ -56,10 +56,14 @@ export class RequestLog {
       reply.header('x-request-id', request.id);
       done();
     });
-    http.addHook('preSerialization', (request: ControlPlaneRequest, reply, payload, done) => {
-      const facts = reply.statusCode < 400 ? declarationOf(request)?.logFacts : undefined;
-      if (facts) request.logFacts = facts(payload as never);
-      done(null, payload);
+    // For the routes that have facts alone: every other answer would pay for it.
+    http.addHook('onRoute', (route) => {
+      const { logFacts } = (route.config as { declared?: RouteDeclaration } | undefined)?.declared ?? {};
+      if (!logFacts) return;
+      route.preSerialization = (request: ControlPlaneRequest, reply, payload, done) => {
+        if (reply.statusCode < 400) request.logFacts = logFacts(payload as never);
+        done(null, payload);
+      };
     });
     http.addHook('onResponse', (request, reply, done) => {
       if (this.mode === 'all') this.logLine(request, reply);
