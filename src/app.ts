@@ -29,6 +29,7 @@ import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { JobRunner } from './scheduling/job-runner';
 import { databaseIdentity, type Settings, SettingsError, serverFile } from './settings';
+import { HEALTH_PATHS } from './telemetry/health.controller';
 import { InFlight } from './telemetry/in-flight';
 import { Lifecycle } from './telemetry/lifecycle';
 import { createLogger, NestLogger, outputOf, requestIdOf } from './telemetry/logger';
@@ -49,8 +50,6 @@ const KEEP_ALIVE_MS = 75_000;
 const CONNECTION_TIMEOUT_MS = 120_000;
 /** How long a request that is on its way may still arrive when the process stops. */
 const HANG_UP_MS = 1_000;
-
-const HEALTH_PATHS = new Set(['/healthz', '/livez', '/readyz']);
 
 /** The application, ready to listen, and how to end it. */
 export interface ControlPlane {
@@ -146,7 +145,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     answerUnknownRoutes(http, (request, reply) => admission.chargeUnknown(request, reply));
     // What an operator needs in an emergency: many scrapes cost as much as one.
-    // Fastify makes the options anew at each look, and three hooks ask here for every request.
+    // Fastify makes the options again at each look, and three hooks ask here for every request.
     const isExempt = ({ routeOptions: { url = '' }, method }: FastifyRequest) =>
       HEALTH_PATHS.has(url) || (url === '/metrics' && method === 'GET');
     overload.guard(http, isShedFirst, isExempt);

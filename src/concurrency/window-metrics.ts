@@ -10,7 +10,6 @@ interface WindowRow {
   scope: WindowScope;
   kind: string;
   ceiling: number | null;
-  ready: number;
   leased: number;
 }
 
@@ -38,9 +37,9 @@ export class WindowMetrics {
     meter.onScrape(async () => {
       const [windows, counts] = await database.read(async (statements) => [
         await statements.rows<WindowRow>(
-          `SELECT scope, kind, ceiling, ready, leased FROM concurrency_windows WHERE scope = 'kind'
+          `SELECT scope, kind, ceiling, leased FROM concurrency_windows WHERE scope = 'kind'
            UNION ALL
-           SELECT scope, kind, ceiling, ready, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
+           SELECT scope, kind, ceiling, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
         ),
         await statements.rows<{ state: string; count: number }>(
           `SELECT state, count(*) AS count FROM (

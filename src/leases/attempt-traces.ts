@@ -48,7 +48,7 @@ export class AttemptTraces {
   traceparentOf(traceparent: string | null, leaseId: number): string | undefined {
     const task = parseTraceparent(traceparent);
     if (!task) return undefined;
-    // Without spans of ours, the agent goes on from whoever enqueued the task.
+    // Without spans of ours, the agent continues the trace of the request that enqueued the task.
     return toTraceparent(tracing ? contextFor(task, leaseId) : task);
   }
 

@@ -208,7 +208,7 @@ class WaitingClaim implements Waiter {
     this.kinds = kinds;
     for (const kind of left) this.lines.leave(kind, this);
     for (const kind of kinds) this.lines.join(kind, this);
-    // Moved and not copied: two that leave the same lines would wake each other for ever.
+    // Moved and not copied: two that leave the same lines would wake each other forever.
     for (const held of ['signalledFor', 'looksFor'] as const) {
       const kind = this[held];
       if (kind === undefined || !left.includes(kind)) continue;

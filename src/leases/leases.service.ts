@@ -427,7 +427,7 @@ export class LeasesService {
   private async learnThatNone(agent: AgentIdentity, capacities: Capacities): Promise<void> {
     if (!this.agentKinds.isNews(agent.id, capacities, this.clock.now())) return;
     await this.database.write(async (tx) => {
-      // It is answered alike, whoever it is: what a claim that asks for nothing gets depends on nothing.
+      // An agent that is not in service gets the same answer, and nothing is learnt of it.
       const [refusal] = await this.agents.refusals(tx, [agent]);
       if (!refusal) await this.agentKinds.learn(tx, agent.id, capacities);
     });

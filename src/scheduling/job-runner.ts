@@ -10,15 +10,8 @@ import {
 import { inTraceOfItsOwn } from '../tracing';
 
 /** What is known of one job since the process started. */
-export interface JobRecord {
-  runs: number;
-  failures: number;
-  /** Ticks that came while the run before was still going, and were left out. */
-  skipped: number;
+interface JobRecord {
   lastStartedAt: number | null;
-  lastDurationMs: number | null;
-  /** How late the last run began, compared with the interval since the one before it. */
-  lastLagMs: number | null;
   lastError: string | null;
   /** How many runs have failed since the last one that did not. */
   failedInARow: number;
@@ -102,14 +95,13 @@ export class JobRunner implements BeforeApplicationShutdown {
     const record = this.recordOf(name);
     if (this.stopping) return;
     if (this.running.has(name)) {
-      this.skip(name, record);
+      this.skip(name);
       return;
     }
     const startedAt = this.clock.now();
-    if (record.lastStartedAt !== null)
-      record.lastLagMs = Math.max(0, startedAt - record.lastStartedAt - everyMs);
+    const dueAt = record.lastStartedAt === null ? startedAt : record.lastStartedAt + everyMs;
     record.lastStartedAt = startedAt;
-    this.lag.set({ job_name: name }, (record.lastLagMs ?? 0) / 1_000);
+    this.lag.set({ job_name: name }, Math.max(0, startedAt - dueAt) / 1_000);
     const run = this.attempt(name, record, async () => {
       if (!everywhere) return this.database.exclusively(name, job);
       await job();
@@ -118,11 +110,6 @@ export class JobRunner implements BeforeApplicationShutdown {
     this.running.set(name, run);
     await run;
     this.running.delete(name);
-  }
-
-  /** The records by job. */
-  stats(): ReadonlyMap<string, Readonly<JobRecord>> {
-    return this.records;
   }
 
   /**
@@ -153,19 +140,17 @@ export class JobRunner implements BeforeApplicationShutdown {
     return this.stop();
   }
 
-  private skip(name: string, record: JobRecord): void {
-    record.skipped++;
+  private skip(name: string): void {
     this.results.add({ job_name: name, result: 'skipped' });
   }
 
   /** @param job tells whether it was done: not if another replica is at it */
   private async attempt(name: string, record: JobRecord, job: () => Promise<boolean>): Promise<void> {
     const startedAt = performance.now();
-    record.runs++;
     try {
       const isDone = await inTraceOfItsOwn(`job ${name}`, job);
       if (!isDone) {
-        this.skip(name, record);
+        this.skip(name);
         return;
       }
       if (record.failedInARow > 0)
@@ -174,7 +159,6 @@ export class JobRunner implements BeforeApplicationShutdown {
       this.results.add({ job_name: name, result: 'success' });
       this.succeededAt.set({ job_name: name }, this.clock.now() / 1_000);
     } catch (error) {
-      record.failures++;
       this.results.add({ job_name: name, result: 'failure' });
       const { message } = error as Error;
       // Once for each cause: while a database is away, the job fails at every tick.
@@ -182,23 +166,13 @@ export class JobRunner implements BeforeApplicationShutdown {
         this.logger.error({ job: name, err: error }, 'a job failed; it comes again at its next tick');
       record.lastError = message;
     }
-    record.lastDurationMs = performance.now() - startedAt;
-    this.durations.observe({ job_name: name }, record.lastDurationMs / 1_000);
+    this.durations.observe({ job_name: name }, (performance.now() - startedAt) / 1_000);
   }
 
   private recordOf(name: string): JobRecord {
     let record = this.records.get(name);
     if (!record) {
-      record = {
-        runs: 0,
-        failures: 0,
-        skipped: 0,
-        lastStartedAt: null,
-        lastDurationMs: null,
-        lastLagMs: null,
-        lastError: null,
-        failedInARow: 0,
-      };
+      record = { lastStartedAt: null, lastError: null, failedInARow: 0 };
       this.records.set(name, record);
       for (const result of ['success', 'failure', 'skipped']) this.results.add({ job_name: name, result }, 0);
     }

@@ -6,6 +6,9 @@ import { ApiErrors } from '../http/api-errors';
 import { Public } from '../http/decorators';
 import { Lifecycle } from './lifecycle';
 
+/** The routes below: monitors ask them all the time. */
+export const HEALTH_PATHS: ReadonlySet<string> = new Set(['/healthz', '/livez', '/readyz']);
+
 class Health {
   /** Always `ok`: anything else is an error answer. */
   @ApiProperty({ example: 'ok' })

@@ -29,6 +29,11 @@ export class InFlight {
     return this.unanswered.size - this.waiting;
   }
 
+  /** How many connections are open. */
+  get connected(): number {
+    return this.connections.size;
+  }
+
   /** Refuses requests over the limit, where it can before their body is read; those that are exempt never. */
   guard(http: FastifyInstance, exempt: (request: FastifyRequest) => boolean): void {
     const { unanswered, connections } = this;

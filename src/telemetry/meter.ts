@@ -8,7 +8,7 @@ const PREFIX = 'control_plane_';
 const MAX_SERIES = 500;
 /** The value of every label of what is not told apart. */
 const OTHER = 'other';
-/** How long the text of a scrape is used again, in milliseconds: whoever scrapes, and how often, costs the same. */
+/** How long the text of a scrape is used again, in milliseconds: many scrapers cost as much as one. */
 const REUSED_MS = 1_000;
 /** How long what a scrape reads may take in all, in milliseconds: Prometheus gives up after 10 s by default. */
 const READING_MS = 5_000;

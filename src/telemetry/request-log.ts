@@ -7,6 +7,7 @@ import { waitedMs } from '../http/hang-up';
 import { traceOf } from '../http/trace-context';
 import { parseId } from '../http/validation';
 import type { Settings } from '../settings';
+import { HEALTH_PATHS } from './health.controller';
 import { LineBudget } from './line-budget';
 
 /** An answer that took longer than this, without the time that a claim waited for work, is logged. */
@@ -22,7 +23,6 @@ const MAX_CLAIMED = 10;
 /** Lines a second, and at once, for failures; and apart from them, so that strangers can't hide those, for the rest. */
 const LINES: [perSecond: number, burst: number] = [20, 500];
 
-const HEALTH = new Set(['/healthz', '/livez', '/readyz']);
 const READS = new Set(['GET', 'HEAD', 'OPTIONS']);
 
 /** Requests of one caller that got no line of their own: who it is, and how many by method, route and status. */
@@ -101,7 +101,7 @@ export class RequestLog {
       else this.sumUp(request, status);
     } else if (status >= 400) {
       // A load balancer asks every second: of a server's own failures only these are summed up from the second on.
-      const isAlways = status >= 500 && !HEALTH.has(routeOf(request));
+      const isAlways = status >= 500 && !HEALTH_PATHS.has(routeOf(request));
       const isFirst = !this.sums.has(keyOf(request)) && this.sums.size < MAX_CALLERS;
       if (isFirst)
         this.sums.set(keyOf(request), { who: whoIs(request), counts: new Map(), claimed: new Set() });
@@ -130,7 +130,7 @@ export class RequestLog {
     const route = routeOf(request);
     const { statusCode: status } = reply;
     const trace = traceOf(request);
-    const level = HEALTH.has(route) && (this.mode === 'all' || status < 400) ? 'debug' : 'info';
+    const level = HEALTH_PATHS.has(route) && (this.mode === 'all' || status < 400) ? 'debug' : 'info';
     this.logger[level](
       {
         request_id: request.id,

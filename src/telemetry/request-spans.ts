@@ -4,16 +4,23 @@ import { Clock } from '../clock';
 import type { ControlPlaneRequest } from '../http/decorators';
 import { spans } from '../http/trace-context';
 import { markFailed, parseTraceparent, tracing } from '../tracing';
+import { HEALTH_PATHS } from './health.controller';
 import { LineBudget } from './line-budget';
 
 /** Requests of strangers that get a span, a second and at once: they must not crowd out the others. */
 const STRANGERS: [perSecond: number, burst: number] = [20, 100];
 
-/** What monitors ask all the time. */
-const UNTRACED = new Set(['/healthz', '/livez', '/readyz']);
 const READS = new Set(['GET', 'HEAD']);
 /** Others are a stranger's to invent: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ */
-const METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);
+export const METHODS: ReadonlySet<string> = new Set([
+  'GET',
+  'HEAD',
+  'POST',
+  'PUT',
+  'PATCH',
+  'DELETE',
+  'OPTIONS',
+]);
 
 /**
  * Makes a span for each request: its method, the pattern of its route and its status; never a path, query, header or body. The
@@ -52,7 +59,7 @@ export class RequestSpans {
     const method = METHODS.has(request.method) ? request.method : '_OTHER';
     const isKnown = request.agent !== undefined || request.operator !== undefined;
     const isAsked =
-      route !== undefined && (UNTRACED.has(route) || (route === '/metrics' && READS.has(method)));
+      route !== undefined && (HEALTH_PATHS.has(route) || (route === '/metrics' && READS.has(method)));
     const isTraced = !isAsked && (isKnown || this.strangers.take());
     const span = isTraced
       ? tracing?.start(route === undefined ? 'unknown' : `${method} ${route}`, {

@@ -11,6 +11,7 @@ import type { Lifecycle } from './lifecycle';
 import type { LogOutput } from './log-output';
 import type { Meter } from './meter';
 import type { Overload } from './overload';
+import { METHODS } from './request-spans';
 
 /** Upper bounds in seconds: each service level of the contract is one of them. */
 const REQUEST_BUCKETS = [
@@ -156,14 +157,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
     done();
   });
 
-  let connections = 0;
   const dropped = { limit: 0, unreadable: 0 };
-  http.server.on('connection', (socket) => {
-    connections++;
-    socket.once('close', () => {
-      connections--;
-    });
-  });
   http.server.on('drop', () => {
     dropped.limit++;
   });
@@ -171,7 +165,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
   http.server.on('clientError', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'ECONNRESET') dropped.unreadable++;
   });
-  meter.readGauge({ name: 'connections', help: 'Connections that are open.' }, () => connections);
+  meter.readGauge({ name: 'connections', help: 'Connections that are open.' }, () => inFlight.connected);
   meter.readGauge({ name: 'long_polls', help: 'Claims that wait for work.' }, () => inFlight.waitingClaims);
   meter.readGauge(
     { name: 'requests_in_flight', help: 'Requests that are worked on, without claims that wait.' },
@@ -195,9 +189,6 @@ const routeOf = ({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): st
 
 /** The pattern of a route; all pages of the documentation are one. */
 const patternOf = (url: string): string => (url.startsWith('/docs') ? '/docs' : url);
-
-/** Others are a stranger's words. */
-const METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);
 
 function observeDatabase(
   meter: Meter,

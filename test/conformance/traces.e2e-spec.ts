@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { trace } from '../../src/extension-api';
 import { JobRunner } from '../../src/scheduling/job-runner';
 import { readSettings, type TraceSettings } from '../../src/settings';
@@ -7,7 +6,6 @@ import { startTracing } from '../../src/telemetry/otlp';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 import { OtlpReceiver, type SentSpan } from '../helpers/otlp-receiver';
 
-const _ROOT = join(__dirname, '../..');
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 const SPAN = '00f067aa0ba902b7';
 const TRACEPARENT = `00-${TRACE}-${SPAN}-01`;
@@ -146,7 +144,7 @@ describe('a trace, if traces are sent', () => {
     `ff-${TRACE}-${SPAN}-01`,
     `00-${TRACE}-${SPAN}-01-more`,
     'a'.repeat(4_000),
-  ])('begins anew if what the caller says is malformed: %j', async (traceparent) => {
+  ])('starts a new trace if what the caller says is malformed: %j', async (traceparent) => {
     const { status } = await server.operator('POST', '/v1/tasks', { tasks: [dnsTask()] }, { traceparent });
     expect(status).toBe(201);
     const [lease] = await claim(server, agent);

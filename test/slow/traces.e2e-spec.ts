@@ -4,36 +4,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import {
-  ADMIN_TOKEN,
-  CHILD_ENV,
-  type Credentials,
-  credentialsOf,
-  dnsTask,
-  TestServer,
-} from '../helpers/harness';
+import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
 import { OtlpReceiver } from '../helpers/otlp-receiver';
 import { endAll, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
-const SPAN = '00f067aa0ba902b7';
-const TRACEPARENT = `00-${TRACE}-${SPAN}-01`;
-
-const _claim = async (
-  server: TestServer,
-  agent: Credentials,
-  headers: Record<string, string> = {},
-  count = 1,
-) =>
-  (await server.agent(agent, '/claim', { capacities: { dns: count } }, headers)).body.leases as {
-    lease_id: number;
-    task_id: number;
-    traceparent?: string;
-  }[];
-
-const _enqueue = async (server: TestServer, headers: Record<string, string>, ...tasks: object[]) =>
-  (await server.operator('POST', '/v1/tasks', { tasks }, headers)).body.tasks as { id: number }[];
+const TRACEPARENT = `00-${TRACE}-00f067aa0ba902b7-01`;
 
 describe('a process', () => {
   let folder: string;
