@@ -49,16 +49,15 @@ export class Outcomes1764600300000 implements MigrationInterface {
         CHECK (last_outcome IN ('success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'))`,
       `ALTER TABLE tasks ADD COLUMN last_error text`,
       `ALTER TABLE tasks ADD COLUMN last_ended_at ${bigint}`,
-      // Operators' lists by the last attempt, in the order of when it ended. Most tasks succeed: what went otherwise has indexes of
-      // its own, which those cost nothing. The two of the successful are narrow, and the first only grows at the ends of the kinds.
+      // Operators' lists by the last attempt, in the order of when it ended; by target in the order of ids. Most tasks succeed: what
+      // went otherwise has indexes of its own, which those cost nothing. The two of the successful only grow, at the ends of the
+      // kinds and agents. One by their target would change a page for each target of a report: 7 of 45 us for each task on SQLite.
       `CREATE INDEX tasks_by_outcome ON tasks (kind, last_outcome, state, last_ended_at, id)
         WHERE last_outcome <> 'success'`,
       `CREATE INDEX tasks_by_agent_and_outcome ON tasks (last_agent_id, last_outcome, state, last_ended_at, id)
         WHERE last_outcome <> 'success'`,
-      `CREATE INDEX tasks_by_target_and_outcome ON tasks (target, last_outcome, state, last_ended_at, id)
-        WHERE last_outcome <> 'success'`,
+      `CREATE INDEX tasks_by_target_and_outcome ON tasks (target, last_outcome, id) WHERE last_outcome <> 'success'`,
       `CREATE INDEX tasks_by_success ON tasks (kind, last_ended_at, id) WHERE last_outcome = 'success'`,
-      `CREATE INDEX tasks_by_target_and_success ON tasks (target, last_ended_at, id) WHERE last_outcome = 'success'`,
       `CREATE INDEX tasks_by_agent_and_success ON tasks (last_agent_id, last_ended_at, id)
         WHERE last_outcome = 'success'`,
     ];

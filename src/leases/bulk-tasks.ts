@@ -1,6 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { Database } from '../database/database';
-import type { Statements, Transaction } from '../database/statements';
+import type { SqlValue, Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/decorators';
 import { AuditLog } from '../operators/audit-log';
@@ -12,7 +12,9 @@ import {
   type AttemptPart,
   checkRange,
   isByAttempt,
+  ofTarget,
   partsOf,
+  seeksHeld,
   selectByAttempt,
 } from './ended-attempts';
 import { LeasesService } from './leases.service';
@@ -29,7 +31,10 @@ const FIRST_BATCH = 200;
 /** How many tasks are counted at once. */
 const COUNTED_AT_ONCE = 5_000;
 
-type Row = Pick<TaskEntity, (typeof COLUMNS)[number]>;
+type Row = Pick<TaskEntity, (typeof COLUMNS)[number]> & {
+  /** Who holds it, if that was asked for and it is leased. */
+  readonly held_by?: number | null;
+};
 
 const COLUMNS = [
   'id',
@@ -287,9 +292,9 @@ const withoutNulls = <Fields extends object>(
     Object.entries(fields).filter(([, value]) => value !== undefined && value !== null),
   ) as never;
 
-/** Whether a task is one of those asked for, but for who holds it: that its part has found. */
+/** Whether a task is one of those asked for. Who holds it, its part has found or says. */
 function isWanted({ kind, targets, agentId, outcome, from, to, states, lastId }: Wanted, row: Row): boolean {
-  const isHeld = row.state === 'leased' && outcome === undefined && from === undefined && to === undefined;
+  const isHeld = seeksHeld({ outcome, from, to }) && (row.held_by ?? agentId) === agentId;
   return (
     row.id <= lastId &&
     states.includes(row.state) &&
@@ -324,16 +329,17 @@ async function rowsAfter(
     );
     return rows.map(({ stands_at: at, ...row }) => ({ ...row, cursor: { at, id: row.id } }));
   }
-  const [condition, ...values] =
+  const values: SqlValue[] = [];
+  const bind = (value: SqlValue): string => `$${values.push(value)}`;
+  const condition =
     'target' in part
-      ? (['target = $1 AND kind = $2', part.target, part.kind] as const)
-      : (['kind = $1 AND state = $2', part.kind, part.state] as const);
+      ? `${ofTarget(part, wanted.outcome, bind)} AND kind = ${bind(part.kind)}`
+      : `kind = ${bind(part.kind)} AND state = ${bind(part.state)}`;
+  const holder = '(SELECT l.agent_id FROM leases l WHERE l.id = tasks.lease_id) AS held_by';
   const rows = await statements.rows<Row>(
-    `SELECT ${COLUMNS.join(', ')} FROM tasks WHERE ${condition} AND id > $3 AND id <= $4 ORDER BY id LIMIT $5`,
+    `SELECT ${COLUMNS.join(', ')}, ${wanted.agentId === undefined ? 'NULL AS held_by' : holder} FROM tasks
+     WHERE ${condition} AND id > ${bind(after.id)} AND id <= ${bind(wanted.lastId)} ORDER BY id LIMIT ${bind(limit)}`,
     ...values,
-    after.id,
-    wanted.lastId,
-    limit,
   );
   return rows.map((row) => ({ ...row, cursor: { at: 0, id: row.id } }));
 }

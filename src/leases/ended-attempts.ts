@@ -47,7 +47,7 @@ const PARTS_IN_STATEMENT = 100;
 export interface EndedPart {
   readonly outcome: AttemptOutcome;
   readonly state: TaskState;
-  readonly column: 'kind' | 'target' | 'last_agent_id';
+  readonly column: 'kind' | 'last_agent_id';
   readonly value: string | number;
   /** What else a task must be, and no index is to be chosen by. */
   readonly also: readonly (readonly [expression: string, value: SqlValue])[];
@@ -62,41 +62,36 @@ export interface HeldPart {
 /** A part of what a filter finds; no task is in two of them. */
 export type AttemptPart = EndedPart | HeldPart;
 
-/** Whether tasks are to be found by their last attempt. */
-export const isByAttempt = ({ agentId, outcome, from, to }: Omit<AttemptFilter, 'states'>): boolean =>
-  [agentId, outcome, from, to].some((value) => value !== undefined);
+/** Whether tasks are to be found by their last attempt. Those of targets are found by the target. */
+export const isByAttempt = ({
+  agentId,
+  outcome,
+  from,
+  to,
+  targets,
+}: Omit<AttemptFilter, 'states'>): boolean =>
+  targets === undefined && [agentId, outcome, from, to].some((value) => value !== undefined);
+
+/** What an agent holds it has not ended; so of what is held, a filter by outcome or time speaks of the attempt before. */
+export const seeksHeld = ({ outcome, from, to }: Omit<AttemptFilter, 'states'>): boolean =>
+  outcome === undefined && from === undefined && to === undefined;
 
 /**
- * The parts that a filter's tasks are in: of each outcome and state a range of an index. By the target if that is given, else by the
- * agent, else by the kind.
+ * The parts that a filter's tasks are in: of each outcome and state a range of an index. By the agent if that is given, else by the
+ * kind.
  * @param kinds every kind that there are tasks of
  */
-export function partsOf(filter: AttemptFilter, kinds: readonly string[]): AttemptPart[] {
-  const { agentId, outcome, from, to, kind, targets, states } = filter;
-  // What an agent holds it has not ended; so of what is held, a filter by outcome or time speaks of the attempt before.
-  const seeksHeld = agentId !== undefined && outcome === undefined && from === undefined && to === undefined;
-  const byTarget = targets?.map((place) => ({
-    column: 'target' as const,
-    value: place.target,
-    also: [...isOfKind(place.kind), ...isOfAgent(agentId)],
-  }));
-  const byAgent =
+export function partsOf(filter: Omit<AttemptFilter, 'targets'>, kinds: readonly string[]): AttemptPart[] {
+  const { agentId, outcome, kind, states } = filter;
+  const drivers =
     agentId === undefined
-      ? undefined
-      : (targets ?? [undefined]).map((place) => ({
-          column: 'last_agent_id' as const,
-          value: agentId,
-          also: [...isOfKind(place?.kind ?? kind), ...isOfTarget(place?.target)],
-        }));
-  const byKind = (kind === undefined ? kinds : [kind]).map((one) => ({
-    column: 'kind' as const,
-    value: one,
-    also: [],
-  }));
-  const drivers = byTarget ?? byAgent ?? byKind;
+      ? (kind === undefined ? kinds : [kind]).map((one) => ({
+          ...{ column: 'kind' as const, value: one, also: [] },
+        }))
+      : [{ column: 'last_agent_id' as const, value: agentId, also: isOfKind(kind) }];
   const held: HeldPart[] =
-    seeksHeld && states.includes('leased')
-      ? (byAgent ?? []).map(({ also }) => ({ heldBy: agentId, also }))
+    agentId !== undefined && seeksHeld(filter) && states.includes('leased')
+      ? [{ heldBy: agentId, also: isOfKind(kind) }]
       : [];
   const ended = states
     // One that another holds now is that one's: a filter that says more must not find what one that says less does not.
@@ -115,10 +110,6 @@ const statesAfter = (outcome: AttemptOutcome): readonly TaskState[] =>
 // As expressions, so that no other index than the part's own is chosen by them.
 const isOfKind = (kind: string | undefined): EndedPart['also'] =>
   kind === undefined ? [] : [["coalesce(t.kind, '')", kind]];
-const isOfTarget = (target: string | undefined): EndedPart['also'] =>
-  target === undefined ? [] : [["coalesce(t.target, '')", target]];
-const isOfAgent = (agentId: number | undefined): EndedPart['also'] =>
-  agentId === undefined ? [] : [['coalesce(t.last_agent_id, 0)', agentId]];
 
 /** As the partial indexes say it, word for word. The outcome is one of a few, so it need not be bound. */
 const endedSo = ({ outcome, state }: EndedPart, bind: (value: SqlValue) => string): string =>
@@ -212,6 +203,73 @@ export async function selectByAttempt<Row>(
     .map(({ row }) => row);
   return { rows, stoppedAt };
 }
+
+/** The tasks of a target that one index finds in the order of their ids: all, or those whose last attempt ended so. */
+export function ofTarget(
+  { target }: Place,
+  outcome: AttemptOutcome | undefined,
+  bind: (value: SqlValue) => string,
+): string {
+  // Most succeed: for them an index by the target would cost a page of it for each target of a report.
+  const ended =
+    outcome === undefined || outcome === 'success'
+      ? ''
+      : `AND last_outcome = '${outcome}' AND last_outcome <> 'success'`;
+  return `target = ${bind(target)} ${ended}`;
+}
+
+/**
+ * Tasks of targets, the newest first. Of each target a bounded number is looked at.
+ * @param below an id
+ * @returns the tasks, and the id down to which was looked if that is not to the end: there may be more below
+ */
+export async function selectByTarget<Row extends { id: number }>(
+  statements: Statements,
+  { targets, agentId, outcome, from, to, states, ...rest }: AttemptFilter & { targets: readonly Place[] },
+  below: number,
+  limit: number,
+): Promise<{ rows: Row[]; stoppedAt?: number }> {
+  const values: SqlValue[] = [];
+  const bind = (value: SqlValue): string => `$${values.push(value)}`;
+  const within = (place: Place, as: (value: SqlValue) => string): string =>
+    `${ofTarget(place, outcome, as)} AND id < ${as(below)} ORDER BY id DESC`;
+  const most = bind(limit);
+  const pages = targets.map((place, i) => {
+    const looked = `SELECT * FROM tasks WHERE ${within(place, bind)} LIMIT ${LOOKED_AT}`;
+    const conditions = [
+      `t.kind = ${bind(place.kind)}`,
+      `t.state IN (${states.map(bind).join(', ')})`,
+      outcome !== undefined && `t.last_outcome = ${bind(outcome)}`,
+      from !== undefined && `t.last_ended_at >= ${bind(from)}`,
+      to !== undefined && `t.last_ended_at < ${bind(to)}`,
+      agentId !== undefined &&
+        `${bind(agentId)} = CASE WHEN t.state <> 'leased' THEN t.last_agent_id ${
+          seeksHeld({ outcome, from, to, ...rest }) ? `ELSE ${HOLDER}` : ''
+        } END`,
+    ].filter((condition) => condition !== false);
+    // A derived table each: a LIMIT must not reach across the union.
+    return `SELECT * FROM (SELECT t.* FROM (${looked}) AS t WHERE ${conditions.join(' AND ')}
+      ORDER BY t.id DESC LIMIT ${most}) AS p${i}`;
+  });
+  const found = await statements.rows<Row>(
+    `${pages.join(' UNION ALL ')} ORDER BY id DESC LIMIT ${most}`,
+    ...values,
+  );
+  let stoppedAt: number | undefined;
+  for (const place of targets) {
+    const range: SqlValue[] = [];
+    const stop = await statements.first<{ id: number }>(
+      `SELECT id FROM tasks WHERE ${within(place, (value) => `$${range.push(value)}`)} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
+      ...range,
+    );
+    if (stop) stoppedAt = Math.max(stop.id, stoppedAt ?? 0);
+  }
+  const lowest = stoppedAt ?? 0;
+  return { rows: found.filter(({ id }) => id >= lowest), stoppedAt };
+}
+
+/** Who holds the leased task `t`. */
+const HOLDER = '(SELECT l.agent_id FROM leases l WHERE l.id = t.lease_id)';
 
 const FIRST: AttemptCursor = { at: -1, id: 0 };
 const LAST: AttemptCursor = { at: HELD_AT, id: Number.MAX_SAFE_INTEGER };

@@ -1,7 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import canonicalize from 'canonicalize';
 import { Clock, toTimestamp } from '../clock';
-import type { Place } from '../concurrency/concurrency.service';
 import { Database } from '../database/database';
 import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
@@ -12,7 +11,15 @@ import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
 import { Continuity, type Interruption } from '../scheduling/continuity';
-import { checkRange, cursorBehind, cursorOf, isByAttempt, partsOf, selectByAttempt } from './ended-attempts';
+import {
+  checkRange,
+  cursorBehind,
+  cursorOf,
+  isByAttempt,
+  partsOf,
+  selectByAttempt,
+  selectByTarget,
+} from './ended-attempts';
 import type { LeaseState } from './lease.entity';
 import { LeaseMetrics } from './lease-metrics';
 import { LeasesService } from './leases.service';
@@ -131,23 +138,32 @@ export class TasksService {
   async list(query: TasksQuery): Promise<Page<TaskView>> {
     const { kind, state, target, agent_id: agentId, outcome, limit } = query;
     const targets = target === undefined ? undefined : this.kinds.findTargets(target, kind);
-    const last = {
-      agentId,
-      outcome,
+    const filter = {
+      ...{ kind, agentId, outcome, states: state === undefined ? TASK_STATES : [state] },
       from: instantOf(query.from) ?? undefined,
       to: instantOf(query.to) ?? undefined,
     };
-    checkRange(last);
-    const byAttempt = isByAttempt(last);
+    checkRange(filter);
+    const byAttempt = isByAttempt({ ...filter, targets });
     const cursor = cursorOf(query.cursor, byAttempt);
     return this.database.read(async (statements) => {
+      if (targets !== undefined) {
+        const wanted = { ...filter, targets };
+        const { rows, stoppedAt } = await selectByTarget<TaskEntity>(
+          ...([statements, wanted, olderThan(query), limit + 1] as const),
+        );
+        const page = pageOf(rows, limit, (row) => row.id, viewOf);
+        return {
+          ...page,
+          next_cursor: page.next_cursor ?? (stoppedAt === undefined ? null : String(stoppedAt)),
+        };
+      }
       if (byAttempt) {
-        const states = state === undefined ? TASK_STATES : [state];
-        const parts = partsOf({ ...last, kind, targets, states }, await this.depth.kinds(statements));
+        const parts = partsOf(filter, await this.depth.kinds(statements));
         const { rows, stoppedAt } = await selectByAttempt<TaskEntity>(
           statements,
           parts,
-          last,
+          filter,
           't.*',
           'newest',
           cursor,
@@ -158,7 +174,7 @@ export class TasksService {
           ? { ...page, next_cursor: cursorBehind({ stands_at: stoppedAt.at, id: stoppedAt.id }) }
           : page;
       }
-      return pageOf(await this.selectPage(statements, query, targets), query.limit, (row) => row.id, viewOf);
+      return pageOf(await this.selectPage(statements, query), limit, (row) => row.id, viewOf);
     });
   }
 
@@ -482,30 +498,10 @@ export class TasksService {
   }
 
   /** One row more than the page has, where there is one. */
-  private async selectPage(
-    statements: Statements,
-    query: TasksQuery,
-    targets: readonly Place[] | undefined,
-  ): Promise<TaskEntity[]> {
+  private async selectPage(statements: Statements, query: TasksQuery): Promise<TaskEntity[]> {
     const before = olderThan(query);
     const wanted = query.limit + 1;
     const { kind, state } = query;
-    if (targets !== undefined) {
-      // A page of each, merged: one index serves them.
-      const values = targets.flatMap((place) => [place.kind, place.target]);
-      const pages = targets.map(
-        (_, i) =>
-          `SELECT * FROM (SELECT * FROM tasks WHERE kind = $${2 * i + 4} AND target = $${2 * i + 5} AND id < $1
-            AND (CAST($3 AS text) IS NULL OR state = $3) ORDER BY id DESC LIMIT $2) AS p${i}`,
-      );
-      return statements.rows<TaskEntity>(
-        `${pages.join(' UNION ALL ')} ORDER BY id DESC LIMIT $2`,
-        before,
-        wanted,
-        state ?? null,
-        ...values,
-      );
-    }
     if (kind === undefined && state === undefined) {
       return statements.rows<TaskEntity>(
         'SELECT * FROM tasks WHERE id < $1 ORDER BY id DESC LIMIT $2',

@@ -452,7 +452,6 @@ describe('tasks by their last attempt', () => {
     const other = await server.register('b');
     const began = clock.now();
     const done: Record<string, number> = {};
-    // In the reverse order of their ids, for the order is by when they ended.
     for (const [name, who, as] of [
       ['s1', agent, 'success'],
       ['e1', agent, 'error'],
@@ -523,6 +522,34 @@ describe('tasks by their last attempt', () => {
     };
     expect(await pagesOf(`agent_id=${agent.agent_id + 1}&target=resolver&outcome=success`)).toEqual([[], []]);
     expect(await pagesOf(`target=192.0.2.9:53&agent_id=${agent.agent_id}`)).toEqual([[wanted]]);
+    expect(await pagesOf('target=resolver&state=dead')).toEqual([[], []]);
+    expect(await pagesOf('target=resolver&outcome=error')).toEqual([[]]);
+  });
+
+  it('are of a target in the order of their ids, whatever else is asked for', async () => {
+    const [other, slow] = [await server.register('b'), await server.register('c')];
+    const to = { spec: { server: '192.0.2.7' } };
+    const [first] = await server.enqueue(dnsTask({}, to.spec));
+    const [lease] = await claim(slow);
+    const began = clock.now();
+    const second = await attempt(other, 'error', [], to);
+    const third = await attempt(agent, 'success', [], to);
+    const [held, free] = await server.enqueue(dnsTask({}, to.spec), dnsTask({}, to.spec));
+    await claim(other);
+    clock.advance(1_000);
+    await server.agent(slow, '/report', reportOf(lease?.lease_id as number, 'success'));
+    const target = 'target=192.0.2.7:53';
+    expect(await tasks(target)).toEqual([free, held, third, second, first]);
+    expect(await tasks(`${target}&outcome=success`)).toEqual([third, first]);
+    expect(await tasks(`${target}&outcome=success&cursor=${third}`)).toEqual([first]);
+    expect(await tasks(`${target}&outcome=success&from=${iso(began + 1)}`)).toEqual([first]);
+    expect(await tasks(`${target}&to=${iso(began + 1)}`)).toEqual([third, second]);
+    expect(await tasks(`${target}&outcome=error`)).toEqual([second]);
+    expect(await tasks(`${target}&outcome=error&agent_id=${agent.agent_id}`)).toEqual([]);
+    expect(await tasks(`${target}&agent_id=${other.agent_id}`)).toEqual([held, second]);
+    expect(await tasks(`${target}&agent_id=${other.agent_id}&state=leased`)).toEqual([held]);
+    expect(await tasks(`${target}&agent_id=${agent.agent_id}`)).toEqual([third]);
+    expect(await tasks(`${target}&state=queued`)).toEqual([free]);
   });
 
   it('begin with those that the agent holds', async () => {
@@ -592,6 +619,39 @@ describe('many tasks by their last attempt', () => {
     expect((await cancel({ agent_id: agent.agent_id })).body).toEqual({ matched: 0, changed: 0 });
     const [entry] = (await server.operator('GET', '/v1/audit?action=task.cancel-many')).body.items;
     expect(entry.after).toEqual({ agent_id: agent.agent_id, matched: 2, changed: 2 });
+  });
+
+  it('are cancelled at a target: those that the agent holds there, and not what another does', async () => {
+    const other = await server.register('b');
+    const to = { spec: { server: '192.0.2.7' } };
+    const given = await attempt(agent, 'cancelled', [], to);
+    const elsewhere = await attempt(agent, 'cancelled');
+    const [mine, theirs] = await server.enqueue(dnsTask({}, to.spec), dnsTask({}, to.spec));
+    await claim(agent);
+    await claim(other);
+    const filter = { target: '192.0.2.7:53', agent_id: agent.agent_id };
+    expect((await cancel({ ...filter, outcome: 'expired' })).body).toEqual({ matched: 0, changed: 0 });
+    expect((await cancel({ ...filter, dry_run: true })).body).toEqual({ matched: 2, changed: 0 });
+    expect((await cancel(filter)).body).toEqual({ matched: 2, changed: 2 });
+    const states = await Promise.all(
+      [given, mine, theirs, elsewhere].map(async (id) => (await task(id as number)).state),
+    );
+    expect(states).toEqual(['cancelled', 'cancelled', 'leased', 'scheduled']);
+    expect((await retry({ target: '192.0.2.7:53', outcome: 'cancelled' })).body).toEqual({
+      matched: 1,
+      changed: 1,
+    });
+  });
+
+  it('are counted once if two kinds share a target', async () => {
+    const dns = dnsTask({}, { server: '192.0.2.7' });
+    await server.enqueue(dns, { kind: 'tcp', spec: { host: '192.0.2.7', port: 53 } });
+    expect((await cancel({ target: '192.0.2.7:53', dry_run: true })).body).toEqual({
+      matched: 2,
+      changed: 0,
+    });
+    expect((await list('target=192.0.2.7:53')).body.items).toHaveLength(2);
+    expect((await list('target=192.0.2.7:53&kind=tcp')).body.items).toHaveLength(1);
   });
 
   it('are retried by outcome and time', async () => {
