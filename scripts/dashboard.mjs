@@ -260,7 +260,7 @@ const ROWS = {
       'percentunit',
       [
         [
-          'endpoint:control_plane_http_requests_slow:rate5m / endpoint:control_plane_http_requests_answered:rate5m',
+          'endpoint:control_plane_http_requests_slow:rate5m / endpoint:control_plane_http_requests_worked_on:rate5m',
           '{{endpoint}}',
         ],
       ],

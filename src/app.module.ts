@@ -37,6 +37,7 @@ import { OperatorsModule } from './operators/operators.module';
 import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
+import { ExtensionMeter } from './telemetry/extension-meter';
 import { Lifecycle } from './telemetry/lifecycle';
 import { Meter } from './telemetry/meter';
 import { Overload } from './telemetry/overload';
@@ -88,6 +89,7 @@ export class AppModule {
       { provide: Clock, useValue: parts.clock },
       { provide: Lifecycle, useValue: parts.lifecycle },
       { provide: Meter, useValue: parts.meter },
+      { provide: ExtensionMeter, useValue: new ExtensionMeter(parts.meter) },
       { provide: Overload, useValue: parts.overload },
     ];
     return {

@@ -23,6 +23,7 @@ import { ErrorFilter } from './http/error-filter';
 import { VERSION } from './http/openapi';
 import { answerUnreadable, checkProtocol } from './http/protocol-checks';
 import { ReadTurns } from './http/read-turns';
+import { RequestEnds } from './http/request-ends';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
 import { ServerProof } from './http/server-proof';
 import { answerUnknownRoutes } from './http/unknown-routes';
@@ -123,8 +124,9 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const http = adapter.getInstance() as unknown as FastifyInstance;
     http.server.maxConnections = settings.maxConnections;
     secureAnswers(http);
-    requestLog.attach(http);
-    new RequestSpans().attach(http);
+    const ends = new RequestEnds(http);
+    requestLog.attach(http, ends);
+    new RequestSpans().attach(http, ends);
     sayWhetherKept(http, lifecycle);
     answers.account(http);
     const proof = new ServerProof(http);
@@ -140,7 +142,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
     const quotas = app.get(Quotas);
     const bodies = app.get(Bodies);
     observeProcess(meter, http, {
-      ...{ settings, version: VERSION, database, lifecycle, overload, answers, inFlight },
+      ...{ settings, version: VERSION, database, lifecycle, overload, answers, inFlight, ends },
       log: outputOf(logger),
     });
     answerUnknownRoutes(http, (request, reply) => admission.chargeUnknown(request, reply));

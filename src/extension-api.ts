@@ -33,10 +33,8 @@ export { AuditLog, type Change } from './operators/audit-log';
 export { OperatorsModule } from './operators/operators.module';
 export { JobRunner } from './scheduling/job-runner';
 export {
-  type CounterInstrument,
-  type GaugeInstrument,
-  type HistogramInstrument,
-  type InstrumentOptions,
-  Meter,
-} from './telemetry/meter';
+  type ExtensionInstrumentOptions as InstrumentOptions,
+  ExtensionMeter as Meter,
+} from './telemetry/extension-meter';
+export type { CounterInstrument, GaugeInstrument, HistogramInstrument } from './telemetry/meter';
 export { type TraceAttributes, trace } from './tracing';

@@ -35,6 +35,8 @@ export interface Tracing {
   active(): Span | undefined;
   /** Does the work in a span; in none if that is undefined. */
   run<T>(span: Span | undefined, work: () => T): T;
+  /** How many spans were to be sent and were not: the collector did not take them, or too many waited for it. */
+  readonly lost: number;
 }
 
 /** What sends traces; undefined if nothing does. */

@@ -6,10 +6,12 @@ import type { ControlPlaneRequest } from './decorators';
 /** The spans of requests that are under way; null of one that gets none. */
 export const spans = new WeakMap<object, Span | null>();
 
-/** The trace that a request belongs to: where its span stands, or if it has none, what its caller says. */
+/** The trace that a request belongs to: where its span stands, or if it has none, what its caller says if it is known. */
 export function traceOf(request: ControlPlaneRequest): TraceContext | undefined {
   const span = spans.get(request);
-  return span ? contextOf(span) : parseTraceparent(request.headers.traceparent);
+  if (span) return contextOf(span);
+  const isKnown = request.agent !== undefined || request.operator !== undefined;
+  return isKnown ? parseTraceparent(request.headers.traceparent) : undefined;
 }
 
 /** The `traceparent` of what a request brings about; undefined if it belongs to no trace. */

@@ -70,15 +70,18 @@ export class AttemptTraces {
     tx.afterCommit(() => {
       for (const lease of spanned) {
         const previous = before.get(lease.id);
+        const spanId = spanIdOf(lease.task.traceId, lease.id);
+        // One that only repeats what it was handed has made no span.
+        const agentTrace = lease.agentTrace?.spanId === spanId ? undefined : lease.agentTrace;
         const links = [
           ...(previous === undefined ? [] : [linkTo(contextFor(lease.task, previous), 'previous_attempt')]),
-          ...(lease.agentTrace ? [linkTo(lease.agentTrace, 'agent')] : []),
+          ...(agentTrace ? [linkTo(agentTrace, 'agent')] : []),
           ...(request ? [linkTo(contextOf(request), 'ended_by')] : []),
         ];
         const span = tracing?.start(`attempt ${lease.kind}`, {
           kind: 'consumer',
           parent: lease.task,
-          spanId: spanIdOf(lease.task.traceId, lease.id),
+          spanId,
           startedAt: lease.grantedAt,
           links,
           attributes: {

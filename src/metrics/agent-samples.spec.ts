@@ -50,6 +50,9 @@ describe('AgentSamples', () => {
       );
     expect(sums().length).toBe(MAX_NAMES);
     expect(samples.dropped).toBe(50);
+    // What is sent or read again is no second drop.
+    samples.take({ agentId: 9, measuredAt: 1, counters: counters({ late: 1 }), gauges: [] }, NOW);
+    expect(samples.dropped).toBe(51);
     samples.take({ agentId: 9, measuredAt: 1, counters: counters({ late: 1 }), gauges: [] }, NOW);
     expect(sums()).not.toContainEqual(['late', 0, 1]);
     samples.keepOnly(new Set([2, 3, 4, 5, 9]));
@@ -71,6 +74,18 @@ describe('AgentSamples', () => {
     expect(shown()).toEqual(['dropped', 'kept', 'seldom']);
     samples.keepOnly(new Set([1, 2]), MINUTE_MS);
     expect(shown()).toEqual(['kept', 'seldom']);
+  });
+
+  it('takes what an agent says whose clock went back, once it was silent for long enough', () => {
+    const say = (value: number, measuredAt: number, now: number) =>
+      samples.take({ agentId: 1, measuredAt, counters: counters({ c: value }), gauges: [] }, now);
+    const now = NOW + 10_000_000;
+    say(1, now, now);
+    say(2, now - 3_600_000, now + 1_000);
+    expect(sums()).toEqual([['c', 0, 1]]);
+    samples.keepOnly(new Set([1]), now + 90_000);
+    say(3, now - 3_500_000, now + 91_000);
+    expect(sums()).toEqual([['c', 0, 3]]);
   });
 
   it('takes an agent whose clock is ahead by the present, and values of any size', () => {
@@ -107,6 +122,6 @@ describe('AgentSamples', () => {
         NOW,
       );
     expect([...samples.aggregates((id) => id)]).toHaveLength(MAX_AGGREGATES);
-    expect(samples.dropped).toBe(3_000);
+    expect([samples.dropped, samples.hidden]).toEqual([0, 3_000]);
   });
 });

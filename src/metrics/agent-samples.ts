@@ -57,10 +57,16 @@ export class AgentSamples {
   /** When an envelope of each slot was last taken, in seconds. */
   private heardAt = new Uint32Array(FIRST_SLOTS);
   private droppedValues = 0;
+  private hiddenAggregates = 0;
 
   /** How many values were not kept, for there are too many names. */
   get dropped(): number {
     return this.droppedValues;
+  }
+
+  /** How many sums and gauges {@link aggregates} left out the last time, for there are too many. */
+  get hidden(): number {
+    return this.hiddenAggregates;
   }
 
   get agents(): number {
@@ -74,12 +80,19 @@ export class AgentSamples {
   take({ agentId, measuredAt, counters, gauges }: AgentEnvelope, now: number): void {
     const slot = this.slotOf(agentId);
     const at = Math.min(measuredAt, now);
-    if (at < (this.measuredAt[slot] as number)) return;
+    const before = this.measuredAt[slot] as number;
+    if (at < before) return;
     this.measuredAt[slot] = at;
     const seconds = Math.floor(now / 1_000);
     this.heardAt[slot] = seconds;
-    for (const { name, value } of counters) this.put('counter', name, agentId, slot, value, seconds);
-    for (const { name, value } of gauges) this.put('gauge', name, agentId, slot, value, seconds);
+    let dropped = 0;
+    const put = (type: Column['type'], name: string, value: number) => {
+      if (!this.put(type, name, agentId, slot, value, seconds)) dropped++;
+    };
+    for (const { name, value } of counters) put('counter', name, value);
+    for (const { name, value } of gauges) put('gauge', name, value);
+    // What is sent or read again is counted once.
+    if (at !== before) this.droppedValues += dropped;
   }
 
   /**
@@ -89,6 +102,9 @@ export class AgentSamples {
    */
   keepOnly(agentIds: ReadonlySet<number>, since = 0): void {
     const before = Math.floor(since / 1_000);
+    // One whose clock went back sends nothing that is later: after so long, what it says now is taken.
+    for (const slot of this.slots.values())
+      if ((this.heardAt[slot] as number) < before) this.measuredAt[slot] = 0;
     for (const [key, column] of this.columns) {
       for (let slot = 0; slot < column.values.length; slot++) {
         const takenAt = column.takenAt[slot] as number;
@@ -136,7 +152,9 @@ export class AgentSamples {
       means.fill(0);
       mins.fill(Number.POSITIVE_INFINITY);
       maxs.fill(Number.NEGATIVE_INFINITY);
-      for (let slot = 0; slot < values.length; slot++) {
+      // More may have come since the groups were made: the caller may take its time between two names.
+      const length = Math.min(values.length, groups.length);
+      for (let slot = 0; slot < length; slot++) {
         const value = values[slot] as number;
         const group = groups[slot] as number;
         if (Number.isNaN(value) || group < 0) continue;
@@ -151,10 +169,7 @@ export class AgentSamples {
       for (let group = 0; group <= last; group++) {
         const count = counts[group] as number;
         if (count === 0) continue;
-        if (++shown > MAX_AGGREGATES) {
-          this.droppedValues += count;
-          continue;
-        }
+        if (++shown > MAX_AGGREGATES) continue;
         const sum = Math.max(-Number.MAX_VALUE, Math.min(Number.MAX_VALUE, sums[group] as number));
         if (type === 'counter') yield { type, name, group, sum };
         else
@@ -168,6 +183,7 @@ export class AgentSamples {
           };
       }
     }
+    this.hiddenAggregates = Math.max(0, shown - MAX_AGGREGATES);
   }
 
   private slotOf(agentId: number): number {
@@ -206,17 +222,15 @@ export class AgentSamples {
     slot: number,
     value: number,
     seconds: number,
-  ): void {
+  ): boolean {
     const name = labelOf(sent);
     const key = `${type} ${name}`;
     const column = this.columns.get(key) ?? this.bring(type, name, key, agentId);
-    if (!column) {
-      this.droppedValues++;
-      return;
-    }
+    if (!column) return false;
     if (Number.isNaN(column.values[slot])) column.holders++;
     column.values[slot] = value;
     column.takenAt[slot] = seconds;
+    return true;
   }
 
   private bring(type: Column['type'], name: string, key: string, agentId: number): Column | undefined {

@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { Interval } from '@nestjs/schedule';
 import { AgentsService } from '../agents/agents.service';
@@ -7,7 +8,14 @@ import { fitting } from '../http/pagination';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
 import { type GaugeInstrument, Meter } from '../telemetry/meter';
-import { type AgentEnvelope, AgentSamples, labelOf, MAX_NAMES } from './agent-samples';
+import {
+  type AgentEnvelope,
+  AgentSamples,
+  type Aggregate,
+  labelOf,
+  MAX_AGGREGATES,
+  MAX_NAMES,
+} from './agent-samples';
 import type { MetricsEntity } from './metrics.entity';
 
 /** How often it is looked who is silent, and what other replicas took, in milliseconds. */
@@ -19,6 +27,8 @@ const LATE_MS = 2_000;
 /** How many groups the labels of the setting make at most; agents of others are together in one more. */
 const MAX_GROUPS = 20;
 const OTHER = 'other';
+/** For how long a scrape may hold everybody up at once, in milliseconds. */
+const SLICE_MS = 5;
 
 type Found = Pick<MetricsEntity, 'id' | 'received_at'> & { bytes: number };
 
@@ -67,6 +77,13 @@ export class AgentSeries {
         help: `Values of agents that are not shown, for there are more than ${MAX_NAMES} names.`,
       },
       () => this.samples.dropped,
+    );
+    meter.readGauge(
+      {
+        name: 'agent_series_hidden',
+        help: `Sums and gauges of agents that are not shown, for there are more than ${MAX_AGGREGATES} of all names and groups.`,
+      },
+      () => this.samples.hidden,
     );
     meter.onScrape(() => this.show());
   }
@@ -158,12 +175,21 @@ export class AgentSeries {
     this.groupOf = groupOf;
   }
 
-  private show(): void {
+  private async show(): Promise<void> {
+    const { groups, groupOf } = this;
+    const rest = Math.max(0, groups.length - 1);
+    const shown: Aggregate[] = [];
+    let since = performance.now();
+    for (const one of this.samples.aggregates((agentId) => groupOf.get(agentId) ?? rest)) {
+      shown.push(one);
+      if (performance.now() - since < SLICE_MS) continue;
+      await nextTurn();
+      since = performance.now();
+    }
     this.sums.reset();
     this.values.reset();
-    const rest = Math.max(0, this.groups.length - 1);
-    for (const one of this.samples.aggregates((agentId) => this.groupOf.get(agentId) ?? rest)) {
-      const labels = { name: one.name, ...this.groups[one.group] };
+    for (const one of shown) {
+      const labels = { name: one.name, ...groups[one.group] };
       if (one.type === 'counter') this.sums.set(labels, one.sum);
       else
         for (const stat of ['min', 'mean', 'max'] as const) this.values.set({ ...labels, stat }, one[stat]);

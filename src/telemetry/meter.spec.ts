@@ -10,6 +10,7 @@ describe('Meter', () => {
     ['gauge', { name: 'control_plane_things', help: 'Things.' }, 'must not repeat'],
     ['gauge', { name: 'Things-here', help: 'Things.' }, 'lower case words'],
     ['gauge', { name: 'things', help: ' ' }, 'needs a help text'],
+    ['gauge', { name: 'things', help: 'Things,\nlines' }, 'of one line'],
     ['counter', { name: 'things_total', help: 'Things.', labels: ['agent_id'] }, 'no bound: agent_id'],
     ['counter', { name: 'things_total', help: 'Things.', labels: ['target'] }, 'no bound: target'],
     ['counter', { name: 'things_total', help: 'Things.', labels: ['job'] }, 'no bound: job'],
@@ -58,6 +59,8 @@ describe('Meter', () => {
     meter.readGauge({ name: 'behind', help: 'Behind it.' }, () => 1);
     expect(await meter.collect((error) => failures.push(error))).toContain('control_plane_others_total 3\n');
     count = 5;
+    await meter.collect(ignore);
+    count = 4;
     const text = await meter.collect(ignore);
     expect(text).toContain('control_plane_others_total 5\n');
     expect(text).not.toMatch(/^control_plane_absent /m);

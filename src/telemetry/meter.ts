@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Injectable } from '@nestjs/common';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 
@@ -12,6 +13,8 @@ const OTHER = 'other';
 const REUSED_MS = 1_000;
 /** How long what a scrape reads may take in all, in milliseconds: Prometheus gives up after 10 s by default. */
 const READING_MS = 5_000;
+/** After so many milliseconds of reading, others have a turn: a scrape must not hold everybody up. */
+const SLICE_MS = 5;
 
 const NAME = /^[a-z][a-z0-9]*(?:_[a-z0-9]+)*$/;
 /** Endings that the exposition gives a meaning of its own. */
@@ -193,16 +196,18 @@ export class Meter {
     });
   }
 
-  /** A counter that somebody else keeps, and that is read at each scrape: it must not go down. */
+  /** A counter that somebody else keeps, and that is read at each scrape. If what is read goes down, it stays. */
   readCounter(options: InstrumentOptions<never>, read: () => number): void {
     const counter = new Counter(this.checked(options, 'counter'));
+    let most = 0;
     this.onScrape(() => {
+      most = Math.max(most, read());
       counter.reset();
-      counter.inc(read());
+      counter.inc(most);
     });
   }
 
-  /** The same for a counter with one label: the values by what the label says. */
+  /** The same for a counter with one label whose values are in the code: the counts by what it says. They must not go down. */
   tallies<Label extends string>(
     options: InstrumentOptions<Label> & { readonly labels: readonly [Label] },
     read: () => Readonly<Record<string, number>>,
@@ -244,11 +249,16 @@ export class Meter {
     });
     late.catch(() => undefined);
     // From the last to the first: the count of failures was declared first, and shows those of this scrape.
-    for (const work of this.beforeScrape.toReversed())
+    let since = performance.now();
+    for (const work of this.beforeScrape.toReversed()) {
       await Promise.race([attempt(work), late]).catch((error: unknown) => {
         this.failedReads++;
         onFailure(error);
       });
+      if (performance.now() - since < SLICE_MS) continue;
+      await nextTurn();
+      since = performance.now();
+    }
     clearTimeout(overdue);
     const texts = await Promise.all([this.registry, ...this.included].map((each) => each.metrics()));
     return texts.join('') + this.snapshots.map((text) => text()).join('');
@@ -265,7 +275,7 @@ export class Meter {
       (this.names.has(name) && 'is there already') ||
       (name.startsWith(PREFIX) && `must not repeat ${PREFIX}`) ||
       (RESERVED_ENDING.test(bare) && 'ends in a word that Prometheus keeps for itself') ||
-      (help.trim() === '' && 'needs a help text') ||
+      ((help.trim() === '' || /[\n\\]/.test(help)) && 'needs a help text of one line, without \\') ||
       (labels.length > 4 && 'has more than four labels') ||
       (new Set(labels).size < labels.length && 'has a label twice') ||
       labelProblem(labels);

@@ -1,4 +1,4 @@
-import { context, ROOT_CONTEXT, type Span, SpanKind, trace } from '@opentelemetry/api';
+import { context, ROOT_CONTEXT, type Span, SpanKind, TraceFlags, trace } from '@opentelemetry/api';
 import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks';
 import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-proto';
 import {
@@ -38,6 +38,7 @@ const KINDS = { server: SpanKind.SERVER, consumer: SpanKind.CONSUMER } as const;
  */
 export function startTracing(settings: TraceSettings, logger: Logger): (withinMs: number) => Promise<void> {
   const ids = new ChosenIds();
+  const exporter = new WatchedExporter(new OTLPTraceExporter(), settings.batch.maxQueueSize, logger);
   const provider = new TracerProvider({
     resource: defaultResource()
       .merge(resourceFromAttributes({ 'service.name': SERVICE_NAME }))
@@ -46,16 +47,15 @@ export function startTracing(settings: TraceSettings, logger: Logger): (withinMs
     sampler: samplerOf(settings),
     idGenerator: ids,
     spanProcessors: [
-      new BatchSpanProcessor({
-        exporter: new WatchedExporter(new OTLPTraceExporter(), logger),
-        ...settings.batch,
-      }),
+      // The first: what does not fit behind it is dropped without a word.
+      { onEnd: (span) => exporter.expect(span), onStart: noop, forceFlush: done, shutdown: done },
+      new BatchSpanProcessor({ exporter, ...settings.batch }),
     ],
   });
   // Global, so that an extension's own use of OpenTelemetry joins the same traces.
   context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
   trace.setGlobalTracerProvider(provider);
-  setTracing(new OpenTelemetryTracing(provider.getTracer(SERVICE_NAME), ids));
+  setTracing(new OpenTelemetryTracing(provider.getTracer(SERVICE_NAME), ids, exporter));
   return async (withinMs) => {
     setTracing(undefined);
     let timer: NodeJS.Timeout | undefined;
@@ -72,7 +72,12 @@ class OpenTelemetryTracing implements Tracing {
   constructor(
     private readonly tracer: ReturnType<TracerProvider['getTracer']>,
     private readonly ids: ChosenIds,
+    private readonly exporter: WatchedExporter,
   ) {}
+
+  get lost(): number {
+    return this.exporter.lostInAll;
+  }
 
   start(name: string, { parent, kind, attributes, links, startedAt, spanId }: SpanStart): Span {
     this.ids.next = spanId;
@@ -120,18 +125,50 @@ function rootSampler(name: string, ratio: number): Sampler {
   return name === 'always_off' ? new AlwaysOffSampler() : new AlwaysOnSampler();
 }
 
-/** Says once a minute that spans are not taken. Nothing of the error's text: it may hold what the collector answered. */
+const noop = (): void => undefined;
+const done = (): Promise<void> => Promise.resolve();
+
+/**
+ * Counts the spans that are lost, and says so once a minute. Nothing of the error's text: it may hold what the collector
+ * answered.
+ */
 class WatchedExporter implements SpanExporter {
+  /** How many spans were lost since the start. */
+  lostInAll = 0;
   private lost = 0;
   private isFailing = false;
   private complainedAt = Number.NEGATIVE_INFINITY;
+  /** How many spans wait to be sent. */
+  private waiting = 0;
+  private dropped = 0;
+  private saidFullAt = Number.NEGATIVE_INFINITY;
 
   constructor(
     private readonly exporter: SpanExporter,
+    private readonly maxWaiting: number,
     private readonly logger: Logger,
   ) {}
 
+  /** Counts a span that is about to wait to be sent, or to be dropped if too many do. */
+  expect(span: ReadableSpan): void {
+    if ((span.spanContext().traceFlags & TraceFlags.SAMPLED) === 0) return;
+    if (this.waiting < this.maxWaiting) {
+      this.waiting++;
+      return;
+    }
+    this.lostInAll++;
+    this.dropped++;
+    if (performance.now() - this.saidFullAt < COMPLAIN_EVERY_MS) return;
+    this.saidFullAt = performance.now();
+    this.logger.warn(
+      { spans: this.dropped, waiting: this.waiting },
+      'more spans end than the collector of traces takes, and some are lost; take a share of the traces',
+    );
+    this.dropped = 0;
+  }
+
   export(spans: ReadableSpan[], done: Parameters<SpanExporter['export']>[1]): void {
+    this.waiting = Math.max(0, this.waiting - spans.length);
     this.exporter.export(spans, (result) => {
       // OpenTelemetry's ExportResultCode.SUCCESS.
       if (result.code === 0) this.onTaken();
@@ -152,6 +189,7 @@ class WatchedExporter implements SpanExporter {
 
   private onLost(count: number, error: unknown): void {
     this.isFailing = true;
+    this.lostInAll += count;
     this.lost += count;
     if (performance.now() - this.complainedAt < COMPLAIN_EVERY_MS) return;
     this.complainedAt = performance.now();

@@ -4,6 +4,7 @@ import type { Logger } from 'pino';
 import { clientAddress } from '../http/client-address';
 import type { ControlPlaneRequest, RouteDeclaration } from '../http/decorators';
 import { waitedMs } from '../http/hang-up';
+import { type RequestEnds, UNANSWERED } from '../http/request-ends';
 import { traceOf } from '../http/trace-context';
 import { parseId } from '../http/validation';
 import type { Settings } from '../settings';
@@ -28,7 +29,10 @@ const READS = new Set(['GET', 'HEAD', 'OPTIONS']);
 /** Requests of one caller that got no line of their own: who it is, and how many by method, route and status. */
 interface Sum {
   who: object;
-  counts: Map<string, { method: string; route: string; status: number | 'any'; count: number }>;
+  counts: Map<
+    string,
+    { method: string; route: string; status: number | 'any' | typeof UNANSWERED; count: number }
+  >;
   /** Ids of agents that it claimed to be, and could not prove. */
   claimed: Set<number>;
 }
@@ -51,7 +55,7 @@ export class RequestLog {
   ) {}
 
   /** Logs the requests of a server from now on, and answers each with its id. */
-  attach(http: FastifyInstance): void {
+  attach(http: FastifyInstance, ends: RequestEnds): void {
     http.addHook('onRequest', (request, reply, done) => {
       reply.header('x-request-id', request.id);
       done();
@@ -65,10 +69,9 @@ export class RequestLog {
         done(null, payload);
       };
     });
-    http.addHook('onResponse', (request, reply, done) => {
-      if (this.mode === 'all') this.logLine(request, reply);
-      else this.judge(request, reply);
-      done();
+    ends.onEnd((request, reply, isAnswered) => {
+      if (this.mode === 'all') this.logLine(request, reply, isAnswered);
+      else this.judge(request, reply, isAnswered);
     });
   }
 
@@ -93,24 +96,27 @@ export class RequestLog {
     this.logSums();
   }
 
-  private judge(request: ControlPlaneRequest, reply: FastifyReply): void {
-    const status = reply.statusCode;
+  private judge(request: ControlPlaneRequest, reply: FastifyReply, isAnswered: boolean): void {
+    const status = isAnswered ? reply.statusCode : UNANSWERED;
     const isChange = request.operator !== undefined && !READS.has(request.method);
-    if (isChange || (status < 400 && reply.elapsedTime - waitedMs(request) > SLOW_MS)) {
-      if (this.others.take()) this.logLine(request, reply);
+    if (
+      isChange ||
+      ((status === UNANSWERED || status < 400) && reply.elapsedTime - waitedMs(request) > SLOW_MS)
+    ) {
+      if (this.others.take()) this.logLine(request, reply, isAnswered);
       else this.sumUp(request, status);
-    } else if (status >= 400) {
+    } else if (status !== UNANSWERED && status >= 400) {
       // A load balancer asks every second: of a server's own failures only these are summed up from the second on.
       const isAlways = status >= 500 && !HEALTH_PATHS.has(routeOf(request));
       const isFirst = !this.sums.has(keyOf(request)) && this.sums.size < MAX_CALLERS;
       if (isFirst)
         this.sums.set(keyOf(request), { who: whoIs(request), counts: new Map(), claimed: new Set() });
-      if ((isAlways || isFirst) && this.failures.take()) this.logLine(request, reply);
+      if ((isAlways || isFirst) && this.failures.take()) this.logLine(request, reply, isAnswered);
       else this.sumUp(request, status);
     }
   }
 
-  private sumUp(request: ControlPlaneRequest, status: number): void {
+  private sumUp(request: ControlPlaneRequest, status: number | typeof UNANSWERED): void {
     const { counts, claimed } = this.sums.get(keyOf(request)) ?? this.beyond;
     const claimedId = claimedAgentId(request);
     if (claimedId !== undefined && claimed.size < MAX_CLAIMED) claimed.add(claimedId);
@@ -126,11 +132,11 @@ export class RequestLog {
     }
   }
 
-  private logLine(request: ControlPlaneRequest, reply: FastifyReply): void {
+  private logLine(request: ControlPlaneRequest, reply: FastifyReply, isAnswered: boolean): void {
     const route = routeOf(request);
-    const { statusCode: status } = reply;
+    const status = isAnswered ? reply.statusCode : UNANSWERED;
     const trace = traceOf(request);
-    const level = HEALTH_PATHS.has(route) && (this.mode === 'all' || status < 400) ? 'debug' : 'info';
+    const level = HEALTH_PATHS.has(route) && (this.mode === 'all' || Number(status) < 400) ? 'debug' : 'info';
     this.logger[level](
       {
         request_id: request.id,

@@ -2,6 +2,7 @@ import type { Span } from '@opentelemetry/api';
 import type { FastifyInstance, FastifyReply } from 'fastify';
 import { Clock } from '../clock';
 import type { ControlPlaneRequest } from '../http/decorators';
+import { type RequestEnds, UNANSWERED } from '../http/request-ends';
 import { spans } from '../http/trace-context';
 import { markFailed, parseTraceparent, tracing } from '../tracing';
 import { HEALTH_PATHS } from './health.controller';
@@ -31,7 +32,7 @@ export class RequestSpans {
   private readonly clock = new Clock();
 
   /** Traces the requests of a server from now on, if traces are sent. */
-  attach(http: FastifyInstance): void {
+  attach(http: FastifyInstance, ends: RequestEnds): void {
     if (!tracing) return;
     // Not before: the callbacks of a body's stream would lose the span.
     http.addHook('preValidation', (request, reply, done) => {
@@ -39,18 +40,9 @@ export class RequestSpans {
       if (tracing && span) tracing.run(span, done);
       else done();
     });
-    http.addHook('onResponse', (request, reply, done) => {
+    ends.onEnd((request, reply, isAnswered) => {
       const span = spans.get(request) ?? (spans.has(request) ? undefined : this.begin(request, reply));
-      if (span) end(span, reply);
-      done();
-    });
-    http.addHook('onRequestAbort', (request, done) => {
-      const span = spans.get(request);
-      if (span?.isRecording()) {
-        markFailed(span, 'hung_up');
-        span.end();
-      }
-      done();
+      if (span) end(span, reply, isAnswered);
     });
   }
 
@@ -78,9 +70,10 @@ export class RequestSpans {
   }
 }
 
-function end(span: Span, reply: FastifyReply): void {
+function end(span: Span, reply: FastifyReply, isAnswered: boolean): void {
   if (!span.isRecording()) return;
-  span.setAttribute('http.response.status_code', reply.statusCode);
-  if (reply.statusCode >= 500) markFailed(span, String(reply.statusCode));
+  if (isAnswered) span.setAttribute('http.response.status_code', reply.statusCode);
+  if (!isAnswered) markFailed(span, UNANSWERED);
+  else if (reply.statusCode >= 500) markFailed(span, String(reply.statusCode));
   span.end();
 }

@@ -1,11 +1,13 @@
-import type { FastifyInstance, FastifyReply } from 'fastify';
+import type { FastifyInstance } from 'fastify';
 import { collectDefaultMetrics, Registry } from 'prom-client';
 import type { Database } from '../database/database';
 import type { AnswerLimits } from '../http/answer-limits';
 import type { ControlPlaneRequest, RouteDeclaration } from '../http/decorators';
 import { refusalOf } from '../http/error-filter';
 import { waitedMs } from '../http/hang-up';
+import { type RequestEnds, UNANSWERED } from '../http/request-ends';
 import { QUOTA_ROUTES, type Settings } from '../settings';
+import { tracing } from '../tracing';
 import type { InFlight } from './in-flight';
 import type { Lifecycle } from './lifecycle';
 import type { LogOutput } from './log-output';
@@ -51,6 +53,7 @@ export interface Observed {
   readonly overload: Overload;
   readonly answers: AnswerLimits;
   readonly inFlight: InFlight;
+  readonly ends: RequestEnds;
   /** The log's output, if it is ours. */
   readonly log: LogOutput | undefined;
 }
@@ -103,15 +106,22 @@ function observeRuntime(
     () => overload.level,
   );
   meter.readCounter(
+    {
+      name: 'trace_spans_lost_total',
+      help: 'Spans that were to be sent and were not: the collector did not take them, or too many waited for it.',
+    },
+    () => tracing?.lost ?? 0,
+  );
+  meter.readCounter(
     { name: 'log_lines_dropped_total', help: 'Lines of the log that its output did not take.' },
     () => log?.droppedInAll ?? 0,
   );
 }
 
-function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFlight }: Observed): void {
+function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFlight, ends }: Observed): void {
   const durations = meter.histogram({
     name: 'http_request_duration_seconds',
-    help: 'How long requests took until their answer was sent, without the time that a claim waited for work.',
+    help: 'How long requests took until their answer was sent, or their caller gave up, without the time that a claim waited for work.',
     labels: ['method', 'route', 'status'],
     buckets: REQUEST_BUCKETS,
     maxSeries: MAX_REQUEST_SERIES,
@@ -137,15 +147,15 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
     const reasons = declared.access.kind === 'public' ? OF_ANYBODY : OF_CALLERS;
     for (const reason of isAgents ? OF_AGENTS : reasons) refused.add({ route, reason }, 0);
     for (const each of isAgents ? [method].flat() : [])
-      for (const status of ['2xx', '5xx']) durations.begin({ method: each, route, status });
+      for (const status of ['2xx', '5xx', UNANSWERED]) durations.begin({ method: each, route, status });
   });
-  http.addHook('onResponse', (request: ControlPlaneRequest, reply: FastifyReply, done) => {
+  ends.onEnd((request, reply, isAnswered) => {
     const route = routeOf(request);
     durations.observe(
       {
         method: METHODS.has(request.method) ? request.method : 'OTHER',
         route,
-        status: `${Math.floor(reply.statusCode / 100)}xx`,
+        status: isAnswered ? `${Math.floor(reply.statusCode / 100)}xx` : UNANSWERED,
       },
       Math.max(0, reply.elapsedTime - waitedMs(request)) / 1_000,
     );
@@ -154,7 +164,6 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
       refused.add({ route, reason: refusal.reason });
       if (refusal.quota !== undefined) quotas.add({ quota: refusal.quota });
     }
-    done();
   });
 
   const dropped = { limit: 0, unreadable: 0 };

@@ -57,6 +57,27 @@ describe('the log of all requests', () => {
     expect(task).toMatchObject({ route: '/v1/tasks/:id', status: 404, operator: 'bootstrap' });
   });
 
+  it('names the trace of a caller that is known, and not what a stranger says', async () => {
+    const trace = '4bf92f3577b34da6a3ce929d0e0e4736';
+    const headers = { traceparent: `00-${trace}-00f067aa0ba902b7-01` };
+    const before = requests().length;
+    await server.request('GET', '/v1/tasks', { headers });
+    await server.operator('GET', '/v1/tasks', undefined, headers);
+    const [strangers, known] = requests().slice(before);
+    expect([strangers?.status, strangers?.trace_id]).toEqual([401, undefined]);
+    expect([known?.status, known?.trace_id]).toEqual([200, trace]);
+  });
+
+  it('says of a request that it was not answered, if its caller gave up before', async () => {
+    const agent = await server.register('probe-2');
+    const claim = { capacities: { dns: 1 }, wait_ms: 5_000 };
+    await expect(server.abandon(agent, '/claim', claim, 100)).rejects.toThrow('aborted');
+    while (!requests().some(({ route }) => route === '/claim')) await new Promise(setImmediate);
+    expect(requests().find(({ route }) => route === '/claim')).toMatchObject({
+      ...{ status: 'unanswered', agent_id: agent.agent_id },
+    });
+  });
+
   it('never holds a token, a header or a body', async () => {
     const agent = await server.register('canary-hostname');
     await server.enqueue(dnsTask({}, { query: 'canary-query.example' }));
@@ -125,6 +146,26 @@ describe('the log as it is by default', () => {
       },
       { agent_id: agent.agent_id, requests: [{ route: '/claim', status: 400, count: 2 }] },
       { address: '2001:db8::/64', count: 2 },
+    ]);
+  });
+
+  it('has those that were slow until their caller gave up', async () => {
+    const { logger, lines } = recordingLogger();
+    const server = await TestServer.start({}, { logger });
+    const agent = await server.register('probe-1');
+    let release = () => {};
+    const isHeld = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const held = server.database.write(() => isHeld);
+    const isGivenUp = (ms: number) =>
+      expect(server.abandon(agent, '/heartbeat', {}, ms)).rejects.toThrow('aborted');
+    await Promise.all([isGivenUp(50), isGivenUp(1_200)]);
+    release();
+    await held;
+    await server.stop();
+    expect(lines('request')).toMatchObject([
+      { route: '/heartbeat', status: 'unanswered', agent_id: agent.agent_id },
     ]);
   });
 

@@ -116,6 +116,36 @@ describe('the server', () => {
     expect(found.value('http_request_duration_seconds_sum', { route: '/claim' })).toBeLessThan(1.1);
   });
 
+  test('counts requests whose caller gave up, by how long it waited for an answer', async () => {
+    const agent = await server.register('probe');
+    const giveUp = (path: string, body: object) =>
+      expect(server.abandon(agent, path, body, 400)).rejects.toThrow('aborted');
+    // It had asked to wait, so nothing was slow.
+    await giveUp('/claim', { capacities: { dns: 1 }, wait_ms: 5_000 });
+    let release = () => {};
+    const isHeld = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const held = server.database.write(async (tx) => {
+      await tx.run('UPDATE agents SET state = state');
+      await isHeld;
+    });
+    await giveUp('/heartbeat', {});
+    release();
+    await held;
+    await server.agent(agent, '/heartbeat');
+    const found = await scrape();
+    const of = (route: string, status: string) =>
+      ['count', 'sum'].map((what) =>
+        found.value(`http_request_duration_seconds_${what}`, { route, status, method: 'POST' }),
+      );
+    expect(of('/claim', 'unanswered')).toEqual([1, expect.any(Number)]);
+    expect(of('/claim', 'unanswered')[1]).toBeLessThan(0.35);
+    expect(of('/heartbeat', 'unanswered')[0]).toBe(1);
+    expect(of('/heartbeat', 'unanswered')[1]).toBeGreaterThan(0.35);
+    expect(of('/heartbeat', '2xx')[0]).toBe(1);
+  });
+
   test('counts leases by what became of them, once each', async () => {
     const agent = await server.register('probe');
     await server.enqueue(...Array.from({ length: 6 }, () => dnsTask({ max_attempts: 1 })));
@@ -421,17 +451,21 @@ describe("agents' own metrics", () => {
       ['a"b', 'c\\d', 'e\ufffdf', '\ufffd', 'tëxt', '}', '{x="1"} 5', '# HELP x'].sort(),
     );
     // One agent can't take the place of all others' names.
+    clock.advance(1);
     await push(
       one,
       Array.from({ length: 900 }, (_, i) => ({ name: `n${i}`, value: 1 })),
-      [],
-      1,
     );
     await push(two, [{ name: 'mine', value: 3 }]);
     await refresh();
     const full = await scrape();
     expect(full.find('agent_samples').length).toBeLessThanOrEqual(101);
     expect(full.value('agent_samples', { name: 'mine' })).toBe(3);
-    expect(full.value('agent_samples_dropped_total')).toBeGreaterThan(800);
+    const dropped = full.value('agent_samples_dropped_total');
+    expect(dropped).toBeGreaterThan(800);
+    // What is stored is read again, here and by other replicas.
+    await refresh();
+    await refresh();
+    expect((await scrape()).value('agent_samples_dropped_total')).toBe(dropped);
   });
 });

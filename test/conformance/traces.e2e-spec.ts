@@ -123,6 +123,17 @@ describe('a trace, if traces are sent', () => {
     });
   });
 
+  it('has no link to itself if an agent only repeats what it was handed', async () => {
+    await enqueue(server, {}, dnsTask());
+    const [lease] = await claim(server, agent);
+    const completed = [{ lease_id: lease?.lease_id, traceparent: lease?.traceparent }];
+    await server.agent(agent, '/report', { completed, cancelled: [] });
+    const attempt = await arrived(
+      ({ attributes }) => attributes['control_plane.lease_id'] === lease?.lease_id,
+    );
+    expect(attempt.links.map(({ is }) => is)).toEqual(['ended_by']);
+  });
+
   it('gives a claim that is sent again the same places', async () => {
     await enqueue(server, {}, dnsTask(), dnsTask());
     const first = await claim(server, agent, { 'idempotency-key': 'again' }, 2);
@@ -234,6 +245,16 @@ describe('a trace, if traces are sent', () => {
     expect([...names].filter((name) => /healthz|metrics|canary/.test(name))).toEqual([]);
     expect(names).toContain('unknown');
     expect(receiver.resource['service.name']).toBe('dns-agent-control-plane');
+  });
+
+  it('has the requests whose callers gave up, with what was done for them', async () => {
+    await expect(
+      server.abandon(agent, '/v1/agents/claim', { capacities: { dns: 1 }, wait_ms: 5_000 }, 100),
+    ).rejects.toThrow('aborted');
+    const request = await arrived(({ name, failed }) => name === 'POST /v1/agents/claim' && failed);
+    expect(request.attributes).toMatchObject({ 'error.type': 'unanswered' });
+    expect(request.attributes).not.toHaveProperty('http.response.status_code');
+    expect(receiver.spans.some(({ parentId }) => parentId === request.spanId)).toBe(true);
   });
 
   it('is not decided by strangers', async () => {

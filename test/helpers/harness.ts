@@ -192,6 +192,18 @@ export class TestServer {
     };
   }
 
+  /** Sends an agent's request and gives up on it after so many milliseconds. @throws Error it was aborted */
+  async abandon(agent: Credentials, path: string, body: object, afterMs: number): Promise<void> {
+    await fetch(this.url + path, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', ...credentialsOf(agent) },
+      body: JSON.stringify({ agent_id: agent.agent_id, ...body }),
+      signal: AbortSignal.timeout(afterMs),
+    }).catch((error: Error) => {
+      throw new Error('aborted', { cause: error });
+    });
+  }
+
   /**
    * Lets time pass on the test's clock while the service runs: deadlines are missed, but nothing looks like an outage,
    * as it does when the clock jumps by more than 5 s.

@@ -140,6 +140,25 @@ describe('a process', () => {
     },
   );
 
+  it('counts the spans for which there is no room, and says so once', async () => {
+    const receiver = await OtlpReceiver.start();
+    receiver.answer = 'never';
+    const server = await start({
+      OTEL_EXPORTER_OTLP_ENDPOINT: receiver.url,
+      OTEL_BSP_MAX_QUEUE_SIZE: '8',
+      OTEL_BSP_MAX_EXPORT_BATCH_SIZE: '8',
+    });
+    for (let i = 0; i < 50; i++) await server.request('GET', '/v1/tasks', AS_ADMIN);
+    const text = await (await server.request('GET', '/metrics', AS_ADMIN)).text();
+    const lost = Number(/^control_plane_trace_spans_lost_total (\d+)$/m.exec(text)?.[1]);
+    // Eight are on their way, and eight wait.
+    expect(lost).toBeGreaterThanOrEqual(50 - 16);
+    expect(lost).toBeLessThan(70);
+    expect((await server.stop()).code).toBe(0);
+    expect(server.log.filter(({ message }) => /some are lost/.test(message))).toHaveLength(1);
+    await receiver.stop();
+  });
+
   it.each([
     [{ OTEL_EXPORTER_OTLP_ENDPOINT: 'not a url' }, 'OTEL_EXPORTER_OTLP_ENDPOINT must be'],
     [
