@@ -3,7 +3,12 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { AgentsService } from '../agents/agents.service';
 import { ApiError, fail } from '../errors';
 import { clientAddress } from '../http/client-address';
-import { type ControlPlaneRequest, declarationOf, type RouteDeclaration } from '../http/decorators';
+import {
+  type Access,
+  type ControlPlaneRequest,
+  declarationOf,
+  type RouteDeclaration,
+} from '../http/decorators';
 import { parseId } from '../http/validation';
 import { OperatorsService } from '../operators/operators.service';
 import { SETTINGS, type Settings } from '../settings';
@@ -68,7 +73,7 @@ export class Admission {
       case 'agent':
         return this.admitAgent(request, reply, address, declared);
       case 'operator':
-        return this.admitOperator(request, reply, address, declared.access.role);
+        return this.admitOperator(request, reply, address, declared.access);
       case 'public':
         if (declared.quota?.by === 'hostname') this.quotas.chargeRegistration(address, reply);
         else if (!isHealth(request)) this.quotas.chargePublic(address, reply);
@@ -103,14 +108,17 @@ export class Admission {
     request: ControlPlaneRequest,
     reply: FastifyReply,
     address: string,
-    role: Parameters<typeof checkRole>[1],
+    { role, publicIf }: Extract<Access, { kind: 'operator' }>,
   ): Promise<void> {
     try {
       request.operator = await this.identify(address, reply, async (lookingUp) => {
         const token = /^bearer +([\x21-\x7e]+) *$/i.exec(request.headers.authorization ?? '')?.[1];
         if (token === undefined) throw fail('ERR_UNAUTHORIZED');
-        return this.operators.authenticate(token, clientAddress(request), (credential, isCostly) =>
-          lookingUp(credential, { isCostly }),
+        return this.operators.authenticate(
+          token,
+          clientAddress(request),
+          (credential, isCostly) => lookingUp(credential, { isCostly }),
+          publicIf === undefined ? undefined : 'during outage',
         );
       });
     } catch (error) {

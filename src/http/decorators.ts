@@ -129,7 +129,10 @@ export const Operator = (role: Role) =>
     ApiExtension('x-role', role),
   );
 
-/** The same, unless the setting says that anybody may. */
+/**
+ * The same, unless the setting says that anybody may. What could be public is also shown to a token that was right lately
+ * while the database does not say whether it still is: who watches must see an outage, not lose sight.
+ */
 export const OperatorUnless = (publicIf: 'metricsPublic', role: Role) =>
   applyDecorators(Operator(role), SetMetadata(ACCESS, { kind: 'operator', role, publicIf } satisfies Access));
 

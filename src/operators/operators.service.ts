@@ -24,6 +24,10 @@ const KNOWN_COLUMNS = 'id, name, role, expires_at, last_used_at';
 
 /** So many secrets that a person chose are known in memory once they were verified. */
 const MAX_VERIFIED = 100;
+/** For how long a token that was right is remembered for an outage, in milliseconds. */
+const RECENT_MS = 3_600_000;
+/** How long the database may take before what is remembered is used, in milliseconds. */
+const RECALL_AFTER_MS = 1_000;
 /** A secret is compared with so many that are stored slowly hashed; there is one, or two while the setting changes. */
 const MAX_COMPARED = 5;
 /** So many wait for a slow hash to be worked out; one is at a time. */
@@ -63,6 +67,8 @@ export class OperatorsService implements OnModuleInit {
   private settingId: number | undefined;
   /** Of a secret that a person chose, by its SHA-256, which is kept in memory only: the slow hash that is stored. */
   private readonly verified = new LRUCache<string, string>({ max: MAX_VERIFIED });
+  /** Tokens that were right lately, by what is stored of them, for what is shown during an outage. */
+  private readonly recent = new LRUCache<string, Known>({ max: MAX_VERIFIED, ttl: RECENT_MS });
   private verifying = 0;
   private lastVerified: Promise<unknown> = Promise.resolve();
 
@@ -74,6 +80,7 @@ export class OperatorsService implements OnModuleInit {
     private readonly lifecycle: Lifecycle,
   ) {
     this.tokens = new RowCache(database, 'operator-tokens', CACHED_TOKENS);
+    database.onAnnouncement('operator-tokens', (key) => this.recent.delete(key));
     this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
   }
 
@@ -170,6 +177,7 @@ export class OperatorsService implements OnModuleInit {
    * @param address where the call comes from, for the audit log
    * @param beforeLookup called with the credential, and whether a slow hash may be needed, before the database is read for it;
    *   may throw to prevent that
+   * @param duringOutage whether a token that was right within the hour is let in while the database does not answer
    * @throws ERR_UNAUTHORIZED unknown or withdrawn
    * @throws ERR_TOKEN_EXPIRED it was right once
    * @throws ERR_UNAVAILABLE too many wait for a slow hash
@@ -178,6 +186,7 @@ export class OperatorsService implements OnModuleInit {
     token: string,
     address: string,
     beforeLookup: (credential: string, isCostly: boolean) => void,
+    duringOutage?: 'during outage',
   ): Promise<OperatorIdentity> {
     const hash = hashToken(token);
     if (sameHash(this.commandLineHash, hash)) return COMMAND_LINE;
@@ -191,18 +200,40 @@ export class OperatorsService implements OnModuleInit {
       // What was right a moment ago is no guess: the row is only too old to rely on.
       if (!this.tokens.peek(key) && key === hash) beforeLookup(`operator:${hash}`, !isMinted);
       const stored = key === hash && !isMinted ? await this.verify(token, hash) : key;
-      known = stored === undefined ? undefined : await this.lookUp(stored);
+      if (stored !== undefined)
+        known = await (duringOutage ? this.lookUpOrRecall(stored) : this.lookUp(stored));
       if (!known) {
         // It was withdrawn: from now on it is a guess like any other.
         this.verified.delete(hash);
+        this.recent.delete(key);
         throw fail('ERR_UNAUTHORIZED');
       }
     }
+    if (duringOutage) this.recent.set(key, known);
     const now = this.clock.now();
     if (known.expires_at !== null && known.expires_at <= now)
       throw fail('ERR_TOKEN_EXPIRED', undefined, { message: 'The token has expired.' });
     if ((known.last_used_at ?? 0) <= now - USE_RECORDED_MS) this.recordUse(known, now);
     return { tokenId: known.id, name: known.name, role: known.role, address };
+  }
+
+  /** The token as it is; or as it was within the hour, if the database says nothing of it for a second. */
+  private async lookUpOrRecall(stored: string): Promise<Known | undefined> {
+    const recent = this.recent.get(stored);
+    const looking = this.lookUp(stored);
+    if (!recent) return looking;
+    const ended = new AbortController();
+    try {
+      return await Promise.race([
+        looking,
+        sleep(RECALL_AFTER_MS, recent, { ref: false, signal: ended.signal }),
+      ]);
+    } catch {
+      return recent;
+    } finally {
+      looking.catch(() => undefined);
+      ended.abort();
+    }
   }
 
   private lookUp(stored: string): Promise<Known | undefined> {

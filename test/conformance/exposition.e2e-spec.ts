@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fail } from '../../src/errors';
 import { AgentSeries } from '../../src/metrics/agent-series';
 import { JobRunner } from '../../src/scheduling/job-runner';
 import { Meter } from '../../src/telemetry/meter';
@@ -66,6 +67,35 @@ describe('who may scrape', () => {
       headers: { 'x-agent-id': String(agent.agent_id), 'x-agent-token': agent.auth_token },
     });
     expect(byAgent.status).toBe(401);
+  });
+
+  test('a token that was right lately, while the database does not say whether it is; and no other', async () => {
+    await start();
+    const made = async (name: string) =>
+      (await server.operator('POST', '/v1/operator-tokens', { name, role: 'viewer' })).body;
+    const [known, unused, revoked] = [await made('known'), await made('unused'), await made('revoked')];
+    const get = async (path: string, { token }: { token: string }) =>
+      (await server.request('GET', path, { headers: { authorization: `Bearer ${token}` } })).status;
+    expect([await get('/metrics', known), await get('/metrics', revoked)]).toEqual([200, 200]);
+    expect((await server.operator('DELETE', `/v1/operator-tokens/${revoked.id}`)).status).toBe(204);
+    // As if notifications did not arrive: what is in memory may be too old.
+    const deaf = jest.spyOn(server.database, 'isListening', 'get').mockReturnValue(false);
+    const away = jest
+      .spyOn(server.database, 'read')
+      .mockRejectedValue(fail('ERR_UNAVAILABLE', { reason: 'database' }));
+    try {
+      const text = await server.request('GET', '/metrics', {
+        headers: { authorization: `Bearer ${known.token}` },
+      });
+      expect(text.status).toBe(200);
+      expect(new Exposition(text.body).value('build_info')).toBe(1);
+      expect(await get('/v1/tasks', known)).toBe(503);
+      expect([await get('/metrics', unused), await get('/metrics', revoked)]).toEqual([503, 503]);
+    } finally {
+      away.mockRestore();
+      deaf.mockRestore();
+    }
+    expect([await get('/metrics', known), await get('/metrics', revoked)]).toEqual([200, 401]);
   });
 
   test('anybody, if the setting says so; agents still push to the same path', async () => {

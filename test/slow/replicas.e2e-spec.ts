@@ -503,6 +503,15 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       const cutOff = await Replica.start(folder, server.url('plane', proxy.port));
       const load = await Load.start(folder, [cutOff, ...replicas.slice(0, 2)]);
       await load.more(40);
+      const scrape = async () => {
+        const headers = { authorization: `Bearer ${ADMIN_TOKEN}` };
+        const answer = await fetch(`${cutOff.url}/metrics`, { headers });
+        return [
+          answer.status,
+          /^control_plane_metrics_read_failures_total (\d+)$/m.exec(await answer.text())?.[1],
+        ];
+      };
+      expect(await scrape()).toEqual([200, '0']);
       proxy.fallSilent();
       const since = performance.now();
       const silentTries = () =>
@@ -512,6 +521,10 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       await load.more(40);
       expect(await cutOff.status('/healthz')).toBe(200);
       expect(await cutOff.status('/readyz')).toBe(503);
+      // Whoever watches sees the outage: also when the token is no longer known to be right.
+      while (performance.now() - since < 6_000) await sleep(100);
+      const [seen, failures] = await scrape();
+      expect([seen, Number(failures) > 0]).toEqual([200, true]);
       const asked = performance.now();
       while (silentTries().some(({ sent, ended }) => sent.at < asked && !ended)) await sleep(100);
       proxy.recover();
