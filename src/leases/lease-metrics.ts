@@ -96,7 +96,7 @@ export class LeaseMetrics implements OnApplicationBootstrap {
     });
     this.wait = meter.histogram({
       name: 'task_wait_seconds',
-      help: 'How long tasks that could run waited for a claim, from their enqueueing or their time.',
+      help: 'How long tasks waited for a claim: since they were enqueued, due, or put back by an operator.',
       labels: ['kind'],
       buckets: WAIT_BUCKETS,
     });

@@ -523,8 +523,8 @@ export class LeasesService {
     const perKind = budgets.map(([kind, budget]) => {
       values.push(kind, Math.min(budget, limit));
       // A derived table each: a LIMIT must not reach across the union.
-      return `SELECT id, kind, target, spec, priority, created_at, run_at, attempts, traceparent
-        FROM (SELECT id, kind, target, spec, priority, created_at, run_at, attempts, traceparent FROM tasks
+      return `SELECT id, kind, target, spec, priority, updated_at, attempts, traceparent
+        FROM (SELECT id, kind, target, spec, priority, updated_at, attempts, traceparent FROM tasks
         WHERE state = 'queued' AND kind = $${values.length - 1} AND (not_after IS NULL OR not_after > $1)
         ORDER BY priority DESC, id LIMIT $${values.length} ${tx.dialect.skipLocked()}) AS k${values.length}`;
     });
@@ -562,7 +562,8 @@ export class LeasesService {
     );
     this.metrics.countGranted(
       tx,
-      tasks.map(({ kind, created_at, run_at }) => ({ kind, readyAt: Math.max(created_at, run_at ?? 0) })),
+      // What becomes ready is changed then; waiting for its window to have room changes nothing in its row.
+      tasks.map(({ kind, updated_at }) => ({ kind, readyAt: updated_at })),
     );
     const leaseOf = new Map(rows.map((row) => [row.task_id, row.id]));
     this.log.leased(
@@ -870,8 +871,8 @@ interface CandidateTask {
   kind: string;
   target: string;
   spec: string;
-  created_at: number;
-  run_at: number | null;
+  /** When it became ready to be claimed. */
+  updated_at: number;
   /** Those begun before. */
   attempts: number;
   traceparent: string | null;

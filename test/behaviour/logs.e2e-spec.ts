@@ -153,15 +153,15 @@ describe('the log as it is by default', () => {
     const { logger, lines } = recordingLogger();
     const server = await TestServer.start({}, { logger });
     const agent = await server.register('probe-1');
-    let release = () => {};
-    const isHeld = new Promise<void>((resolve) => {
-      release = resolve;
+    const [locked, released] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const held = server.database.write(() => {
+      locked.resolve();
+      return released.promise;
     });
-    const held = server.database.write(() => isHeld);
+    await locked.promise;
     const isGivenUp = (ms: number) =>
       expect(server.abandon(agent, '/heartbeat', {}, ms)).rejects.toThrow('aborted');
-    await Promise.all([isGivenUp(50), isGivenUp(1_200)]);
-    release();
+    await Promise.all([isGivenUp(50), isGivenUp(1_200)]).finally(released.resolve);
     await held;
     await server.stop();
     expect(lines('request')).toMatchObject([

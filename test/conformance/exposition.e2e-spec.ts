@@ -146,22 +146,51 @@ describe('the server', () => {
     expect(found.value('http_request_duration_seconds_sum', { route: '/claim' })).toBeLessThan(1.1);
   });
 
+  test('counts what a task waits from when it can run: not what it was held before, nor dead', async () => {
+    const [agent, other] = [await server.register('probe'), await server.register('other')];
+    const waited = async () => {
+      const found = await scrape();
+      return ['count', 'sum'].map((what) => found.value(`task_wait_seconds_${what}`, { kind: 'dns' }));
+    };
+    const [id] = await server.enqueue(dnsTask({ max_attempts: 1 }));
+    clock.advance(2_000);
+    const [first] = await claim(agent, { dns: 1 });
+    expect(await waited()).toEqual([1, 2]);
+    await report(agent, [], [{ lease_id: first?.lease_id }]);
+    await server.passKept(clock, 600_000);
+    await server.operator('POST', `/v1/tasks/${id}/retry`);
+    clock.advance(1_000);
+    await claim(agent, { dns: 1 });
+    expect(await waited()).toEqual([2, 3]);
+    await server.passKept(clock, 30_000);
+    await server.operator('POST', `/v1/agents/${agent.agent_id}/disable`);
+    clock.advance(500);
+    await claim(other, { dns: 1 });
+    expect(await waited()).toEqual([3, 3.5]);
+    // For its window to have room, it waits as for anything else.
+    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 1 }] });
+    await server.enqueue(dnsTask());
+    clock.advance(3_000);
+    const [task] = (await server.operator('GET', '/v1/tasks?state=leased')).body.items;
+    await server.operator('POST', `/v1/tasks/${task.id}/cancel`);
+    await claim(other, { dns: 1 });
+    expect(await waited()).toEqual([4, 6.5]);
+  });
+
   test('counts requests whose caller gave up, by how long it waited for an answer', async () => {
     const agent = await server.register('probe');
     const giveUp = (path: string, body: object) =>
       expect(server.abandon(agent, path, body, 400)).rejects.toThrow('aborted');
     // It had asked to wait, so nothing was slow.
     await giveUp('/claim', { capacities: { dns: 1 }, wait_ms: 5_000 });
-    let release = () => {};
-    const isHeld = new Promise<void>((resolve) => {
-      release = resolve;
-    });
+    const [locked, released] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
     const held = server.database.write(async (tx) => {
       await tx.run('UPDATE agents SET state = state');
-      await isHeld;
+      locked.resolve();
+      await released.promise;
     });
-    await giveUp('/heartbeat', {});
-    release();
+    await locked.promise;
+    await giveUp('/heartbeat', {}).finally(released.resolve);
     await held;
     await server.agent(agent, '/heartbeat');
     const found = await scrape();
