@@ -33,6 +33,7 @@ const WORKERS = 4;
 const REPLICAS = 3;
 const FEW_AGENTS = 10;
 const SAMPLES = 40;
+const SAMPLE_SETS = 12;
 const SCRAPES = 5;
 const TIME_LIMIT_MS = 10 * 60_000;
 
@@ -324,8 +325,12 @@ async function scrapes() {
   const costOf = async (agentCount) => {
     const server = await startServer(`scrapes-${agentCount}`, { CONTROL_PLANE_QUOTA_METRICS: 'off' });
     const agents = await register(server, agentCount);
+    // As many names as are shown, each agent with some of them.
     const samples = (sort, i) =>
-      Array.from({ length: SAMPLES / 2 }, (_, n) => ({ name: `${sort}_${n}`, value: i + n }));
+      Array.from({ length: SAMPLES / 2 }, (_, n) => ({
+        name: `${sort}_${i % SAMPLE_SETS}_${n}`,
+        value: i + n,
+      }));
     const timestamp = new Date().toISOString();
     await each([...agents.entries()], CONNECTIONS, ([i, { id, headers }]) =>
       server.post(
@@ -334,6 +339,13 @@ async function scrapes() {
         headers,
       ),
     );
+    // Of each agent an attempt has failed: they all are looked at for whether they fail.
+    await enqueue(server, agentCount);
+    await each(agents, CONNECTIONS, async ({ id, headers }) => {
+      const { leases } = await server.post('/claim', { agent_id: id, capacities: { dns: 1 } }, headers);
+      const completed = leases.map(({ lease_id }) => ({ lease_id, outcome: 'error' }));
+      await server.post('/report', { agent_id: id, completed, cancelled: [] }, headers);
+    });
     // All are heard of while it is measured.
     await each(agents, CONNECTIONS, ({ id, headers }) =>
       server.post('/heartbeat', { agent_id: id }, headers),
@@ -370,7 +382,13 @@ async function scrapes() {
       Math.max(few.ms, 0.1),
       '≤ 50 ms',
     ),
-    row(`KiB of it, ${SAMPLES} samples an agent`, many.kib, `${count(FEW_AGENTS)} agents`, few.kib, ''),
+    row(
+      `KiB of it, ${SAMPLES} of ${SAMPLES * SAMPLE_SETS} names an agent`,
+      many.kib,
+      `${count(FEW_AGENTS)} agents`,
+      few.kib,
+      '',
+    ),
   ];
 }
 

@@ -143,13 +143,11 @@ export class AgentSamples {
     let shown = 0;
     const counts = new Float64Array(last + 1);
     const sums = new Float64Array(last + 1);
-    const means = new Float64Array(last + 1);
     const mins = new Float64Array(last + 1);
     const maxs = new Float64Array(last + 1);
     for (const { type, name, values } of this.columns.values()) {
       counts.fill(0);
       sums.fill(0);
-      means.fill(0);
       mins.fill(Number.POSITIVE_INFINITY);
       maxs.fill(Number.NEGATIVE_INFINITY);
       // More may have come since the groups were made: the caller may take its time between two names.
@@ -158,11 +156,9 @@ export class AgentSamples {
         const value = values[slot] as number;
         const group = groups[slot] as number;
         if (Number.isNaN(value) || group < 0) continue;
-        const count = (counts[group] as number) + 1;
-        counts[group] = count;
+        (counts[group] as number)++;
         (sums[group] as number) += value;
-        // Step by step: a sum of large values is more than a number can be, and their mean is not.
-        (means[group] as number) += value / count - (means[group] as number) / count;
+        if (type === 'counter') continue;
         if (value < (mins[group] as number)) mins[group] = value;
         if (value > (maxs[group] as number)) maxs[group] = value;
       }
@@ -170,16 +166,13 @@ export class AgentSamples {
         const count = counts[group] as number;
         if (count === 0) continue;
         if (++shown > MAX_AGGREGATES) continue;
-        const sum = Math.max(-Number.MAX_VALUE, Math.min(Number.MAX_VALUE, sums[group] as number));
-        if (type === 'counter') yield { type, name, group, sum };
+        const sum = sums[group] as number;
+        if (type === 'counter')
+          yield { type, name, group, sum: Math.max(-Number.MAX_VALUE, Math.min(Number.MAX_VALUE, sum)) };
         else
           yield {
-            type,
-            name,
-            group,
-            min: mins[group] as number,
-            mean: means[group] as number,
-            max: maxs[group] as number,
+            ...{ type, name, group, min: mins[group] as number, max: maxs[group] as number },
+            mean: Number.isFinite(sum) ? sum / count : meanOf(values, groups, group),
           };
       }
     }
@@ -250,6 +243,19 @@ export class AgentSamples {
     if (left > 0) this.brought.set(broughtBy, left);
     else this.brought.delete(broughtBy);
   }
+}
+
+/** The mean of a group step by step: the sum of large values is more than a number can be, and their mean is not. */
+function meanOf(values: Float64Array, groups: Int32Array, wanted: number): number {
+  let count = 0;
+  let mean = 0;
+  for (const [slot, group] of groups.entries()) {
+    const value = values[slot] as number;
+    if (group !== wanted || Number.isNaN(value)) continue;
+    count++;
+    mean += value / count - mean / count;
+  }
+  return mean;
 }
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: a name is what a stranger chose.
