@@ -225,7 +225,7 @@ export function ofTarget(
  */
 export async function selectByTarget<Row extends { id: number }>(
   statements: Statements,
-  { targets, agentId, outcome, from, to, states, ...rest }: AttemptFilter & { targets: readonly Place[] },
+  { targets, agentId, outcome, from, to, states }: AttemptFilter & { targets: readonly Place[] },
   below: number,
   limit: number,
 ): Promise<{ rows: Row[]; stoppedAt?: number }> {
@@ -244,7 +244,7 @@ export async function selectByTarget<Row extends { id: number }>(
       to !== undefined && `t.last_ended_at < ${bind(to)}`,
       agentId !== undefined &&
         `${bind(agentId)} = CASE WHEN t.state <> 'leased' THEN t.last_agent_id ${
-          seeksHeld({ outcome, from, to, ...rest }) ? `ELSE ${HOLDER}` : ''
+          seeksHeld({ outcome, from, to }) ? `ELSE ${HOLDER}` : ''
         } END`,
     ].filter((condition) => condition !== false);
     // A derived table each: a LIMIT must not reach across the union.

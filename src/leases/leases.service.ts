@@ -734,7 +734,7 @@ export class LeasesService {
   private async endAttempts(tx: Transaction, ends: readonly TaskEnd[], now: number): Promise<void> {
     if (ends.length === 0) return;
     const plain = ends.filter(isPlain);
-    // Most tasks of a report end alike: one value for all costs half of a row for each.
+    // Most tasks of a report end alike: one value for all costs less than a row for each.
     for (const alike of Map.groupBy(plain, ({ attempt }) => `${attempt.agentId} ${attempt.outcome}`).values())
       await this.completeAlike(tx, alike, now);
     await this.endEach(
