@@ -159,15 +159,20 @@ export class AgentKinds {
     );
   }
 
-  /** Of the agents that take a kind and are not online, the one heard of last: first of those that drain, then of those offline. */
+  /**
+   * Of the agents that take a kind and are not online, the one heard of last: first of those that drain and are heard of, then of
+   * those offline, then of those that drain and are silent.
+   */
   nearest(
     statements: Statements,
     kind: string,
     silentSince: number,
-  ): Promise<{ id: number; status: 'draining' | 'offline' | 'disabled' } | undefined> {
+  ): Promise<{ id: number; status: 'draining' | 'offline' | 'disabled'; is_silent: number } | undefined> {
     return statements.first(
-      `SELECT a.id, ${STATUS} AS status ${TAKERS} AND a.state <> 'revoked' AND NOT (${IS_ONLINE})
-       ORDER BY CASE a.state WHEN 'draining' THEN 0 WHEN 'active' THEN 1 ELSE 2 END, h.last_heartbeat_at DESC, a.id LIMIT 1`,
+      `SELECT a.id, ${STATUS} AS status, CASE WHEN h.last_heartbeat_at > $3 THEN 0 ELSE 1 END AS is_silent
+       ${TAKERS} AND a.state <> 'revoked' AND NOT (${IS_ONLINE})
+       ORDER BY CASE WHEN a.state = 'draining' AND h.last_heartbeat_at > $3 THEN 0 WHEN a.state = 'active' THEN 1
+         WHEN a.state = 'draining' THEN 2 ELSE 3 END, h.last_heartbeat_at DESC, a.id LIMIT 1`,
       kind,
       this.clock.now() - KIND_KEPT_MS,
       silentSince,

@@ -32,6 +32,8 @@ const SPAN_MS = 10 * MINUTE_MS;
 const FLUSH_MS = 1_000;
 /** What is counted of so many agents waits to be written; of others nothing is counted until it is. */
 const MAX_PENDING = 100_000;
+/** Under which it is announced that an agent's outcomes are forgotten, by its id. */
+const FORGOTTEN = 'agent-outcomes';
 
 /** An agent fails if so many of its attempts ended in the last hour, and more than half of them badly. */
 const MIN_ENDED = 5;
@@ -51,6 +53,13 @@ interface PendingCounts extends OutcomeCounts {
   readonly starts_at: number;
 }
 
+/** What is counted and not written yet. */
+interface Pending {
+  counts: Map<string, PendingCounts>;
+  /** By the agent's id. */
+  errors: Map<number, LastErrorEntity>;
+}
+
 /**
  * Owns agent_outcomes and agent_last_errors: how each agent's attempts ended lately, and what went wrong last. Soft state: counted
  * in memory when the unit of work that ends an attempt is committed, and written within about a second. A process that is killed
@@ -59,8 +68,10 @@ interface PendingCounts extends OutcomeCounts {
 @Injectable()
 export class AgentOutcomes implements OnApplicationShutdown {
   private readonly logger = new Logger('AgentOutcomes');
-  private counts = new Map<string, PendingCounts>();
-  private errors = new Map<number, LastErrorEntity>();
+  private counts: Pending['counts'] = new Map();
+  private errors: Pending['errors'] = new Map();
+  /** What is being written. */
+  private writing: Pending | undefined;
 
   constructor(
     private readonly database: Database,
@@ -68,6 +79,14 @@ export class AgentOutcomes implements OnApplicationShutdown {
     private readonly jobs: JobRunner,
     continuity: Continuity,
   ) {
+    database.onAnnouncement(FORGOTTEN, (id) => {
+      const agentId = Number(id);
+      for (const pending of [{ counts: this.counts, errors: this.errors }, this.writing]) {
+        pending?.errors.delete(agentId);
+        for (const [key, { agent_id }] of pending?.counts ?? [])
+          if (agent_id === agentId) pending?.counts.delete(key);
+      }
+    });
     continuity.onInterruption(async (tx, { now, lastSeen }) => {
       if (lastSeen <= now) return;
       // If the clock was set back, what is counted in the future would count as the last hour when that comes.
@@ -94,6 +113,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
     if (counts.size === 0 && errors.size === 0) return;
     this.counts = new Map();
     this.errors = new Map();
+    this.writing = { counts, errors };
     try {
       await this.database.write(async (tx) => {
         // Of two replicas each would wait for the other, but for the order.
@@ -114,13 +134,16 @@ export class AgentOutcomes implements OnApplicationShutdown {
       for (const [agentId, pending] of errors)
         if (!this.errors.has(agentId)) this.errors.set(agentId, pending);
       throw error;
+    } finally {
+      this.writing = undefined;
     }
   }
 
-  /** Forgets how an agent's attempts ended. What is counted and not written yet is that of the last second. */
+  /** Forgets how an agent's attempts ended, what is counted and not written yet included. */
   async forget(tx: Transaction, agentId: number): Promise<void> {
     for (const table of ['agent_outcomes', 'agent_last_errors'])
       await tx.run(`DELETE FROM ${table} WHERE agent_id = $1`, agentId);
+    tx.announce(FORGOTTEN, String(agentId));
   }
 
   /** How each of the agents' attempts ended in the last hour and day; agents without any are left out. */

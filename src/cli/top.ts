@@ -11,6 +11,8 @@ const HOUR_MS = 3_600_000;
 const SHOWN = 5;
 /** How many of the latest tasks that did not end well are counted by target. */
 const COUNTED = 200;
+/** As many agents as a page of a list has at most. */
+const MAX_PAGE = 500;
 
 const STATES = ['scheduled', 'waiting', 'queued', 'leased'] as const;
 const UNWELL = ['error', 'timeout', 'expired', 'cancelled'] as const;
@@ -93,7 +95,7 @@ async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
   const at = new Clock().now();
   const stats = await read('/v1/tasks/stats');
   const exposition = await fetchText(terminal, options, { ...get('/metrics'), isText: true });
-  const agents = await read(`/v1/agents${query({ failing: 'true', limit: SHOWN })}`);
+  const agents = await read(`/v1/agents${query({ failing: 'true', limit: MAX_PAGE })}`);
   const from = toTimestamp(at - HOUR_MS);
   const tasks: Shown[] = [];
   for (const outcome of UNWELL)
@@ -105,7 +107,7 @@ async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
     isPublished: seriesOf(exposition, 'config_expires_timestamp_seconds')[''] !== undefined,
     silent: seriesOf(exposition, 'agents_silent')[''] ?? 0,
     failing: seriesOf(exposition, 'agents_failing')[''] ?? 0,
-    agents: agents.items,
+    agents: worstAgents(agents.items),
     targets: worstTargets(tasks),
   };
 }
@@ -116,6 +118,12 @@ function seriesOf(exposition: string, name: string, label?: string): Record<stri
   const line = new RegExp(`^control_plane_${name}(?:\\{${label}="(\\w*)"\\})? (\\S+)$`, 'gm');
   for (const [, value = '', number] of exposition.matchAll(line)) values[value] = Number(number);
   return values;
+}
+
+/** Of the newest that fail, those of which most attempts of the last hour did not end well. */
+function worstAgents(agents: readonly Shown[]): Shown[] {
+  const failures = ({ outcomes: { hour } }: Shown) => hour.error + hour.cancelled + hour.expired;
+  return agents.toSorted((a, b) => failures(b) - failures(a)).slice(0, SHOWN);
 }
 
 function worstTargets(tasks: readonly Shown[]): TargetTrouble[] {
@@ -157,7 +165,7 @@ export function pageOf(look: Look, before: Look | undefined): string {
     'WORST TARGETS, by their latest tasks of the last hour that did not end well',
     targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...UNWELL, 'last_error']),
     '',
-    'FAILING AGENTS (5 attempts or more in the last hour, most of them not well), the newest',
+    'FAILING AGENTS (5 attempts or more in the last hour, most of them not well), the worst',
     agents.length === 0
       ? 'none'
       : table(

@@ -142,20 +142,32 @@ export async function selectByAttempt<Row>(
   cursor: AttemptCursor | undefined,
   limit: number,
 ): Promise<{ rows: Standing<Row & { id: number }>[]; stoppedAt?: AttemptCursor }> {
-  const [beyond, direction] = order === 'newest' ? ['<', 'DESC'] : ['>', 'ASC'];
+  const [beyond, notBeyond, direction] = order === 'newest' ? ['<', '>=', 'DESC'] : ['>', '<=', 'ASC'];
   const { at, id } = beyondBoth(cursor, range, order);
   const found: Standing<Row & { id: number }>[] = [];
-  const stops: AttemptCursor[] = [];
-  /** What is beyond the cursor of a part, in its range. */
-  const within = (part: EndedPart, bind: (value: SqlValue) => string): string => {
+  /** What is beyond the cursor of a part, in its range; down to where it is looked at. */
+  const within = (part: EndedPart, bind: (value: SqlValue) => string, stop?: AttemptCursor): string => {
     const end =
       order === 'newest'
         ? range.from !== undefined && `AND t.last_ended_at >= ${bind(range.from)}`
         : range.to !== undefined && `AND t.last_ended_at < ${bind(range.to)}`;
+    const last = stop && `AND (t.last_ended_at, t.id) ${notBeyond} (${bind(stop.at)}, ${bind(stop.id)})`;
     return `t.${part.column} = ${bind(part.value)} AND ${endedSo(part, bind)}
-      AND (t.last_ended_at, t.id) ${beyond} (${bind(at)}, ${bind(id)}) ${end || ''}
+      AND (t.last_ended_at, t.id) ${beyond} (${bind(at)}, ${bind(id)}) ${end || ''} ${last ?? ''}
       ORDER BY t.last_ended_at ${direction}, t.id ${direction}`;
   };
+  // First: tasks may leave a part before its rows are read, and what is looked at then must not end earlier than is said.
+  const stops = new Map<AttemptPart, AttemptCursor>();
+  for (const part of parts) {
+    if ('heldBy' in part || part.also.length === 0) continue;
+    const values: SqlValue[] = [];
+    const condition = within(part, (value) => `$${values.push(value)}`);
+    const stop = await statements.first<AttemptCursor>(
+      `SELECT t.last_ended_at AS at, t.id FROM tasks t WHERE ${condition} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
+      ...values,
+    );
+    if (stop) stops.set(part, stop);
+  }
   for (let begin = 0; begin < parts.length; begin += PARTS_IN_STATEMENT) {
     const values: SqlValue[] = [];
     const bind = (value: SqlValue): string => `$${values.push(value)}`;
@@ -171,7 +183,7 @@ export async function selectByAttempt<Row>(
       const from =
         also === ''
           ? `tasks t WHERE ${within(part, bind)}`
-          : `(SELECT * FROM tasks t WHERE ${within(part, bind)} LIMIT ${LOOKED_AT}) AS t WHERE true ${also}
+          : `(SELECT * FROM tasks t WHERE ${within(part, bind, stops.get(part))} LIMIT ${2 * LOOKED_AT}) AS t WHERE true ${also}
              ORDER BY t.last_ended_at ${direction}, t.id ${direction}`;
       return `SELECT * FROM (SELECT ${columns}, t.last_ended_at AS stands_at FROM ${from} LIMIT ${most}) AS p${i}`;
     });
@@ -182,19 +194,9 @@ export async function selectByAttempt<Row>(
       )),
     );
   }
-  for (const part of parts) {
-    if ('heldBy' in part || part.also.length === 0) continue;
-    const values: SqlValue[] = [];
-    const condition = within(part, (value) => `$${values.push(value)}`);
-    const stop = await statements.first<AttemptCursor>(
-      `SELECT t.last_ended_at AS at, t.id FROM tasks t WHERE ${condition} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
-      ...values,
-    );
-    if (stop) stops.push(stop);
-  }
   const sign = order === 'newest' ? -1 : 1;
   const compare = (a: AttemptCursor, b: AttemptCursor) => sign * (a.at - b.at || a.id - b.id);
-  const [stoppedAt] = stops.sort(compare);
+  const [stoppedAt] = [...stops.values()].sort(compare);
   const rows = found
     .map((row) => ({ row, at: row.stands_at, id: row.id }))
     .sort(compare)
@@ -229,13 +231,24 @@ export async function selectByTarget<Row extends { id: number }>(
   below: number,
   limit: number,
 ): Promise<{ rows: Row[]; stoppedAt?: number }> {
+  const within = (place: Place, bind: (value: SqlValue) => string, stop?: number): string =>
+    `${ofTarget(place, outcome, bind)} AND id < ${bind(below)} ${stop === undefined ? '' : `AND id >= ${bind(stop)}`} ORDER BY id DESC`;
+  // First: tasks may leave the range before its rows are read, and what is looked at then must not end earlier than is said.
+  const stops = new Map<Place, number>();
+  for (const place of targets) {
+    const values: SqlValue[] = [];
+    const range = within(place, (value) => `$${values.push(value)}`);
+    const stop = await statements.first<{ id: number }>(
+      `SELECT id FROM tasks WHERE ${range} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
+      ...values,
+    );
+    if (stop) stops.set(place, stop.id);
+  }
   const values: SqlValue[] = [];
   const bind = (value: SqlValue): string => `$${values.push(value)}`;
-  const within = (place: Place, as: (value: SqlValue) => string): string =>
-    `${ofTarget(place, outcome, as)} AND id < ${as(below)} ORDER BY id DESC`;
   const most = bind(limit);
   const pages = targets.map((place, i) => {
-    const looked = `SELECT * FROM tasks WHERE ${within(place, bind)} LIMIT ${LOOKED_AT}`;
+    const looked = `SELECT * FROM tasks WHERE ${within(place, bind, stops.get(place))} LIMIT ${2 * LOOKED_AT}`;
     const conditions = [
       `t.kind = ${bind(place.kind)}`,
       `t.state IN (${states.map(bind).join(', ')})`,
@@ -255,17 +268,9 @@ export async function selectByTarget<Row extends { id: number }>(
     `${pages.join(' UNION ALL ')} ORDER BY id DESC LIMIT ${most}`,
     ...values,
   );
-  let stoppedAt: number | undefined;
-  for (const place of targets) {
-    const range: SqlValue[] = [];
-    const stop = await statements.first<{ id: number }>(
-      `SELECT id FROM tasks WHERE ${within(place, (value) => `$${range.push(value)}`)} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
-      ...range,
-    );
-    if (stop) stoppedAt = Math.max(stop.id, stoppedAt ?? 0);
-  }
-  const lowest = stoppedAt ?? 0;
-  return { rows: found.filter(({ id }) => id >= lowest), stoppedAt };
+  if (stops.size === 0) return { rows: found };
+  const stoppedAt = Math.max(...stops.values());
+  return { rows: found.filter(({ id }) => id >= stoppedAt), stoppedAt };
 }
 
 /** Who holds the leased task `t`. */

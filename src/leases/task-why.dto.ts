@@ -166,9 +166,9 @@ export class WhyAgents {
   @ApiProperty({ example: 2 })
   disabled!: number;
 
-  /** How many of those online hold fewer leases than they ask for, as far as it took to find some. */
-  @ApiProperty({ example: 3 })
-  with_room!: number;
+  /** How many of those online hold fewer leases than they ask for, as far as it took to find some; null if too many are busy to tell. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 3 })
+  with_room!: number | null;
 
   /** When one of those online asked for the kind last, to about ten minutes; null if none is online. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-01-01T00:00:00.000Z' })

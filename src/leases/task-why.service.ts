@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { AgentKinds } from '../agents/agent-kinds';
 import { AgentsService } from '../agents/agents.service';
@@ -26,6 +27,7 @@ import {
   waitOf,
 } from './task-why';
 import type { TaskWhy, WhyAttempt } from './task-why.dto';
+import { findByKeys } from './tasks.service';
 
 /** So many tasks are counted before one, of each kind; then it is said that there are at least so many. */
 const MAX_COUNTED = 10_000;
@@ -35,6 +37,12 @@ const PACE_MS = 600_000;
 /** How many agents are looked at for room at a time, and in all. */
 const AGENTS_AT_ONCE = 1_000;
 const MAX_AGENTS = 10_000;
+/** How many leases are counted for that in all, and how many of them are looked at for their task's kind. */
+const MAX_LEASES = 250_000;
+const MAX_KINDS_LOOKED_AT = 20_000;
+/** Of so many agents at a time the leases are counted, or looked at for their kinds: others have a turn in between. */
+const COUNTED_AT_ONCE = 100;
+const LOOKED_AT_ONCE = 50;
 
 const ZERO: Count = { count: 0, isExact: true };
 const NONE_AHEAD = { target: ZERO, kind: ZERO, global: ZERO };
@@ -71,12 +79,15 @@ export class TaskWhyService {
   explain(taskId: number): Promise<TaskWhy> {
     return this.database.read(async (statements) => {
       const task = await statements.first<WhyTask>(
-        `SELECT id, kind, target, state, reason, priority, run_at, not_after, attempts, max_attempts, lease_id, finished_at
+        `SELECT id, kind, target, state, reason, priority, run_at, not_after, attempts, max_attempts, lease_id, unique_key, finished_at
          FROM tasks WHERE id = $1`,
         taskId,
       );
       if (!task) throw fail('ERR_NOT_FOUND', { task_id: taskId });
-      return task.finished_at === null ? this.explainUnfinished(statements, task) : explainFinished(task);
+      if (task.finished_at === null) return this.explainUnfinished(statements, task);
+      const { unique_key: key } = task;
+      const holder = key === null ? undefined : (await findByKeys(statements, [key])).get(key);
+      return explainFinished(task, holder?.id);
     });
   }
 
@@ -142,6 +153,7 @@ export class TaskWhyService {
     if (!wait) return ahead;
     // Tasks that come due meanwhile are there first; so is one that waits for the place that this one leaves.
     const due = await this.dueBefore(statements, task.id, wait.end);
+    const isCounted = due.reduce((sum, { count }) => sum + count, 0) <= MAX_COUNTED;
     const within: Record<WindowScope, (place: Place) => boolean> = {
       target: ({ kind, target }) => kind === task.kind && target === task.target,
       kind: ({ kind }) => kind === task.kind,
@@ -151,7 +163,7 @@ export class TaskWhyService {
       const { count, isExact } = ahead[scope];
       const sum = due.filter(within[scope]).reduce((all, place) => all + place.count, 0);
       const isLeft = holdsPlace(task) && windows.some((w) => w.scope === scope && w.waiting > 0);
-      return { count: count + sum + (isLeft ? 1 : 0), isExact };
+      return { count: count + sum + (isLeft ? 1 : 0), isExact: isExact && isCounted };
     };
     return { target: later('target'), kind: later('kind'), global: later('global') };
   }
@@ -199,7 +211,7 @@ export class TaskWhyService {
          SELECT id, kind, target FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2
        ) AS due WHERE id <> $3 GROUP BY kind, target`,
       atMs,
-      MAX_COUNTED,
+      MAX_COUNTED + 2,
       taskId,
     );
   }
@@ -273,19 +285,35 @@ export class TaskWhyService {
       disabled: of('disabled')?.count ?? 0,
       with_room: online === 0 ? 0 : await this.countWithRoom(statements, kind, silentSince, holder),
       last_asked_at: of('online')?.asked_at ?? null,
-      candidate: online === 0 ? await this.agentKinds.nearest(statements, kind, silentSince) : undefined,
+      candidate: online === 0 ? await this.candidate(statements, kind, silentSince) : undefined,
     };
   }
 
-  /** How many agents have room for a lease of a kind, as far as it takes to find some. */
+  private async candidate(
+    statements: Statements,
+    kind: string,
+    silentSince: number,
+  ): Promise<Takers['candidate']> {
+    const nearest = await this.agentKinds.nearest(statements, kind, silentSince);
+    if (!nearest) return undefined;
+    const { id, status, is_silent: isSilent } = nearest;
+    const held = await this.leasesOf(statements, [nearest], this.settings.maxLeasesPerAgent);
+    return { id, status, isSilent: isSilent === 1, held: held?.count ?? this.settings.maxLeasesPerAgent };
+  }
+
+  /**
+   * How many agents have room for a lease of a kind, as far as it takes to find some.
+   * @returns null if more leases or agents would have to be looked at than may be
+   */
   private async countWithRoom(
     statements: Statements,
     kind: string,
     silentSince: number,
     holder: number | undefined,
-  ): Promise<number> {
-    let looked = 0;
-    let aboveId = 0;
+  ): Promise<number | null> {
+    const { maxLeasesPerAgent } = this.settings;
+    const given = (id: number) => (id === holder ? 1 : 0);
+    let [looked, counted, lookedAt, aboveId] = [0, 0, 0, 0];
     while (looked < MAX_AGENTS) {
       const agents = await this.agentKinds.onlineTakers(
         statements,
@@ -294,23 +322,73 @@ export class TaskWhyService {
         aboveId,
         AGENTS_AT_ONCE,
       );
-      const rows = await statements.rows<{ agent_id: number; held: number; of_kind: number }>(
-        `SELECT l.agent_id, count(*) AS held, sum(CASE WHEN t.kind = $2 THEN 1 ELSE 0 END) AS of_kind
-         FROM leases l JOIN tasks t ON t.id = l.task_id
-         WHERE l.state = 'active' AND ${statements.dialect.isAmong('l.agent_id', '$1')} GROUP BY l.agent_id`,
-        JSON.stringify(agents.map(({ id }) => id)),
-        kind,
+      const held = await this.leasesOf(statements, agents, MAX_LEASES - counted);
+      if (!held) return null;
+      counted += held.count;
+      const heldBy = (id: number) => (held.of.get(id) ?? 0) - given(id);
+      // Whoever holds fewer of all kinds than it asks for of this one has room: nothing must be read of the leases' tasks.
+      const free = agents.filter(
+        ({ id, capacity }) => heldBy(id) < Math.min(capacity ?? Infinity, maxLeasesPerAgent),
       );
-      const heldBy = new Map(rows.map((row) => [row.agent_id, row]));
-      const withRoom = agents.filter(({ id, capacity }) => {
-        const { held, of_kind: ofKind } = heldBy.get(id) ?? { held: 0, of_kind: 0 };
-        const given = id === holder ? 1 : 0;
-        return ofKind - given < (capacity ?? Infinity) && held - given < this.settings.maxLeasesPerAgent;
-      });
-      if (withRoom.length > 0 || agents.length < AGENTS_AT_ONCE) return withRoom.length;
+      if (free.length > 0) return free.length;
+      const undecided = agents.filter(({ id }) => heldBy(id) < maxLeasesPerAgent);
+      for (let begin = 0; begin < undecided.length; begin += LOOKED_AT_ONCE) {
+        const some = undecided.slice(begin, begin + LOOKED_AT_ONCE);
+        lookedAt += some.reduce((sum, { id }) => sum + heldBy(id), 0);
+        if (lookedAt > MAX_KINDS_LOOKED_AT) return null;
+        const ofKind = await this.leasesOfKind(statements, some, kind);
+        const withRoom = some.filter(
+          ({ id, capacity }) => (ofKind.get(id) ?? 0) - given(id) < (capacity ?? Infinity),
+        );
+        if (withRoom.length > 0) return withRoom.length;
+        await nextTurn();
+      }
+      if (agents.length < AGENTS_AT_ONCE) return 0;
       looked += agents.length;
       aboveId = agents.at(-1)?.id ?? aboveId;
     }
-    return 0;
+    const more = await this.agentKinds.onlineTakers(statements, kind, silentSince, aboveId, 1);
+    return more.length > 0 ? null : 0;
+  }
+
+  /** How many live leases agents hold. @returns undefined if there are more than so many */
+  private async leasesOf(
+    statements: Statements,
+    agents: readonly { id: number }[],
+    most: number,
+  ): Promise<{ of: Map<number, number>; count: number } | undefined> {
+    const of = new Map<number, number>();
+    let count = 0;
+    for (let begin = 0; begin < agents.length; begin += COUNTED_AT_ONCE) {
+      const rows = await statements.rows<{ agent_id: number; held: number }>(
+        `SELECT agent_id, count(*) AS held FROM (
+           SELECT agent_id FROM leases WHERE state = 'active' AND ${statements.dialect.isAmong('agent_id', '$1')} LIMIT $2) AS live
+         GROUP BY agent_id`,
+        JSON.stringify(agents.slice(begin, begin + COUNTED_AT_ONCE).map(({ id }) => id)),
+        most - count + 1,
+      );
+      for (const { agent_id: id, held } of rows) {
+        of.set(id, held);
+        count += held;
+      }
+      if (count > most) return undefined;
+      await nextTurn();
+    }
+    return { of, count };
+  }
+
+  private async leasesOfKind(
+    statements: Statements,
+    agents: readonly { id: number }[],
+    kind: string,
+  ): Promise<Map<number, number>> {
+    const rows = await statements.rows<{ agent_id: number; held: number }>(
+      `SELECT l.agent_id, count(*) AS held FROM leases l JOIN tasks t ON t.id = l.task_id
+       WHERE l.state = 'active' AND ${statements.dialect.isAmong('l.agent_id', '$1')} AND coalesce(t.kind, '') = $2
+       GROUP BY l.agent_id`,
+      JSON.stringify(agents.map(({ id }) => id)),
+      kind,
+    );
+    return new Map(rows.map((row) => [row.agent_id, row.held]));
   }
 }

@@ -16,6 +16,7 @@ const task = (fields: Partial<WhyTask> = {}): WhyTask => ({
   attempts: 0,
   max_attempts: 5,
   lease_id: null,
+  unique_key: null,
   finished_at: null,
   ...fields,
 });
@@ -65,19 +66,24 @@ describe('waitOf', () => {
 
   it('ends with run_at, or the next attempt', () => {
     const until = NOW + 5_000;
-    const expected = { until, end: until, isLast: false };
+    const expected = { until, end: until + 1_000, isLast: false };
     const scheduled = task({ state: 'scheduled', run_at: until });
     expect(waitOf(scheduled, undefined, 1_000, NOW)).toEqual({ reason: 'not_yet', ...expected });
     expect(waitOf({ ...scheduled, attempts: 1 }, undefined, 1_000, NOW)).toEqual({
       reason: 'backoff',
       ...expected,
     });
+    // Its time is up before it is sure to be seen that it is due.
+    expect(waitOf({ ...scheduled, not_after: until + 300 }, undefined, 1_000, NOW)).toMatchObject({
+      end: until + 1_300,
+      isLast: true,
+    });
   });
 
   it('ends now if the instant has come and the upkeep has not been there yet', () => {
     expect(waitOf(task({ state: 'scheduled', run_at: NOW - 1 }), undefined, 1_000, NOW)).toMatchObject({
       until: NOW,
-      end: NOW,
+      end: NOW + 1_000,
     });
     expect(waitOf(task({ state: 'leased', attempts: 1 }), NOW - 1, 1_000, NOW)).toMatchObject({
       until: NOW,
@@ -90,7 +96,7 @@ describe('waitOf', () => {
     expect(waitOf(leased, NOW + 10, 1_000, NOW)).toEqual({
       reason: 'leased',
       until: NOW + 10,
-      end: NOW + 10,
+      end: NOW + 1_010,
       isLast: true,
     });
     const short = { ...leased, attempts: 1, not_after: NOW + 500 };
@@ -101,7 +107,7 @@ describe('waitOf', () => {
     });
     expect(waitOf(task({ state: 'queued', not_after: NOW }), undefined, 1_000, NOW)).toMatchObject({
       reason: 'out_of_time',
-      end: NOW,
+      end: NOW + 1_000,
       isLast: true,
     });
   });
@@ -198,6 +204,33 @@ describe('explain', () => {
     expect(answer).toMatchObject({ reason: 'agents_busy', load_percent: 126 });
   });
 
+  it('wakes an agent that can be given the task: for as much as it has room, or brings another', () => {
+    const wakes = (candidate: WhyFacts['takers']['candidate'], before = 0) =>
+      explain(
+        facts({
+          task: task({ state: 'queued' }),
+          queuedBefore: { count: before, isExact: true },
+          takers: { ...facts().takers, online: 0, with_room: 0, candidate },
+        }),
+      ).changes;
+    const draining = { id: 4, status: 'draining', isSilent: false, held: 0 } as const;
+    expect(wakes(draining)).toMatchObject([{ action: 'enable_agent', agent_id: 4, capacity: 1 }]);
+    expect(wakes({ ...draining, isSilent: true })).toEqual([
+      { reason: 'no_agent', action: 'enable_agent', agent_id: 4 },
+      expect.objectContaining({ action: 'start_agent', agent_id: 4, capacity: 1 }),
+    ]);
+    expect(wakes({ ...draining, held: 998 }, 3)).toMatchObject([{ capacity: 2, agents: 2 }]);
+    expect(wakes({ ...draining, held: 1_000 })).toMatchObject([{ action: 'bring_agent', capacity: 1 }]);
+  });
+
+  it('does not say that agents are busy if it could not be told', () => {
+    const { reason, message } = explain(
+      facts({ task: task({ state: 'queued' }), takers: { ...facts().takers, with_room: null } }),
+    );
+    expect(reason).toBe('ready');
+    expect(message).toContain('too many of them busy to tell whether one has room');
+  });
+
   it('says in which order changes are to be made', () => {
     const { message } = explain(
       facts({
@@ -207,7 +240,7 @@ describe('explain', () => {
           ...facts().takers,
           online: 0,
           with_room: 0,
-          candidate: { id: 4, status: 'offline' },
+          candidate: { id: 4, status: 'offline', isSilent: true, held: 0 },
           offline: 1,
         },
         windows: [window({ scope: 'global', kind: '' })],
@@ -224,6 +257,11 @@ describe('explain', () => {
 describe('explainFinished', () => {
   it('reopens what has no result', () => {
     expect(explainFinished(task({ state: 'completed', finished_at: NOW })).changes).toEqual([]);
+    const keyed = explainFinished(task({ state: 'dead', finished_at: NOW }), 27);
+    expect([keyed.changes, keyed.message]).toEqual([
+      [],
+      expect.stringContaining('Task 27 has its unique_key'),
+    ]);
     expect(explainFinished(task({ state: 'dead', reason: 'max_attempts', finished_at: NOW }))).toMatchObject({
       reason: 'finished',
       changes: [{ action: 'retry_task' }],

@@ -25,8 +25,10 @@ export interface PlaceCount extends Place {
 /** The agents that take a kind. */
 export interface Takers extends Omit<WhyAgents, 'last_asked_at'> {
   readonly last_asked_at: number | null;
-  /** If none is online: the one that is nearest to it. */
-  readonly candidate: { id: number; status: 'draining' | 'offline' | 'disabled' } | undefined;
+  /** If none is online: the one that is nearest to it, and how many leases it holds. */
+  readonly candidate:
+    | { id: number; status: 'draining' | 'offline' | 'disabled'; isSilent: boolean; held: number }
+    | undefined;
 }
 
 export type WhyTask = Pick<
@@ -42,6 +44,7 @@ export type WhyTask = Pick<
   | 'attempts'
   | 'max_attempts'
   | 'lease_id'
+  | 'unique_key'
   | 'finished_at'
 >;
 
@@ -93,20 +96,22 @@ export function waitOf(
   if (state === 'leased') {
     const until = Math.max(deadlineAt ?? now, now);
     const end = until + longestBackoffMs + TICK_MS;
-    if (attempts >= task.max_attempts) return { reason: 'leased', until, end: until, isLast: true };
+    if (attempts >= task.max_attempts) return { reason: 'leased', until, end: until + TICK_MS, isLast: true };
     // It ends with the lease or later, by how long the backoff happens to be.
     if (notAfter !== null && notAfter <= end)
       return { reason: 'leased', until, end: Math.max(notAfter, until) + TICK_MS, isLast: true };
     return { reason: 'leased', until, end, isLast: false };
   }
   if (notAfter !== null && notAfter <= now)
-    return { reason: 'out_of_time', until: notAfter, end: now, isLast: true };
+    return { reason: 'out_of_time', until: notAfter, end: now + TICK_MS, isLast: true };
   if (state !== 'scheduled') return undefined;
   const until = Math.max(task.run_at ?? now, now);
   const reason = attempts > 0 ? 'backoff' : 'not_yet';
-  return notAfter !== null && notAfter <= until
-    ? { reason, until, end: notAfter, isLast: true }
-    : { reason, until, end: until, isLast: false };
+  const end = until + TICK_MS;
+  // Its time may be up before it is seen that it is due.
+  return notAfter !== null && notAfter <= end
+    ? { reason, until, end: notAfter + TICK_MS, isLast: true }
+    : { reason, until, end, isLast: false };
 }
 
 /**
@@ -178,13 +183,19 @@ function shortagesOf({ task, windows, ahead }: WhyFacts): Shortage[] {
     .sort((a, b) => b.places - a.places || width(a.window.scope) - width(b.window.scope));
 }
 
-/** Why a finished task does not run, and what would let it. */
-export function explainFinished(task: WhyTask): TaskWhy {
+/**
+ * Why a finished task does not run, and what would let it.
+ * @param keyHolder the unfinished task that has its unique_key by now
+ */
+export function explainFinished(task: WhyTask, keyHolder?: number): TaskWhy {
   const changes: WhyChange[] =
-    task.state === 'completed' ? [] : [{ reason: 'finished', action: 'retry_task' }];
+    task.state === 'completed' || keyHolder !== undefined
+      ? []
+      : [{ reason: 'finished', action: 'retry_task' }];
   const because = task.reason === null ? '' : ` (${task.reason})`;
   const at = toTimestamp(task.finished_at);
-  const fact = `The task has ended${at === null ? '' : ` at ${at}`}: it is ${task.state}${because}.`;
+  const taken = keyHolder === undefined ? '' : ` Task ${keyHolder} has its unique_key by now.`;
+  const fact = `The task has ended${at === null ? '' : ` at ${at}`}: it is ${task.state}${because}.${taken}`;
   return answer(task, 'finished', fact, changes, {});
 }
 
@@ -194,12 +205,13 @@ export function explain(facts: WhyFacts): TaskWhy {
   const isWaiting = task.state !== 'queued' || facts.wait !== undefined;
   const shortages = isWaiting ? shortagesOf(facts) : [];
   const needed = 1 + facts.queuedBefore.count + (isWaiting ? facts.ahead.kind.count : 0);
-  const asks = {
+  const asksOf = (room: number) => ({
     kind: task.kind,
-    capacity: Math.min(needed, facts.maxLeasesPerAgent),
-    agents: Math.ceil(needed / facts.maxLeasesPerAgent),
+    capacity: Math.min(needed, room),
+    agents: Math.ceil(needed / room),
     is_enough: facts.queuedBefore.isExact && (!isWaiting || facts.ahead.kind.isExact),
-  };
+  });
+  const bring = { action: 'bring_agent' as const, ...asksOf(facts.maxLeasesPerAgent) };
   const found: { reason: WhyReason; fact: string; changes: Omit<WhyChange, 'reason'>[] }[] = [];
   if (facts.wait) {
     const { reason, end, isLast } = facts.wait;
@@ -213,11 +225,9 @@ export function explain(facts: WhyFacts): TaskWhy {
   }
   if (takers.online === 0) {
     const { candidate } = takers;
-    const action = candidate?.status === 'offline' ? 'start_agent' : 'enable_agent';
-    const change = candidate
-      ? { action, agent_id: candidate.id, ...asks }
-      : { action: 'bring_agent' as const, ...asks };
-    found.push({ reason: 'no_agent', fact: factOfNoAgent(task, takers), changes: [change as WhyChange] });
+    const room = candidate ? facts.maxLeasesPerAgent - candidate.held : 0;
+    const changes = candidate && room > 0 ? wake(candidate, asksOf(room)) : [bring];
+    found.push({ reason: 'no_agent', fact: factOfNoAgent(task, takers), changes });
   }
   const [tightest] = shortages;
   const window = tightest && viewOf(tightest, facts);
@@ -233,7 +243,7 @@ export function explain(facts: WhyFacts): TaskWhy {
   }
   if (takers.online > 0 && takers.with_room === 0) {
     const fact = `${agents(takers.online)} online and take${takers.online === 1 ? 's' : ''} ${task.kind}, and none has room for more leases.`;
-    found.push({ reason: 'agents_busy', fact, changes: [{ action: 'bring_agent', ...asks }] });
+    found.push({ reason: 'agents_busy', fact, changes: [bring] });
   }
   if (facts.isDraining) {
     const fact = 'This server stops: agents are sent to others, or come back when it has started again.';
@@ -268,6 +278,18 @@ export function explain(facts: WhyFacts): TaskWhy {
       load_percent: isOverloaded ? percent : null,
     },
   );
+}
+
+/** How an agent that is not online comes to ask for tasks. */
+function wake(
+  { id: agent_id, status, isSilent }: NonNullable<Takers['candidate']>,
+  asks: Pick<WhyChange, 'kind' | 'capacity' | 'agents' | 'is_enough'>,
+): Omit<WhyChange, 'reason'>[] {
+  const start = { action: 'start_agent' as const, agent_id, ...asks };
+  if (status === 'offline') return [start];
+  const enable = { action: 'enable_agent' as const, agent_id };
+  // One that is disabled is refused whatever it sends: whether it runs shows when it is not any more.
+  return status === 'draining' && isSilent ? [enable, start] : [{ ...enable, ...asks }];
 }
 
 function answer(
@@ -367,7 +389,8 @@ function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): s
       ? ` None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
       : ' The next claim that asks for enough gets it; if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.';
   const takes = `${agents(online)} online and take${online === 1 ? 's' : ''} ${kind}`;
-  return `Nothing holds it: ${tasks(queuedBefore)}; ${takes}, ${withRoom} with room for more leases.${silent}`;
+  const room = withRoom === null ? 'too many of them busy to tell whether one has' : `${withRoom} with`;
+  return `Nothing holds it: ${tasks(queuedBefore)}; ${takes}, ${room} room for more leases.${silent}`;
 }
 
 /** A change as an instruction. */
@@ -386,7 +409,7 @@ function textOf(change: WhyChange): string {
         ? `lift the limit of ${nameOf(change)}`
         : `raise the limit of ${nameOf(change)} to ${change.limit}`;
     case 'enable_agent':
-      return `enable agent ${change.agent_id}${asking}`;
+      return `enable agent ${change.agent_id}${change.capacity === undefined ? '' : asking}`;
     case 'start_agent':
       return `start agent ${change.agent_id}${asking}`;
     case 'bring_agent':

@@ -503,6 +503,10 @@ describe('tasks by their last attempt', () => {
   });
 
   it('are found behind any number of others, a bounded number looked at for each page', async () => {
+    const [http] = await server.enqueue({ kind: 'http', spec: { url: 'http://a.example/' } });
+    const [lease] = (await server.agent(agent, '/claim', { capacities: { http: 1 } })).body.leases;
+    await server.agent(agent, '/report', reportOf(lease.lease_id, 'success'));
+    clock.advance(1);
     const wanted = await attempt(agent, 'success', [], { spec: { server: '192.0.2.9' } });
     await server.enqueue(...Array.from({ length: 2_050 }, () => dnsTask()));
     for (let leases = await claim(agent, 256); leases.length > 0; leases = await claim(agent, 256)) {
@@ -524,6 +528,32 @@ describe('tasks by their last attempt', () => {
     expect(await pagesOf(`target=192.0.2.9:53&agent_id=${agent.agent_id}`)).toEqual([[wanted]]);
     expect(await pagesOf('target=resolver&state=dead')).toEqual([[], []]);
     expect(await pagesOf('target=resolver&outcome=error')).toEqual([[]]);
+    // Also if the newest leave what is looked at between two of its statements.
+    const read = server.database.read.bind(server.database);
+    let isDone = false;
+    const spy = jest.spyOn(server.database, 'read').mockImplementation((work) =>
+      read((statements) => {
+        const disturbed =
+          (name: 'rows' | 'first') =>
+          async (sql: string, ...values: never[]) => {
+            const result = await statements[name](sql, ...values);
+            if (/last_ended_at/.test(sql) && !isDone) {
+              isDone = true;
+              await server.database.write((tx) =>
+                tx.run(`UPDATE tasks SET last_agent_id = 99 WHERE id IN (
+                  SELECT id FROM tasks WHERE kind = 'dns' ORDER BY id DESC LIMIT 500)`),
+              );
+            }
+            return result;
+          };
+        return work(
+          Object.assign(Object.create(statements), { rows: disturbed('rows'), first: disturbed('first') }),
+        );
+      }),
+    );
+    expect((await pagesOf(`agent_id=${agent.agent_id}&kind=http`)).flat()).toEqual([http]);
+    spy.mockRestore();
+    expect(isDone).toBe(true);
   });
 
   it('are of a target in the order of their ids, whatever else is asked for', async () => {

@@ -1,3 +1,4 @@
+import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { AgentsService } from '../../src/agents/agents.service';
 import { RegistrationService } from '../../src/agents/registration.service';
 import { LeasesService } from '../../src/leases/leases.service';
@@ -96,6 +97,22 @@ describe('a hand-over without proof', () => {
   const audited = async (who: Credentials): Promise<Answer['body'][]> =>
     (await server.operator('GET', `/v1/audit?action=agent.hand-over&subject=agent/${who.agent_id}`)).body
       .items;
+
+  it('does not show what the old holder did last as what the new one did', async () => {
+    const hostname = newName();
+    const old = await server.register(hostname);
+    await server.enqueue(dnsTask());
+    const [{ lease_id }] = await claim(old);
+    await silence();
+    const completed = [
+      { lease_id, outcome: 'error', observations: [{ name: 'error', value: 'of the old' }] },
+    ];
+    await server.agent(old, '/report', { completed, cancelled: [] });
+    const fresh = (await register(hostname)).body;
+    expect(fresh.agent_id).toBe(old.agent_id);
+    await server.app.get(AgentOutcomes).flush();
+    expect(await view(fresh)).toMatchObject({ last_error: null, outcomes: { hour: { error: 0 } } });
+  });
 
   it('takes leases and labels from the old holder, is recorded, and shown', async () => {
     const hostname = newName();

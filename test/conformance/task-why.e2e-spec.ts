@@ -106,8 +106,9 @@ describe('why a task does not run', () => {
       reason: 'not_yet',
       state: 'scheduled',
       until: run_at,
-      changes: [{ reason: 'not_yet', action: 'wait_until', until: run_at }],
-      message: `It is not to run before its run_at; that is at ${run_at}. To let it run: wait until ${run_at}.`,
+      // And the second within which what is due is seen to.
+      changes: [{ reason: 'not_yet', action: 'wait_until', until: inMs(21_000) }],
+      message: `It is not to run before its run_at; that is at ${run_at}. To let it run: wait until ${inMs(21_000)}.`,
     });
   });
 
@@ -133,7 +134,12 @@ describe('why a task does not run', () => {
         outcome: 'timeout',
         ended_at: inMs(0),
       },
-      changes: [{ reason: 'backoff', action: 'wait_until', until: task.run_at }],
+      changes: [
+        {
+          ...{ reason: 'backoff', action: 'wait_until' },
+          until: new Date(Date.parse(task.run_at) + 1_000).toISOString(),
+        },
+      ],
     });
     expect(answer.message).toMatch(
       `Agent ${agent.agent_id} gave it back (timeout), attempt 1 of 5; the next begins at ${task.run_at}.`,
@@ -171,7 +177,7 @@ describe('why a task does not run', () => {
     await claim(agent);
     // After the last attempt it is dead.
     expect((await why(id)).changes).toEqual([
-      { reason: 'leased', action: 'wait_until', until: inMs(LEASE_MS) },
+      { reason: 'leased', action: 'wait_until', until: inMs(LEASE_MS + 1_000) },
       { reason: 'leased', action: 'retry_task' },
     ]);
   });
@@ -319,6 +325,7 @@ describe('why a task does not run', () => {
     await server.operator('DELETE', `/v1/agents/${deleted.agent_id}`);
     await change(draining, 'drain');
     await server.passKept(clock, TIMEOUT_MS + 1_000);
+    await server.agent(draining, '/heartbeat');
     await server.enqueue(dnsTask());
     const id = await enqueueOne();
     const named = (who: Credentials) => ({ reason: 'no_agent', agent_id: who.agent_id, capacity: 2 });
@@ -329,9 +336,15 @@ describe('why a task does not run', () => {
       changes: [{ ...named(draining), action: 'enable_agent' }],
     });
     expect(answer.message).toMatch('No agent that takes dns is online: 1 offline, 1 draining, 1 disabled.');
-    await change(draining, 'revoke');
+    // It is silent now, so that it takes more than the one that is offline.
+    await server.passKept(clock, TIMEOUT_MS + 1_000);
     expect((await why(id)).changes).toMatchObject([{ ...named(silent), action: 'start_agent' }]);
     await change(silent, 'revoke');
+    expect((await why(id)).changes).toEqual([
+      { reason: 'no_agent', action: 'enable_agent', agent_id: draining.agent_id },
+      expect.objectContaining({ ...named(draining), action: 'start_agent' }),
+    ]);
+    await change(draining, 'revoke');
     expect((await why(id)).changes).toMatchObject([{ ...named(disabled), action: 'enable_agent' }]);
     await change(disabled, 'enable');
     await server.agent(disabled, '/heartbeat');
@@ -372,7 +385,7 @@ describe('why a task does not run', () => {
       reason: 'not_yet',
       window: { scope: 'kind' },
       changes: [
-        { reason: 'not_yet', action: 'wait_until', until: run_at },
+        { reason: 'not_yet', action: 'wait_until', until: inMs(6_000) },
         { reason: 'no_agent', action: 'bring_agent', kind: 'dns', capacity: 2 },
         { reason: 'window_full', action: 'raise_limit', kind: 'dns', limit: 2 },
       ],
@@ -409,6 +422,30 @@ describe('why a task does not run', () => {
       state: 'cancelled',
       changes: [{ reason: 'finished', action: 'retry_task' }],
       message: `The task has ended at ${inMs(0)}: it is cancelled (operator). To let it run: retry it.`,
+    });
+  });
+
+  it('is that it is finished, and another task has its unique_key by now', async () => {
+    const given = await enqueueOne(dnsTask({ unique_key: 'k' }));
+    await server.operator('POST', `/v1/tasks/${given}/cancel`);
+    const other = await enqueueOne(dnsTask({ unique_key: 'k' }));
+    expect(await why(given)).toMatchObject({
+      changes: [],
+      message: `The task has ended at ${inMs(0)}: it is cancelled (operator). Task ${other} has its unique_key by now.`,
+    });
+    await server.operator('POST', `/v1/tasks/${other}/cancel`);
+    expect((await why(given)).changes).toEqual([{ reason: 'finished', action: 'retry_task' }]);
+  });
+
+  it('counts no more of what comes due before it than of what is there, and says that it is not all', async () => {
+    await taker();
+    await limit({ kind: 'dns', ceiling: 0 });
+    const sooner = dnsTask({ run_at: inMs(1_000) });
+    for (const count of [6_000, 4_001]) await server.enqueue(...Array.from({ length: count }, () => sooner));
+    const id = await enqueueOne(dnsTask({ run_at: inMs(5_000) }));
+    expect(await why(id)).toMatchObject({
+      window: { before: expect.any(Number), before_is_exact: false },
+      changes: [{ action: 'wait_until' }, { action: 'raise_limit', kind: 'dns', limit: null }],
     });
   });
 
