@@ -1,4 +1,4 @@
-import { type Look, pageOf } from './top';
+import { type Look, pageOf, worstAgents } from './top';
 
 const LOOK: Look = {
   at: Date.UTC(2026, 0, 1),
@@ -18,6 +18,18 @@ const LOOK: Look = {
   agents: [],
   targets: [],
 };
+
+describe('worstAgents', () => {
+  it('are those of which most attempts failed, however new', () => {
+    const agent = (id: number, error: number, timeout = 0) => ({
+      ...{ id, outcomes: { hour: { success: 1, timeout, error, cancelled: 0, expired: 1 } } },
+    });
+    const newest = [9, 8, 7, 6, 5].map((id) => agent(id, 5, 900));
+    expect(worstAgents([...newest, agent(1, 200), agent(2, 300)]).map(({ id }) => id)).toEqual([
+      2, 1, 9, 8, 7,
+    ]);
+  });
+});
 
 describe('the page', () => {
   it('shows counts, ages, and that nothing goes wrong', () => {

@@ -121,7 +121,7 @@ function seriesOf(exposition: string, name: string, label?: string): Record<stri
 }
 
 /** Of the newest that fail, those of which most attempts of the last hour did not end well. */
-function worstAgents(agents: readonly Shown[]): Shown[] {
+export function worstAgents(agents: readonly Shown[]): Shown[] {
   const failures = ({ outcomes: { hour } }: Shown) => hour.error + hour.cancelled + hour.expired;
   return agents.toSorted((a, b) => failures(b) - failures(a)).slice(0, SHOWN);
 }
