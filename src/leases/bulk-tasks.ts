@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Injectable } from '@nestjs/common';
 import { Database } from '../database/database';
 import type { SqlValue, Statements, Transaction } from '../database/statements';
@@ -24,7 +25,7 @@ import { TaskKinds } from './task-kinds';
 import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tasks.dto';
 import { findByKeys, instantOf, TasksService } from './tasks.service';
 
-/** How long one request goes on, in milliseconds: less than proxies wait, and than a stop waits for requests. */
+/** How long one request goes on changing tasks, in milliseconds: less than proxies wait, and than a stop waits for requests. */
 const BUDGET_MS = 5_000;
 /** How many tasks the first batch looks at; the next ones adapt. */
 const FIRST_BATCH = 200;
@@ -67,6 +68,12 @@ type Part =
   | { readonly kind: string; readonly target: string }
   | { readonly kind: string; readonly state: TaskState }
   | { readonly ended: AttemptPart };
+
+/** What there is to go through, each part from a cursor on, and how many tasks match. */
+interface Survey {
+  readonly parts: readonly { readonly part: Part; readonly from: AttemptCursor }[];
+  readonly matched: number;
+}
 
 /** What a request asks for, read. */
 interface Wanted extends AttemptFilter {
@@ -127,7 +134,6 @@ export class BulkTasks {
     hangUp: AbortSignal,
     change: Change,
   ): Promise<BulkAnswer> {
-    const until = performance.now() + BUDGET_MS;
     const { kind, state, target, agent_id, outcome, from, to } = request;
     const filter = withoutNulls({ kind, state, target, agent_id, outcome, from, to });
     const filtered = Object.keys(filter).length > 0;
@@ -137,7 +143,9 @@ export class BulkTasks {
       throw fail('ERR_VALIDATION', { all: 'must not come with a filter' });
     const wanted = await this.read(request, change.states);
     const matches = (row: Row) => isWanted(wanted, row);
-    const { parts, matched } = await this.survey(wanted, matches);
+    const { parts, matched } = await this.survey(wanted, matches, hangUp);
+    // Not before: however long the count took, something is changed.
+    const until = performance.now() + BUDGET_MS;
     const record = (tx: Transaction, changed: number) =>
       this.audit.record(tx, by, {
         action: change.action,
@@ -147,8 +155,8 @@ export class BulkTasks {
     let changed = 0;
     let batches = 0;
     let limit = FIRST_BATCH;
-    for (const part of request.dry_run === true || matched === 0 ? [] : parts) {
-      let cursor: AttemptCursor | undefined = START;
+    for (const { part, from: begin } of request.dry_run === true || matched === 0 ? [] : parts) {
+      let cursor: AttemptCursor | undefined = begin;
       while (cursor !== undefined) {
         if (performance.now() > until || hangUp.aborted || this.lifecycle.stopping) break;
         const startedAt = performance.now();
@@ -189,47 +197,56 @@ export class BulkTasks {
   }
 
   /** What there is to go through, and how many match. */
-  private async survey(
-    wanted: Wanted,
-    matches: (row: Row) => boolean,
-  ): Promise<{ parts: Part[]; matched: number }> {
+  private async survey(wanted: Wanted, matches: (row: Row) => boolean, hangUp: AbortSignal): Promise<Survey> {
     const { kind, targets, states } = wanted;
     if (isByAttempt(wanted)) {
       const kinds = await this.database.read((statements) => this.depth.kinds(statements));
       const parts = partsOf(wanted, kinds)
         .sort((a, b) => states.indexOf(stateOf(a)) - states.indexOf(stateOf(b)))
         .map((ended) => ({ ended }));
-      return { parts, matched: await this.count(parts, wanted, matches) };
+      return this.count(parts, wanted, matches, hangUp);
     }
-    if (targets !== undefined)
-      return { parts: [...targets], matched: await this.count(targets, wanted, matches) };
+    if (targets !== undefined) return this.count(targets, wanted, matches, hangUp);
     const depths = (await this.database.read((statements) => this.depth.depths(statements))).filter(
       (depth) => (kind === undefined || depth.kind === kind) && states.includes(depth.state),
     );
     const kinds = [...new Set(depths.map((depth) => depth.kind))];
-    const parts = states.flatMap((one) => kinds.map((name) => ({ kind: name, state: one })));
+    const parts = states.flatMap((one) =>
+      kinds.map((name) => ({ part: { kind: name, state: one }, from: START })),
+    );
     return { parts, matched: depths.reduce((sum, { count }) => sum + count, 0) };
   }
 
-  /** How many tasks of the parts match; read a bounded number at a time. */
+  /**
+   * How many tasks of the parts match, read a bounded number at a time, and where the first of each part is: what is before it,
+   * such as all that a target ever had, is not gone through again.
+   */
   private async count(
     parts: readonly Part[],
     wanted: Wanted,
     matches: (row: Row) => boolean,
-  ): Promise<number> {
+    hangUp: AbortSignal,
+  ): Promise<Survey> {
     let matched = 0;
+    const found: Survey['parts'][number][] = [];
     for (const part of parts) {
+      let from: AttemptCursor | undefined;
       let cursor: AttemptCursor | undefined = START;
-      while (cursor !== undefined) {
+      while (cursor !== undefined && !hangUp.aborted && !this.lifecycle.stopping) {
         const after: AttemptCursor = cursor;
         const rows: Found[] = await this.database.read((statements) =>
           rowsAfter(statements, part, wanted, after, COUNTED_AT_ONCE),
         );
-        matched += rows.filter(matches).length;
+        const count = rows.filter(matches).length;
+        matched += count;
+        if (count > 0) from ??= after;
         cursor = rows.length < COUNTED_AT_ONCE ? undefined : rows.at(-1)?.cursor;
+        // SQLite reads without waiting: others would have no turn until all is counted.
+        await nextTurn();
       }
+      if (from) found.push({ part, from });
     }
-    return matched;
+    return { parts: found, matched };
   }
 
   /**

@@ -57,6 +57,37 @@ describe('a filter with U+0000, which PostgreSQL takes in no text', () => {
 });
 
 describe('many tasks', () => {
+  it('are counted with a turn for others in between, and gone through from the first that matches', async () => {
+    await server.enqueue(...aimedAt('192.0.2.77', 5_600));
+    expect((await cancel({ target: '192.0.2.77:53' })).body.matched).toBe(5_600);
+    const [last] = await server.enqueue(...aimedAt('192.0.2.77', 1));
+    let turns = 0;
+    let isTurning = true;
+    const turn = () => {
+      turns++;
+      if (isTurning) setImmediate(turn);
+    };
+    turn();
+    const read = server.database.read.bind(server.database);
+    const turnsAtRead: number[] = [];
+    const reads = jest.spyOn(server.database, 'read').mockImplementation((work) => {
+      turnsAtRead.push(turns);
+      return read(work);
+    });
+    const writes = jest.spyOn(server.database, 'write');
+    const { body } = await cancel({ target: '192.0.2.77:53' });
+    isTurning = false;
+    const wrote = writes.mock.calls.length;
+    reads.mockRestore();
+    writes.mockRestore();
+    expect(body).toEqual({ matched: 1, changed: 1 });
+    const counting = turnsAtRead.slice(-2);
+    expect(counting[1]).toBeGreaterThan(counting[0] as number);
+    // 600 rows from where the first one that matches was met, and not 5,600.
+    expect(wrote).toBeLessThanOrEqual(3);
+    expect(await statesOf([last as number])).toEqual(['cancelled']);
+  });
+
   it('are cancelled by a filter, in more batches than one, and the same again changes nothing', async () => {
     const ids = await server.enqueue(...aimedAt('192.0.2.1', 700));
     const others = await server.enqueue(...aimedAt('192.0.2.2', 2), {
