@@ -1,6 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
-import { AgentKinds } from '../agents/agent-kinds';
+import { AgentKinds, type OnlineTaker } from '../agents/agent-kinds';
 import { AgentsService } from '../agents/agents.service';
 import { Clock, toTimestamp } from '../clock';
 import { ConcurrencyService, type LimitedWindow, type Place } from '../concurrency/concurrency.service';
@@ -20,6 +20,7 @@ import {
   explain,
   explainFinished,
   holdsPlace,
+  leasesNeeded,
   type PlaceCount,
   type Takers,
   type Wait,
@@ -106,6 +107,8 @@ export class TaskWhyService {
     // One that is queued has its places, unless it loses them with its time.
     const isWaiting = task.state !== 'queued' || wait !== undefined;
     const windows = isWaiting ? await this.windowsOf(statements, task) : [];
+    const ahead = isWaiting ? await this.ahead(statements, task, windows, wait) : NONE_AHEAD;
+    const queuedBefore = await this.countBefore(statements, 'queued', { kind: task.kind }, task);
     return explain({
       now,
       task,
@@ -114,10 +117,10 @@ export class TaskWhyService {
       lease,
       lastAttempt: wait?.reason === 'backoff' ? await this.lastAttempt(statements, task.id) : undefined,
       windows,
-      ahead: isWaiting ? await this.ahead(statements, task, windows, wait) : NONE_AHEAD,
+      ahead,
       pace: await this.pace(statements, windows, now),
-      queuedBefore: await this.countBefore(statements, 'queued', { kind: task.kind }, task),
-      takers: await this.takers(statements, task, lease?.agent_id),
+      queuedBefore,
+      takers: await this.takers(statements, task, leasesNeeded(queuedBefore, ahead), lease?.agent_id),
       load: this.overload.level,
       maxLeasesPerAgent: this.settings.maxLeasesPerAgent,
       isDraining: this.lifecycle.draining,
@@ -266,12 +269,14 @@ export class TaskWhyService {
   }
 
   /**
-   * The agents that take the task's kind, and how many of them have room.
+   * The agents that take the task's kind, and how much room they have.
+   * @param needed how many leases have to be granted until the task is
    * @param holder who holds the task, and has room for it if it loses it
    */
   private async takers(
     statements: Statements,
     { kind }: WhyTask,
+    needed: number,
     holder: number | undefined,
   ): Promise<Takers> {
     const silentSince = this.agents.silentSince();
@@ -283,7 +288,9 @@ export class TaskWhyService {
       offline: of('offline')?.count ?? 0,
       draining: of('draining')?.count ?? 0,
       disabled: of('disabled')?.count ?? 0,
-      with_room: online === 0 ? 0 : await this.countWithRoom(statements, kind, silentSince, holder),
+      ...(online === 0
+        ? { with_room: 0, free: ZERO }
+        : await this.roomOf(statements, kind, silentSince, needed, holder)),
       last_asked_at: of('online')?.asked_at ?? null,
       candidate: online === 0 ? await this.candidate(statements, kind, silentSince) : undefined,
     };
@@ -302,53 +309,80 @@ export class TaskWhyService {
   }
 
   /**
-   * How many agents have room for a lease of a kind, as far as it takes to find some.
-   * @returns null if more leases or agents would have to be looked at than may be
+   * How many agents that are online have room for a lease of a kind, and how many more leases they may hold in all: as far as
+   * it takes to find some, and as many as are needed.
+   * @returns null, and at least so many, if more leases or agents would have to be looked at than may be
    */
-  private async countWithRoom(
+  private async roomOf(
     statements: Statements,
     kind: string,
     silentSince: number,
+    needed: number,
     holder: number | undefined,
-  ): Promise<number | null> {
+  ): Promise<Pick<Takers, 'with_room' | 'free'>> {
     const { maxLeasesPerAgent } = this.settings;
-    const given = (id: number) => (id === holder ? 1 : 0);
     let [looked, counted, lookedAt, aboveId] = [0, 0, 0, 0];
+    let withRoom: number | null = 0;
+    let free = 0;
     while (looked < MAX_AGENTS) {
-      const agents = await this.agentKinds.onlineTakers(
+      const takers = await this.agentKinds.onlineTakers(
         statements,
         kind,
         silentSince,
         aboveId,
         AGENTS_AT_ONCE,
       );
-      const held = await this.leasesOf(statements, agents, MAX_LEASES - counted);
-      if (!held) return null;
+      const held = await this.leasesOf(statements, takers, MAX_LEASES - counted);
+      if (!held) return { with_room: withRoom || null, free: { count: free, isExact: false } };
       counted += held.count;
-      const heldBy = (id: number) => (held.of.get(id) ?? 0) - given(id);
-      // Whoever holds fewer of all kinds than it asks for of this one has room: nothing must be read of the leases' tasks.
-      const free = agents.filter(
-        ({ id, capacity }) => heldBy(id) < Math.min(capacity ?? Infinity, maxLeasesPerAgent),
-      );
-      if (free.length > 0) return free.length;
-      const undecided = agents.filter(({ id }) => heldBy(id) < maxLeasesPerAgent);
-      for (let begin = 0; begin < undecided.length; begin += LOOKED_AT_ONCE) {
-        const some = undecided.slice(begin, begin + LOOKED_AT_ONCE);
-        lookedAt += some.reduce((sum, { id }) => sum + heldBy(id), 0);
-        if (lookedAt > MAX_KINDS_LOOKED_AT) return null;
-        const ofKind = await this.leasesOfKind(statements, some, kind);
-        const withRoom = some.filter(
-          ({ id, capacity }) => (ofKind.get(id) ?? 0) - given(id) < (capacity ?? Infinity),
-        );
-        if (withRoom.length > 0) return withRoom.length;
-        await nextTurn();
+      const heldBy = (id: number) => (held.of.get(id) ?? 0) - (id === holder ? 1 : 0);
+      free += takers.reduce((sum, { id }) => sum + Math.max(0, maxLeasesPerAgent - heldBy(id)), 0);
+      if (withRoom === 0) {
+        // One that holds fewer of all kinds than it asks for of this one has room: nothing must be read of the leases' tasks.
+        withRoom = takers.filter(
+          ({ id, capacity }) => heldBy(id) < Math.min(capacity ?? Infinity, maxLeasesPerAgent),
+        ).length;
       }
-      if (agents.length < AGENTS_AT_ONCE) return 0;
-      looked += agents.length;
-      aboveId = agents.at(-1)?.id ?? aboveId;
+      if (withRoom === 0) {
+        const undecided = takers.filter(({ id }) => heldBy(id) < maxLeasesPerAgent);
+        const looksAt = undecided.filter(({ id }) => {
+          lookedAt += heldBy(id);
+          return lookedAt <= MAX_KINDS_LOOKED_AT;
+        });
+        withRoom = await this.countByKind(statements, looksAt, kind, holder);
+        if (withRoom === 0 && looksAt.length < undecided.length) withRoom = null;
+      }
+      const isAll = takers.length < AGENTS_AT_ONCE;
+      if (isAll || (withRoom !== 0 && free >= needed))
+        return { with_room: withRoom, free: { count: free, isExact: isAll } };
+      looked += takers.length;
+      aboveId = takers.at(-1)?.id ?? aboveId;
     }
     const more = await this.agentKinds.onlineTakers(statements, kind, silentSince, aboveId, 1);
-    return more.length > 0 ? null : 0;
+    const isAll = more.length === 0;
+    return {
+      with_room: withRoom === 0 && !isAll ? null : withRoom,
+      free: { count: free, isExact: isAll },
+    };
+  }
+
+  /** How many of the agents hold fewer leases of a kind than they ask for, as far as it takes to find some. */
+  private async countByKind(
+    statements: Statements,
+    takers: readonly OnlineTaker[],
+    kind: string,
+    holder: number | undefined,
+  ): Promise<number> {
+    for (let begin = 0; begin < takers.length; begin += LOOKED_AT_ONCE) {
+      const some = takers.slice(begin, begin + LOOKED_AT_ONCE);
+      const ofKind = await this.leasesOfKind(statements, some, kind);
+      const withRoom = some.filter(
+        ({ id, capacity }) => (ofKind.get(id) ?? 0) - (id === holder ? 1 : 0) < (capacity ?? Infinity),
+      );
+      if (withRoom.length > 0) return withRoom.length;
+      await nextTurn();
+    }
+    return 0;
   }
 
   /** How many live leases agents hold. @returns undefined if there are more than so many */

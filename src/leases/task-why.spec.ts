@@ -50,6 +50,7 @@ const facts = (fields: Partial<WhyFacts> = {}): WhyFacts => ({
     disabled: 0,
     with_room: 1,
     last_asked_at: NOW,
+    free: { count: 100_000, isExact: true },
     candidate: undefined,
   },
   load: 0.2,
@@ -219,8 +220,37 @@ describe('explain', () => {
       { reason: 'no_agent', action: 'enable_agent', agent_id: 4 },
       expect.objectContaining({ action: 'start_agent', agent_id: 4, capacity: 1 }),
     ]);
-    expect(wakes({ ...draining, held: 998 }, 3)).toMatchObject([{ capacity: 2, agents: 2 }]);
+    expect(wakes({ ...draining, held: 998 }, 1)).toMatchObject([{ agent_id: 4, capacity: 2, agents: 1 }]);
+    // It would take as many of those as there are tasks.
+    expect(wakes({ ...draining, held: 998 }, 3)).toMatchObject([{ action: 'bring_agent', capacity: 4 }]);
+    expect(wakes(draining, 1_200)).toMatchObject([{ agent_id: 4, capacity: 1_000, agents: 2 }]);
     expect(wakes({ ...draining, held: 1_000 })).toMatchObject([{ action: 'bring_agent', capacity: 1 }]);
+  });
+
+  it('is that agents are busy if more tasks come first than all of them may hold', () => {
+    const behind = (count: number, free: WhyFacts['takers']['free']) =>
+      explain(
+        facts({
+          task: task({ state: 'queued' }),
+          queuedBefore: { count, isExact: true },
+          takers: { ...facts().takers, free },
+        }),
+      );
+    expect(behind(999, { count: 1_000, isExact: true }).reason).toBe('ready');
+    expect(behind(1_000, { count: 1_000, isExact: true })).toMatchObject({
+      reason: 'agents_busy',
+      changes: [{ action: 'bring_agent', capacity: 1_000, agents: 2 }],
+      message: expect.stringContaining('may hold 1000 more leases in all; 1000 tasks are before it.'),
+    });
+    // There may be more agents than were looked at.
+    expect(behind(1_000, { count: 1_000, isExact: false }).reason).toBe('ready');
+  });
+
+  it('names no instant that can not be written', () => {
+    const until = Date.parse('9999-12-31T23:59:59.999Z');
+    const wait = { reason: 'not_yet', until, end: until + 1_000, isLast: false } as const;
+    const { changes } = explain(facts({ task: task({ state: 'scheduled', run_at: until }), wait }));
+    expect(changes).toMatchObject([{ action: 'wait_until', until: '9999-12-31T23:59:59.999Z' }]);
   });
 
   it('does not say that agents are busy if it could not be told', () => {

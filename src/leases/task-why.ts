@@ -6,6 +6,8 @@ import type { TaskWhy, WhyAgents, WhyAttempt, WhyChange, WhyReason, WhyWindow } 
 
 /** How soon what is due is seen to, in milliseconds. */
 const TICK_MS = 1_000;
+/** The last instant that a timestamp can name, as it has four digits for the year. */
+const LAST_INSTANT = Date.parse('9999-12-31T23:59:59.999Z');
 /** The highest limit that can be set. */
 const MAX_LIMIT = 1_000_000;
 /** Agents that claim are written down at least so often, in milliseconds; with some time to spare. */
@@ -25,6 +27,8 @@ export interface PlaceCount extends Place {
 /** The agents that take a kind. */
 export interface Takers extends Omit<WhyAgents, 'last_asked_at'> {
   readonly last_asked_at: number | null;
+  /** How many more leases those online may hold in all. */
+  readonly free: Count;
   /** If none is online: the one that is nearest to it, and how many leases it holds. */
   readonly candidate:
     | { id: number; status: 'draining' | 'offline' | 'disabled'; isSilent: boolean; held: number }
@@ -199,24 +203,32 @@ export function explainFinished(task: WhyTask, keyHolder?: number): TaskWhy {
   return answer(task, 'finished', fact, changes, {});
 }
 
+/**
+ * How many leases have to be granted until a task is: the best come first.
+ * @param ahead how many have no place in their windows yet and get one sooner; none if the task is queued
+ */
+export const leasesNeeded = (queuedBefore: Count, ahead: WhyFacts['ahead']): number =>
+  1 + queuedBefore.count + ahead.kind.count;
+
 /** Why an unfinished task does not run, and what would let it. */
 export function explain(facts: WhyFacts): TaskWhy {
   const { task, takers } = facts;
   const isWaiting = task.state !== 'queued' || facts.wait !== undefined;
   const shortages = isWaiting ? shortagesOf(facts) : [];
-  const needed = 1 + facts.queuedBefore.count + (isWaiting ? facts.ahead.kind.count : 0);
+  const needed = leasesNeeded(facts.queuedBefore, facts.ahead);
+  const isNeededExact = facts.queuedBefore.isExact && facts.ahead.kind.isExact;
   const asksOf = (room: number) => ({
     kind: task.kind,
     capacity: Math.min(needed, room),
     agents: Math.ceil(needed / room),
-    is_enough: facts.queuedBefore.isExact && (!isWaiting || facts.ahead.kind.isExact),
+    is_enough: isNeededExact,
   });
   const bring = { action: 'bring_agent' as const, ...asksOf(facts.maxLeasesPerAgent) };
   const found: { reason: WhyReason; fact: string; changes: Omit<WhyChange, 'reason'>[] }[] = [];
   if (facts.wait) {
     const { reason, end, isLast } = facts.wait;
     const again = isLast ? [{ action: 'retry_task' as const }] : [];
-    const waits = { action: 'wait_until' as const, until: toTimestamp(end) };
+    const waits = { action: 'wait_until' as const, until: toTimestamp(Math.min(end, LAST_INSTANT)) };
     found.push({ reason, fact: factOfWait(facts, facts.wait), changes: [waits, ...again] });
   }
   if (!facts.isKindKnown) {
@@ -226,7 +238,9 @@ export function explain(facts: WhyFacts): TaskWhy {
   if (takers.online === 0) {
     const { candidate } = takers;
     const room = candidate ? facts.maxLeasesPerAgent - candidate.held : 0;
-    const changes = candidate && room > 0 ? wake(candidate, asksOf(room)) : [bring];
+    // One that has no room for those before the task as well does not get that far by itself.
+    const isEnough = room >= Math.min(needed, facts.maxLeasesPerAgent);
+    const changes = candidate && isEnough ? wake(candidate, asksOf(room)) : [bring];
     found.push({ reason: 'no_agent', fact: factOfNoAgent(task, takers), changes });
   }
   const [tightest] = shortages;
@@ -241,8 +255,10 @@ export function explain(facts: WhyFacts): TaskWhy {
       })),
     });
   }
-  if (takers.online > 0 && takers.with_room === 0) {
-    const fact = `${agents(takers.online)} online and take${takers.online === 1 ? 's' : ''} ${task.kind}, and none has room for more leases.`;
+  const isShort = takers.free.isExact && takers.free.count < needed;
+  if (takers.online > 0 && (takers.with_room === 0 || isShort)) {
+    const before = { count: needed - 1, isExact: isNeededExact };
+    const fact = factOfBusy(facts, before);
     found.push({ reason: 'agents_busy', fact, changes: [bring] });
   }
   if (facts.isDraining) {
@@ -344,7 +360,9 @@ const counted = ({ count, isExact }: Count): string => (isExact ? String(count) 
 const tasks = (count: Count): string =>
   `${counted(count)} ${count.count === 1 ? 'task is' : 'tasks are'} before it`;
 
-const agents = (count: number): string => (count === 1 ? '1 agent is' : `${count} agents are`);
+/** That so many agents are online and take a kind. */
+const takeOf = (count: number, kind: string): string =>
+  count === 1 ? `1 agent is online and takes ${kind}` : `${count} agents are online and take ${kind}`;
 
 /** A window as sentences call it. */
 const nameOf = ({ kind, target }: Pick<WhyChange, 'kind' | 'target'>): string =>
@@ -382,13 +400,23 @@ function factOfWindow(window: WhyWindow, { ahead }: Shortage): string {
   return `The window of ${nameOf(window)} is full: of ${limit} ${limit === 1 ? 'place' : 'places'} ${leased} ${leased === 1 ? 'is' : 'are'} leased and ${queued} queued, and ${tasks(ahead)}.${pace}`;
 }
 
+function factOfBusy(
+  { task: { kind }, takers: { online, with_room, free } }: WhyFacts,
+  before: Count,
+): string {
+  const takes = takeOf(online, kind);
+  return with_room === 0
+    ? `${takes}, and none has room for more leases.`
+    : `${takes}, and may hold ${free.count} more ${free.count === 1 ? 'lease' : 'leases'} in all; ${tasks(before)}.`;
+}
+
 function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): string {
   const { online, with_room: withRoom, last_asked_at: askedAt } = takers;
   const silent =
     askedAt !== null && now - askedAt > ASKS_LATELY_MS
       ? ` None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
-      : ' The next claim that asks for enough gets it; if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.';
-  const takes = `${agents(online)} online and take${online === 1 ? 's' : ''} ${kind}`;
+      : ' The next claims that ask for enough get it; if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.';
+  const takes = takeOf(online, kind);
   const room = withRoom === null ? 'too many of them busy to tell whether one has' : `${withRoom} with`;
   return `Nothing holds it: ${tasks(queuedBefore)}; ${takes}, ${room} room for more leases.${silent}`;
 }

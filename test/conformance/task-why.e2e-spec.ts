@@ -63,7 +63,7 @@ describe('why a task does not run', () => {
       state: 'queued',
       reason: 'ready',
       message:
-        'Nothing holds it: 2 tasks are before it; 1 agent is online and takes dns, 1 with room for more leases. The next claim that asks for enough gets it; ' +
+        'Nothing holds it: 2 tasks are before it; 1 agent is online and takes dns, 1 with room for more leases. The next claims that ask for enough get it; ' +
         'if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.',
       changes: [],
       until: null,
@@ -376,6 +376,25 @@ describe('why a task does not run', () => {
     expect((await claim(another, { dns: 2 })).map(({ task_id }) => task_id)).toContain(id);
   });
 
+  it('is that agents that are online may not hold as many leases as it takes', async () => {
+    await taker({ dns: 1 });
+    const ids = await server.enqueue(...Array.from({ length: 1_001 }, () => dnsTask()));
+    expect(await why(ids.at(-2))).toMatchObject({ reason: 'ready', before: 999 });
+    const last = ids.at(-1) as number;
+    expect(await why(last)).toMatchObject({
+      reason: 'agents_busy',
+      before: 1_000,
+      agents: { online: 1, with_room: 1 },
+      changes: [{ action: 'bring_agent', capacity: 1_000, agents: 2 }],
+      message:
+        '1 agent is online and takes dns, and may hold 1000 more leases in all; 1000 tasks are before it. ' +
+        'To let it run: bring 2 agents that each ask for 1000 of dns.',
+    });
+    await taker({ dns: 1 });
+    // It was given the one that it asked for.
+    expect(await why(last)).toMatchObject({ reason: 'ready', before: 999, agents: { with_room: 1 } });
+  });
+
   it('is several things at once: the change is all of them, in order', async () => {
     await limit({ kind: 'dns', ceiling: 1 });
     await server.enqueue(dnsTask());
@@ -445,7 +464,12 @@ describe('why a task does not run', () => {
     const id = await enqueueOne(dnsTask({ run_at: inMs(5_000) }));
     expect(await why(id)).toMatchObject({
       window: { before: expect.any(Number), before_is_exact: false },
-      changes: [{ action: 'wait_until' }, { action: 'raise_limit', kind: 'dns', limit: null }],
+      changes: [
+        { action: 'wait_until' },
+        { action: 'raise_limit', kind: 'dns', limit: null },
+        // The agent that is online may hold 1,000.
+        { action: 'bring_agent', capacity: 1_000, agents: 11, is_enough: false },
+      ],
     });
   });
 

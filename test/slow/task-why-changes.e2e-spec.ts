@@ -11,6 +11,8 @@ const LEASE_MS = 10_000;
 /** How often agents call while something is waited for, in milliseconds. */
 const CALLS_MS = 3_000;
 const AGENTS = 4;
+/** How many leases an agent may hold: more than there are tasks, and so few that one agent is seldom enough. */
+const MAX_HELD = [1_000, 4];
 const KINDS = ['dns', 'http'] as const;
 type Kind = (typeof KINDS)[number];
 
@@ -80,7 +82,7 @@ const specOf = (kind: Kind, target: number): object =>
 const targetOf = (kind: Kind, target: number): string =>
   kind === 'dns' ? `192.0.2.${target + 1}:53` : `h${target + 1}.example:80`;
 
-describe('the change that is named', () => {
+describe.each(MAX_HELD)('the change that is named, if an agent may hold %i leases', (maxHeld) => {
   let server: TestServer;
   let clock: TestClock;
   let agents: Credentials[];
@@ -93,6 +95,7 @@ describe('the change that is named', () => {
         LEASE_DURATION_MS: String(LEASE_MS),
         HEARTBEAT_TIMEOUT_MS: '10000',
         RETRY_BACKOFF_MAX_MS: '3000',
+        MAX_LEASES_PER_AGENT: String(maxHeld),
       },
       { clock },
     );
@@ -194,15 +197,23 @@ describe('the change that is named', () => {
     await server.app.get(QueueUpkeep).reap();
   }
 
-  /** Makes the changes through the API and the clock. @returns the agent that they name or bring */
+  async function bring(count: number): Promise<Credentials[]> {
+    const brought: Credentials[] = [];
+    for (let i = 0; i < count; i++) brought.push(await server.register());
+    agents.push(...brought);
+    return brought;
+  }
+
+  /** Makes the changes through the API and the clock. @returns the agents that they name or bring */
   async function make(
     changes: readonly WhyChange[],
     taskId: number,
-  ): Promise<{ who: Credentials; more: number } | undefined> {
-    let named: { who: Credentials; more: number } | undefined;
+  ): Promise<{ who: Credentials[]; more: number } | undefined> {
+    let named: { who: Credentials[]; more: number } | undefined;
     const raised = changes.filter(({ action }) => action === 'raise_limit');
     for (const change of changes) {
       const more = change.capacity ?? 0;
+      const others = () => bring((change.agents ?? 1) - 1);
       switch (change.action) {
         case 'wait_until':
           await waitUntil(Date.parse(change.until as string), taskId);
@@ -214,19 +225,16 @@ describe('the change that is named', () => {
           if (change === raised[0]) await limit(raised.map(limitOf));
           break;
         case 'enable_agent':
-          named = { who: withId(change.agent_id as number), more };
+          named = { who: [withId(change.agent_id as number), ...(await others())], more };
           await operator('POST', `/v1/agents/${change.agent_id}/enable`);
           break;
         case 'start_agent':
-          named = { who: withId(change.agent_id as number), more };
-          await server.agent(named.who, '/heartbeat');
+          named = { who: [withId(change.agent_id as number), ...(await others())], more };
+          await server.agent(withId(change.agent_id as number), '/heartbeat');
           break;
-        case 'bring_agent': {
-          const who = await server.register();
-          agents.push(who);
-          named = { who, more };
+        case 'bring_agent':
+          named = { who: await bring(change.agents ?? 1), more };
           break;
-        }
         default:
           throw new Error(`${change.action} has nothing to do with such a state`);
       }
@@ -240,20 +248,14 @@ describe('the change that is named', () => {
     ceiling,
   });
 
-  /** An agent that is online, takes the kind, and has room for it. */
-  async function withRoom(kind: string): Promise<Credentials | undefined> {
+  /** The agents that are online and take the kind. */
+  async function onlineTakers(kind: string): Promise<Credentials[]> {
     const online = await onlineAgents();
-    const live = await liveLeases();
-    const takers = await server.rows<{ agent_id: number; capacity: number }>(
-      'SELECT agent_id, capacity FROM agent_kinds WHERE kind = $1 ORDER BY agent_id',
+    const takers = await server.rows<{ agent_id: number }>(
+      'SELECT agent_id FROM agent_kinds WHERE kind = $1 ORDER BY agent_id',
       kind,
     );
-    const able = takers.find(
-      ({ agent_id, capacity }) =>
-        online.has(agent_id) &&
-        live.filter((lease) => lease.agent_id === agent_id && lease.kind === kind).length < capacity,
-    );
-    return able && withId(able.agent_id);
+    return takers.filter(({ agent_id }) => online.has(agent_id)).map(({ agent_id }) => withId(agent_id));
   }
 
   const stateOf = async (id: number): Promise<string> => (await operator('GET', `/v1/tasks/${id}`)).state;
@@ -296,12 +298,14 @@ describe('the change that is named', () => {
           }
           const named = await make(changes, id);
           if (!named) expect((await why(id)).reason).toBe('ready');
-          const who = named?.who ?? (await withRoom(kind));
-          expect(who).toBeDefined();
-          const held = (await liveLeases()).filter(
-            (lease) => lease.agent_id === who?.agent_id && lease.kind === kind,
-          ).length;
-          const granted = await claim(who as Credentials, { [kind]: held + (named?.more ?? 200) });
+          // Of those that are not named, each may have to take what it can: the best tasks come first.
+          const granted: number[] = [];
+          for (const who of named?.who ?? (await onlineTakers(kind))) {
+            const held = (await liveLeases()).filter(
+              (lease) => lease.agent_id === who.agent_id && lease.kind === kind,
+            ).length;
+            granted.push(...(await claim(who, { [kind]: held + (named?.more ?? 200) })));
+          }
           expect({ answer, granted }).toMatchObject({ granted: expect.arrayContaining([id]) });
         },
       );
