@@ -28,6 +28,11 @@ const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
 /** The spans that attempts of the last hour are counted in, in milliseconds; older ones are rolled up to hours. */
 const SPAN_MS = 10 * MINUTE_MS;
+/**
+ * An error that says what went wrong is shown for so long, in milliseconds, whatever ends without a word after it: an agent whose
+ * disk is full says so once, and then lets its leases expire.
+ */
+const SPEAKS_MS = HOUR_MS;
 /** How often the counts are written, in milliseconds: so much of them can be lost. */
 const FLUSH_MS = 1_000;
 /** What is counted of so many agents waits to be written; of others nothing is counted until it is. */
@@ -131,8 +136,10 @@ export class AgentOutcomes implements OnApplicationShutdown {
         if (later) for (const outcome of ATTEMPT_OUTCOMES) later[outcome] += pending[outcome];
         else this.counts.set(key, pending);
       }
-      for (const [agentId, pending] of errors)
-        if (!this.errors.has(agentId)) this.errors.set(agentId, pending);
+      for (const [agentId, pending] of errors) {
+        const later = this.errors.get(agentId);
+        if (!later || !replaces(later, pending)) this.errors.set(agentId, pending);
+      }
       throw error;
     } finally {
       this.writing = undefined;
@@ -255,8 +262,8 @@ export class AgentOutcomes implements OnApplicationShutdown {
     if (counts) counts[outcome]++;
     if (!isError(outcome)) return;
     const last = this.errors.get(agentId);
-    if (last ? last.at <= at : this.errors.size < MAX_PENDING)
-      this.errors.set(agentId, { agent_id: agentId, at, task_id: taskId, outcome, message });
+    const error = { agent_id: agentId, at, task_id: taskId, outcome, message };
+    if (last ? replaces(error, last) : this.errors.size < MAX_PENDING) this.errors.set(agentId, error);
   }
 
   /** @returns how many spans it took in */
@@ -323,6 +330,10 @@ async function addCounts(tx: Transaction, spanMs: number, counts: readonly Pendi
   );
 }
 
+/** Whether an error is shown in place of another. The upsert of {@link storeErrors} decides the same. */
+const replaces = (next: LastErrorEntity, last: LastErrorEntity): boolean =>
+  last.at <= next.at && (next.message !== null || last.message === null || last.at <= next.at - SPEAKS_MS);
+
 async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]): Promise<void> {
   if (errors.length === 0) return;
   await tx.run(
@@ -338,8 +349,10 @@ async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]):
      WHERE true ORDER BY agent_id
      ON CONFLICT (agent_id) DO UPDATE SET at = excluded.at, task_id = excluded.task_id, outcome = excluded.outcome,
        message = excluded.message
-     WHERE agent_last_errors.at <= excluded.at`,
+     WHERE agent_last_errors.at <= excluded.at AND (excluded.message IS NOT NULL
+       OR agent_last_errors.message IS NULL OR agent_last_errors.at <= excluded.at - $2)`,
     JSON.stringify(errors),
+    SPEAKS_MS,
   );
 }
 

@@ -373,7 +373,10 @@ export class AgentView {
   @ApiProperty({ type: OutcomeWindows })
   outcomes!: OutcomeWindows;
 
-  /** Null where no attempt ended by a timeout, an error, by being given back or by expiring. */
+  /**
+   * The last attempt that ended by a timeout, an error, by being given back or by expiring; null if none did. One of which the
+   * agent said what went wrong is shown for an hour before one of which it said nothing.
+   */
   @ApiProperty({ type: AgentErrorView, nullable: true })
   last_error!: AgentErrorView | null;
 
