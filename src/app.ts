@@ -25,7 +25,7 @@ import { answerUnreadable, checkProtocol } from './http/protocol-checks';
 import { ReadTurns } from './http/read-turns';
 import { RequestEnds } from './http/request-ends';
 import { API_HEADERS, secureAnswers } from './http/security-headers';
-import { ServerProof } from './http/server-proof';
+import { PROOF_HEADER, ServerProof } from './http/server-proof';
 import { answerUnknownRoutes } from './http/unknown-routes';
 import { settleRestore } from './operators/restore';
 import { JobRunner } from './scheduling/job-runner';
@@ -223,8 +223,10 @@ function createHttpServer(handler: RequestListener, options: FastifyServerOption
 /** Says on each answer whether the connection is kept, and for HTTP/1.0 in words: its clients wait for the end otherwise. */
 function sayWhetherKept(http: FastifyInstance, lifecycle: Lifecycle): void {
   http.addHook('onSend', ({ raw }, reply, _payload, done) => {
-    // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive.
-    if (lifecycle.draining || !reply.raw.shouldKeepAlive) reply.header('connection', 'close');
+    // Its caller's next request belongs to another process, and the stop would wait for a connection kept alive. But what was
+    // proven is that this connection leads here: the command line asks on it what it came for.
+    const closes = lifecycle.draining && !reply.hasHeader(PROOF_HEADER);
+    if (closes || !reply.raw.shouldKeepAlive) reply.header('connection', 'close');
     // Fastify would close on a body that it refuses, and who is still sending it would not get to read the answer.
     else if (raw.httpVersion === '1.0' || reply.hasHeader('connection'))
       reply.header('connection', 'keep-alive');

@@ -100,7 +100,7 @@ function folder(path: string): Finding {
   const open = (statSync(path).mode & 0o022) !== 0;
   return open
     ? ['warn', 'folder', `others may replace files in ${path}: chmod 700 ${path}`]
-    : ['ok', 'folder', `${path} is writable, and not for others`];
+    : ['ok', 'folder', `${path} is writable for this user alone`];
 }
 
 function* files(settings: Settings, path: string): Generator<Finding> {
@@ -241,7 +241,7 @@ function clock(path: string): Finding {
 }
 
 /**
- * Whether the server answers to the token. Only one that has proven to have this database is called well: any program can
+ * Whether the server is ready and answers to the token. Only one that has proven to have this database is called well: any program can
  * answer on a port.
  */
 async function server(terminal: Terminal, settings: Settings, served: boolean): Promise<Finding> {
@@ -259,13 +259,24 @@ async function server(terminal: Terminal, settings: Settings, served: boolean): 
       ];
     const access = { timeout: 5, alsoWithoutServer: false };
     const call = { method: 'GET', path: '/v1/tasks/stats', repeatable: true } as const;
+    try {
+      // Asked once: a load balancer would not send it requests now.
+      await callApi(terminal, settings, access, { ...call, path: '/readyz', repeatable: false });
+    } catch (error) {
+      if (!(error instanceof Failure) || error.envelope === undefined) throw error;
+      return [
+        'FAIL',
+        'server',
+        `it answers, but is not ready: ${error.message.replaceAll(/\s*\n\s*/g, ' ')}`,
+      ];
+    }
     await callApi(terminal, settings, access, call);
     return standing === 'proven'
-      ? ['ok', 'server', `it answers at ${url}, has this database, and the token is good`]
+      ? ['ok', 'server', `it answers at ${url}, is ready, has this database, and the token is good`]
       : [
           'warn',
           'server',
-          `${url} answers to the token, but has not proven to be the server of this database`,
+          `${url} is ready and answers to the token, but has not proven to be the server of this database`,
         ];
   } catch (error) {
     if (!(error instanceof Failure)) throw error;

@@ -7,7 +7,7 @@ import { TASK_REASONS, type TaskReason } from './task.entity';
 import { TaskKinds } from './task-kinds';
 
 /** Upper bounds in seconds: from at once to as long as a queue that nobody works on. */
-const WAIT_BUCKETS = [0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 1_800, 7_200, 43_200];
+const WAIT_BUCKETS = [0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 600, 900, 1_200, 1_800, 7_200, 43_200];
 const HELD_BUCKETS = [0.01, 0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 300, 1_800, 3_600];
 
 /** A completed lease whose report did not say what came of the check. */

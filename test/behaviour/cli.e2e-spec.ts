@@ -22,6 +22,7 @@ import { createInterface } from 'node:readline';
 import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
+import { Lifecycle } from '../../src/telemetry/lifecycle';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
 
@@ -1101,7 +1102,20 @@ describe('the command line and the token of the admin', () => {
       0,
     );
     expect((await cli(['create-agent', '--json'])).code).toBe(0);
-    expect((await cli(['doctor'])).stdout).toMatch(/^ok {4}server +it answers at /m);
+    expect((await cli(['doctor'])).stdout).toMatch(/^ok {4}server +it answers at \S+, is ready, /m);
+  });
+
+  it('does not call a server well that is not ready', async () => {
+    const draining = jest.spyOn(server.app.get(Lifecycle), 'draining', 'get').mockReturnValue(true);
+    try {
+      const { code, stdout } = await cli(['doctor']);
+      expect([code, stdout]).toEqual([
+        1,
+        expect.stringMatching(/^FAIL {2}server +it answers, but is not ready: .*stopping/m),
+      ]);
+    } finally {
+      draining.mockRestore();
+    }
   });
 
   it('takes the token of the file, if the setting says none', async () => {
