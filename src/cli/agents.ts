@@ -20,8 +20,15 @@ const AGENT = [
   'last_error',
 ];
 
+const AGENT_CONFIG = [
+  ...['id', 'hostname', 'status', 'last_heartbeat_at', 'version'],
+  ...['config_status', 'config_revision', 'config_message'],
+];
+
 /** How much of an agent's last error a row shows, in characters. */
 const MAX_ERROR = 40;
+/** And of what it says of its configuration. */
+const MAX_MESSAGE = 100;
 
 const CONFIG_STATUSES = ['applied', 'failed', 'other', 'unsaid'];
 
@@ -69,8 +76,10 @@ export function addAgents(program: Command, terminal: Terminal): void {
         label: Object.entries(labels).map(([name, value]) => `${name}:${value}`),
         failing: failing ? 'true' : notFailing ? 'false' : undefined,
       };
+      // Who asks by the configuration wants to know what they say of it.
+      const columns = config_status === undefined ? AGENT : AGENT_CONFIG;
       return perform(terminal, options, get(`/v1/agents${query(filter)}`), ({ items }) =>
-        table(items.map(inRow), AGENT),
+        table(items.map(inRow), columns),
       );
     });
   verb(agents, 'show', 'show an agent', 'agents show 12')
@@ -134,10 +143,15 @@ export function addAgents(program: Command, terminal: Terminal): void {
 }
 
 /** An agent as a row shows it: of its outcomes those of the last hour, and of its last error the beginning. */
-function inRow({ outcomes, last_error: error, ...agent }: Shown): object {
+function inRow({ outcomes, last_error: error, config, ...agent }: Shown): object {
   const last_hour = Object.fromEntries(Object.entries(outcomes.hour).filter(([, count]) => count !== 0));
   const said = error && [error.outcome, error.message ?? ''].join(' ').trim();
-  return { ...agent, last_hour, last_error: error && shortened(said, MAX_ERROR) };
+  return {
+    ...agent,
+    ...{ last_hour, last_error: error && shortened(said, MAX_ERROR) },
+    ...{ config_status: config?.status, config_revision: config?.revision },
+    config_message: config?.message && shortened(config.message, MAX_MESSAGE),
+  };
 }
 
 /** An agent; without labels it shows `-`, as lists do. */

@@ -34,7 +34,7 @@ describe('worstAgents', () => {
 describe('the page', () => {
   it('shows counts, ages, and that nothing goes wrong', () => {
     const page = pageOf(LOOK, undefined);
-    expect(page).toContain('online 9,812  offline 3  silent 2  failing 0');
+    expect(page).toContain('FLEET   failing 0  silent 2  online 9,812  offline 3');
     expect(page).toContain('rates: -');
     expect(page).toMatch(/^dns +- +- +30 +- +1,200 +- +3 min$/m);
     expect(page).toMatch(/^tcp +- +- +- +- +- +2 +-$/m);

@@ -78,8 +78,12 @@ async function top(terminal: Terminal, options: Common, every: number | undefine
   let before: Look | undefined;
   try {
     await repeatedly(terminal, { ...options, watch: every }, async () => {
-      const look = await takeLook(terminal, options);
-      // Not before something can be shown: why it can't is said where the cursor is.
+      const look = await takeLook(terminal, options).catch((error: unknown) => {
+        // Why it can't is said below the last page; the next one is drawn on a screen of its own.
+        screen?.close();
+        screen = undefined;
+        throw error;
+      });
       screen ??= await terminal.openScreen();
       screen.show(`${pageOf(look, before)}\n\nEvery ${every} s; Ctrl-C ends it.`);
       before = look;
@@ -156,7 +160,8 @@ export function pageOf(look: Look, before: Look | undefined): string {
   return [
     `${toTimestamp(look.at)}`,
     '',
-    `FLEET   ${parts(fleet)}  silent ${grouped(look.silent)}  failing ${grouped(look.failing)}`,
+    // What is wrong first: a narrow terminal cuts off the end.
+    `FLEET   failing ${grouped(look.failing)}  silent ${grouped(look.silent)}  ${parts(fleet)}`,
     `CONFIG  ${look.isPublished ? parts(config) : 'none is in force'}`,
     `QUEUE   ${ratesOf(look, before)}`,
     '',

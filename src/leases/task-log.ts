@@ -66,6 +66,16 @@ export class TaskLog {
   }
 
   /** Once the unit is committed. */
+  cancelled(tx: Transaction, tasks: readonly Named[]): void {
+    this.detail(tx, tasks, 'a task was cancelled', () => ({}));
+  }
+
+  /** Once the unit is committed. */
+  retried(tx: Transaction, tasks: readonly Named[]): void {
+    this.detail(tx, tasks, 'a task was retried', () => ({}));
+  }
+
+  /** Once the unit is committed. */
   dead(tx: Transaction, tasks: readonly (Named & { reason: TaskReason | null })[]): void {
     if (tasks.length > 0)
       tx.afterCommit(() => {

@@ -250,13 +250,14 @@ export class TasksService {
       tx.now,
     );
     await this.depth.shift(tx, shiftsOf(tasks, 'cancelled'));
+    this.log.cancelled(tx, tasks);
   }
 
   /**
    * Reopens tasks of the unit, which has locked them; nobody else may have a unique_key of theirs.
    * @returns their states from now on, in the order given
    */
-  async reopenLocked(tx: Transaction, tasks: readonly TaskRow[]): Promise<TaskState[]> {
+  async reopenLocked(tx: Transaction, tasks: readonly TaskEntity[]): Promise<TaskState[]> {
     const states = await this.depth.readyStates(tx, tasks);
     await tx.run(
       `UPDATE tasks SET state = r.state, reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $2,
@@ -268,6 +269,7 @@ export class TasksService {
       JSON.stringify(tasks.map(({ id }) => id)),
     );
     await this.depth.shift(tx, shiftsOf(tasks, states));
+    this.log.retried(tx, tasks);
     return states;
   }
 

@@ -24,7 +24,7 @@ import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { Lifecycle } from '../../src/telemetry/lifecycle';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
-import { ADMIN_TOKEN, dnsTask, TestServer } from '../helpers/harness';
+import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
 const CLI = join(__dirname, '../../dist/cli.js');
 /** So that the program's first line finds the Node that the tests run on. */
@@ -458,6 +458,14 @@ describe('the command line with a server', () => {
     expect(await idsOf('agents', 'list', '--not-failing')).not.toContain(id);
     expect(await idsOf('agents', 'list', '--config-status', 'unsaid', '--failing')).toEqual([id]);
     expect(await idsOf('agents', 'list', '--config-status', 'failed')).toEqual([]);
+    await server.operator('POST', '/v1/configs', { config: { a: 1 } });
+    const { body: config } = await server.request('GET', '/config', { headers: credentialsOf(agent) });
+    const refused = { config_revision: config.revision, config_status: 'failed', config_message: said };
+    expect((await server.agent(agent, '/heartbeat', refused)).status).toBe(200);
+    const failing = (await cli(['agents', 'list', '--config-status', 'failed'])).stdout;
+    expect(failing).toMatch(/CONFIG_STATUS +CONFIG_REVISION +CONFIG_MESSAGE/);
+    expect(failing).toContain(`failed         ${config.revision}`);
+    expect(failing).toContain(String.raw`first line\u000a\u001b[2J\u202e`);
     expect((await cli(['agents', 'list', '--failing', '--not-failing'])).code).toBe(2);
     const shown = (await cli(['agents', 'show', id])).stdout;
     expect(shown).toMatch(/^outcomes\n {2}hour\n {4}success +1\n/m);
@@ -593,7 +601,7 @@ describe('the command line with a server', () => {
     expect(look.stats.depths).toContainEqual(expect.objectContaining({ kind: 'dns', state: 'completed' }));
     const { code, stdout } = await cli(['top', '--once']);
     expect(code).toBe(0);
-    expect(stdout).toMatch(/^FLEET {3}online \d+ {2}offline \d+/m);
+    expect(stdout).toMatch(/^FLEET {3}failing \d+ {2}silent \d+ {2}online \d+ {2}offline \d+/m);
     expect(stdout).toMatch(/^dns +192\.0\.2\.77:53 +6 /m);
     expect(stdout).toMatch(/probe-top +online/);
     // What an agent says is shown, and does nothing to the terminal.
@@ -617,6 +625,37 @@ describe('the command line with a server', () => {
     expect(drawn).toMatch(/enqueued \d+(?:\.\d)?\/s {2}completed/);
     for (const line of drawn.split('\n')) expect(line.length).toBeLessThanOrEqual(60);
     expect(drawn).not.toContain('FAILING AGENTS');
+  });
+
+  it('says below the page that the server is away, and draws the next on a screen of its own', async () => {
+    const ctrlC = new AbortController();
+    let looks = 0;
+    const between = createServer(async ({ url = '', headers }, response) => {
+      const isAway = url === '/v1/tasks/stats' && ++looks === 2;
+      const answer = await fetch(server.url + url, {
+        headers: { authorization: String(headers.authorization) },
+      });
+      const error = { error: 'ERR_UNAVAILABLE', message: 'It stops.', retryable: true };
+      response.writeHead(isAway ? 503 : answer.status, {
+        'content-type': (!isAway && answer.headers.get('content-type')) || 'application/json',
+        'retry-after': '60',
+      });
+      response.end(isAway ? JSON.stringify(error) : await answer.text());
+    });
+    await once(between.listen(0, '127.0.0.1'), 'listening');
+    const events: string[] = [];
+    const { code, stderr } = await run(['top', '--every', '1'], {
+      ...{ cwd: server.folder, env: finding(`http://127.0.0.1:${(between.address() as AddressInfo).port}`) },
+      ...{ signal: ctrlC.signal, terminal: { columns: 80, rows: 40 } },
+      onOutput: (text) => {
+        if (text.includes('\u001b[2J')) events.push('clear');
+        if (text.includes('FLEET')) events.push('page');
+        if (events.filter((event) => event === 'page').length === 2) ctrlC.abort();
+      },
+    });
+    between.close();
+    expect([code, events]).toEqual([0, ['clear', 'page', 'clear', 'page']]);
+    expect(stderr.match(/It stops\./g)).toHaveLength(1);
   });
 
   it.each(['bash', 'zsh', 'fish'])('completes every command in %s', async (shell) => {

@@ -212,6 +212,7 @@ describe('the log as it is by default', () => {
       const tasks = [
         dnsTask({ max_attempts: 3 }),
         dnsTask({ not_after: '2026-01-01T00:10:00Z', priority: -1 }),
+        dnsTask({ priority: -2 }),
       ];
       await server.operator('POST', '/v1/tasks', { tasks }, { traceparent });
       const claimOne = async () =>
@@ -222,6 +223,9 @@ describe('the log as it is by default', () => {
       await server.passKept(clock, 70_000);
       await server.agent(agent, '/report', { completed: [{ lease_id: await claimOne() }], cancelled: [] });
       await server.passKept(clock, 600_000);
+      for (const change of ['cancel', 'retry']) await server.operator('POST', `/v1/tasks/3/${change}`);
+      await server.operator('POST', '/v1/tasks/cancel', { all: true });
+      await server.operator('POST', '/v1/tasks/retry', { state: 'cancelled' });
       await server.stop();
       return text()
         .split('\n')
@@ -246,9 +250,12 @@ describe('the log as it is by default', () => {
       'a lease ended 3 completed',
     ]);
     expect(of(all, 2)).toEqual(['a task was enqueued', 'a task is dead not_after']);
+    const changed = ['a task was cancelled', 'a task was retried'];
+    expect(of(all, 3)).toEqual(['a task was enqueued', ...changed, ...changed]);
     const news = await lived('info');
     expect(of(news, 1)).toEqual(['a lease expired 2 expired']);
     expect(of(news, 2)).toEqual(['a task is dead not_after']);
+    expect(of(news, 3)).toEqual([]);
   });
 
   it('stays small if all that is leased expires', async () => {
