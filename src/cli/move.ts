@@ -77,7 +77,7 @@ Examples:
       const settings = terminal.settings();
       const after = await passOver(settings).catch(mayRetry);
       if (json) terminal.printJson(JSON.stringify({ ids_go_on_after: after }));
-      else terminal.print(fields(after));
+      else terminal.print(fields({ ids_go_on_after: after }));
     });
 }
 
