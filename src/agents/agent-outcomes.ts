@@ -29,7 +29,7 @@ const DAY_MS = 24 * HOUR_MS;
 /** The spans that attempts of the last hour are counted in, in milliseconds; older ones are rolled up to hours. */
 const SPAN_MS = 10 * MINUTE_MS;
 /**
- * An error that says what went wrong is shown for so long, in milliseconds, whatever ends without a word after it: an agent whose
+ * An error that says what went wrong is not hidden by what ends without a word within so long, in milliseconds: an agent whose
  * disk is full says so once, and then lets its leases expire.
  */
 const SPEAKS_MS = HOUR_MS;
@@ -330,9 +330,14 @@ async function addCounts(tx: Transaction, spanMs: number, counts: readonly Pendi
   );
 }
 
-/** Whether an error is shown in place of another. The upsert of {@link storeErrors} decides the same. */
-const replaces = (next: LastErrorEntity, last: LastErrorEntity): boolean =>
-  last.at <= next.at && (next.message !== null || last.message === null || last.at <= next.at - SPEAKS_MS);
+/**
+ * Whether an error is shown in place of another, whichever came first: two replicas write in any order. The upsert of
+ * {@link storeErrors} decides the same.
+ */
+function replaces(next: LastErrorEntity, last: LastErrorEntity): boolean {
+  if ((next.message === null) === (last.message === null)) return next.at >= last.at;
+  return next.message === null ? next.at >= last.at + SPEAKS_MS : next.at > last.at - SPEAKS_MS;
+}
 
 async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]): Promise<void> {
   if (errors.length === 0) return;
@@ -349,8 +354,10 @@ async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]):
      WHERE true ORDER BY agent_id
      ON CONFLICT (agent_id) DO UPDATE SET at = excluded.at, task_id = excluded.task_id, outcome = excluded.outcome,
        message = excluded.message
-     WHERE agent_last_errors.at <= excluded.at AND (excluded.message IS NOT NULL
-       OR agent_last_errors.message IS NULL OR agent_last_errors.at <= excluded.at - $2)`,
+     WHERE CASE
+       WHEN (excluded.message IS NULL) = (agent_last_errors.message IS NULL) THEN excluded.at >= agent_last_errors.at
+       WHEN excluded.message IS NULL THEN excluded.at >= agent_last_errors.at + $2
+       ELSE excluded.at > agent_last_errors.at - $2 END`,
     JSON.stringify(errors),
     SPEAKS_MS,
   );

@@ -375,7 +375,7 @@ export class AgentView {
 
   /**
    * The last attempt that ended by a timeout, an error, by being given back or by expiring; null if none did. One of which the
-   * agent said what went wrong is shown for an hour before one of which it said nothing.
+   * agent said nothing takes the place of one of which it said what went wrong only if it ended an hour later or more.
    */
   @ApiProperty({ type: AgentErrorView, nullable: true })
   last_error!: AgentErrorView | null;

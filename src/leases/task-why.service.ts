@@ -1,6 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
-import { AgentKinds, type OnlineTaker } from '../agents/agent-kinds';
+import { AgentKinds } from '../agents/agent-kinds';
 import { AgentsService } from '../agents/agents.service';
 import { Clock, toTimestamp } from '../clock';
 import { ConcurrencyService, type LimitedWindow, type Place } from '../concurrency/concurrency.service';
@@ -14,12 +14,13 @@ import { Overload } from '../telemetry/overload';
 import { longestBackoffMs } from './backoff';
 import type { Outcome } from './result.entity';
 import { TaskKinds } from './task-kinds';
+import { type Count, countRoom } from './task-room';
 import {
-  type Count,
+  type Ahead,
   countAhead,
+  type DueCount,
   explain,
   explainFinished,
-  holdsPlace,
   leasesNeeded,
   type PlaceCount,
   type Takers,
@@ -35,18 +36,15 @@ const MAX_COUNTED = 10_000;
 /** The pace is judged by so many of the tasks that finished last, in the last so many milliseconds. */
 const PACE_TASKS = 1_000;
 const PACE_MS = 600_000;
-/** How many agents are looked at for room at a time, and in all. */
-const AGENTS_AT_ONCE = 1_000;
-const MAX_AGENTS = 10_000;
-/** How many leases are counted for that in all, and how many of them are looked at for their task's kind. */
-const MAX_LEASES = 250_000;
-const MAX_KINDS_LOOKED_AT = 20_000;
-/** Of so many agents at a time the leases are counted, or looked at for their kinds: others have a turn in between. */
+/** Of so many agents at a time the leases are counted: others have a turn in between. */
 const COUNTED_AT_ONCE = 100;
-const LOOKED_AT_ONCE = 50;
 
 const ZERO: Count = { count: 0, isExact: true };
-const NONE_AHEAD = { target: ZERO, kind: ZERO, global: ZERO };
+const NONE_AHEAD: Ahead = {
+  leases: ZERO,
+  places: { target: ZERO, kind: ZERO, global: ZERO },
+  isDueMeanwhile: false,
+};
 
 /**
  * The best tasks of a state and kind, in the order of the state's index, so that it ends after so many whatever there is.
@@ -133,13 +131,13 @@ export class TaskWhyService {
     return windows.filter((window) => window.scope === 'global' || window.kind === kind);
   }
 
-  /** How many tasks get a place before it in each of its windows, once those have room. */
+  /** How many tasks come before it, once its windows have room: for a lease of its kind, and for a place in each window. */
   private async ahead(
     statements: Statements,
     task: WhyTask,
     windows: readonly LimitedWindow[],
     wait: Wait | undefined,
-  ): Promise<Record<WindowScope, Count>> {
+  ): Promise<Ahead> {
     if (windows.length === 0 && !wait) return NONE_AHEAD;
     const scopes = new Set(windows.map(({ scope }) => scope));
     const own = await this.countBefore(statements, 'waiting', { kind: task.kind, target: task.target }, task);
@@ -149,26 +147,12 @@ export class TaskWhyService {
       : scopes.has('kind')
         ? [task.kind]
         : [];
-    const others = await this.waitingPlaces(statements, kinds, task);
-    const rooms =
-      others.places.length === 0 ? [] : await this.concurrency.limitedWindows(statements, others.places);
-    const ahead = countAhead(task, own, others, rooms);
-    if (!wait) return ahead;
-    // Tasks that come due meanwhile are there first; so is one that waits for the place that this one leaves.
-    const due = await this.dueBefore(statements, task.id, wait.end);
-    const isCounted = due.reduce((sum, { count }) => sum + count, 0) <= MAX_COUNTED;
-    const within: Record<WindowScope, (place: Place) => boolean> = {
-      target: ({ kind, target }) => kind === task.kind && target === task.target,
-      kind: ({ kind }) => kind === task.kind,
-      global: () => true,
-    };
-    const later = (scope: WindowScope): Count => {
-      const { count, isExact } = ahead[scope];
-      const sum = due.filter(within[scope]).reduce((all, place) => all + place.count, 0);
-      const isLeft = holdsPlace(task) && windows.some((w) => w.scope === scope && w.waiting > 0);
-      return { count: count + sum + (isLeft ? 1 : 0), isExact: isExact && isCounted };
-    };
-    return { target: later('target'), kind: later('kind'), global: later('global') };
+    const waiting = await this.waitingPlaces(statements, kinds, task);
+    // Tasks that come due meanwhile are there as well.
+    const due = wait ? await this.dueBefore(statements, task, wait.end) : [];
+    const places = [...waiting.places, ...due];
+    const rooms = places.length === 0 ? [] : await this.concurrency.limitedWindows(statements, places);
+    return countAhead({ task, own, waiting, due, rooms, windows }, MAX_COUNTED);
   }
 
   /** How many tasks of a state are before one. */
@@ -208,14 +192,15 @@ export class TaskWhyService {
   }
 
   /** How many tasks of each target come due before an instant, of those that do first. */
-  private dueBefore(statements: Statements, taskId: number, atMs: number): Promise<PlaceCount[]> {
-    return statements.rows<PlaceCount>(
-      `SELECT kind, target, count(*) AS count FROM (
-         SELECT id, kind, target FROM tasks WHERE state = 'scheduled' AND run_at <= $1 ORDER BY run_at, id LIMIT $2
-       ) AS due WHERE id <> $3 GROUP BY kind, target`,
+  private dueBefore(statements: Statements, { id, priority }: WhyTask, atMs: number): Promise<DueCount[]> {
+    return statements.rows<DueCount>(
+      `SELECT kind, target, count(*) AS count, sum(CASE WHEN ${IS_BEFORE} THEN 1 ELSE 0 END) AS before FROM (
+         SELECT id, kind, target, priority FROM tasks WHERE state = 'scheduled' AND run_at <= $3 ORDER BY run_at, id LIMIT $4
+       ) AS due WHERE id <> $2 GROUP BY kind, target`,
+      priority,
+      id,
       atMs,
       MAX_COUNTED + 2,
-      taskId,
     );
   }
 
@@ -290,9 +275,19 @@ export class TaskWhyService {
       disabled: of('disabled')?.count ?? 0,
       ...(online === 0
         ? { with_room: 0, free: ZERO }
-        : await this.roomOf(statements, kind, silentSince, needed, holder)),
+        : await countRoom(
+            {
+              takers: (aboveId, limit) =>
+                this.agentKinds.onlineTakers(statements, kind, silentSince, aboveId, limit),
+              held: (ids, most) => this.leasesOf(statements, ids, most),
+              heldOfKind: (ids) => this.leasesOfKind(statements, ids, kind),
+            },
+            this.settings.maxLeasesPerAgent,
+            needed,
+            holder,
+          )),
       last_asked_at: of('online')?.asked_at ?? null,
-      candidate: online === 0 ? await this.candidate(statements, kind, silentSince) : undefined,
+      candidate: online === 0 ? await this.candidate(statements, kind, silentSince, holder) : undefined,
     };
   }
 
@@ -300,105 +295,31 @@ export class TaskWhyService {
     statements: Statements,
     kind: string,
     silentSince: number,
+    holder: number | undefined,
   ): Promise<Takers['candidate']> {
     const nearest = await this.agentKinds.nearest(statements, kind, silentSince);
     if (!nearest) return undefined;
     const { id, status, is_silent: isSilent } = nearest;
-    const held = await this.leasesOf(statements, [nearest], this.settings.maxLeasesPerAgent);
-    return { id, status, isSilent: isSilent === 1, held: held?.count ?? this.settings.maxLeasesPerAgent };
-  }
-
-  /**
-   * How many agents that are online have room for a lease of a kind, and how many more leases they may hold in all: as far as
-   * it takes to find some, and as many as are needed.
-   * @returns null, and at least so many, if more leases or agents would have to be looked at than may be
-   */
-  private async roomOf(
-    statements: Statements,
-    kind: string,
-    silentSince: number,
-    needed: number,
-    holder: number | undefined,
-  ): Promise<Pick<Takers, 'with_room' | 'free'>> {
     const { maxLeasesPerAgent } = this.settings;
-    let [looked, counted, lookedAt, aboveId] = [0, 0, 0, 0];
-    let withRoom: number | null = 0;
-    let free = 0;
-    while (looked < MAX_AGENTS) {
-      const takers = await this.agentKinds.onlineTakers(
-        statements,
-        kind,
-        silentSince,
-        aboveId,
-        AGENTS_AT_ONCE,
-      );
-      const held = await this.leasesOf(statements, takers, MAX_LEASES - counted);
-      if (!held) return { with_room: withRoom || null, free: { count: free, isExact: false } };
-      counted += held.count;
-      const heldBy = (id: number) => (held.of.get(id) ?? 0) - (id === holder ? 1 : 0);
-      free += takers.reduce((sum, { id }) => sum + Math.max(0, maxLeasesPerAgent - heldBy(id)), 0);
-      if (withRoom === 0) {
-        // One that holds fewer of all kinds than it asks for of this one has room: nothing must be read of the leases' tasks.
-        withRoom = takers.filter(
-          ({ id, capacity }) => heldBy(id) < Math.min(capacity ?? Infinity, maxLeasesPerAgent),
-        ).length;
-      }
-      if (withRoom === 0) {
-        const undecided = takers.filter(({ id }) => heldBy(id) < maxLeasesPerAgent);
-        const looksAt = undecided.filter(({ id }) => {
-          lookedAt += heldBy(id);
-          return lookedAt <= MAX_KINDS_LOOKED_AT;
-        });
-        withRoom = await this.countByKind(statements, looksAt, kind, holder);
-        if (withRoom === 0 && looksAt.length < undecided.length) withRoom = null;
-      }
-      const isAll = takers.length < AGENTS_AT_ONCE;
-      if (isAll || (withRoom !== 0 && free >= needed))
-        return { with_room: withRoom, free: { count: free, isExact: isAll } };
-      looked += takers.length;
-      aboveId = takers.at(-1)?.id ?? aboveId;
-    }
-    const more = await this.agentKinds.onlineTakers(statements, kind, silentSince, aboveId, 1);
-    const isAll = more.length === 0;
-    return {
-      with_room: withRoom === 0 && !isAll ? null : withRoom,
-      free: { count: free, isExact: isAll },
-    };
+    const leases = await this.leasesOf(statements, [id], maxLeasesPerAgent);
+    const held = (leases ? (leases.get(id) ?? 0) : maxLeasesPerAgent) - (id === holder ? 1 : 0);
+    return { id, status, isSilent: isSilent === 1, held };
   }
 
-  /** How many of the agents hold fewer leases of a kind than they ask for, as far as it takes to find some. */
-  private async countByKind(
-    statements: Statements,
-    takers: readonly OnlineTaker[],
-    kind: string,
-    holder: number | undefined,
-  ): Promise<number> {
-    for (let begin = 0; begin < takers.length; begin += LOOKED_AT_ONCE) {
-      const some = takers.slice(begin, begin + LOOKED_AT_ONCE);
-      const ofKind = await this.leasesOfKind(statements, some, kind);
-      const withRoom = some.filter(
-        ({ id, capacity }) => (ofKind.get(id) ?? 0) - (id === holder ? 1 : 0) < (capacity ?? Infinity),
-      );
-      if (withRoom.length > 0) return withRoom.length;
-      await nextTurn();
-    }
-    return 0;
-  }
-
-  /** How many live leases agents hold. @returns undefined if there are more than so many */
+  /** How many live leases each of the agents holds; undefined if they hold more than so many in all. */
   private async leasesOf(
     statements: Statements,
-    agents: readonly { id: number }[],
+    agentIds: readonly number[],
     most: number,
-  ): Promise<{ of: Map<number, number>; count: number } | undefined> {
+  ): Promise<Map<number, number> | undefined> {
     const of = new Map<number, number>();
     let count = 0;
-    for (let begin = 0; begin < agents.length; begin += COUNTED_AT_ONCE) {
+    for (let begin = 0; begin < agentIds.length; begin += COUNTED_AT_ONCE) {
       const rows = await statements.rows<{ agent_id: number; held: number }>(
         `SELECT agent_id, count(*) AS held FROM (
            SELECT agent_id FROM leases WHERE state = 'active' AND ${statements.dialect.isAmong('agent_id', '$1')} LIMIT $2) AS live
          GROUP BY agent_id`,
-        JSON.stringify(agents.slice(begin, begin + COUNTED_AT_ONCE).map(({ id }) => id)),
+        JSON.stringify(agentIds.slice(begin, begin + COUNTED_AT_ONCE)),
         most - count + 1,
       );
       for (const { agent_id: id, held } of rows) {
@@ -408,19 +329,19 @@ export class TaskWhyService {
       if (count > most) return undefined;
       await nextTurn();
     }
-    return { of, count };
+    return of;
   }
 
   private async leasesOfKind(
     statements: Statements,
-    agents: readonly { id: number }[],
+    agentIds: readonly number[],
     kind: string,
   ): Promise<Map<number, number>> {
     const rows = await statements.rows<{ agent_id: number; held: number }>(
       `SELECT l.agent_id, count(*) AS held FROM leases l JOIN tasks t ON t.id = l.task_id
        WHERE l.state = 'active' AND ${statements.dialect.isAmong('l.agent_id', '$1')} AND coalesce(t.kind, '') = $2
        GROUP BY l.agent_id`,
-      JSON.stringify(agents.map(({ id }) => id)),
+      JSON.stringify(agentIds),
       kind,
     );
     return new Map(rows.map((row) => [row.agent_id, row.held]));

@@ -1,8 +1,23 @@
 import type { LimitedWindow } from '../concurrency/concurrency.service';
-import { countAhead, explain, explainFinished, type WhyFacts, type WhyTask, waitOf } from './task-why';
+import {
+  type Ahead,
+  type Around,
+  countAhead,
+  type DueCount,
+  explain,
+  explainFinished,
+  type WhyFacts,
+  type WhyTask,
+  waitOf,
+} from './task-why';
 
 const NOW = 1_000_000;
 const ZERO = { count: 0, isExact: true };
+/** As many come first, for a lease and for a place of any window. */
+const aheadOf = (count: number, isExact = true): Ahead => {
+  const of = { count, isExact };
+  return { leases: of, places: { target: of, kind: of, global: of }, isDueMeanwhile: false };
+};
 
 const task = (fields: Partial<WhyTask> = {}): WhyTask => ({
   id: 7,
@@ -40,7 +55,7 @@ const facts = (fields: Partial<WhyFacts> = {}): WhyFacts => ({
   lease: undefined,
   lastAttempt: undefined,
   windows: [],
-  ahead: { target: ZERO, kind: ZERO, global: ZERO },
+  ahead: aheadOf(0),
   pace: {},
   queuedBefore: ZERO,
   takers: {
@@ -116,12 +131,27 @@ describe('waitOf', () => {
 
 describe('countAhead', () => {
   const place = (kind: string, target: string, count: number) => ({ kind, target, count });
-  const ahead = (places: ReturnType<typeof place>[], windows: LimitedWindow[], own = 2) =>
+  const due = (kind: string, target: string, before: number, behind = 0): DueCount => ({
+    ...{ kind, target, count: before + behind, before },
+  });
+  const ahead = (
+    places: ReturnType<typeof place>[],
+    rooms: LimitedWindow[],
+    {
+      own = 2,
+      maxDue = 100,
+      ...around
+    }: Partial<Omit<Around, 'own'>> & { own?: number; maxDue?: number } = {},
+  ) =>
     countAhead(
-      { kind: 'dns', target: 'a:53' },
-      { count: own, isExact: true },
-      { places, isExact: true },
-      windows,
+      {
+        task: task(),
+        own: { count: own, isExact: true },
+        waiting: { places, isExact: true },
+        ...{ due: [], rooms, windows: [] },
+        ...around,
+      },
+      maxDue,
     );
 
   it('counts those of other targets as far as their own windows let them in', () => {
@@ -130,9 +160,13 @@ describe('countAhead', () => {
       [window({ scope: 'target', target: 'b:53', limit: 3, leased: 1, queued: 1 })],
     );
     expect(counts).toEqual({
-      target: { count: 2, isExact: true },
-      kind: { count: 7, isExact: true },
-      global: { count: 7, isExact: true },
+      leases: { count: 7, isExact: true },
+      places: {
+        target: { count: 2, isExact: true },
+        kind: { count: 7, isExact: true },
+        global: { count: 7, isExact: true },
+      },
+      isDueMeanwhile: false,
     });
   });
 
@@ -145,8 +179,59 @@ describe('countAhead', () => {
         window({ scope: 'target', kind: 'tcp', target: 'z:1', limit: 1, leased: 4, queued: 0 }),
       ],
     );
-    expect(counts.kind.count).toBe(2);
-    expect(counts.global.count).toBe(2 + 4);
+    expect(counts.leases.count).toBe(2);
+    expect(counts.places.kind.count).toBe(2);
+    expect(counts.places.global.count).toBe(2 + 4);
+  });
+
+  it('counts those that come due before it with those that wait, as far as their own windows let them in', () => {
+    const counts = ahead(
+      [place('dns', 'b:53', 1)],
+      [window({ scope: 'target', target: 'b:53', limit: 3, leased: 0, queued: 0 })],
+      { due: [due('dns', 'a:53', 4), due('dns', 'b:53', 5), due('http', 'x:80', 7)] },
+    );
+    expect(counts).toMatchObject({
+      leases: { count: 2 + 4 + 3, isExact: true },
+      places: { target: { count: 6 }, kind: { count: 9 }, global: { count: 16 } },
+      isDueMeanwhile: true,
+    });
+  });
+
+  it('counts those that come due behind it for the room that is there, and for no lease', () => {
+    const windows = [
+      window({ limit: 5, leased: 2, queued: 1, waiting: 0 }),
+      window({ scope: 'target', target: 'a:53', limit: 5, leased: 5, queued: 0, waiting: 0 }),
+    ];
+    const behind = { windows, due: [due('dns', 'a:53', 1, 3)] };
+    expect(ahead([], [], behind)).toMatchObject({
+      leases: { count: 3 },
+      // No place of everything is counted: it has no limit.
+      places: { target: { count: 3 }, kind: { count: 3 + 2 }, global: { count: 3 } },
+    });
+    // The place that it leaves itself is given to one of them too, or to one that waits.
+    const leased = task({ state: 'leased' });
+    expect(ahead([], [], { ...behind, task: leased }).places).toMatchObject({
+      target: { count: 3 + 1 },
+      kind: { count: 3 + 3 },
+    });
+    const waiting = windows.map((one) => ({ ...one, waiting: 1 }));
+    expect(ahead([], [], { windows: waiting, task: leased }).places).toMatchObject({
+      target: { count: 2 + 1 },
+      kind: { count: 2 + 1 },
+    });
+    expect(ahead([], [], { windows: waiting }).places.kind.count).toBe(2);
+  });
+
+  it('is not exact if more come due than were counted', () => {
+    const some = { due: [due('dns', 'b:53', 2, 1), due('http', 'x:80', 0, 1)] };
+    expect(ahead([], [], { ...some, maxDue: 4 }).leases.isExact).toBe(true);
+    const { leases, places } = ahead([], [], { ...some, maxDue: 3 });
+    expect([leases, places.target, places.kind, places.global].map(({ isExact }) => isExact)).toEqual([
+      false,
+      false,
+      false,
+      false,
+    ]);
   });
 });
 
@@ -156,7 +241,7 @@ describe('explain', () => {
       explain(
         facts({
           windows: [window({ limit, leased: limit - 1 })],
-          ahead: { target: ahead, kind: ahead, global: ahead },
+          ahead: aheadOf(ahead.count, ahead.isExact),
         }),
       );
     expect(limits({ count: 3, isExact: true }).changes).toMatchObject([{ limit: 6 }]);
@@ -184,9 +269,7 @@ describe('explain', () => {
     expect(estimate({})).toBe(1_000);
     expect(estimate({ pace: { target: 1 } })).toBeNull();
     expect(estimate({ windows: [window({ limit: 0 })] })).toBeNull();
-    expect(
-      estimate({ ahead: { target: ZERO, kind: { count: 9, isExact: false }, global: ZERO } }),
-    ).toBeNull();
+    expect(estimate({ ahead: aheadOf(9, false) })).toBeNull();
   });
 
   it('is ready if a place is there that it has not been given yet', () => {
@@ -228,22 +311,71 @@ describe('explain', () => {
   });
 
   it('is that agents are busy if more tasks come first than all of them may hold', () => {
-    const behind = (count: number, free: WhyFacts['takers']['free']) =>
+    const behind = (count: number, free: WhyFacts['takers']['free'], isExact = true) =>
       explain(
         facts({
           task: task({ state: 'queued' }),
-          queuedBefore: { count, isExact: true },
+          queuedBefore: { count, isExact },
           takers: { ...facts().takers, free },
         }),
       );
-    expect(behind(999, { count: 1_000, isExact: true }).reason).toBe('ready');
+    expect(behind(999, { count: 1_000, isExact: true })).toMatchObject({
+      reason: 'ready',
+      message: expect.stringContaining('The next claims that ask for enough get it'),
+    });
+    // Those online take what they may hold; the others must be brought.
     expect(behind(1_000, { count: 1_000, isExact: true })).toMatchObject({
       reason: 'agents_busy',
-      changes: [{ action: 'bring_agent', capacity: 1_000, agents: 2 }],
+      changes: [{ action: 'bring_agent', capacity: 1, agents: 1 }],
       message: expect.stringContaining('may hold 1000 more leases in all; 1000 tasks are before it.'),
     });
-    // There may be more agents than were looked at.
-    expect(behind(1_000, { count: 1_000, isExact: false }).reason).toBe('ready');
+    expect(behind(5, { count: 1, isExact: true })).toMatchObject({
+      changes: [{ capacity: 5 }],
+      message: expect.stringContaining('may hold 1 more lease in all'),
+    });
+    expect(behind(3_500, { count: 1_000, isExact: true }).message).toContain(
+      'bring 3 agents that each ask for 1000 of dns',
+    );
+    const many = behind(10_000, { count: 1_000, isExact: true }, false);
+    expect(many.changes).toMatchObject([{ capacity: 1_000, agents: 10, is_enough: false }]);
+    expect(many.message).toContain('bring at least 10 agents that each ask for 1000 of dns');
+  });
+
+  it('does not say that agents can hold enough if that was not counted', () => {
+    const behind = (count: number, isExact: boolean, free: WhyFacts['takers']['free']) =>
+      explain(
+        facts({
+          task: task({ state: 'queued' }),
+          queuedBefore: { count, isExact },
+          takers: { ...facts().takers, free },
+        }),
+      );
+    for (const { reason, message } of [
+      behind(10_000, false, { count: 11_000, isExact: true }),
+      behind(4_999, true, { count: 1_000, isExact: false }),
+    ]) {
+      expect(reason).toBe('ready');
+      expect(message).toMatch(
+        /^Nothing is known to hold it: .* It is not counted whether they may hold as many/,
+      );
+    }
+    expect(behind(999, true, { count: 1_000, isExact: false }).message).toMatch(/^Nothing holds it/);
+  });
+
+  it('says that what comes due meanwhile may have run by then', () => {
+    const { message } = explain(
+      facts({
+        task: task({ state: 'scheduled', run_at: NOW + 1_000 }),
+        wait: { reason: 'not_yet', until: NOW + 1_000, end: NOW + 1_000, isLast: false },
+        windows: [window({ limit: 3 })],
+        ahead: { ...aheadOf(1_200), isDueMeanwhile: true },
+        takers: { ...facts().takers, free: { count: 1_000, isExact: true } },
+      }),
+    );
+    expect(message).toContain(
+      'To let it run: wait until 1970-01-01T00:16:41.000Z, then if what comes due before has not run by then, ' +
+        'raise the limit of dns to 1203, then bring an agent that asks for 201 of dns.',
+    );
   });
 
   it('names no instant that can not be written', () => {
@@ -314,7 +446,7 @@ describe('explainFinished', () => {
     });
     expect(behind(10_000, false)).toMatchObject({
       changes: [{ action: 'bring_agent', agents: 11, is_enough: false }],
-      message: expect.stringContaining('at least 1000'),
+      message: expect.stringContaining('bring at least 11 agents that each ask for 1000 of dns'),
     });
   });
 });

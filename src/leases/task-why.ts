@@ -2,6 +2,7 @@ import { toTimestamp } from '../clock';
 import type { LimitedWindow, Place } from '../concurrency/concurrency.service';
 import type { WindowScope } from '../concurrency/window.entity';
 import type { TaskEntity } from './task.entity';
+import type { Count, Room } from './task-room';
 import type { TaskWhy, WhyAgents, WhyAttempt, WhyChange, WhyReason, WhyWindow } from './task-why.dto';
 
 /** How soon what is due is seen to, in milliseconds. */
@@ -13,22 +14,29 @@ const MAX_LIMIT = 1_000_000;
 /** Agents that claim are written down at least so often, in milliseconds; with some time to spare. */
 const ASKS_LATELY_MS = 1_200_000;
 
-/** How many there are; at least so many if it is not exact, for counting ends somewhere. */
-export interface Count {
-  readonly count: number;
-  readonly isExact: boolean;
-}
-
 /** How many tasks of a place. */
 export interface PlaceCount extends Place {
   readonly count: number;
 }
 
+/** How many tasks of a place come due, and how many of them are handed out before a task. */
+export interface DueCount extends PlaceCount {
+  readonly before: number;
+}
+
+/** How many tasks come before one. */
+export interface Ahead {
+  /** For a lease of its kind, besides those that are queued. */
+  readonly leases: Count;
+  /** For a place in each of its windows, by scope. */
+  readonly places: Readonly<Record<WindowScope, Count>>;
+  /** Whether some of them come due while it waits. */
+  readonly isDueMeanwhile: boolean;
+}
+
 /** The agents that take a kind. */
-export interface Takers extends Omit<WhyAgents, 'last_asked_at'> {
+export interface Takers extends Omit<WhyAgents, 'last_asked_at' | 'with_room'>, Room {
   readonly last_asked_at: number | null;
-  /** How many more leases those online may hold in all. */
-  readonly free: Count;
   /** If none is online: the one that is nearest to it, and how many leases it holds. */
   readonly candidate:
     | { id: number; status: 'draining' | 'offline' | 'disabled'; isSilent: boolean; held: number }
@@ -73,8 +81,7 @@ export interface WhyFacts {
   readonly lastAttempt: WhyAttempt | undefined;
   /** Those with a limit that the task counts in. */
   readonly windows: readonly LimitedWindow[];
-  /** How many tasks would get a place sooner in each of these windows, by scope. */
-  readonly ahead: Readonly<Record<WindowScope, Count>>;
+  readonly ahead: Ahead;
   /** How many tasks come free in each of these windows in a millisecond, by scope; left out if that is not known. */
   readonly pace: Readonly<Partial<Record<WindowScope, number>>>;
   readonly queuedBefore: Count;
@@ -118,39 +125,84 @@ export function waitOf(
     : { reason, until, end, isLast: false };
 }
 
+/** What is to be known to count the tasks that come before one. */
+export interface Around {
+  readonly task: WhyTask;
+  /** How many of its target wait and are before it. */
+  readonly own: Count;
+  /** How many of other targets wait and are before it. */
+  readonly waiting: { readonly places: readonly PlaceCount[]; readonly isExact: boolean };
+  /** Those that come due until it has waited. */
+  readonly due: readonly DueCount[];
+  /** The windows with a limit, of any of them. */
+  readonly rooms: readonly LimitedWindow[];
+  /** Those with a limit that it counts in itself. */
+  readonly windows: readonly LimitedWindow[];
+}
+
 /**
- * How many waiting tasks get a place before a task, in each of its windows, if those have room enough: of the others, as
- * many as their own windows let in. Places go to the best first, so that is exact.
- * @param own how many of its target are before it
- * @param others how many of other targets are before it
- * @param windows those with a limit, of any of them
+ * How many tasks come before one, once its windows have room: of others as many as their own windows let in. Places go to the
+ * best first, so that is exact, unless it waits: of those that come due meanwhile, also some behind it can be given the room that
+ * there is.
+ * @param maxDue more that come due were not counted
  */
-export function countAhead(
-  { kind, target }: Place,
-  own: Count,
-  others: { readonly places: readonly PlaceCount[]; readonly isExact: boolean },
-  windows: readonly LimitedWindow[],
-): Record<WindowScope, Count> {
-  const rooms = new Map(
-    windows.map((window) => [
-      keyOf(window.scope, window),
-      Math.max(0, window.limit - window.queued - window.leased),
-    ]),
-  );
-  const byKind = new Map<string, number>();
-  for (const { count, ...place } of others.places) {
-    if (place.kind === kind && place.target === target) continue;
-    const fits = Math.min(count, rooms.get(keyOf('target', place)) ?? Infinity);
-    byKind.set(place.kind, (byKind.get(place.kind) ?? 0) + fits);
+export function countAhead(around: Around, maxDue: number): Ahead {
+  const { task, own, waiting, due, windows } = around;
+  const { kind, target } = task;
+  const rooms = new Map(around.rooms.map((window) => [keyOf(window.scope, window), roomOf(window)]));
+  const isOwn = (place: Place) => place.kind === kind && place.target === target;
+  const before = new Map<string, PlaceCount>();
+  for (const { kind, target, count } of [
+    ...waiting.places,
+    ...due.map((place) => ({ ...place, count: place.before })),
+  ]) {
+    if (isOwn({ kind, target })) continue;
+    const key = keyOf('target', { kind, target });
+    before.set(key, { kind, target, count: (before.get(key)?.count ?? 0) + count });
   }
-  const ofKind = own.count + (byKind.get(kind) ?? 0);
+  const byKind = new Map<string, number>();
+  for (const [key, { kind: of, count }] of before)
+    byKind.set(of, (byKind.get(of) ?? 0) + Math.min(count, rooms.get(key) ?? Infinity));
+  const ofTarget = own.count + (due.find(isOwn)?.before ?? 0);
+  const ofKind = ofTarget + (byKind.get(kind) ?? 0);
   let inAll = ofKind;
   for (const [other, count] of byKind)
     if (other !== kind)
       inAll += Math.min(count, rooms.get(keyOf('kind', { kind: other, target: '' })) ?? Infinity);
-  const isExact = own.isExact && others.isExact;
-  return { target: own, kind: { count: ofKind, isExact }, global: { count: inAll, isExact } };
+
+  const isCounted = due.reduce((sum, { count }) => sum + count, 0) <= maxDue;
+  const isExact = own.isExact && waiting.isExact && isCounted;
+  const within: Record<WindowScope, (place: Place) => boolean> = {
+    target: isOwn,
+    kind: (place) => place.kind === kind,
+    global: () => true,
+  };
+  // Those behind it that are there first, in the room that there is: one of them may wait for the place that it leaves itself.
+  const inRoom = (scope: WindowScope): number => {
+    const window = windows.find((one) => one.scope === scope);
+    if (!window) return 0;
+    const behind = due
+      .filter(within[scope])
+      .reduce((sum, { count, before: first }) => sum + count - first, 0);
+    const left = holdsPlace(task) ? 1 : 0;
+    return Math.min(behind + (window.waiting > 0 ? left : 0), roomOf(window) + left);
+  };
+  const place = (scope: WindowScope, count: number, isExact: boolean): Count => ({
+    count: count + inRoom(scope),
+    isExact,
+  });
+  return {
+    leases: { count: ofKind, isExact },
+    places: {
+      target: place('target', ofTarget, own.isExact && isCounted),
+      kind: place('kind', ofKind, isExact),
+      global: place('global', inAll, isExact),
+    },
+    isDueMeanwhile: due.length > 0,
+  };
 }
+
+const roomOf = ({ limit, queued, leased }: LimitedWindow): number => Math.max(0, limit - queued - leased);
 
 const keyOf = (scope: WindowScope, { kind, target }: Place): string => `${scope}\0${kind}\0${target}`;
 
@@ -168,7 +220,7 @@ interface Shortage {
 export const holdsPlace = ({ state }: WhyTask): boolean => state === 'leased' || state === 'queued';
 
 /** The windows without room, the one that is furthest from having some first; of several, the narrowest. */
-function shortagesOf({ task, windows, ahead }: WhyFacts): Shortage[] {
+function shortagesOf({ task, windows, ahead: { places: ahead } }: WhyFacts): Shortage[] {
   const shortages = windows.map((window): Shortage => {
     // The place that it has itself is free by the time that it asks for one.
     const held = window.queued + window.leased - (holdsPlace(task) ? 1 : 0);
@@ -203,12 +255,9 @@ export function explainFinished(task: WhyTask, keyHolder?: number): TaskWhy {
   return answer(task, 'finished', fact, changes, {});
 }
 
-/**
- * How many leases have to be granted until a task is: the best come first.
- * @param ahead how many have no place in their windows yet and get one sooner; none if the task is queued
- */
-export const leasesNeeded = (queuedBefore: Count, ahead: WhyFacts['ahead']): number =>
-  1 + queuedBefore.count + ahead.kind.count;
+/** How many leases have to be granted until a task is: the best come first. */
+export const leasesNeeded = (queuedBefore: Count, { leases }: Ahead): number =>
+  1 + queuedBefore.count + leases.count;
 
 /** Why an unfinished task does not run, and what would let it. */
 export function explain(facts: WhyFacts): TaskWhy {
@@ -216,14 +265,17 @@ export function explain(facts: WhyFacts): TaskWhy {
   const isWaiting = task.state !== 'queued' || facts.wait !== undefined;
   const shortages = isWaiting ? shortagesOf(facts) : [];
   const needed = leasesNeeded(facts.queuedBefore, facts.ahead);
-  const isNeededExact = facts.queuedBefore.isExact && facts.ahead.kind.isExact;
-  const asksOf = (room: number) => ({
+  const isNeededExact = facts.queuedBefore.isExact && facts.ahead.leases.isExact;
+  const asksOf = (room: number, leases = needed) => ({
     kind: task.kind,
-    capacity: Math.min(needed, room),
-    agents: Math.ceil(needed / room),
+    capacity: Math.min(leases, room),
+    agents: Math.ceil(leases / room),
     is_enough: isNeededExact,
   });
-  const bring = { action: 'bring_agent' as const, ...asksOf(facts.maxLeasesPerAgent) };
+  const bring = (leases = needed) => ({
+    action: 'bring_agent' as const,
+    ...asksOf(facts.maxLeasesPerAgent, leases),
+  });
   const found: { reason: WhyReason; fact: string; changes: Omit<WhyChange, 'reason'>[] }[] = [];
   if (facts.wait) {
     const { reason, end, isLast } = facts.wait;
@@ -240,7 +292,7 @@ export function explain(facts: WhyFacts): TaskWhy {
     const room = candidate ? facts.maxLeasesPerAgent - candidate.held : 0;
     // One that has no room for those before the task as well does not get that far by itself.
     const isEnough = room >= Math.min(needed, facts.maxLeasesPerAgent);
-    const changes = candidate && isEnough ? wake(candidate, asksOf(room)) : [bring];
+    const changes = candidate && isEnough ? wake(candidate, asksOf(room)) : [bring()];
     found.push({ reason: 'no_agent', fact: factOfNoAgent(task, takers), changes });
   }
   const [tightest] = shortages;
@@ -257,9 +309,9 @@ export function explain(facts: WhyFacts): TaskWhy {
   }
   const isShort = takers.free.isExact && takers.free.count < needed;
   if (takers.online > 0 && (takers.with_room === 0 || isShort)) {
-    const before = { count: needed - 1, isExact: isNeededExact };
-    const fact = factOfBusy(facts, before);
-    found.push({ reason: 'agents_busy', fact, changes: [bring] });
+    // Those that hold as many as they ask for will not take more of them.
+    const changes = [bring(takers.with_room === 0 ? needed : needed - takers.free.count)];
+    found.push({ reason: 'agents_busy', fact: factOfBusy(facts, needed, isNeededExact), changes });
   }
   if (facts.isDraining) {
     const fact = 'This server stops: agents are sent to others, or come back when it has started again.';
@@ -275,7 +327,7 @@ export function explain(facts: WhyFacts): TaskWhy {
   return answer(
     task,
     first?.reason ?? 'ready',
-    first?.fact ?? factOfReady(facts),
+    first?.fact ?? factOfReady(facts, isNeededExact && takers.free.count >= needed),
     found.flatMap(({ reason, changes }) => changes.map((change) => ({ reason, ...change }))),
     {
       until: toTimestamp(facts.wait?.until ?? null),
@@ -293,6 +345,7 @@ export function explain(facts: WhyFacts): TaskWhy {
       },
       load_percent: isOverloaded ? percent : null,
     },
+    facts.ahead.isDueMeanwhile,
   );
 }
 
@@ -314,8 +367,18 @@ function answer(
   fact: string,
   changes: WhyChange[],
   known: Partial<TaskWhy>,
+  isDueMeanwhile = false,
 ): TaskWhy {
-  const toDo = changes.map(textOf).join(', then ');
+  // What comes due while it waits has mostly run by then.
+  const ifNot = isDueMeanwhile
+    ? changes.findIndex(({ reason: of }) => of === 'window_full' || of === 'agents_busy')
+    : -1;
+  const toDo = changes
+    .map(
+      (change, i) =>
+        `${i === ifNot ? 'if what comes due before has not run by then, ' : ''}${textOf(change)}`,
+    )
+    .join(', then ');
   return {
     task_id: task.id,
     kind: task.kind,
@@ -402,30 +465,39 @@ function factOfWindow(window: WhyWindow, { ahead }: Shortage): string {
 
 function factOfBusy(
   { task: { kind }, takers: { online, with_room, free } }: WhyFacts,
-  before: Count,
+  needed: number,
+  isExact: boolean,
 ): string {
   const takes = takeOf(online, kind);
   return with_room === 0
     ? `${takes}, and none has room for more leases.`
-    : `${takes}, and may hold ${free.count} more ${free.count === 1 ? 'lease' : 'leases'} in all; ${tasks(before)}.`;
+    : `${takes}, and may hold ${free.count} more ${free.count === 1 ? 'lease' : 'leases'} in all; ${tasks({ count: needed - 1, isExact })}.`;
 }
 
-function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts): string {
+/** @param isEnough whether those online are known to be able to hold as many leases as it takes */
+function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts, isEnough: boolean): string {
   const { online, with_room: withRoom, last_asked_at: askedAt } = takers;
+  const look =
+    'look whether the agents still run: a dead one counts as online until its heartbeat is overdue.';
   const silent =
     askedAt !== null && now - askedAt > ASKS_LATELY_MS
-      ? ` None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
-      : ' The next claims that ask for enough get it; if none does, look whether the agents still run: a dead one counts as online until its heartbeat is overdue.';
+      ? `None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
+      : isEnough
+        ? `The next claims that ask for enough get it; if none does, ${look}`
+        : `It is not counted whether they may hold as many leases as that takes; if they get none, ${look}`;
   const takes = takeOf(online, kind);
   const room = withRoom === null ? 'too many of them busy to tell whether one has' : `${withRoom} with`;
-  return `Nothing holds it: ${tasks(queuedBefore)}; ${takes}, ${room} room for more leases.${silent}`;
+  const holds = isEnough ? 'Nothing holds it' : 'Nothing is known to hold it';
+  return `${holds}: ${tasks(queuedBefore)}; ${takes}, ${room} room for more leases. ${silent}`;
 }
 
 /** A change as an instruction. */
 function textOf(change: WhyChange): string {
   const { kind, agents = 1, is_enough: isEnough = true } = change;
-  const capacity = `${isEnough ? '' : 'at least '}${change.capacity}`;
-  const others = agents > 1 ? ` and ${agents - 1} more` : '';
+  const atLeast = isEnough ? '' : 'at least ';
+  // One may ask for no more than it may hold: then it is their number that may not be enough.
+  const capacity = `${agents > 1 ? '' : atLeast}${change.capacity}`;
+  const others = agents > 1 ? ` and ${atLeast}${agents - 1} more` : '';
   const asking = `${others} (${agents > 1 ? 'each ' : ''}to ask for ${capacity} more of ${kind})`;
   switch (change.action) {
     case 'wait_until':
@@ -442,7 +514,7 @@ function textOf(change: WhyChange): string {
       return `start agent ${change.agent_id}${asking}`;
     case 'bring_agent':
       return agents > 1
-        ? `bring ${agents} agents that each ask for ${capacity} of ${kind}`
+        ? `bring ${atLeast}${agents} agents that each ask for ${capacity} of ${kind}`
         : `bring an agent that asks for ${capacity} of ${kind}`;
     case 'load_kind':
       return `name the extension of ${kind} in this server's settings`;

@@ -1,5 +1,6 @@
 import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
+import type { Transaction } from '../../src/database/statements';
 import {
   type Answer,
   type Credentials,
@@ -273,6 +274,51 @@ describe("an agent's last error", () => {
     await server.pass(clock, 1_000);
     const next = await attempt(agent, 'timeout');
     expect((await agentView()).last_error).toMatchObject({ task_id: next, message: null });
+  });
+
+  describe('of several that are written in any order', () => {
+    const NOON = Date.UTC(2026, 0, 1, 12);
+    const speaks = (afterMs: number) => ({ at: NOON + afterMs, message: '"disk full"' });
+    const silent = (afterMs: number) => ({ at: NOON + afterMs, message: null });
+    const orders = <Item>(items: readonly Item[]): Item[][] =>
+      items.length < 2
+        ? [[...items]]
+        : items.flatMap((first, i) => orders(items.toSpliced(i, 1)).map((rest) => [first, ...rest]));
+
+    it.each([
+      ['the later of two that speak', [speaks(0), speaks(5)], 1],
+      ['the later of two that do not', [silent(0), silent(5)], 1],
+      ['the one that speaks, before', [speaks(0), silent(HOUR_MS - 1)], 0],
+      ['the one that speaks, after', [silent(0), speaks(5)], 1],
+      ['the one that does not, an hour later', [speaks(0), silent(HOUR_MS)], 1],
+      ['the last that speaks of three', [speaks(0), silent(HOUR_MS), speaks(HOUR_MS + 1)], 2],
+      ['the last of three', [speaks(0), silent(HOUR_MS - 1), silent(HOUR_MS + 1)], 2],
+    ] as const)('is %s', async (_, errors, expected) => {
+      clock.advance(NOON + 2 * HOUR_MS - clock.now());
+      const outcomes = server.app.get(AgentOutcomes);
+      const write = jest.spyOn(server.database, 'write');
+      const between = {
+        nothing: async () => {},
+        'a write': () => outcomes.flush(),
+        'a write that fails': async () => {
+          write.mockRejectedValueOnce(new Error('it is away'));
+          await outcomes.flush().catch(() => undefined);
+        },
+      };
+      for (const order of orders([...errors.keys()]))
+        for (const [name, happens] of Object.entries(between)) {
+          const { agent_id } = await server.register();
+          for (const i of order) {
+            const { at, message } = errors[i] as (typeof errors)[number];
+            const unit = { now: at, afterCommit: (work: () => void) => work() } as Transaction;
+            outcomes.count(unit, [{ agentId: agent_id, taskId: i, outcome: 'error', message }]);
+            await happens();
+          }
+          const { last_error } = await agentView({ agent_id } as Credentials);
+          expect([name, order, last_error?.task_id]).toEqual([name, order, expected]);
+        }
+      write.mockRestore();
+    });
   });
 
   it.each([

@@ -385,14 +385,40 @@ describe('why a task does not run', () => {
       reason: 'agents_busy',
       before: 1_000,
       agents: { online: 1, with_room: 1 },
-      changes: [{ action: 'bring_agent', capacity: 1_000, agents: 2 }],
+      changes: [{ action: 'bring_agent', capacity: 1, agents: 1 }],
       message:
         '1 agent is online and takes dns, and may hold 1000 more leases in all; 1000 tasks are before it. ' +
-        'To let it run: bring 2 agents that each ask for 1000 of dns.',
+        'To let it run: bring an agent that asks for 1 of dns.',
     });
     await taker({ dns: 1 });
     // It was given the one that it asked for.
     expect(await why(last)).toMatchObject({ reason: 'ready', before: 999, agents: { with_room: 1 } });
+  });
+
+  it('does not count what comes due meanwhile and is handed out later', async () => {
+    const agent = await taker({ dns: 1 });
+    await server.enqueue(...Array.from({ length: 1_001 }, () => dnsTask({ run_at: inMs(2_000) })));
+    const id = await enqueueOne(dnsTask({ priority: 1, run_at: inMs(4_000) }));
+    expect((await why(id)).changes).toMatchObject([{ action: 'wait_until' }]);
+    await server.passKept(clock, 5_000);
+    expect((await claim(agent)).map(({ task_id }) => task_id)).toEqual([id]);
+  });
+
+  it('counts the lease that the holder loses as room of it, also while it drains', async () => {
+    await server.stop();
+    server = await TestServer.start(
+      { LEASE_DURATION_MS: String(LEASE_MS), MAX_LEASES_PER_AGENT: '2' },
+      { clock },
+    );
+    const agent = await server.register();
+    const [id] = await server.enqueue(dnsTask(), dnsTask({ priority: -1 }));
+    expect(await claim(agent, { dns: 2 })).toHaveLength(2);
+    expect((await why(id)).changes).toMatchObject([{ action: 'wait_until' }]);
+    await change(agent, 'drain');
+    expect((await why(id)).changes).toMatchObject([
+      { action: 'wait_until' },
+      { action: 'enable_agent', agent_id: agent.agent_id, capacity: 1 },
+    ]);
   });
 
   it('is several things at once: the change is all of them, in order', async () => {
@@ -468,7 +494,7 @@ describe('why a task does not run', () => {
         { action: 'wait_until' },
         { action: 'raise_limit', kind: 'dns', limit: null },
         // The agent that is online may hold 1,000.
-        { action: 'bring_agent', capacity: 1_000, agents: 11, is_enough: false },
+        { action: 'bring_agent', capacity: 1_000, agents: 10, is_enough: false },
       ],
     });
   });
