@@ -4,7 +4,6 @@
 // before is in force again. Agents, tasks and the limit stay, to be looked at.
 import { execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 
@@ -83,20 +82,24 @@ for (const [signal, code] of [
 
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
 
-const server = findServer();
+const server = await findServer();
 const counts = { enqueued: 0, completed: 0, cancelled: 0 };
 
 /** The command line tells the server from another program on its port before it shows it anything. */
-function findServer() {
+async function findServer() {
   const { CONTROL_PLANE_URL: url, CONTROL_PLANE_TOKEN: token } = process.env;
   if (url && token) return { url: url.replace(/\/$/, ''), token };
   try {
-    // First: without a server the command would make the token in the database, for nobody.
-    const found = JSON.parse(readFileSync('control-plane.server.json', 'utf8')).url;
+    // First: without a server the command would make the token in the database, for nobody. The one that the settings mean, as
+    // the command finds it: another server of this folder must not be shown its token.
+    const { readServerFile } = await import('../dist/cli/local-server.js');
+    const { readSettings } = await import('../dist/settings.js');
+    const file = readServerFile(readSettings(process.env));
+    if (typeof file !== 'object') throw new Error('none of its database is known');
     const cli = new URL('../dist/cli.js', import.meta.url).pathname;
     const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
     const made = JSON.parse(execFileSync(process.execPath, [cli, ...make], { encoding: 'utf8' }));
-    return { url: found, token: made.token, tokenId: made.id };
+    return { url: file.url, token: made.token, tokenId: made.id };
   } catch (error) {
     console.error(
       `No server of this folder took a token (${error.message}). Start one with make start, or set CONTROL_PLANE_URL ` +

@@ -14,8 +14,8 @@ export interface Output {
 
 /** A page that is drawn again and again in one place. */
 export interface Screen {
-  /** Draws the page, as much of its beginning as there are lines. */
-  show(page: string): void;
+  /** Draws the page, made for so many lines; as much of its beginning as there are. */
+  show(pageOf: (maxLines: number) => string): void;
   /** Leaves the last page there. */
   close(): void;
 }
@@ -80,9 +80,9 @@ export class Terminal {
     // One that does not say its size can't be drawn on in place.
     if (!stdout.columns || !stdout.rows)
       return {
-        show: (page) => {
+        show: (pageOf) => {
           this.clear();
-          this.print(page);
+          this.print(pageOf(Number.POSITIVE_INFINITY));
         },
         close: () => undefined,
       };
@@ -91,9 +91,11 @@ export class Terminal {
     this.clear();
     return {
       // If it is too long, its end is what can be spared.
-      show: (page) => {
+      show: (pageOf) => {
         const { columns = 80, rows = 24 } = stdout;
-        const lines = page.split('\n').slice(0, Math.max(1, rows - 1));
+        const maxLines = Math.max(1, rows - 1);
+        let lines = pageOf(maxLines).split('\n');
+        if (lines.length > maxLines) lines = [...lines.slice(0, maxLines - 1), '...'];
         draw(lines.map((line) => [...line].slice(0, columns).join('')).join('\n'));
       },
       close: () => draw.done(),

@@ -14,6 +14,7 @@ const LOOK: Look = {
   config: { applied: 9_800 },
   isPublished: true,
   silent: 2,
+  isDraining: false,
   failing: 0,
   agents: [],
   targets: [],
@@ -39,6 +40,41 @@ describe('the page', () => {
     expect(page).toMatch(/^dns +- +- +30 +- +1,200 +- +3 min$/m);
     expect(page).toMatch(/^tcp +- +- +- +- +- +2 +-$/m);
     expect(page.match(/^none$/gm)).toHaveLength(2);
+  });
+
+  it('leaves out counts that are seldom more than 0, and says that the server stops', () => {
+    const fleet = { online: 1, offline: 0, draining: 0, disabled: 2, revoked: 0 };
+    const page = pageOf({ ...LOOK, fleet, config: { applied: 0, other: 0, unsaid: 3 } }, undefined);
+    expect(page).toMatch(/^FLEET .* online 1 {2}offline 0 {2}disabled 2$/m);
+    expect(page).toMatch(/^CONFIG {2}applied 0 {2}unsaid 3$/m);
+    expect(page).not.toContain('stops');
+    expect(pageOf({ ...LOOK, isDraining: true }, undefined)).toMatch(/^2026-\S+ {2}the server stops$/m);
+  });
+
+  it.each([
+    [24, 5, 5, [4, 5]],
+    [24, 0, 5, [0, 5]],
+    [24, 5, 0, [5, 0]],
+    [24, 5, 1, [5, 1]],
+    [17, 5, 5, [1, 1]],
+    [40, 5, 5, [5, 5]],
+    // There is always one of each, and the terminal cuts it off.
+    [10, 5, 5, [1, 1]],
+  ])('fits into %i lines: of %i targets and %i agents it shows %j', (maxLines, targets, agents, shown) => {
+    const hour = { success: 0, timeout: 0, error: 5, cancelled: 0, expired: 0 };
+    const look: Look = {
+      ...LOOK,
+      targets: Array.from({ length: targets }, (_, i) => ({
+        ...{ kind: 'dns', target: `target-${i}`, last_error: null },
+        ...{ error: 1, timeout: 0, expired: 0, cancelled: 0 },
+      })),
+      agents: Array.from({ length: agents }, (_, i) => ({
+        ...{ id: i, hostname: `agent-${i}`, status: 'online', outcomes: { hour }, last_error: null },
+      })),
+    };
+    const page = pageOf(look, undefined, maxLines);
+    expect([page.match(/target-/g)?.length ?? 0, page.match(/agent-/g)?.length ?? 0]).toEqual(shown);
+    if (maxLines >= 17) expect(page.split('\n').length).toBeLessThanOrEqual(maxLines);
   });
 
   it('reckons rates between two looks; what retention deletes makes none negative', () => {

@@ -15,6 +15,11 @@ const COUNTED = 200;
 const MAX_PAGE = 500;
 
 const STATES = ['scheduled', 'waiting', 'queued', 'leased'] as const;
+/** Counts that are shown also if they are 0. */
+const ALWAYS = new Set(['online', 'offline', 'applied', 'failed']);
+/** The lines of the page besides those of kinds, targets and agents. */
+const OTHER_LINES = 13;
+
 const UNWELL = ['error', 'timeout', 'expired', 'cancelled'] as const;
 
 /** What the page is made from. */
@@ -26,6 +31,8 @@ export interface Look {
   readonly config: Readonly<Record<string, number>>;
   /** Whether a configuration is in force. */
   readonly isPublished: boolean;
+  /** Whether the server that was asked drains. */
+  readonly isDraining: boolean;
   readonly silent: number;
   readonly failing: number;
   readonly agents: Shown[];
@@ -85,7 +92,9 @@ async function top(terminal: Terminal, options: Common, every: number | undefine
         throw error;
       });
       screen ??= await terminal.openScreen();
-      screen.show(`${pageOf(look, before)}\n\nEvery ${every} s; Ctrl-C ends it.`);
+      const shown = (maxLines: number) =>
+        `${pageOf(look, before, maxLines - 2)}\n\nEvery ${every} s; Ctrl-C ends it.`;
+      screen.show(shown);
       before = look;
     });
   } finally {
@@ -109,6 +118,7 @@ async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
     fleet: seriesOf(exposition, 'agents', 'status'),
     config: seriesOf(exposition, 'config_agents', 'state'),
     isPublished: seriesOf(exposition, 'config_expires_timestamp_seconds')[''] !== undefined,
+    isDraining: seriesOf(exposition, 'draining')[''] === 1,
     silent: seriesOf(exposition, 'agents_silent')[''] ?? 0,
     failing: seriesOf(exposition, 'agents_failing')[''] ?? 0,
     agents: worstAgents(agents.items),
@@ -150,22 +160,30 @@ function worstTargets(tasks: readonly Shown[]): TargetTrouble[] {
 /**
  * The page as text.
  * @param before the look before it, which rates are reckoned from
+ * @param maxLines how many lines there are: fewer targets and agents are shown, but one of each
  */
-export function pageOf(look: Look, before: Look | undefined): string {
-  const { fleet, config, agents, targets } = look;
+export function pageOf(look: Look, before: Look | undefined, maxLines = Number.POSITIVE_INFINITY): string {
+  const { fleet, config } = look;
+  const kinds = kindRows(look);
+  const rows = Math.max(2, maxLines - kinds.length - OTHER_LINES);
+  // What one of them does not need, the other has.
+  const ofAgents = Math.max(Math.ceil(rows / 2), rows - look.targets.length);
+  const agents = look.agents.slice(0, ofAgents);
+  const targets = look.targets.slice(0, Math.max(1, rows - agents.length));
   const parts = (counts: Readonly<Record<string, number>>) =>
     Object.entries(counts)
+      .filter(([name, count]) => count > 0 || ALWAYS.has(name))
       .map(([name, count]) => `${name} ${grouped(count)}`)
       .join('  ');
   return [
-    `${toTimestamp(look.at)}`,
+    `${toTimestamp(look.at)}${look.isDraining ? '  the server stops' : ''}`,
     '',
     // What is wrong first: a narrow terminal cuts off the end.
     `FLEET   failing ${grouped(look.failing)}  silent ${grouped(look.silent)}  ${parts(fleet)}`,
     `CONFIG  ${look.isPublished ? parts(config) : 'none is in force'}`,
     `QUEUE   ${ratesOf(look, before)}`,
     '',
-    table(kindRows(look), ['kind', ...STATES, 'completed', 'dead', 'oldest']),
+    table(kinds, ['kind', ...STATES, 'completed', 'dead', 'oldest']),
     '',
     'WORST TARGETS, by their latest tasks of the last hour that did not end well',
     targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...UNWELL, 'last_error']),

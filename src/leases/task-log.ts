@@ -24,7 +24,8 @@ interface Named {
 export class TaskLog {
   private readonly logger = new Logger('Tasks');
   private readonly news = new LineBudget(...NEWS);
-  private suppressed = 0;
+  /** How many lines of each message were left out since the last one. */
+  private readonly suppressed = new Map<string, number>();
   private readonly isDetailed: boolean;
 
   constructor(@Inject(SETTINGS) { logLevel }: Settings) {
@@ -95,13 +96,13 @@ export class TaskLog {
     });
   }
 
-  /** Says it at the usual level while the budget lasts; then how many were left out. */
+  /** Says it at the usual level while the budget lasts; then how many of the same were left out. */
   private tell(facts: object, message: string): void {
+    const suppressed = this.suppressed.get(message);
     if (this.isDetailed || this.news.take()) {
-      const left = this.suppressed > 0 ? { suppressed: this.suppressed } : {};
-      this.suppressed = 0;
-      this.logger.log({ ...facts, ...left }, message);
-    } else this.suppressed++;
+      this.suppressed.delete(message);
+      this.logger.log({ ...facts, ...(suppressed === undefined ? {} : { suppressed }) }, message);
+    } else this.suppressed.set(message, (suppressed ?? 0) + 1);
   }
 }
 

@@ -140,11 +140,12 @@ export class TaskWhyService {
   ): Promise<Ahead> {
     if (windows.length === 0 && !wait) return NONE_AHEAD;
     const scopes = new Set(windows.map(({ scope }) => scope));
+    const leaving = wait ? await this.leavingBefore(statements, task.id, wait.end) : [];
     const own = await this.countBefore(statements, 'waiting', { kind: task.kind, target: task.target }, task);
-    // Only windows that others share with its target make those matter.
+    // Only windows that others share with its target make those matter, and those that get a place meanwhile.
     const kinds = scopes.has('global')
       ? await this.concurrency.waitingKinds(statements)
-      : scopes.has('kind')
+      : scopes.has('kind') || leaving.length > 0
         ? [task.kind]
         : [];
     const waiting = await this.waitingPlaces(statements, kinds, task);
@@ -152,7 +153,7 @@ export class TaskWhyService {
     const due = wait ? await this.dueBefore(statements, task, wait.end) : [];
     const places = [...waiting.places, ...due];
     const rooms = places.length === 0 ? [] : await this.concurrency.limitedWindows(statements, places);
-    return countAhead({ task, own, waiting, due, rooms, windows }, MAX_COUNTED);
+    return countAhead({ task, own, waiting, due, leaving, rooms, windows }, MAX_COUNTED);
   }
 
   /** How many tasks of a state are before one. */
@@ -201,6 +202,20 @@ export class TaskWhyService {
       id,
       atMs,
       MAX_COUNTED + 2,
+    );
+  }
+
+  /** How many queued tasks of each place end before an instant, as their time is up. */
+  private leavingBefore(statements: Statements, taskId: number, atMs: number): Promise<PlaceCount[]> {
+    return statements.rows<PlaceCount>(
+      `SELECT kind, target, count(*) AS count FROM (
+         SELECT id, kind, target, state FROM tasks
+         WHERE not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued') AND not_after <= $2
+         ORDER BY not_after LIMIT $3
+       ) AS soon WHERE state = 'queued' AND id <> $1 GROUP BY kind, target`,
+      taskId,
+      atMs,
+      MAX_COUNTED + 1,
     );
   }
 

@@ -148,7 +148,7 @@ describe('countAhead', () => {
         task: task(),
         own: { count: own, isExact: true },
         waiting: { places, isExact: true },
-        ...{ due: [], rooms, windows: [] },
+        ...{ due: [], leaving: [], rooms, windows: [] },
         ...around,
       },
       maxDue,
@@ -220,6 +220,29 @@ describe('countAhead', () => {
       kind: { count: 2 + 1 },
     });
     expect(ahead([], [], { windows: waiting }).places.kind.count).toBe(2);
+  });
+
+  it('counts those that get the places of tasks whose time is up meanwhile', () => {
+    const waits = [place('dns', 'b:53', 5), place('http', 'x:80', 5)];
+    const rooms = [
+      window({ scope: 'target', target: 'b:53', limit: 2, leased: 0, queued: 2 }),
+      window({ kind: 'http', limit: 2, leased: 2, queued: 0 }),
+    ];
+    expect(ahead(waits, rooms)).toMatchObject({ leases: { count: 2 }, places: { global: { count: 2 } } });
+    const leaving = [place('dns', 'b:53', 1), place('dns', 'c:53', 9), place('http', 'y:80', 2)];
+    expect(ahead(waits, rooms, { leaving })).toMatchObject({
+      leases: { count: 2 + 1, isExact: true },
+      places: { target: { count: 2 }, kind: { count: 3 }, global: { count: 3 + 2 } },
+    });
+    expect(ahead(waits, rooms, { leaving, maxDue: 11 }).leases.isExact).toBe(false);
+    // Of its own window: the place goes to one that waits, or comes due.
+    const windows = [window({ limit: 2, leased: 0, queued: 2, waiting: 3 })];
+    expect(ahead([], [], { windows, leaving }).places.kind.count).toBe(2 + 3);
+    const one = [place('dns', 'a:53', 1)];
+    expect(ahead([], [], { windows, leaving: one }).places.kind.count).toBe(2 + 1);
+    expect(ahead([], [], { windows, leaving: one, due: [due('dns', 'a:53', 0, 4)] }).places.kind.count).toBe(
+      2 + 1,
+    );
   });
 
   it('is not exact if more come due than were counted', () => {

@@ -134,6 +134,8 @@ export interface Around {
   readonly waiting: { readonly places: readonly PlaceCount[]; readonly isExact: boolean };
   /** Those that come due until it has waited. */
   readonly due: readonly DueCount[];
+  /** Those that are queued and end until then, as their time is up: they leave their places to others. */
+  readonly leaving: readonly PlaceCount[];
   /** The windows with a limit, of any of them. */
   readonly rooms: readonly LimitedWindow[];
   /** Those with a limit that it counts in itself. */
@@ -144,12 +146,17 @@ export interface Around {
  * How many tasks come before one, once its windows have room: of others as many as their own windows let in. Places go to the
  * best first, so that is exact, unless it waits: of those that come due meanwhile, also some behind it can be given the room that
  * there is.
- * @param maxDue more that come due were not counted
+ * @param maxCounted of those that come due, and of those that leave, no more were counted
  */
-export function countAhead(around: Around, maxDue: number): Ahead {
-  const { task, own, waiting, due, windows } = around;
+export function countAhead(around: Around, maxCounted: number): Ahead {
+  const { task, own, waiting, due, leaving, windows } = around;
   const { kind, target } = task;
-  const rooms = new Map(around.rooms.map((window) => [keyOf(window.scope, window), roomOf(window)]));
+  const rooms = new Map(
+    around.rooms.map((window) => [
+      keyOf(window.scope, window),
+      roomOf(window) + sumOf(leaving.filter((place) => isWithin(window, place))),
+    ]),
+  );
   const isOwn = (place: Place) => place.kind === kind && place.target === target;
   const before = new Map<string, PlaceCount>();
   for (const { kind, target, count } of [
@@ -170,22 +177,17 @@ export function countAhead(around: Around, maxDue: number): Ahead {
     if (other !== kind)
       inAll += Math.min(count, rooms.get(keyOf('kind', { kind: other, target: '' })) ?? Infinity);
 
-  const isCounted = due.reduce((sum, { count }) => sum + count, 0) <= maxDue;
+  const isCounted = sumOf(due) <= maxCounted && sumOf(leaving) <= maxCounted;
   const isExact = own.isExact && waiting.isExact && isCounted;
-  const within: Record<WindowScope, (place: Place) => boolean> = {
-    target: isOwn,
-    kind: (place) => place.kind === kind,
-    global: () => true,
-  };
-  // Those behind it that are there first, in the room that there is: one of them may wait for the place that it leaves itself.
+  // Those behind it that are there first, in the room that there is: some may wait for the places that it and others leave.
   const inRoom = (scope: WindowScope): number => {
     const window = windows.find((one) => one.scope === scope);
     if (!window) return 0;
     const behind = due
-      .filter(within[scope])
+      .filter((place) => isWithin(window, place))
       .reduce((sum, { count, before: first }) => sum + count - first, 0);
-    const left = holdsPlace(task) ? 1 : 0;
-    return Math.min(behind + (window.waiting > 0 ? left : 0), roomOf(window) + left);
+    const left = (holdsPlace(task) ? 1 : 0) + sumOf(leaving.filter((place) => isWithin(window, place)));
+    return Math.min(behind + Math.min(window.waiting, left), roomOf(window) + left);
   };
   const place = (scope: WindowScope, count: number, isExact: boolean): Count => ({
     count: count + inRoom(scope),
@@ -201,6 +203,12 @@ export function countAhead(around: Around, maxDue: number): Ahead {
     isDueMeanwhile: due.length > 0,
   };
 }
+
+const sumOf = (counts: readonly PlaceCount[]): number => counts.reduce((sum, { count }) => sum + count, 0);
+
+/** Whether tasks of a place count in a window. */
+const isWithin = ({ scope, kind, target }: LimitedWindow, place: Place): boolean =>
+  scope === 'global' || (place.kind === kind && (scope === 'kind' || place.target === target));
 
 const roomOf = ({ limit, queued, leased }: LimitedWindow): number => Math.max(0, limit - queued - leased);
 

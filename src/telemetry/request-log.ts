@@ -148,7 +148,8 @@ export class RequestLog {
         agent_id: request.agent?.id,
         claimed_agent_id: claimedAgentId(request),
         operator: request.operator?.name,
-        task_id: taskIdInPath(request),
+        task_id: idInPath(request, '/v1/tasks/:id'),
+        subject_agent_id: idInPath(request, '/v1/agents/:id'),
         trace_id: trace?.traceId,
         span_id: trace?.spanId,
         ...request.logFacts,
@@ -166,9 +167,9 @@ function claimedAgentId({ agent, headers, refusal }: ControlPlaneRequest): numbe
   return agent || !isRefused ? undefined : parseId(String(headers['x-agent-id']));
 }
 
-/** The id in a path that names a task. */
-function taskIdInPath({ routeOptions: { url }, params }: ControlPlaneRequest): number | undefined {
-  return url?.startsWith('/v1/tasks/:id') ? parseId(String((params as { id?: unknown })?.id)) : undefined;
+/** The id in a path that names what the request is about. */
+function idInPath({ routeOptions: { url }, params }: ControlPlaneRequest, route: string): number | undefined {
+  return url?.startsWith(route) ? parseId(String((params as { id?: unknown })?.id)) : undefined;
 }
 
 /** Whose requests are summed up together: an agent's, an operator's, or those of an address without credentials. */

@@ -460,12 +460,18 @@ describe('the command line with a server', () => {
     expect(await idsOf('agents', 'list', '--config-status', 'failed')).toEqual([]);
     await server.operator('POST', '/v1/configs', { config: { a: 1 } });
     const { body: config } = await server.request('GET', '/config', { headers: credentialsOf(agent) });
-    const refused = { config_revision: config.revision, config_status: 'failed', config_message: said };
+    const refused = {
+      config_revision: config.revision,
+      config_status: 'failed',
+      config_message: said + 'y'.repeat(99),
+    };
     expect((await server.agent(agent, '/heartbeat', refused)).status).toBe(200);
     const failing = (await cli(['agents', 'list', '--config-status', 'failed'])).stdout;
     expect(failing).toMatch(/CONFIG_STATUS +CONFIG_REVISION +CONFIG_MESSAGE/);
     expect(failing).toContain(`failed         ${config.revision}`);
     expect(failing).toContain(String.raw`first line\u000a\u001b[2J\u202e`);
+    expect(failing).toContain('yy');
+    expect(failing).not.toContain('y'.repeat(99));
     expect((await cli(['agents', 'list', '--failing', '--not-failing'])).code).toBe(2);
     const shown = (await cli(['agents', 'show', id])).stdout;
     expect(shown).toMatch(/^outcomes\n {2}hour\n {4}success +1\n/m);
@@ -614,7 +620,7 @@ describe('the command line with a server', () => {
     let pages = 0;
     const { code, stdout } = await run(['top', '--every', '1'], {
       ...{ cwd: server.folder, env: finding(server.url), signal: ctrlC.signal },
-      terminal: { columns: 60, rows: 6 },
+      terminal: { columns: 60, rows: 7 },
       onOutput: (text) => {
         if (text.includes('completed') && ++pages === 2) ctrlC.abort();
       },
@@ -624,6 +630,8 @@ describe('the command line with a server', () => {
     const drawn = stdout.replace(/\u001b\[[\d;?]*[a-zA-Z]/g, '');
     expect(drawn).toMatch(/enqueued \d+(?:\.\d)?\/s {2}completed/);
     for (const line of drawn.split('\n')) expect(line.length).toBeLessThanOrEqual(60);
+    // And that there is more.
+    expect(drawn).toMatch(/^\.\.\.$/m);
     expect(drawn).not.toContain('FAILING AGENTS');
   });
 

@@ -405,6 +405,15 @@ describe('the first path', () => {
     expect((await tokens()).every(({ revoked_at }: { revoked_at: string | null }) => revoked_at)).toBe(true);
   });
 
+  it('shows no token of its database to the server of another in the same folder', async () => {
+    const before = (await operator('GET', '/v1/operator-tokens')).items.length;
+    const env = { CONTROL_PLANE_DATABASE_URL: 'sqlite://another.db' };
+    const { code, stdout, stderr } = await ended(run('scripts/seed.mjs', ['--seconds', '1'], env));
+    expect([code, stdout, stderr]).toEqual([3, '', expect.stringContaining('Start one with make start')]);
+    expect(existsSync(join(folder, 'another.db'))).toBe(false);
+    expect((await operator('GET', '/v1/operator-tokens')).items).toHaveLength(before);
+  });
+
   it.each([
     ['--help', 0, 'stdout', /^Usage: .*--seconds N/s],
     ['--colour', 2, 'stderr', /--colour.*\n\nUsage: /s],
