@@ -90,15 +90,20 @@ async function findServer() {
   const { CONTROL_PLANE_URL: url, CONTROL_PLANE_TOKEN: token } = process.env;
   if (url && token) return { url: url.replace(/\/$/, ''), token };
   try {
-    // First: without a server the command would make the token in the database, for nobody. The one that the settings mean, as
-    // the command finds it: another server of this folder must not be shown its token.
+    // The one that the settings mean: another server of this folder must not be shown its token. Named to the command, it must
+    // prove that it has the database, and without it no token is made.
     const { readServerFile } = await import('../dist/cli/local-server.js');
     const { readSettings } = await import('../dist/settings.js');
     const file = readServerFile(readSettings(process.env));
     if (typeof file !== 'object') throw new Error('none of its database is known');
     const cli = new URL('../dist/cli.js', import.meta.url).pathname;
     const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
-    const made = JSON.parse(execFileSync(process.execPath, [cli, ...make], { encoding: 'utf8' }));
+    const made = JSON.parse(
+      execFileSync(process.execPath, [cli, ...make], {
+        encoding: 'utf8',
+        env: { ...process.env, CONTROL_PLANE_URL: file.url },
+      }),
+    );
     return { url: file.url, token: made.token, tokenId: made.id };
   } catch (error) {
     console.error(

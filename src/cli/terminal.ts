@@ -86,17 +86,23 @@ export class Terminal {
         },
         close: () => undefined,
       };
-    const { createLogUpdate } = await import('log-update');
+    const [{ createLogUpdate }, { default: sliceAnsi }] = await Promise.all([
+      import('log-update'),
+      import('slice-ansi'),
+    ]);
     const draw = createLogUpdate(stdout as NodeJS.WriteStream, { showCursor: true });
     this.clear();
     return {
       // If it is too long, its end is what can be spared.
       show: (pageOf) => {
-        const { columns = 80, rows = 24 } = stdout;
+        const { columns, rows } = stdout;
+        // One that is being resized may say 0: the page that is there stays.
+        if (!columns || !rows) return;
         const maxLines = Math.max(1, rows - 1);
         let lines = pageOf(maxLines).split('\n');
         if (lines.length > maxLines) lines = [...lines.slice(0, maxLines - 1), '...'];
-        draw(lines.map((line) => [...line].slice(0, columns).join('')).join('\n'));
+        // By what they take on the screen: a line that wraps would push the first ones out.
+        draw(lines.map((line) => sliceAnsi(line, 0, columns)).join('\n'));
       },
       close: () => draw.done(),
     };

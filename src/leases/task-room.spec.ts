@@ -114,6 +114,9 @@ describe('countRoom', () => {
     // Of those that are looked at, some may have room all the same.
     const busy = fleet(150, { capacity: 200, ofKind: 200 });
     expect(await roomOf(busy)).toMatchObject({ withRoom: null, seen: { kinds: 20_000 } });
+    // Those of later pages are looked at as far as it costs nothing.
+    const later = [...fleet(1_000, { capacity: 200, ofKind: 200 }), { id: 1_001, capacity: 1 }];
+    expect(await roomOf(later)).toMatchObject({ withRoom: 1 });
     const some = busy.map((agent) => (agent.id === 60 ? { ...agent, ofKind: 100, others: 100 } : agent));
     expect(await roomOf(some)).toMatchObject({ withRoom: 1 });
   });

@@ -47,7 +47,8 @@ export async function countRoom(
 ): Promise<Room> {
   const given = (id: number) => (id === holder ? 1 : 0);
   let [looked, counted, lookedAt, aboveId] = [0, 0, 0, 0];
-  let withRoom: number | null = 0;
+  let withRoom = 0;
+  let isUndecided = false;
   let free = 0;
   while (looked < MAX_AGENTS) {
     const takers = await reader.takers(aboveId, AGENTS_AT_ONCE);
@@ -70,17 +71,20 @@ export async function countRoom(
         return lookedAt <= MAX_KINDS_LOOKED_AT;
       });
       withRoom = await countByKind(reader, looksAt, given);
-      if (withRoom === 0 && looksAt.length < undecided.length) withRoom = null;
+      if (looksAt.length < undecided.length) isUndecided = true;
     }
     const isAll = takers.length < AGENTS_AT_ONCE;
-    if (isAll || (withRoom !== 0 && free >= needed))
-      return { with_room: withRoom, free: { count: free, isExact: isAll } };
+    if (isAll || (withRoom > 0 && free >= needed))
+      return {
+        with_room: withRoom === 0 && isUndecided ? null : withRoom,
+        free: { count: free, isExact: isAll },
+      };
     looked += takers.length;
     aboveId = takers.at(-1)?.id ?? aboveId;
   }
   const isAll = (await reader.takers(aboveId, 1)).length === 0;
   return {
-    with_room: withRoom === 0 && !isAll ? null : withRoom,
+    with_room: withRoom === 0 && (isUndecided || !isAll) ? null : withRoom,
     free: { count: free, isExact: isAll },
   };
 }

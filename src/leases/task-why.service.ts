@@ -25,6 +25,7 @@ import {
   type PlaceCount,
   type Takers,
   type Wait,
+  type WhyFacts,
   type WhyTask,
   waitOf,
 } from './task-why';
@@ -43,7 +44,6 @@ const ZERO: Count = { count: 0, isExact: true };
 const NONE_AHEAD: Ahead = {
   leases: ZERO,
   places: { target: ZERO, kind: ZERO, global: ZERO },
-  isDueMeanwhile: false,
 };
 
 /**
@@ -105,7 +105,9 @@ export class TaskWhyService {
     // One that is queued has its places, unless it loses them with its time.
     const isWaiting = task.state !== 'queued' || wait !== undefined;
     const windows = isWaiting ? await this.windowsOf(statements, task) : [];
-    const ahead = isWaiting ? await this.ahead(statements, task, windows, wait) : NONE_AHEAD;
+    const { ahead, aheadNow } = isWaiting
+      ? await this.ahead(statements, task, windows, wait)
+      : { ahead: NONE_AHEAD, aheadNow: NONE_AHEAD };
     const queuedBefore = await this.countBefore(statements, 'queued', { kind: task.kind }, task);
     return explain({
       now,
@@ -115,7 +117,7 @@ export class TaskWhyService {
       lease,
       lastAttempt: wait?.reason === 'backoff' ? await this.lastAttempt(statements, task.id) : undefined,
       windows,
-      ahead,
+      ...{ ahead, aheadNow },
       pace: await this.pace(statements, windows, now),
       queuedBefore,
       takers: await this.takers(statements, task, leasesNeeded(queuedBefore, ahead), lease?.agent_id),
@@ -137,15 +139,17 @@ export class TaskWhyService {
     task: WhyTask,
     windows: readonly LimitedWindow[],
     wait: Wait | undefined,
-  ): Promise<Ahead> {
-    if (windows.length === 0 && !wait) return NONE_AHEAD;
+  ): Promise<Pick<WhyFacts, 'ahead' | 'aheadNow'>> {
+    if (windows.length === 0 && !wait) return { ahead: NONE_AHEAD, aheadNow: NONE_AHEAD };
     const scopes = new Set(windows.map(({ scope }) => scope));
-    const leaving = wait ? await this.leavingBefore(statements, task.id, wait.end) : [];
+    const leaving = wait
+      ? await this.leavingBefore(statements, task.id, wait.end)
+      : { places: [], isExact: true };
     const own = await this.countBefore(statements, 'waiting', { kind: task.kind, target: task.target }, task);
     // Only windows that others share with its target make those matter, and those that get a place meanwhile.
     const kinds = scopes.has('global')
       ? await this.concurrency.waitingKinds(statements)
-      : scopes.has('kind') || leaving.length > 0
+      : scopes.has('kind') || leaving.places.length > 0 || !leaving.isExact
         ? [task.kind]
         : [];
     const waiting = await this.waitingPlaces(statements, kinds, task);
@@ -153,7 +157,9 @@ export class TaskWhyService {
     const due = wait ? await this.dueBefore(statements, task, wait.end) : [];
     const places = [...waiting.places, ...due];
     const rooms = places.length === 0 ? [] : await this.concurrency.limitedWindows(statements, places);
-    return countAhead({ task, own, waiting, due, leaving, rooms, windows }, MAX_COUNTED);
+    const isCounted = leaving.isExact && due.reduce((sum, { count }) => sum + count, 0) <= MAX_COUNTED;
+    const around = { task, own, waiting, leaving: leaving.places, rooms, windows, isCounted };
+    return { ahead: countAhead({ ...around, due }), aheadNow: countAhead({ ...around, due: [] }) };
   }
 
   /** How many tasks of a state are before one. */
@@ -206,17 +212,25 @@ export class TaskWhyService {
   }
 
   /** How many queued tasks of each place end before an instant, as their time is up. */
-  private leavingBefore(statements: Statements, taskId: number, atMs: number): Promise<PlaceCount[]> {
-    return statements.rows<PlaceCount>(
-      `SELECT kind, target, count(*) AS count FROM (
+  private async leavingBefore(
+    statements: Statements,
+    taskId: number,
+    atMs: number,
+  ): Promise<{ places: PlaceCount[]; isExact: boolean }> {
+    const rows = await statements.rows<PlaceCount & { state: string }>(
+      `SELECT kind, target, state, count(*) AS count FROM (
          SELECT id, kind, target, state FROM tasks
          WHERE not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued') AND not_after <= $2
          ORDER BY not_after LIMIT $3
-       ) AS soon WHERE state = 'queued' AND id <> $1 GROUP BY kind, target`,
+       ) AS soon WHERE id <> $1 GROUP BY kind, target, state`,
       taskId,
       atMs,
-      MAX_COUNTED + 1,
+      MAX_COUNTED + 2,
     );
+    return {
+      places: rows.filter(({ state }) => state === 'queued'),
+      isExact: rows.reduce((sum, { count }) => sum + count, 0) <= MAX_COUNTED,
+    };
   }
 
   /** How many tasks a millisecond were completed lately in each of the windows, where there were some. */
@@ -317,7 +331,8 @@ export class TaskWhyService {
     const { id, status, is_silent: isSilent } = nearest;
     const { maxLeasesPerAgent } = this.settings;
     const leases = await this.leasesOf(statements, [id], maxLeasesPerAgent);
-    const held = (leases ? (leases.get(id) ?? 0) : maxLeasesPerAgent) - (id === holder ? 1 : 0);
+    // One that holds more than it may has no room, also without the task's lease.
+    const held = leases ? (leases.get(id) ?? 0) - (id === holder ? 1 : 0) : maxLeasesPerAgent;
     return { id, status, isSilent: isSilent === 1, held };
   }
 

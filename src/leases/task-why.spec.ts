@@ -16,7 +16,7 @@ const ZERO = { count: 0, isExact: true };
 /** As many come first, for a lease and for a place of any window. */
 const aheadOf = (count: number, isExact = true): Ahead => {
   const of = { count, isExact };
-  return { leases: of, places: { target: of, kind: of, global: of }, isDueMeanwhile: false };
+  return { leases: of, places: { target: of, kind: of, global: of } };
 };
 
 const task = (fields: Partial<WhyTask> = {}): WhyTask => ({
@@ -56,6 +56,7 @@ const facts = (fields: Partial<WhyFacts> = {}): WhyFacts => ({
   lastAttempt: undefined,
   windows: [],
   ahead: aheadOf(0),
+  aheadNow: aheadOf(0),
   pace: {},
   queuedBefore: ZERO,
   takers: {
@@ -137,22 +138,15 @@ describe('countAhead', () => {
   const ahead = (
     places: ReturnType<typeof place>[],
     rooms: LimitedWindow[],
-    {
-      own = 2,
-      maxDue = 100,
-      ...around
-    }: Partial<Omit<Around, 'own'>> & { own?: number; maxDue?: number } = {},
+    { own = 2, ...around }: Partial<Omit<Around, 'own'>> & { own?: number } = {},
   ) =>
-    countAhead(
-      {
-        task: task(),
-        own: { count: own, isExact: true },
-        waiting: { places, isExact: true },
-        ...{ due: [], leaving: [], rooms, windows: [] },
-        ...around,
-      },
-      maxDue,
-    );
+    countAhead({
+      task: task(),
+      own: { count: own, isExact: true },
+      waiting: { places, isExact: true },
+      ...{ due: [], leaving: [], rooms, windows: [], isCounted: true },
+      ...around,
+    });
 
   it('counts those of other targets as far as their own windows let them in', () => {
     const counts = ahead(
@@ -166,7 +160,6 @@ describe('countAhead', () => {
         kind: { count: 7, isExact: true },
         global: { count: 7, isExact: true },
       },
-      isDueMeanwhile: false,
     });
   });
 
@@ -193,7 +186,6 @@ describe('countAhead', () => {
     expect(counts).toMatchObject({
       leases: { count: 2 + 4 + 3, isExact: true },
       places: { target: { count: 6 }, kind: { count: 9 }, global: { count: 16 } },
-      isDueMeanwhile: true,
     });
   });
 
@@ -234,7 +226,6 @@ describe('countAhead', () => {
       leases: { count: 2 + 1, isExact: true },
       places: { target: { count: 2 }, kind: { count: 3 }, global: { count: 3 + 2 } },
     });
-    expect(ahead(waits, rooms, { leaving, maxDue: 11 }).leases.isExact).toBe(false);
     // Of its own window: the place goes to one that waits, or comes due.
     const windows = [window({ limit: 2, leased: 0, queued: 2, waiting: 3 })];
     expect(ahead([], [], { windows, leaving }).places.kind.count).toBe(2 + 3);
@@ -245,15 +236,26 @@ describe('countAhead', () => {
     );
   });
 
-  it('is not exact if more come due than were counted', () => {
-    const some = { due: [due('dns', 'b:53', 2, 1), due('http', 'x:80', 0, 1)] };
-    expect(ahead([], [], { ...some, maxDue: 4 }).leases.isExact).toBe(true);
-    const { leases, places } = ahead([], [], { ...some, maxDue: 3 });
+  it('counts one that takes a place of the target, as one of the kind is left by a task of another', () => {
+    const windows = [
+      window({ limit: 1, leased: 0, queued: 1, waiting: 1 }),
+      window({ scope: 'target', target: 'a:53', limit: 1, leased: 0, queued: 0, waiting: 1 }),
+    ];
+    const leaving = [place('dns', 'c:53', 1)];
+    expect(ahead([], [], { own: 0, windows, leaving }).places).toMatchObject({
+      target: { count: 1 },
+      kind: { count: 1 },
+    });
+    expect(ahead([], [], { own: 0, windows, leaving: [place('tcp', 'c:1', 1)] }).places).toMatchObject({
+      target: { count: 0 },
+      kind: { count: 0 },
+    });
+  });
+
+  it('is not exact if more come due or leave than were counted', () => {
+    const { leases, places } = ahead([], [], { isCounted: false });
     expect([leases, places.target, places.kind, places.global].map(({ isExact }) => isExact)).toEqual([
-      false,
-      false,
-      false,
-      false,
+      ...[false, false, false, false],
     ]);
   });
 });
@@ -379,26 +381,49 @@ describe('explain', () => {
     ]) {
       expect(reason).toBe('ready');
       expect(message).toMatch(
-        /^Nothing is known to hold it: .* It is not counted whether they may hold as many/,
+        /^Nothing is known to hold it: .* It is not counted whether the agents that are online may hold as many/,
       );
     }
     expect(behind(999, true, { count: 1_000, isExact: false }).message).toMatch(/^Nothing holds it/);
   });
 
-  it('says that what comes due meanwhile may have run by then', () => {
-    const { message } = explain(
-      facts({
-        task: task({ state: 'scheduled', run_at: NOW + 1_000 }),
-        wait: { reason: 'not_yet', until: NOW + 1_000, end: NOW + 1_000, isLast: false },
-        windows: [window({ limit: 3 })],
-        ahead: { ...aheadOf(1_200), isDueMeanwhile: true },
-        takers: { ...facts().takers, free: { count: 1_000, isExact: true } },
-      }),
+  it('says that what comes due first may have run by then, if it may', () => {
+    const told = (fields: Partial<WhyFacts>) =>
+      explain(
+        facts({
+          task: task({ state: 'scheduled', run_at: NOW + 1_000 }),
+          wait: { reason: 'not_yet', until: NOW + 1_000, end: NOW + 1_000, isLast: false },
+          windows: [window({ limit: 3 })],
+          ahead: aheadOf(1_200),
+          takers: { ...facts().takers, free: { count: 1_000, isExact: true } },
+          ...fields,
+        }),
+      ).message.replace(/^.* To let it run: wait until [^,]*, /, '');
+    const unless = 'if the tasks that come due first have not run by then';
+    expect(told({})).toBe(
+      `then, ${unless}, raise the limit of dns to 1203, then, ${unless}, bring an agent that asks for 201 of dns.`,
     );
-    expect(message).toContain(
-      'To let it run: wait until 1970-01-01T00:16:41.000Z, then if what comes due before has not run by then, ' +
-        'raise the limit of dns to 1203, then bring an agent that asks for 201 of dns.',
+    // They are there already.
+    expect(told({ aheadNow: aheadOf(1_200) })).toBe(
+      'then raise the limit of dns to 1203, then bring an agent that asks for 201 of dns.',
     );
+    // Nothing runs.
+    expect(told({ windows: [window({ limit: 0, leased: 0, queued: 0 })] })).toContain('then raise the limit');
+    const none = { ...facts().takers, online: 0, with_room: 0 };
+    expect(told({ takers: none })).toMatch(/^then bring .*, then raise the limit of dns to 1203\.$/);
+  });
+
+  it('says of changes too that it was not counted whether agents can hold enough', () => {
+    const wait = { reason: 'not_yet', until: NOW, end: NOW, isLast: false } as const;
+    const told = (ahead: Ahead, free: WhyFacts['takers']['free']) =>
+      explain(facts({ task: task({ state: 'scheduled' }), wait, ahead, takers: { ...facts().takers, free } }))
+        .message;
+    const caveat =
+      'It is not counted whether the agents that are online may hold as many leases as that takes.';
+    expect(told(aheadOf(10_000, false), { count: 11_000, isExact: true })).toContain(`. ${caveat}`);
+    expect(told(aheadOf(1_000), { count: 1_000, isExact: false })).toContain(caveat);
+    expect(told(aheadOf(999), { count: 1_000, isExact: false })).not.toContain(caveat);
+    expect(told(aheadOf(10_000, false), { count: 1_000, isExact: true })).not.toContain(caveat);
   });
 
   it('names no instant that can not be written', () => {

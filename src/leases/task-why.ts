@@ -30,8 +30,6 @@ export interface Ahead {
   readonly leases: Count;
   /** For a place in each of its windows, by scope. */
   readonly places: Readonly<Record<WindowScope, Count>>;
-  /** Whether some of them come due while it waits. */
-  readonly isDueMeanwhile: boolean;
 }
 
 /** The agents that take a kind. */
@@ -82,6 +80,8 @@ export interface WhyFacts {
   /** Those with a limit that the task counts in. */
   readonly windows: readonly LimitedWindow[];
   readonly ahead: Ahead;
+  /** The same without those that come due while it waits. */
+  readonly aheadNow: Ahead;
   /** How many tasks come free in each of these windows in a millisecond, by scope; left out if that is not known. */
   readonly pace: Readonly<Partial<Record<WindowScope, number>>>;
   readonly queuedBefore: Count;
@@ -136,6 +136,8 @@ export interface Around {
   readonly due: readonly DueCount[];
   /** Those that are queued and end until then, as their time is up: they leave their places to others. */
   readonly leaving: readonly PlaceCount[];
+  /** Whether these are all that come due, and all that leave. */
+  readonly isCounted: boolean;
   /** The windows with a limit, of any of them. */
   readonly rooms: readonly LimitedWindow[];
   /** Those with a limit that it counts in itself. */
@@ -146,16 +148,18 @@ export interface Around {
  * How many tasks come before one, once its windows have room: of others as many as their own windows let in. Places go to the
  * best first, so that is exact, unless it waits: of those that come due meanwhile, also some behind it can be given the room that
  * there is.
- * @param maxCounted of those that come due, and of those that leave, no more were counted
  */
-export function countAhead(around: Around, maxCounted: number): Ahead {
-  const { task, own, waiting, due, leaving, windows } = around;
+export function countAhead(around: Around): Ahead {
+  const { task, own, waiting, due, leaving, windows, isCounted } = around;
   const { kind, target } = task;
+  const left = new Map<string, number>();
+  for (const place of leaving)
+    for (const key of keysOf(place)) left.set(key, (left.get(key) ?? 0) + place.count);
   const rooms = new Map(
-    around.rooms.map((window) => [
-      keyOf(window.scope, window),
-      roomOf(window) + sumOf(leaving.filter((place) => isWithin(window, place))),
-    ]),
+    around.rooms.map((window) => {
+      const key = keyOf(window.scope, window);
+      return [key, roomOf(window) + (left.get(key) ?? 0)];
+    }),
   );
   const isOwn = (place: Place) => place.kind === kind && place.target === target;
   const before = new Map<string, PlaceCount>();
@@ -177,17 +181,28 @@ export function countAhead(around: Around, maxCounted: number): Ahead {
     if (other !== kind)
       inAll += Math.min(count, rooms.get(keyOf('kind', { kind: other, target: '' })) ?? Infinity);
 
-  const isCounted = sumOf(due) <= maxCounted && sumOf(leaving) <= maxCounted;
   const isExact = own.isExact && waiting.isExact && isCounted;
-  // Those behind it that are there first, in the room that there is: some may wait for the places that it and others leave.
+  // Those behind it that are there first, in the room that there is: some may wait for the places that it and others leave. A
+  // place of its kind that is left lets in one that takes a place of its target too.
+  const leaves = holdsPlace(task) ? 1 : 0;
+  const leftToWaiting =
+    leaves +
+    sumOf(
+      leaving.filter((place) =>
+        windows.some((window) => keysOf(place).includes(keyOf(window.scope, window))),
+      ),
+    );
   const inRoom = (scope: WindowScope): number => {
     const window = windows.find((one) => one.scope === scope);
     if (!window) return 0;
+    const key = keyOf(scope, window);
     const behind = due
-      .filter((place) => isWithin(window, place))
+      .filter((place) => keysOf(place).includes(key))
       .reduce((sum, { count, before: first }) => sum + count - first, 0);
-    const left = (holdsPlace(task) ? 1 : 0) + sumOf(leaving.filter((place) => isWithin(window, place)));
-    return Math.min(behind + Math.min(window.waiting, left), roomOf(window) + left);
+    return Math.min(
+      behind + Math.min(window.waiting, leftToWaiting),
+      roomOf(window) + leaves + (left.get(key) ?? 0),
+    );
   };
   const place = (scope: WindowScope, count: number, isExact: boolean): Count => ({
     count: count + inRoom(scope),
@@ -200,19 +215,21 @@ export function countAhead(around: Around, maxCounted: number): Ahead {
       kind: place('kind', ofKind, isExact),
       global: place('global', inAll, isExact),
     },
-    isDueMeanwhile: due.length > 0,
   };
 }
 
 const sumOf = (counts: readonly PlaceCount[]): number => counts.reduce((sum, { count }) => sum + count, 0);
 
-/** Whether tasks of a place count in a window. */
-const isWithin = ({ scope, kind, target }: LimitedWindow, place: Place): boolean =>
-  scope === 'global' || (place.kind === kind && (scope === 'kind' || place.target === target));
-
 const roomOf = ({ limit, queued, leased }: LimitedWindow): number => Math.max(0, limit - queued - leased);
 
 const keyOf = (scope: WindowScope, { kind, target }: Place): string => `${scope}\0${kind}\0${target}`;
+
+/** The keys of the windows that tasks of a place count in. */
+const keysOf = ({ kind, target }: Place): string[] => [
+  keyOf('target', { kind, target }),
+  keyOf('kind', { kind, target: '' }),
+  keyOf('global', { kind: '', target: '' }),
+];
 
 /** A window that has no room for the task, and what would give it some. */
 interface Shortage {
@@ -228,7 +245,7 @@ interface Shortage {
 export const holdsPlace = ({ state }: WhyTask): boolean => state === 'leased' || state === 'queued';
 
 /** The windows without room, the one that is furthest from having some first; of several, the narrowest. */
-function shortagesOf({ task, windows, ahead: { places: ahead } }: WhyFacts): Shortage[] {
+function shortagesOf({ task, windows }: WhyFacts, { places: ahead }: Ahead): Shortage[] {
   const shortages = windows.map((window): Shortage => {
     // The place that it has itself is free by the time that it asks for one.
     const held = window.queued + window.leased - (holdsPlace(task) ? 1 : 0);
@@ -267,11 +284,14 @@ export function explainFinished(task: WhyTask, keyHolder?: number): TaskWhy {
 export const leasesNeeded = (queuedBefore: Count, { leases }: Ahead): number =>
   1 + queuedBefore.count + leases.count;
 
+/** A change, and whether less of it or nothing may be needed, as what comes due first may have run by then. */
+type Change = Omit<WhyChange, 'reason'> & { readonly isIfDue?: boolean };
+
 /** Why an unfinished task does not run, and what would let it. */
 export function explain(facts: WhyFacts): TaskWhy {
   const { task, takers } = facts;
   const isWaiting = task.state !== 'queued' || facts.wait !== undefined;
-  const shortages = isWaiting ? shortagesOf(facts) : [];
+  const shortages = isWaiting ? shortagesOf(facts, facts.ahead) : [];
   const needed = leasesNeeded(facts.queuedBefore, facts.ahead);
   const isNeededExact = facts.queuedBefore.isExact && facts.ahead.leases.isExact;
   const asksOf = (room: number, leases = needed) => ({
@@ -284,7 +304,13 @@ export function explain(facts: WhyFacts): TaskWhy {
     action: 'bring_agent' as const,
     ...asksOf(facts.maxLeasesPerAgent, leases),
   });
-  const found: { reason: WhyReason; fact: string; changes: Omit<WhyChange, 'reason'>[] }[] = [];
+  // What comes due while it waits may have run by then, where an agent is online and the limit lets something run.
+  const shortNow = new Map(
+    shortagesOf(facts, facts.aheadNow).map(({ window, places }) => [window.scope, places]),
+  );
+  const isIfDue = ({ window, places }: Shortage) =>
+    takers.online > 0 && window.limit > 0 && places > (shortNow.get(window.scope) ?? 0);
+  const found: { reason: WhyReason; fact: string; changes: Change[] }[] = [];
   if (facts.wait) {
     const { reason, end, isLast } = facts.wait;
     const again = isLast ? [{ action: 'retry_task' as const }] : [];
@@ -309,18 +335,23 @@ export function explain(facts: WhyFacts): TaskWhy {
     found.push({
       reason: 'window_full',
       fact: factOfWindow(window, tightest),
-      changes: shortages.map(({ window: { scope, kind, target }, limit }) => ({
-        action: 'raise_limit',
-        ...{ scope, kind: kind || null, target: target || null, limit },
-      })),
+      changes: shortages.map((shortage) => {
+        const { scope, kind, target } = shortage.window;
+        const which = { scope, kind: kind || null, target: target || null };
+        return { action: 'raise_limit', ...which, limit: shortage.limit, isIfDue: isIfDue(shortage) };
+      }),
     });
   }
   const isShort = takers.free.isExact && takers.free.count < needed;
-  if (takers.online > 0 && (takers.with_room === 0 || isShort)) {
-    // Those that hold as many as they ask for will not take more of them.
-    const changes = [bring(takers.with_room === 0 ? needed : needed - takers.free.count)];
-    found.push({ reason: 'agents_busy', fact: factOfBusy(facts, needed, isNeededExact), changes });
+  const areBusy = takers.online > 0 && (takers.with_room === 0 || isShort);
+  if (areBusy) {
+    // If all hold as many as they ask for, none of them will take more.
+    const missing = takers.with_room === 0 ? needed : needed - takers.free.count;
+    const isLess = needed > leasesNeeded(facts.queuedBefore, facts.aheadNow);
+    const fact = factOfBusy(facts, needed, isNeededExact);
+    found.push({ reason: 'agents_busy', fact, changes: [{ ...bring(missing), isIfDue: isLess }] });
   }
+  const isKnown = takers.online === 0 || areBusy || (isNeededExact && takers.free.count >= needed);
   if (facts.isDraining) {
     const fact = 'This server stops: agents are sent to others, or come back when it has started again.';
     found.push({ reason: 'draining', fact, changes: [{ action: 'start_server' }] });
@@ -335,7 +366,7 @@ export function explain(facts: WhyFacts): TaskWhy {
   return answer(
     task,
     first?.reason ?? 'ready',
-    first?.fact ?? factOfReady(facts, isNeededExact && takers.free.count >= needed),
+    first?.fact ?? factOfReady(facts, isKnown),
     found.flatMap(({ reason, changes }) => changes.map((change) => ({ reason, ...change }))),
     {
       until: toTimestamp(facts.wait?.until ?? null),
@@ -353,7 +384,7 @@ export function explain(facts: WhyFacts): TaskWhy {
       },
       load_percent: isOverloaded ? percent : null,
     },
-    facts.ahead.isDueMeanwhile,
+    first && !isKnown ? NOT_COUNTED : '',
   );
 }
 
@@ -369,31 +400,28 @@ function wake(
   return status === 'draining' && isSilent ? [enable, start] : [{ ...enable, ...asks }];
 }
 
+/** @param caveat what is to be known of the changes, as a sentence */
 function answer(
   task: WhyTask,
   reason: WhyReason,
   fact: string,
-  changes: WhyChange[],
+  found: (Change & { reason: WhyReason })[],
   known: Partial<TaskWhy>,
-  isDueMeanwhile = false,
+  caveat = '',
 ): TaskWhy {
-  // What comes due while it waits has mostly run by then.
-  const ifNot = isDueMeanwhile
-    ? changes.findIndex(({ reason: of }) => of === 'window_full' || of === 'agents_busy')
-    : -1;
-  const toDo = changes
-    .map(
-      (change, i) =>
-        `${i === ifNot ? 'if what comes due before has not run by then, ' : ''}${textOf(change)}`,
-    )
-    .join(', then ');
+  const changes = found.map(({ isIfDue, ...change }): WhyChange => change);
+  const steps = changes.map((change, i) => {
+    const ifDue = found[i]?.isIfDue ? ', if the tasks that come due first have not run by then,' : '';
+    return `${i === 0 ? '' : `, then${ifDue} `}${textOf(change)}`;
+  });
+  const toDo = steps.length === 0 ? '' : ` To let it run: ${steps.join('')}.`;
   return {
     task_id: task.id,
     kind: task.kind,
     target: task.target,
     state: task.state,
     reason,
-    message: toDo === '' ? fact : `${fact} To let it run: ${toDo}.`,
+    message: `${fact}${toDo}${caveat === '' ? '' : ` ${caveat}`}`,
     changes,
     until: null,
     attempts: task.attempts,
@@ -482,6 +510,9 @@ function factOfBusy(
     : `${takes}, and may hold ${free.count} more ${free.count === 1 ? 'lease' : 'leases'} in all; ${tasks({ count: needed - 1, isExact })}.`;
 }
 
+const NOT_COUNTED =
+  'It is not counted whether the agents that are online may hold as many leases as that takes.';
+
 /** @param isEnough whether those online are known to be able to hold as many leases as it takes */
 function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts, isEnough: boolean): string {
   const { online, with_room: withRoom, last_asked_at: askedAt } = takers;
@@ -492,7 +523,7 @@ function factOfReady({ task: { kind }, queuedBefore, takers, now }: WhyFacts, is
       ? `None of them has asked for ${kind} since ${toTimestamp(askedAt)}: look whether they still claim.`
       : isEnough
         ? `The next claims that ask for enough get it; if none does, ${look}`
-        : `It is not counted whether they may hold as many leases as that takes; if they get none, ${look}`;
+        : `${NOT_COUNTED} If they get none, ${look}`;
   const takes = takeOf(online, kind);
   const room = withRoom === null ? 'too many of them busy to tell whether one has' : `${withRoom} with`;
   const holds = isEnough ? 'Nothing holds it' : 'Nothing is known to hold it';
@@ -523,7 +554,7 @@ function textOf(change: WhyChange): string {
     case 'bring_agent':
       return agents > 1
         ? `bring ${atLeast}${agents} agents that each ask for ${capacity} of ${kind}`
-        : `bring an agent that asks for ${capacity} of ${kind}`;
+        : `bring ${isEnough ? 'an agent that asks' : 'agents that ask'} for ${capacity} of ${kind}`;
     case 'load_kind':
       return `name the extension of ${kind} in this server's settings`;
     case 'reduce_load':

@@ -149,7 +149,7 @@ export class RequestLog {
         claimed_agent_id: claimedAgentId(request),
         operator: request.operator?.name,
         task_id: idInPath(request, '/v1/tasks/:id'),
-        subject_agent_id: idInPath(request, '/v1/agents/:id'),
+        subject_agent_id: request.operator && idInPath(request, '/v1/agents/:id'),
         trace_id: trace?.traceId,
         span_id: trace?.spanId,
         ...request.logFacts,

@@ -404,6 +404,30 @@ describe('why a task does not run', () => {
     expect((await claim(agent)).map(({ task_id }) => task_id)).toEqual([id]);
   });
 
+  it('counts those that get the places of a task whose time is up meanwhile, in each window', async () => {
+    const agent = await taker();
+    await limit({ kind: 'dns', ceiling: 1 }, { kind: 'dns', target: '192.0.2.1:53', ceiling: 1 });
+    const [, before] = await server.enqueue(
+      aimedAt('192.0.2.3', { not_after: inMs(3_000) }),
+      aimedAt('192.0.2.1', { priority: -5 }),
+    );
+    const id = await enqueueOne(aimedAt('192.0.2.1', { priority: 5, run_at: inMs(6_000) }));
+    const { changes } = await why(id);
+    expect(changes).toMatchObject([
+      { action: 'wait_until' },
+      { action: 'raise_limit', scope: 'kind' },
+      { action: 'raise_limit', scope: 'target', limit: 2 },
+    ]);
+    await server.passKept(clock, 7_000);
+    await limit(
+      ...changes.slice(1).map((change: any) => ({
+        ...{ kind: change.kind, ceiling: change.limit },
+        ...(change.target === null ? {} : { target: change.target }),
+      })),
+    );
+    expect((await claim(agent, { dns: 5 })).map(({ task_id }) => task_id)).toEqual([id, before]);
+  });
+
   it('counts the lease that the holder loses as room of it, also while it drains', async () => {
     await server.stop();
     server = await TestServer.start(
