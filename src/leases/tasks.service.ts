@@ -437,6 +437,10 @@ export class TasksService {
   private async insert(tx: Transaction, tasks: readonly Omit<NewTask, 'state'>[]): Promise<EnqueuedTask[]> {
     const { now } = tx;
     checkTimes(tasks, now);
+    // Whoever sets ceilings locks the table before the counters; so does everybody who comes to write to it. Before the first
+    // look, so that what is told of a task that is there already is of the same instant as what is told of new ones.
+    const lock = tx.dialect.lockTable('tasks', 'shared');
+    if (lock) await tx.run(lock);
     const keys = tasks.flatMap((task) => task.unique_key ?? []);
     const holders = keys.length === 0 ? new Map<string, KeyHolder>() : await findByKeys(tx, keys);
     /** For each task the place of its row among the new ones, or the task that is there already. */
@@ -464,9 +468,6 @@ export class TasksService {
       }
     });
     const ready = rows.filter((row) => row.run_at === null || row.run_at <= now);
-    // Whoever sets ceilings locks the table before the counters; so does everybody who comes to write to it.
-    const lock = tx.dialect.lockTable('tasks', 'shared');
-    if (lock) await tx.run(lock);
     const states = await this.depth.readyStates(tx, ready);
     ready.forEach((row, i) => {
       row.state = states[i] as TaskState;
