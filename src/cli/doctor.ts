@@ -264,11 +264,7 @@ async function server(terminal: Terminal, settings: Settings, served: boolean): 
       await callApi(terminal, settings, access, { ...call, path: '/readyz', repeatable: false });
     } catch (error) {
       if (!(error instanceof Failure) || error.envelope === undefined) throw error;
-      return [
-        'FAIL',
-        'server',
-        `it answers, but is not ready: ${error.message.replaceAll(/\s*\n\s*/g, ' ')}`,
-      ];
+      return ['FAIL', 'server', `it answers, but is not ready: ${inOneLine(error)}`];
     }
     await callApi(terminal, settings, access, call);
     return standing === 'proven'
@@ -280,6 +276,8 @@ async function server(terminal: Terminal, settings: Settings, served: boolean): 
         ];
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    return [expected, 'server', error.message.replaceAll('\n', ' ')];
+    return [expected, 'server', inOneLine(error)];
   }
 }
+
+const inOneLine = ({ message }: Failure): string => message.replaceAll(/\s*\n\s*/g, ' ');

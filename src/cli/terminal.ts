@@ -14,7 +14,7 @@ export interface Output {
 
 /** A page that is drawn again and again in one place. */
 export interface Screen {
-  /** Draws the page, made for so many lines; as much of its beginning as there are. */
+  /** Draws the page that is made for `maxLines`, and cuts off what does not fit. */
   show(pageOf: (maxLines: number) => string): void;
   /** Leaves the last page there. */
   close(): void;

@@ -1,26 +1,21 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { OnlineTaker } from '../agents/agent-kinds';
-
-/** How many there are; at least so many if it is not exact, for counting ends somewhere. */
-export interface Count {
-  readonly count: number;
-  readonly isExact: boolean;
-}
+import type { Count } from './task-ahead';
 
 /** How many agents are looked at for room at a time, and in all. */
 const AGENTS_AT_ONCE = 1_000;
 const MAX_AGENTS = 10_000;
-/** How many leases are counted for that in all, and how many of them are looked at for their task's kind. */
+/** How many leases are counted in all, and how many are read with their task's kind. */
 const MAX_LEASES = 250_000;
 const MAX_KINDS_LOOKED_AT = 20_000;
-/** Of so many agents at a time leases are looked at for their kinds: others have a turn in between. */
+/** Of how many agents the leases are read with their kinds before the event loop serves others. */
 const LOOKED_AT_ONCE = 50;
 
 /** What is read to find room for leases of a kind. */
 export interface RoomReader {
   /** Agents that are online and take the kind, by ids above one. */
   takers(aboveId: number, limit: number): Promise<readonly OnlineTaker[]>;
-  /** How many live leases of any kind each of the agents holds; undefined if they hold more than so many in all. */
+  /** How many live leases of any kind each of the agents holds; undefined if they hold more than `most` in all. */
   held(agentIds: readonly number[], most: number): Promise<ReadonlyMap<number, number> | undefined>;
   /** How many live leases of the kind each of the agents holds. */
   heldOfKind(agentIds: readonly number[]): Promise<ReadonlyMap<number, number>>;

@@ -13,16 +13,13 @@ import { Lifecycle } from '../telemetry/lifecycle';
 import { Overload } from '../telemetry/overload';
 import { longestBackoffMs } from './backoff';
 import type { Outcome } from './result.entity';
+import { type Ahead, type Count, countAhead, type DueCount, type PlaceCount, sumOf } from './task-ahead';
 import { TaskKinds } from './task-kinds';
-import { type Count, countRoom } from './task-room';
+import { countRoom } from './task-room';
 import {
-  type Ahead,
-  countAhead,
-  type DueCount,
   explain,
   explainFinished,
   leasesNeeded,
-  type PlaceCount,
   type Takers,
   type Wait,
   type WhyFacts,
@@ -37,7 +34,7 @@ const MAX_COUNTED = 10_000;
 /** The pace is judged by so many of the tasks that finished last, in the last so many milliseconds. */
 const PACE_TASKS = 1_000;
 const PACE_MS = 600_000;
-/** Of so many agents at a time the leases are counted: others have a turn in between. */
+/** Of how many agents the leases are counted before the event loop serves others. */
 const COUNTED_AT_ONCE = 100;
 
 const ZERO: Count = { count: 0, isExact: true };
@@ -157,9 +154,10 @@ export class TaskWhyService {
     const due = wait ? await this.dueBefore(statements, task, wait.end) : [];
     const places = [...waiting.places, ...due];
     const rooms = places.length === 0 ? [] : await this.concurrency.limitedWindows(statements, places);
-    const isCounted = leaving.isExact && due.reduce((sum, { count }) => sum + count, 0) <= MAX_COUNTED;
+    const isCounted = leaving.isExact && sumOf(due) <= MAX_COUNTED;
     const around = { task, own, waiting, leaving: leaving.places, rooms, windows, isCounted };
-    return { ahead: countAhead({ ...around, due }), aheadNow: countAhead({ ...around, due: [] }) };
+    const ahead = countAhead({ ...around, due });
+    return { ahead, aheadNow: due.length === 0 ? ahead : countAhead({ ...around, due: [] }) };
   }
 
   /** How many tasks of a state are before one. */
@@ -192,7 +190,7 @@ export class TaskWhyService {
         `SELECT target, count(*) AS count FROM (${bestOf('waiting')}) AS best WHERE ${IS_BEFORE} GROUP BY target`,
         ...[task.priority, task.id, kind, MAX_COUNTED + 1],
       );
-      if (rows.reduce((sum, { count }) => sum + count, 0) > MAX_COUNTED) isExact = false;
+      if (sumOf(rows) > MAX_COUNTED) isExact = false;
       places.push(...rows.map((row) => ({ kind, ...row })));
     }
     return { places, isExact };
@@ -229,7 +227,7 @@ export class TaskWhyService {
     );
     return {
       places: rows.filter(({ state }) => state === 'queued'),
-      isExact: rows.reduce((sum, { count }) => sum + count, 0) <= MAX_COUNTED,
+      isExact: sumOf(rows) <= MAX_COUNTED,
     };
   }
 
@@ -336,7 +334,7 @@ export class TaskWhyService {
     return { id, status, isSilent: isSilent === 1, held };
   }
 
-  /** How many live leases each of the agents holds; undefined if they hold more than so many in all. */
+  /** How many live leases each of the agents holds; undefined if they hold more than `most` in all. */
   private async leasesOf(
     statements: Statements,
     agentIds: readonly number[],

@@ -1,8 +1,9 @@
 import { toTimestamp } from '../clock';
-import type { LimitedWindow, Place } from '../concurrency/concurrency.service';
+import type { LimitedWindow } from '../concurrency/concurrency.service';
 import type { WindowScope } from '../concurrency/window.entity';
 import type { TaskEntity } from './task.entity';
-import type { Count, Room } from './task-room';
+import { type Ahead, type Count, holdsPlace } from './task-ahead';
+import type { Room } from './task-room';
 import type { TaskWhy, WhyAgents, WhyAttempt, WhyChange, WhyReason, WhyWindow } from './task-why.dto';
 
 /** How soon what is due is seen to, in milliseconds. */
@@ -13,24 +14,6 @@ const LAST_INSTANT = Date.parse('9999-12-31T23:59:59.999Z');
 const MAX_LIMIT = 1_000_000;
 /** Agents that claim are written down at least so often, in milliseconds; with some time to spare. */
 const ASKS_LATELY_MS = 1_200_000;
-
-/** How many tasks of a place. */
-export interface PlaceCount extends Place {
-  readonly count: number;
-}
-
-/** How many tasks of a place come due, and how many of them are handed out before a task. */
-export interface DueCount extends PlaceCount {
-  readonly before: number;
-}
-
-/** How many tasks come before one. */
-export interface Ahead {
-  /** For a lease of its kind, besides those that are queued. */
-  readonly leases: Count;
-  /** For a place in each of its windows, by scope. */
-  readonly places: Readonly<Record<WindowScope, Count>>;
-}
 
 /** The agents that take a kind. */
 export interface Takers extends Omit<WhyAgents, 'last_asked_at' | 'with_room'>, Room {
@@ -125,112 +108,6 @@ export function waitOf(
     : { reason, until, end, isLast: false };
 }
 
-/** What is to be known to count the tasks that come before one. */
-export interface Around {
-  readonly task: WhyTask;
-  /** How many of its target wait and are before it. */
-  readonly own: Count;
-  /** How many of other targets wait and are before it. */
-  readonly waiting: { readonly places: readonly PlaceCount[]; readonly isExact: boolean };
-  /** Those that come due until it has waited. */
-  readonly due: readonly DueCount[];
-  /** Those that are queued and end until then, as their time is up: they leave their places to others. */
-  readonly leaving: readonly PlaceCount[];
-  /** Whether these are all that come due, and all that leave. */
-  readonly isCounted: boolean;
-  /** The windows with a limit, of any of them. */
-  readonly rooms: readonly LimitedWindow[];
-  /** Those with a limit that it counts in itself. */
-  readonly windows: readonly LimitedWindow[];
-}
-
-/**
- * How many tasks come before one, once its windows have room: of others as many as their own windows let in. Places go to the
- * best first, so that is exact, unless it waits: of those that come due meanwhile, also some behind it can be given the room that
- * there is.
- */
-export function countAhead(around: Around): Ahead {
-  const { task, own, waiting, due, leaving, windows, isCounted } = around;
-  const { kind, target } = task;
-  const left = new Map<string, number>();
-  for (const place of leaving)
-    for (const key of keysOf(place)) left.set(key, (left.get(key) ?? 0) + place.count);
-  const rooms = new Map(
-    around.rooms.map((window) => {
-      const key = keyOf(window.scope, window);
-      return [key, roomOf(window) + (left.get(key) ?? 0)];
-    }),
-  );
-  const isOwn = (place: Place) => place.kind === kind && place.target === target;
-  const before = new Map<string, PlaceCount>();
-  for (const { kind, target, count } of [
-    ...waiting.places,
-    ...due.map((place) => ({ ...place, count: place.before })),
-  ]) {
-    if (isOwn({ kind, target })) continue;
-    const key = keyOf('target', { kind, target });
-    before.set(key, { kind, target, count: (before.get(key)?.count ?? 0) + count });
-  }
-  const byKind = new Map<string, number>();
-  for (const [key, { kind: of, count }] of before)
-    byKind.set(of, (byKind.get(of) ?? 0) + Math.min(count, rooms.get(key) ?? Infinity));
-  const ofTarget = own.count + (due.find(isOwn)?.before ?? 0);
-  const ofKind = ofTarget + (byKind.get(kind) ?? 0);
-  let inAll = ofKind;
-  for (const [other, count] of byKind)
-    if (other !== kind)
-      inAll += Math.min(count, rooms.get(keyOf('kind', { kind: other, target: '' })) ?? Infinity);
-
-  const isExact = own.isExact && waiting.isExact && isCounted;
-  // Those behind it that are there first, in the room that there is: some may wait for the places that it and others leave. A
-  // place of its kind that is left lets in one that takes a place of its target too.
-  const leaves = holdsPlace(task) ? 1 : 0;
-  const leftToWaiting =
-    leaves +
-    sumOf(
-      leaving.filter((place) =>
-        windows.some((window) => keysOf(place).includes(keyOf(window.scope, window))),
-      ),
-    );
-  const inRoom = (scope: WindowScope): number => {
-    const window = windows.find((one) => one.scope === scope);
-    if (!window) return 0;
-    const key = keyOf(scope, window);
-    const behind = due
-      .filter((place) => keysOf(place).includes(key))
-      .reduce((sum, { count, before: first }) => sum + count - first, 0);
-    return Math.min(
-      behind + Math.min(window.waiting, leftToWaiting),
-      roomOf(window) + leaves + (left.get(key) ?? 0),
-    );
-  };
-  const place = (scope: WindowScope, count: number, isExact: boolean): Count => ({
-    count: count + inRoom(scope),
-    isExact,
-  });
-  return {
-    leases: { count: ofKind, isExact },
-    places: {
-      target: place('target', ofTarget, own.isExact && isCounted),
-      kind: place('kind', ofKind, isExact),
-      global: place('global', inAll, isExact),
-    },
-  };
-}
-
-const sumOf = (counts: readonly PlaceCount[]): number => counts.reduce((sum, { count }) => sum + count, 0);
-
-const roomOf = ({ limit, queued, leased }: LimitedWindow): number => Math.max(0, limit - queued - leased);
-
-const keyOf = (scope: WindowScope, { kind, target }: Place): string => `${scope}\0${kind}\0${target}`;
-
-/** The keys of the windows that tasks of a place count in. */
-const keysOf = ({ kind, target }: Place): string[] => [
-  keyOf('target', { kind, target }),
-  keyOf('kind', { kind, target: '' }),
-  keyOf('global', { kind: '', target: '' }),
-];
-
 /** A window that has no room for the task, and what would give it some. */
 interface Shortage {
   readonly window: LimitedWindow;
@@ -240,9 +117,6 @@ interface Shortage {
   /** The least limit that is enough; null if that can't be told. */
   readonly limit: number | null;
 }
-
-/** Whether a task takes a place in its windows as it is. */
-export const holdsPlace = ({ state }: WhyTask): boolean => state === 'leased' || state === 'queued';
 
 /** The windows without room, the one that is furthest from having some first; of several, the narrowest. */
 function shortagesOf({ task, windows }: WhyFacts, { places: ahead }: Ahead): Shortage[] {
@@ -459,7 +333,7 @@ const counted = ({ count, isExact }: Count): string => (isExact ? String(count) 
 const tasks = (count: Count): string =>
   `${counted(count)} ${count.count === 1 ? 'task is' : 'tasks are'} before it`;
 
-/** That so many agents are online and take a kind. */
+/** "2 agents are online and take dns". */
 const takeOf = (count: number, kind: string): string =>
   count === 1 ? `1 agent is online and takes ${kind}` : `${count} agents are online and take ${kind}`;
 
