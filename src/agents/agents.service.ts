@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { Inject, Injectable } from '@nestjs/common';
 import { Clock, toTimestamp } from '../clock';
 import { ConfigService } from '../config/config.service';
-import { CoalescedWrite } from '../database/coalesced-write';
+import { Batcher } from '../database/batcher';
 import { Conditions } from '../database/conditions';
 import { Database } from '../database/database';
 import { RowCache } from '../database/row-cache';
@@ -120,7 +120,7 @@ export class AgentsService {
   private countLeases: LeaseCounter = () => Promise.resolve(new Map());
   /** By id. */
   private readonly credentials: RowCache<Credentials>;
-  private readonly heartbeats: CoalescedWrite<Heartbeat, ApiError | undefined>;
+  private readonly heartbeats: Batcher<Heartbeat, ApiError | undefined>;
 
   constructor(
     private readonly database: Database,
@@ -137,7 +137,7 @@ export class AgentsService {
   ) {
     this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
     continuity.onInterruption((tx, interruption) => this.adjustInstants(tx, interruption));
-    this.heartbeats = new CoalescedWrite(database, (tx, beats) => this.storeHeartbeats(tx, beats));
+    this.heartbeats = new Batcher(database, (tx, beats) => this.storeHeartbeats(tx, beats));
   }
 
   /**
@@ -508,7 +508,10 @@ export class AgentsService {
   }
 
   /** @returns for each the error that it is refused with; undefined where it is stored */
-  private async storeHeartbeats(tx: Transaction, beats: Heartbeat[]): Promise<(ApiError | undefined)[]> {
+  private async storeHeartbeats(
+    tx: Transaction,
+    beats: readonly Heartbeat[],
+  ): Promise<(ApiError | undefined)[]> {
     const refusals = await this.refusals(
       tx,
       beats.map(({ agent }) => agent),

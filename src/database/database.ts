@@ -51,6 +51,12 @@ export abstract class Database {
    */
   abstract write<T>(work: (tx: Transaction) => Promise<T>): Promise<T>;
 
+  /**
+   * How many units that calls were gathered for should run at once. Where units run side by side, more of them would wait for
+   * each other's rows while fewer calls shared each.
+   */
+  abstract readonly maxGatheredUnits: number;
+
   /** Whether the caller is inside a unit of work, where it may not ask for another one. */
   abstract get insideWrite(): boolean;
 

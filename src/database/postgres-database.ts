@@ -20,6 +20,7 @@ import {
   isDiskFull,
   isReadOnly,
   isSpoilt,
+  LOCK_MS,
   mayRunAgain,
   NOW,
   ofDriver,
@@ -44,6 +45,9 @@ const MIGRATION_LOCK = 6_214_503_001;
 /** The first of the two numbers of the locks that jobs take. */
 const JOB_LOCKS = 62_145;
 
+/** The first of the two numbers of the locks that units take by name. */
+const NAMED_LOCKS = 62_146;
+
 const ASK_TIME = `SELECT ${NOW} AS now`;
 
 /** How long the disk counts as full after the server said so, in milliseconds. */
@@ -58,6 +62,7 @@ const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
   readonly isShared = true;
+  readonly maxGatheredUnits = 1;
   private readonly inside = new AsyncLocalStorage<true>();
   private readonly pool: pg.Pool;
   private readonly reader: Statements;
@@ -364,6 +369,28 @@ class UnitOfWork extends PostgresStatements implements Transaction {
   /** Where two got into each other's way the part is not at fault: the unit is run again as a whole. */
   attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
     return this.effects.attempt(this, part, mayRunAgain);
+  }
+
+  async lockRows(table: string, ids: readonly number[], mode: 'update' | 'share' = 'update'): Promise<void> {
+    if (ids.length === 0) return;
+    const { isAmong, forUpdate, forShare } = this.dialect;
+    const lock = mode === 'share' ? forShare() : forUpdate();
+    await this.rows(
+      `SELECT id FROM ${table} WHERE ${isAmong('id', '$1')} ORDER BY id ${lock}`,
+      JSON.stringify(ids),
+    );
+  }
+
+  async lockTable(table: string, mode?: 'shared'): Promise<void> {
+    await this.run(`LOCK TABLE ${table} IN ${mode === 'shared' ? 'ROW ' : ''}EXCLUSIVE MODE`);
+  }
+
+  async lockName(name: string, mode: 'shared' | 'exclusive', waitMs?: number): Promise<void> {
+    const take = mode === 'shared' ? 'pg_advisory_xact_lock_shared' : 'pg_advisory_xact_lock';
+    // Bound to this statement: what comes after it waits as long as ever.
+    if (waitMs !== undefined) await this.run(`SET LOCAL lock_timeout = ${Math.round(waitMs)}`);
+    await this.rows(`SELECT ${take}($1, hashtext($2)) IS NULL AS taken`, NAMED_LOCKS, name);
+    if (waitMs !== undefined) await this.run(`SET LOCAL lock_timeout = ${LOCK_MS}`);
   }
 }
 

@@ -12,7 +12,7 @@ import type { SqlValue, Statements } from './statements';
 const CONNECT_MS = 5_000;
 const STATEMENT_MS = 10_000;
 /** How long a statement waits for what another transaction has locked. */
-const LOCK_MS = 9_000;
+export const LOCK_MS = 9_000;
 /** Well below the time of a lock: what a replica that is cut off has locked is free before others give up. */
 const IDLE_IN_TRANSACTION_MS = 2_000;
 /** When a connection that has gone silent is given up: the server ends a statement before. */

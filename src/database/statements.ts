@@ -35,6 +35,24 @@ export interface Transaction extends Statements {
    */
   attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>>;
   /**
+   * Locks rows by ascending ids until the unit ends, so that what is decided by them holds; does nothing if no other unit
+   * can run meanwhile. The order of tables is: agents, leases, tasks, windows and lanes.
+   * @param mode `share` keeps others from changing the rows, and lets them lock the rows so too
+   */
+  lockRows(table: string, ids: readonly number[], mode?: 'update' | 'share'): Promise<void>;
+  /**
+   * Keeps all other units from changing a table, or locking its rows, until this one ends; `shared` keeps out only those
+   * that ask for that, as changing a row of the table does. Does nothing if no other unit can run meanwhile.
+   */
+  lockTable(table: string, mode?: 'shared'): Promise<void>;
+  /**
+   * Takes a lock that has only a name, until the unit ends: one unit has it exclusively, or any number share it. Does
+   * nothing if no other unit can run meanwhile.
+   * @param waitMs how long to wait for it
+   * @throws ERR_UNAVAILABLE it could not be had in that time
+   */
+  lockName(name: string, mode: 'shared' | 'exclusive', waitMs?: number): Promise<void>;
+  /**
    * Has this told to whoever listens to the topic, in this process and in every other replica, once the unit is
    * committed; dropped when it is rolled back.
    * @param message at most 2,000 characters

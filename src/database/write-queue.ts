@@ -60,6 +60,13 @@ class UnitOfWork extends SqliteStatements implements Transaction {
   attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
     return this.effects.attempt(this, part);
   }
+
+  // The writer is alone: nobody else could change what a lock would keep.
+  async lockRows(): Promise<void> {}
+
+  async lockTable(): Promise<void> {}
+
+  async lockName(): Promise<void> {}
 }
 
 /** What a queue needs of who owns the file. */

@@ -4,7 +4,7 @@ import { Cron, CronExpression } from '@nestjs/schedule';
 import { AgentsService } from '../agents/agents.service';
 import { Budgets } from '../agents/budgets';
 import { Clock, toTimestamp } from '../clock';
-import { CoalescedWrite } from '../database/coalesced-write';
+import { Batcher } from '../database/batcher';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { ApiError, fail } from '../errors';
@@ -44,7 +44,7 @@ interface Arrival {
 /** Owns agent_metrics: the envelopes that agents send, each stored once. */
 @Injectable()
 export class MetricsService {
-  private readonly envelopes: CoalescedWrite<Arrival, number | ApiError>;
+  private readonly envelopes: Batcher<Arrival, number | ApiError>;
 
   constructor(
     private readonly database: Database,
@@ -56,7 +56,7 @@ export class MetricsService {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     this.jobs.declare('metrics-retention');
-    this.envelopes = new CoalescedWrite(database, (tx, arrivals) => this.store(tx, arrivals));
+    this.envelopes = new Batcher(database, (tx, arrivals) => this.store(tx, arrivals));
   }
 
   /**
@@ -156,7 +156,7 @@ export class MetricsService {
   }
 
   /** @returns the id of each envelope, or the error that it is refused with */
-  private async store(tx: Transaction, arrivals: Arrival[]): Promise<(number | ApiError)[]> {
+  private async store(tx: Transaction, arrivals: readonly Arrival[]): Promise<(number | ApiError)[]> {
     const refusals = await this.agents.refusals(
       tx,
       arrivals.map(({ agent }) => agent),

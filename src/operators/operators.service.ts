@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable, Logger, type OnModuleInit } from '@nestjs/common';
 import { LRUCache } from 'lru-cache';
 import { Clock, toTimestamp } from '../clock';
-import { CoalescedWrite } from '../database/coalesced-write';
+import { Batcher } from '../database/batcher';
 import { Database } from '../database/database';
 import { writePrivately } from '../database/private-file';
 import { RowCache } from '../database/row-cache';
@@ -60,7 +60,7 @@ export class OperatorsService implements OnModuleInit {
   private readonly logger = new Logger('Operators');
   /** By hash. */
   private readonly tokens: RowCache<Known>;
-  private readonly uses: CoalescedWrite<number, undefined>;
+  private readonly uses: Batcher<number, undefined>;
   /** The hash of the command line's token; empty where it asked for none. */
   private commandLineHash = '';
   /** The id of the setting's token, once it is stored. */
@@ -81,7 +81,7 @@ export class OperatorsService implements OnModuleInit {
   ) {
     this.tokens = new RowCache(database, 'operator-tokens', CACHED_TOKENS);
     database.onAnnouncement('operator-tokens', (key) => this.recent.delete(key));
-    this.uses = new CoalescedWrite(database, (tx, ids) => this.storeUses(tx, ids));
+    this.uses = new Batcher(database, (tx, ids) => this.storeUses(tx, ids));
   }
 
   /**
@@ -374,7 +374,7 @@ export class OperatorsService implements OnModuleInit {
     });
   }
 
-  private async storeUses(tx: Transaction, ids: number[]): Promise<undefined[]> {
+  private async storeUses(tx: Transaction, ids: readonly number[]): Promise<undefined[]> {
     await tx.run(
       `UPDATE operator_tokens SET last_used_at = $2 WHERE ${tx.dialect.isAmong('id', '$1')}`,
       JSON.stringify(ids),

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DataSource } from 'typeorm';
 import { backUp } from '../../src/database/backup';
-import { CoalescedWrite } from '../../src/database/coalesced-write';
+import { Batcher } from '../../src/database/batcher';
 import type { Database } from '../../src/database/database';
 import { inspectDatabase, openDatabase } from '../../src/database/open-database';
 import { takeGeneration, writerOptions } from '../../src/database/sqlite';
@@ -493,7 +493,7 @@ describe('the write door', () => {
 
   describe('calls that are gathered', () => {
     interface Gathered {
-      write: CoalescedWrite<string, string>;
+      write: Batcher<string, string>;
       /** The requests of each unit of work that ran. */
       units: string[][];
     }
@@ -504,7 +504,7 @@ describe('the write door', () => {
      */
     const gather = (during: (units: number) => void = () => undefined): Gathered => {
       const units: string[][] = [];
-      const write = new CoalescedWrite<string, string>(database, async (tx, requests) => {
+      const write = new Batcher<string, string>(database, async (tx, requests) => {
         units.push([...requests]);
         for (const request of requests) await note(request)(tx);
         outside(() => during(units.length));
@@ -561,7 +561,7 @@ describe('the write door', () => {
       );
     });
 
-    it('are each told once when their unit fails; those that come meanwhile are not drawn in', async () => {
+    it('are run each alone when their unit fails, so that one at fault fails nobody else', async () => {
       const all: Promise<void>[] = [];
       const gathered: Gathered = gather((units) => {
         if (units > 1) return;
@@ -572,15 +572,18 @@ describe('the write door', () => {
       expect(gathered.units).toEqual([
         ['good', 'bad', 'good too'],
         ['meanwhile', 'meanwhile too'],
+        ['good'],
+        ['bad'],
+        ['good too'],
       ]);
       expect(answers).toEqual({
-        good: ['a bad one'],
+        good: ['GOOD'],
         bad: ['a bad one'],
-        'good too': ['a bad one'],
+        'good too': ['GOOD TOO'],
         meanwhile: ['MEANWHILE'],
         'meanwhile too': ['MEANWHILE TOO'],
       });
-      expect(await stored()).toEqual(['meanwhile', 'meanwhile too']);
+      expect(await stored()).toEqual(['meanwhile', 'meanwhile too', 'good', 'good too']);
     });
 
     it('are each told once when their commit fails after they ran', async () => {
@@ -624,8 +627,9 @@ describe('the write door', () => {
     it('are each answered where their transaction is run again', async () => {
       const units: string[][] = [];
       // Another database may undo a transaction that met another, and have it run once more.
-      const retrying: Pick<Database, 'write' | 'insideWrite'> = {
+      const retrying: Pick<Database, 'write' | 'insideWrite' | 'maxGatheredUnits'> = {
         insideWrite: false,
+        maxGatheredUnits: 1,
         write: (work) =>
           database.write(async (tx) => {
             await work(tx);
@@ -633,7 +637,7 @@ describe('the write door', () => {
             return work(tx);
           }),
       };
-      const write = new CoalescedWrite<string, string>(retrying, async (tx, requests) => {
+      const write = new Batcher<string, string>(retrying, async (tx, requests) => {
         units.push([...requests]);
         for (const request of requests) await note(request)(tx);
         return requests.map((request) => request.toUpperCase());

@@ -1,0 +1,120 @@
+import { ApiError } from '../errors';
+import type { Database } from './database';
+import type { Transaction } from './statements';
+
+interface Call<Request, Answer> {
+  readonly request: Request;
+  readonly weight: number;
+  readonly resolve: (answer: Answer) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** How a batcher gathers calls. */
+export interface BatcherOptions<Request> {
+  /** What a call counts for; 1 if left out. */
+  readonly weightOf?: (request: Request) => number;
+  /** How much one unit of work takes; a call that weighs more has a unit of its own. */
+  readonly maxWeight?: number;
+}
+
+/**
+ * Gathers the calls that arrive while earlier ones are written into one set-based unit of work: a thousand callers cost a
+ * few statements and one commit, and each is answered after it. If the unit fails, each of its calls is run again alone, so
+ * that one at fault fails nobody else.
+ */
+export class Batcher<Request, Answer> {
+  private waiting: Call<Request, Answer>[] = [];
+  /** Units that have taken their calls and are not answered yet. */
+  private running = 0;
+  /** Whether a unit is on its way that has not taken its calls yet. */
+  private isQueued = false;
+  private readonly weightOf: (request: Request) => number;
+  private readonly maxWeight: number;
+
+  /** @param work does all requests at once; returns an answer for each, in their order */
+  constructor(
+    private readonly database: Pick<Database, 'write' | 'insideWrite' | 'maxGatheredUnits'>,
+    private readonly work: (tx: Transaction, requests: readonly Request[]) => Promise<readonly Answer[]>,
+    { weightOf = () => 1, maxWeight = Number.POSITIVE_INFINITY }: BatcherOptions<Request> = {},
+  ) {
+    this.weightOf = weightOf;
+    this.maxWeight = maxWeight;
+  }
+
+  /**
+   * Joins the next unit of work; answers when that is committed. Not to be called inside a unit of work.
+   * @throws what the unit throws if it is run for this request alone
+   */
+  run(request: Request): Promise<Answer> {
+    // It would wait for a unit that can't begin before its own has ended.
+    if (this.database.insideWrite) {
+      return Promise.reject(
+        new Error('run() was called inside a unit of work; use the transaction that is there'),
+      );
+    }
+    return new Promise<Answer>((resolve, reject) => {
+      this.waiting.push({ request, weight: this.weightOf(request), resolve, reject });
+      this.startUnit();
+    });
+  }
+
+  private startUnit(): void {
+    if (this.isQueued || this.waiting.length === 0 || this.running >= this.database.maxGatheredUnits) return;
+    this.isQueued = true;
+    void this.runUnit();
+  }
+
+  private async runUnit(): Promise<void> {
+    let taken: readonly Call<Request, Answer>[] | undefined;
+    const take = (): readonly Call<Request, Answer>[] => {
+      this.isQueued = false;
+      this.running++;
+      taken = this.takeCalls();
+      this.startUnit();
+      return taken;
+    };
+    try {
+      const answers = await this.database.write((tx) => {
+        // Taken when the unit runs, not when it was queued: calls that came in between share it. Taken once: a unit that is
+        // run again is for the same callers.
+        const calls = taken ?? take();
+        return this.work(
+          tx,
+          calls.map((call) => call.request),
+        );
+      });
+      for (const [i, call] of (taken ?? []).entries()) call.resolve(answers[i] as Answer);
+    } catch (error) {
+      await this.answerFailed(taken ?? take(), error);
+    } finally {
+      this.running--;
+      this.startUnit();
+    }
+  }
+
+  /** What the next unit is for: in the order of arrival, as much as it may weigh. */
+  private takeCalls(): readonly Call<Request, Answer>[] {
+    let weight = 0;
+    const end = this.waiting.findIndex((call, i) => {
+      weight += call.weight;
+      return i > 0 && weight > this.maxWeight;
+    });
+    return this.waiting.splice(0, end === -1 ? this.waiting.length : end);
+  }
+
+  /** Runs the calls of a unit that failed each by itself, if one of them may be at fault. */
+  private async answerFailed(calls: readonly Call<Request, Answer>[], failure: unknown): Promise<void> {
+    const [only] = calls;
+    // If the database can't be had, or nobody knows whether the unit is stored, none of them is at fault.
+    const isAtFault = !(failure instanceof ApiError && failure.code === 'ERR_UNAVAILABLE');
+    if (!isAtFault || calls.length === 1 || !only) {
+      for (const call of calls) call.reject(failure);
+      return;
+    }
+    for (const call of calls) {
+      await this.database
+        .write((tx) => this.work(tx, [call.request]))
+        .then(([answer]) => call.resolve(answer as Answer), call.reject);
+    }
+  }
+}
