@@ -9,7 +9,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest, FastifyServerOption
 import type { Logger } from 'pino';
 import { Admission } from './access/admission';
 import { DeclaredRoutes } from './access/declared-routes';
-import { Quotas } from './access/quotas';
+import { UnreadableBodies } from './access/unreadable-bodies';
 import { AppModule, ENTITIES } from './app.module';
 import type { Database } from './database/database';
 import { openDatabase } from './database/open-database';
@@ -17,7 +17,7 @@ import type { DatabaseReplacements } from './database/sqlite-database';
 import { blame, loadExtensions } from './extensions';
 import { AnswerLimits } from './http/answer-limits';
 import { Bodies } from './http/bodies';
-import { isBulkWrite, isShedFirst, MAX_BODY } from './http/decorators';
+import { isBulkWrite, isShedFirst, MAX_BODY, routeOf } from './http/decorators';
 import { mountDocumentation } from './http/documentation';
 import { ErrorFilter } from './http/error-filter';
 import { VERSION } from './http/openapi';
@@ -131,7 +131,6 @@ export async function createApp(settings: Settings, replacements: Replacements =
     answers.account(http);
     const proof = new ServerProof(http);
     checkProtocol(http, answers);
-    const isHealth = (request: FastifyRequest) => HEALTH_PATHS.has(request.routeOptions.url ?? '');
     const app = await NestFactory.create<NestFastifyApplication>(
       AppModule.forRoot({ settings, database, clock, lifecycle, meter, overload, extensions }),
       adapter,
@@ -139,7 +138,6 @@ export async function createApp(settings: Settings, replacements: Replacements =
     );
     const inFlight = app.get(InFlight);
     const admission = app.get(Admission);
-    const quotas = app.get(Quotas);
     const bodies = app.get(Bodies);
     observeProcess(meter, http, {
       ...{ settings, version: VERSION, database, lifecycle, overload, answers, inFlight, ends },
@@ -147,20 +145,23 @@ export async function createApp(settings: Settings, replacements: Replacements =
     });
     answerUnknownRoutes(http, (request, reply) => admission.chargeUnknown(request, reply));
     // What an operator needs in an emergency: many scrapes cost as much as one.
-    // Fastify makes the options again at each look, and three hooks ask here for every request.
-    const isExempt = ({ routeOptions: { url = '' }, method }: FastifyRequest) =>
-      HEALTH_PATHS.has(url) || (url === '/metrics' && method === 'GET');
+    const isExempt = (request: FastifyRequest) => {
+      const { url = '' } = routeOf(request);
+      return HEALTH_PATHS.has(url) || (url === '/metrics' && request.method === 'GET');
+    };
     overload.guard(http, isShedFirst, isExempt);
-    http.addHook('onRequest', async (request) => {
-      if (isBulkWrite(request)) database.requireSpace();
+    http.addHook('onRequest', (request, _reply, done) => {
+      try {
+        if (isBulkWrite(request)) database.requireSpace();
+        done();
+      } catch (error) {
+        done(error as Error);
+      }
     });
     inFlight.guard(http, isExempt);
-    admission.guard(http, isHealth);
+    admission.guard(http);
     new ReadTurns().guard(http);
-    bodies.guard(http, {
-      check: (caller) => quotas.checkReadable(caller),
-      charge: (caller) => quotas.chargeUnreadable(caller),
-    });
+    bodies.guard(http, app.get(UnreadableBodies));
     if (!lifecycle.serves) await app.get(JobRunner).stop();
     try {
       app.get(DeclaredRoutes).publish();

@@ -1,30 +1,43 @@
-import { Reflector } from '@nestjs/core';
 import { ExecutionContextHost } from '@nestjs/core/helpers/execution-context-host';
-import { Public } from '../http/decorators';
+import type { RouteDeclaration } from '../http/decorators';
 import { AccessGuard } from './access.guard';
 
+const contextOf = (request: object, access?: RouteDeclaration['access']) =>
+  new ExecutionContextHost([{ ...request, routeOptions: { config: access && { declared: { access } } } }]);
+const FORBIDDEN = expect.objectContaining({ code: 'ERR_FORBIDDEN' });
+
 describe('AccessGuard', () => {
-  it('lets nobody in where the route names nobody', () => {
-    class Forgetful {
-      route(): void {}
-    }
-    const guard = new AccessGuard(new Reflector(), { metricsPublic: false });
-    const request = { headers: {}, admitted: true };
-    const context = new ExecutionContextHost([request, {}], Forgetful, Forgetful.prototype.route);
-    expect(() => guard.canActivate(context)).toThrow(expect.objectContaining({ code: 'ERR_FORBIDDEN' }));
+  const guard = new AccessGuard();
+
+  it('lets nobody in if the route declares nobody', () => {
+    expect(() => guard.canActivate(contextOf({ admitted: true }))).toThrow(FORBIDDEN);
   });
 
   it('lets nobody in whom the hook has not admitted, whatever the route says', () => {
-    class Open {
-      @Public()
-      route(): void {}
-    }
-    const guard = new AccessGuard(new Reflector(), { metricsPublic: false });
-    const contextOf = (request: object) =>
-      new ExecutionContextHost([request, {}], Open, Open.prototype.route);
-    expect(guard.canActivate(contextOf({ admitted: true }))).toBe(true);
-    expect(() => guard.canActivate(contextOf({}))).toThrow(
-      expect.objectContaining({ code: 'ERR_FORBIDDEN' }),
+    expect(guard.canActivate(contextOf({ admitted: true }, { kind: 'public' }))).toBe(true);
+    expect(() => guard.canActivate(contextOf({}, { kind: 'public' }))).toThrow(FORBIDDEN);
+  });
+
+  it('lets in only the kind of caller, and the role, that the route declares', () => {
+    const agent = { admitted: true, agent: { id: 1 } };
+    const viewer = { admitted: true, operator: { role: 'viewer' } };
+    expect(guard.canActivate(contextOf(agent, { kind: 'agent' }))).toBe(true);
+    expect(() => guard.canActivate(contextOf(viewer, { kind: 'agent' }))).toThrow(FORBIDDEN);
+    expect(guard.canActivate(contextOf(viewer, { kind: 'operator', role: 'viewer' }))).toBe(true);
+    expect(() => guard.canActivate(contextOf(viewer, { kind: 'operator', role: 'operator' }))).toThrow(
+      FORBIDDEN,
     );
+    expect(() => guard.canActivate(contextOf(agent, { kind: 'operator', role: 'viewer' }))).toThrow(
+      FORBIDDEN,
+    );
+  });
+
+  it('lets an agent speak for itself only', () => {
+    const call = (agent_id: unknown) =>
+      guard.canActivate(
+        contextOf({ admitted: true, agent: { id: 1 }, body: { agent_id } }, { kind: 'agent' }),
+      );
+    expect(call(1)).toBe(true);
+    expect(() => call(2)).toThrow(FORBIDDEN);
   });
 });

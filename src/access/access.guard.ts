@@ -1,36 +1,19 @@
-import { type CanActivate, type ExecutionContext, Inject, Injectable } from '@nestjs/common';
-import { Reflector } from '@nestjs/core';
+import { type CanActivate, type ExecutionContext, Injectable } from '@nestjs/common';
 import { fail } from '../errors';
-import {
-  ACCESS,
-  type Access,
-  accessUnder,
-  type ControlPlaneRequest,
-  ROLES,
-  type Role,
-} from '../http/decorators';
+import { type ControlPlaneRequest, declarationOf, ROLES, type Role } from '../http/decorators';
 import { isId } from '../http/validation';
-import { SETTINGS, type Settings } from '../settings';
 
 /**
- * The first guard: makes sure that the caller was admitted as the route wants it, and speaks for itself in the body. Who
- * calls is found out before the body is read, see Admission. A route that does not say whom it lets in lets nobody in.
+ * The first guard: who calls. Credentials are checked before the body is read, see Admission; this makes sure that the route's
+ * callers, and nobody else, were admitted, and that an agent's body does not name another agent. A route that declares
+ * nobody lets nobody in.
  */
 @Injectable()
 export class AccessGuard implements CanActivate {
-  constructor(
-    private readonly reflector: Reflector,
-    @Inject(SETTINGS) private readonly settings: Pick<Settings, 'metricsPublic'>,
-  ) {}
-
   /** @throws ERR_FORBIDDEN nobody was admitted, a role too low, a body for another agent */
   canActivate(context: ExecutionContext): boolean {
-    const declared = this.reflector.getAllAndOverride<Access | undefined>(ACCESS, [
-      context.getHandler(),
-      context.getClass(),
-    ]);
-    const access = declared && accessUnder(declared, this.settings);
-    const request = context.switchToHttp().getRequest<ControlPlaneRequest>();
+    const request = context.getArgByIndex<ControlPlaneRequest>(0);
+    const access = declarationOf(request)?.access;
     if (!request.admitted) throw fail('ERR_FORBIDDEN');
     switch (access?.kind) {
       case 'public':

@@ -1,20 +1,22 @@
 import { Module } from '@nestjs/common';
 import { APP_GUARD, DiscoveryModule } from '@nestjs/core';
-import { ThrottlerModule } from '@nestjs/throttler';
+import { ThrottlerModule, type ThrottlerModuleOptions } from '@nestjs/throttler';
 import { AgentsModule } from '../agents/agents.module';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
-import { PostgresDatabase } from '../database/postgres-database';
+import type { ControlPlaneRequest } from '../http/decorators';
 import { OperatorsModule } from '../operators/operators.module';
-import { JobRunner } from '../scheduling/job-runner';
+import { SETTINGS, type Settings } from '../settings';
 import { AccessGuard } from './access.guard';
 import { Admission } from './admission';
 import { DeclaredRoutes } from './declared-routes';
 import { FailedAuth } from './failed-auth';
 import { QuotaGuard } from './quota.guard';
-import { Quotas } from './quotas';
-import { SharedBuckets } from './shared-buckets';
-import { OwnBuckets, QuotaBuckets, TokenBuckets } from './token-buckets';
+import { QuotaRetention } from './quota-retention';
+import { QuotaStorage, quotaKey } from './quota-storage';
+import { callerThrottlers } from './quotas';
+import { RegistrationQuota } from './registration-quota';
+import { UnreadableBodies } from './unreadable-bodies';
 
 /** Who calls and how often, found out before the body is read; and the two global guards, in their order. */
 @Module({
@@ -23,28 +25,24 @@ import { OwnBuckets, QuotaBuckets, TokenBuckets } from './token-buckets';
     AgentsModule,
     OperatorsModule,
     ThrottlerModule.forRootAsync({
-      inject: [Clock],
-      useFactory: (clock: Clock) => ({
-        // The module wants one; nothing uses it, for each route's quota is in its decorator or its setting.
-        throttlers: [{ limit: 1, ttl: 1 }],
-        storage: new TokenBuckets(clock),
+      inject: [SETTINGS, Clock, Database],
+      useFactory: (settings: Settings, clock: Clock, database: Database): ThrottlerModuleOptions => ({
+        throttlers: callerThrottlers(settings),
+        storage: new QuotaStorage(clock, database),
+        getTracker: (request) => (request as ControlPlaneRequest).caller as string,
+        generateKey: (_context, caller, quota) => quotaKey(caller, quota),
       }),
     }),
   ],
   providers: [
     { provide: APP_GUARD, useClass: AccessGuard },
-    { provide: APP_GUARD, useClass: QuotaGuard },
-    {
-      provide: QuotaBuckets,
-      inject: [Database, Clock, JobRunner],
-      // Alone with its database, a process needs none in it.
-      useFactory: (database: Database, clock: Clock, jobs: JobRunner): QuotaBuckets =>
-        database instanceof PostgresDatabase
-          ? new SharedBuckets(database, clock, jobs)
-          : new OwnBuckets(clock),
-    },
+    // The same instance that Admission calls before the body is read.
+    { provide: APP_GUARD, useExisting: QuotaGuard },
+    QuotaGuard,
+    QuotaRetention,
+    RegistrationQuota,
+    UnreadableBodies,
     Admission,
-    Quotas,
     FailedAuth,
     DeclaredRoutes,
   ],

@@ -1,30 +1,21 @@
-import { Inject, Injectable } from '@nestjs/common';
+import { Injectable } from '@nestjs/common';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { AgentsService } from '../agents/agents.service';
 import { ApiError, fail } from '../errors';
 import { clientAddress } from '../http/client-address';
-import {
-  type Access,
-  type ControlPlaneRequest,
-  declarationOf,
-  type RouteDeclaration,
-} from '../http/decorators';
+import { type Access, type ControlPlaneRequest, routeOf } from '../http/decorators';
 import { parseId } from '../http/validation';
 import { OperatorsService } from '../operators/operators.service';
-import { SETTINGS, type Settings } from '../settings';
 import { checkRole } from './access.guard';
 import { callerAddress } from './addresses';
-import { type Attempt, FailedAuth, type LookUp } from './failed-auth';
-import { Quotas } from './quotas';
+import { type Attempt, FailedAuth } from './failed-auth';
+import { QuotaGuard } from './quota.guard';
 
 const VISIBLE = /^[\x21-\x7e]{1,512}$/;
 
-/** Has a credential looked up: see {@link FailedAuth.begin}. */
-type BeforeLookup = (credential: string, about?: LookUp) => void;
-
 /**
- * Finds out who calls and charges the quota of the call, before a byte of the body is read: what a stranger or a caller
- * over its quota sends costs no memory and is not parsed. The guards check afterwards what depends on the body.
+ * Finds out who calls and charges the quota of the call, before a byte of the body is read: what a stranger sends, or a caller
+ * over its quota, costs no memory and is not parsed. The guards check afterwards what depends on the body.
  */
 @Injectable()
 export class Admission {
@@ -32,140 +23,105 @@ export class Admission {
     private readonly agents: AgentsService,
     private readonly operators: OperatorsService,
     private readonly failedAuth: FailedAuth,
-    private readonly quotas: Quotas,
-    @Inject(SETTINGS) private readonly settings: Settings,
+    private readonly quotas: QuotaGuard,
   ) {}
 
-  /**
-   * Admits or refuses every request. Call it behind the hooks that turn away what nobody serves, before routes are added.
-   * @param isHealth tells the routes that load balancers ask
-   */
-  guard(http: FastifyInstance, isHealth: (request: FastifyRequest) => boolean): void {
+  /** Admits or refuses every request. Call it after the hooks that refuse what nobody serves, before routes are added. */
+  guard(http: FastifyInstance): void {
     http.addHook('onRequest', (request: ControlPlaneRequest, reply, done) => {
-      try {
-        const admitting = this.admit(request, reply, isHealth);
-        if (!admitting) return done();
-        admitting.then(() => done(), done);
-      } catch (error) {
-        done(error as Error);
-      }
+      this.admit(request, reply).then(() => done(), done);
     });
   }
 
   /**
-   * Charges a request that no route serves.
+   * Charges a request that no route serves to its address.
    * @throws ERR_RATE_LIMITED
    */
-  chargeUnknown(request: FastifyRequest, reply: FastifyReply): void {
-    this.quotas.chargePublic(callerAddress(clientAddress(request)), reply);
+  async chargeUnknown(request: ControlPlaneRequest, reply: FastifyReply): Promise<void> {
+    request.caller = `address:${callerAddress(clientAddress(request))}`;
+    await this.quotas.charge(request, reply);
   }
 
   /** @throws ERR_UNAUTHORIZED, ERR_TOKEN_EXPIRED, ERR_FORBIDDEN, ERR_VALIDATION, ERR_RATE_LIMITED */
-  private admit(
-    request: ControlPlaneRequest,
-    reply: FastifyReply,
-    isHealth: (request: FastifyRequest) => boolean,
-  ): void | Promise<void> {
+  private async admit(request: ControlPlaneRequest, reply: FastifyReply): Promise<void> {
     const address = callerAddress(clientAddress(request));
     request.caller = `address:${address}`;
-    const declared = declarationOf(request);
-    switch (declared?.access.kind) {
-      case 'agent':
-        return this.admitAgent(request, reply, address, declared);
-      case 'operator':
-        return this.admitOperator(request, reply, address, declared.access);
-      case 'public':
-        if (declared.quota?.by === 'hostname') this.quotas.chargeRegistration(address, reply);
-        else if (!isHealth(request)) this.quotas.chargePublic(address, reply);
-        // A load balancer must never read that a replica is away because somebody else asked too often.
-        else if (!this.isTrusted(request)) this.quotas.chargeHealth(address, reply);
-        break;
-      default:
-        this.quotas.chargePublic(address, reply);
-        // The documentation's pages are served by no controller.
-        if (!/^\/(?:docs.*)?$/.test(request.routeOptions.url ?? '')) throw fail('ERR_FORBIDDEN');
-    }
+    const route = routeOf(request);
+    const access = route.declared?.access;
+    if (access?.kind === 'agent') await this.identifyAgent(request, reply, address);
+    else if (access?.kind === 'operator') await this.identifyOperator(request, reply, address, access);
+    await this.quotas.charge(request, reply);
+    if (access?.kind === 'operator') checkRole(request, access.role);
+    // The documentation's pages are served by no controller.
+    if (!access && !/^\/(?:docs.*)?$/.test(route.url ?? '')) throw fail('ERR_FORBIDDEN');
     request.admitted = true;
   }
 
-  private async admitAgent(
+  private async identifyAgent(
     request: ControlPlaneRequest,
     reply: FastifyReply,
     address: string,
-    { quota }: RouteDeclaration,
   ): Promise<void> {
-    const agent = await this.identify(address, reply, (lookingUp) => {
-      const { id, token } = agentCredentials(request);
-      return this.agents.authenticate(id, token, (credential) => lookingUp(credential, { agentId: id }));
-    });
-    request.agent = agent;
-    request.caller = `agent:${agent.id}`;
-    if (quota) await this.quotas.chargeAgent(quota, agent.id, reply);
-    request.admitted = true;
-  }
-
-  private async admitOperator(
-    request: ControlPlaneRequest,
-    reply: FastifyReply,
-    address: string,
-    { role, publicIf }: Extract<Access, { kind: 'operator' }>,
-  ): Promise<void> {
+    let attempt: Attempt | undefined;
     try {
-      request.operator = await this.identify(address, reply, async (lookingUp) => {
-        const token = /^bearer +([\x21-\x7e]+) *$/i.exec(request.headers.authorization ?? '')?.[1];
-        if (token === undefined) throw fail('ERR_UNAUTHORIZED');
-        return this.operators.authenticate(
-          token,
-          clientAddress(request),
-          (credential, isCostly) => lookingUp(credential, { isCostly }),
-          publicIf === undefined ? undefined : 'during outage',
-        );
+      const { id, token } = agentCredentials(request);
+      request.agent = await this.agents.authenticate(id, token, (credential) => {
+        attempt = this.failedAuth.begin(address, credential, { agentId: id });
       });
     } catch (error) {
+      await this.chargeRefusal(error, attempt, request, reply);
+      throw error;
+    }
+    attempt?.refund();
+    request.caller = `agent:${request.agent.id}`;
+  }
+
+  private async identifyOperator(
+    request: ControlPlaneRequest,
+    reply: FastifyReply,
+    address: string,
+    { publicIf }: Extract<Access, { kind: 'operator' }>,
+  ): Promise<void> {
+    let attempt: Attempt | undefined;
+    try {
+      const token = /^bearer +([\x21-\x7e]+) *$/i.exec(request.headers.authorization ?? '')?.[1];
+      if (token === undefined) throw fail('ERR_UNAUTHORIZED');
+      request.operator = await this.operators.authenticate(
+        token,
+        clientAddress(request),
+        (credential, isCostly) => {
+          attempt = this.failedAuth.begin(address, credential, { isCostly });
+        },
+        publicIf === undefined ? undefined : 'during outage',
+      );
+    } catch (error) {
+      await this.chargeRefusal(error, attempt, request, reply);
       if (error instanceof ApiError && error.status === 401) reply.header('www-authenticate', 'Bearer');
       throw error;
     }
+    attempt?.refund();
     request.caller = `operator:${request.operator.tokenId}`;
-    this.quotas.chargeOperator(request.operator.tokenId, reply);
-    checkRole(request, role);
-    request.admitted = true;
   }
 
   /**
-   * Has credentials judged. A look-up that fails is charged to the address's failed attempts; a refusal that cost none
-   * counts as any call of a stranger.
+   * Charges credentials that were refused: a look-up that failed to the address's failed attempts, a refusal that cost none
+   * as any call of a stranger.
+   * @throws ERR_RATE_LIMITED the address has used up its quota of such calls
    */
-  private async identify<Identity>(
-    address: string,
+  private async chargeRefusal(
+    error: unknown,
+    attempt: Attempt | undefined,
+    request: ControlPlaneRequest,
     reply: FastifyReply,
-    judge: (lookingUp: BeforeLookup) => Promise<Identity>,
-  ): Promise<Identity> {
-    let attempt: Attempt | undefined;
-    try {
-      const identity = await judge((credential, about) => {
-        attempt = this.failedAuth.begin(address, credential, about);
-      });
+  ): Promise<void> {
+    const isRefusal = error instanceof ApiError && error.status < 500;
+    if (attempt && isRefusal && error.code === 'ERR_UNAUTHORIZED') attempt.failed();
+    else {
       attempt?.refund();
-      return identity;
-    } catch (error) {
-      const isRefusal = error instanceof ApiError && error.status < 500;
-      if (attempt && isRefusal && error.code === 'ERR_UNAUTHORIZED') attempt.failed();
-      else {
-        attempt?.refund();
-        if (isRefusal && error.code !== 'ERR_RATE_LIMITED') this.quotas.chargePublic(address, reply);
-      }
-      throw error;
+      if (isRefusal && error.code !== 'ERR_RATE_LIMITED') await this.quotas.charge(request, reply);
     }
   }
-
-  /** Whether the request comes from this machine, or is of a trusted proxy itself and not of its clients. */
-  private isTrusted(request: FastifyRequest): boolean {
-    const address = clientAddress(request);
-    return /^(?:127\.|::1$|::ffff:127\.)/.test(address) || (this.settings.trustProxy || never)(address);
-  }
 }
-
-const never = (): boolean => false;
 
 /** @throws ERR_UNAUTHORIZED a header is missing @throws ERR_VALIDATION one can't be what it should */
 function agentCredentials({ headers }: FastifyRequest): { id: number; token: string } {

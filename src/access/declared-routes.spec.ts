@@ -1,6 +1,7 @@
 import { Controller, Get, type Type } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { Test } from '@nestjs/testing';
+import { SkipThrottle, Throttle } from '@nestjs/throttler';
 import { Agent, Operator, Public, Quota } from '../http/decorators';
 import { SETTINGS } from '../settings';
 import { DeclaredRoutes } from './declared-routes';
@@ -60,11 +61,27 @@ class Confused {
   badName(): void {}
 }
 
+@SkipThrottle()
+@Controller('skipping')
+class Skipping {
+  @Get()
+  @Public()
+  list(): void {}
+}
+
+@Controller('throttling')
+class Throttling {
+  @Get()
+  @Public()
+  @Throttle({ default: { limit: 1, ttl: 1_000 } })
+  list(): void {}
+}
+
 async function start(...controllers: Type[]): Promise<void> {
   const module = await Test.createTestingModule({
     imports: [DiscoveryModule],
     controllers,
-    providers: [DeclaredRoutes, { provide: SETTINGS, useValue: { metricsPublic: false } }],
+    providers: [DeclaredRoutes, { provide: SETTINGS, useValue: { metricsPublic: false, quotas: {} } }],
   }).compile();
   await module.init();
   await module.close();
@@ -92,6 +109,12 @@ describe('DeclaredRoutes', () => {
   it('names quotas that could not be kept', async () => {
     await expect(start(Confused)).rejects.toThrow(
       /Confused\.byNoAgent has a quota by agent.*; Confused\.badName has a quota whose name/,
+    );
+  });
+
+  it("names routes that the library's decorators stand above: they would do nothing", async () => {
+    await expect(start(Skipping, Throttling)).rejects.toThrow(
+      /Skipping\.list has @Throttle or @SkipThrottle.*; Throttling\.list has @Throttle or @SkipThrottle/,
     );
   });
 });

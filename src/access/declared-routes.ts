@@ -21,6 +21,7 @@ import {
 import type { BodyShape } from '../http/json-body';
 import { shapeOf } from '../http/validation';
 import { SETTINGS, type Settings } from '../settings';
+import { routeThrottler } from './quotas';
 
 /** A name that can stand in a `RateLimit` header as it is. */
 const QUOTA_NAME = /^[\w.:/-]{1,64}$/;
@@ -46,7 +47,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     private readonly discovery: DiscoveryService,
     private readonly scanner: MetadataScanner,
     private readonly reflector: Reflector,
-    @Inject(SETTINGS) private readonly settings: Pick<Settings, 'metricsPublic'>,
+    @Inject(SETTINGS) private readonly settings: Pick<Settings, 'metricsPublic' | 'quotas'>,
   ) {}
 
   /**
@@ -101,10 +102,12 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     const said = <T>(key: symbol): T | undefined =>
       this.reflector.getAllAndOverride<T | undefined>(key, [handler, controller]);
     const access = said<Access>(ACCESS);
+    const quota = Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined;
     return (
       access && {
         access: accessUnder(access, this.settings),
-        quota: Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined,
+        quota,
+        throttler: quota && routeThrottler(quota, this.settings),
         bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
         shedFirst: said<boolean>(SHED_FIRST) ?? false,
         bulkWrite: said<boolean>(BULK_WRITE) ?? false,
@@ -117,6 +120,8 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
   private problemOf(route: Route, accesses: Map<Handler, string>): string | undefined {
     const declared = this.declarationOf(route);
     if (!declared) return 'names nobody: add @Public(), @Agent() or @Operator(role)';
+    if (isThrottled(route.handler) || isThrottled(route.controller))
+      return 'has @Throttle or @SkipThrottle, which nothing reads here: use @Quota';
     const { access, quota } = declared;
     // Fastify's configuration hangs on the method, which two controllers share if one inherits it.
     const before = accesses.get(route.handler);
@@ -130,6 +135,10 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     return undefined;
   }
 }
+
+/** Whether the decorators of @nestjs/throttler stand above a class or a method; its keys are texts that begin so. */
+const isThrottled = (target: Handler): boolean =>
+  Reflect.getMetadataKeys(target).some((key) => typeof key === 'string' && key.startsWith('THROTTLER:'));
 
 /** What is read of the body that a method takes by `@Body()`, as its class says. */
 function bodyShapeOf(controller: Handler, method: string): BodyShape | undefined {

@@ -5,13 +5,14 @@ import { Clock } from '../clock';
 import { fail } from '../errors';
 import { hashToken } from '../http/tokens';
 import { type Quota, SETTINGS, type Settings } from '../settings';
+import { type QuotaStorage, quotaKey } from './quota-storage';
 import type { TokenBuckets } from './token-buckets';
 
-/** So many credentials that failed are remembered, and for so long, in milliseconds. */
+/** How many credentials that failed are remembered, and for how long, in milliseconds. */
 const MAX_REMEMBERED = 10_000;
 const REMEMBERED_MS = 30_000;
 
-/** How much more than an address may fail is looked up for callers there that have not failed themselves. */
+/** How much more than its quota one address may fail for callers there that have not failed themselves. */
 const RESERVE = 10;
 
 /** How often one agent's id may fail within that reserve, at one address. */
@@ -23,18 +24,18 @@ export interface LookUp {
   readonly isCostly?: boolean;
 }
 
-/** A look-up that is charged already. Call one of the two when it is known what came of it. */
+/** A look-up that is charged already. Call one of the two when its result is known. */
 export interface Attempt {
-  /** Gives the charge back: the credential is right, or was not judged. */
+  /** Gives the charge back: the credential is right, or was not compared. */
   refund(): void;
   /** Remembers the credential as wrong: it is not looked up again for half a minute. */
   failed(): void;
 }
 
 /**
- * Limits how often one address may have credentials looked up that are wrong, so that guessing never comes to cost
- * database reads. An address whose bucket is empty has a reserve for those who did nothing wrong: behind one address there
- * can be many callers, and one that guesses, or goes on with a token that was revoked, must not lock the others out.
+ * Limits how many wrong credentials of one address are looked up, so that guessing never costs many database reads. An
+ * address whose bucket is empty has a reserve for other callers behind it: one that guesses, or keeps using a token that was
+ * revoked, must not lock the others out.
  */
 @Injectable()
 export class FailedAuth {
@@ -45,12 +46,14 @@ export class FailedAuth {
     sizeCalculation: () => 1,
   });
   private readonly reserve: Quota | undefined;
+  private readonly buckets: TokenBuckets;
 
   constructor(
-    @InjectThrottlerStorage() private readonly buckets: TokenBuckets,
+    @InjectThrottlerStorage() storage: QuotaStorage,
     @Inject(SETTINGS) private readonly settings: Settings,
     private readonly clock: Clock,
   ) {
+    this.buckets = storage.addresses;
     const quota = settings.failedAuthPerIp;
     this.reserve = quota
       ? { limit: quota.limit * RESERVE, periodMs: quota.periodMs, burst: quota.burst * RESERVE }
@@ -60,9 +63,9 @@ export class FailedAuth {
   /**
    * Charges the look-up of a credential to the address.
    * @param credential what is looked up; only its hash is kept
-   * @param agentId whom it is said to be of, if that is said apart from it
-   * @param isCostly the look-up costs far more than a read: there is no reserve for it
-   * @throws ERR_UNAUTHORIZED the same credential failed a moment ago; costs nothing
+   * @param agentId which agent the caller says it is, if the credential does not tell
+   * @param isCostly the look-up costs far more than a read: it is not taken from the reserve
+   * @throws ERR_UNAUTHORIZED the same credential failed a moment ago; this costs nothing
    * @throws ERR_RATE_LIMITED the address has failed too often
    */
   begin(address: string, credential: string, { agentId, isCostly }: LookUp = {}): Attempt {
@@ -79,12 +82,12 @@ export class FailedAuth {
     this.giveBack(this.take(address));
   }
 
-  /** Charges what was looked up and is wrong. */
+  /** Charges a credential that was looked up and is wrong. */
   charge(address: string): void {
     try {
       this.take(address);
     } catch {
-      // Others of the address have used up meanwhile what was there.
+      // Other callers of the address used up the rest meanwhile.
     }
   }
 
@@ -92,7 +95,7 @@ export class FailedAuth {
     const hash = hashToken(credential);
     const until = this.wrong.get(hash);
     const now = this.clock.now();
-    // Also if the clock was set back: then it would be known for longer.
+    // The last condition: if the clock was set back, it would be remembered for longer.
     if (until !== undefined && now < until && until <= now + REMEMBERED_MS) throw fail('ERR_UNAUTHORIZED');
     return hash;
   }
@@ -105,12 +108,15 @@ export class FailedAuth {
   private take(address: string, agentId?: number, isCostly = false): Taken {
     const quota = this.settings.failedAuthPerIp;
     if (!quota) return [];
-    const first = [`failed-auth:${address}`, quota] as const;
+    const from = `address:${address}`;
+    const first = [quotaKey(from, 'failed-auth'), quota] as const;
     const { admitted, nextInMs } = this.buckets.take(...first);
     if (admitted) return [first];
-    const reserve = [`failed-auth-reserve:${address}`, this.reserve as Quota] as const;
+    const reserve = [quotaKey(from, 'failed-auth-reserve'), this.reserve as Quota] as const;
     const wanted: Taken =
-      agentId === undefined ? [reserve] : [[`failed-auth-id:${agentId}@${address}`, PER_ID], reserve];
+      agentId === undefined
+        ? [reserve]
+        : [[quotaKey(from, `failed-auth-of-agent-${agentId}`), PER_ID], reserve];
     const empty = isCostly ? 0 : wanted.findIndex((bucket) => !this.buckets.take(...bucket).admitted);
     if (empty === -1) return wanted;
     this.giveBack(wanted.slice(0, empty));

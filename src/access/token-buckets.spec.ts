@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import type { Quota } from '../settings';
-import { OwnBuckets, TokenBuckets } from './token-buckets';
+import { TokenBuckets } from './token-buckets';
 
 class Time {
   constructor(public at = 1_767_225_600_000) {}
@@ -149,26 +149,5 @@ describe('TokenBuckets', () => {
     time.at += 1;
     for (let i = 0; i < 100; i++) expect(buckets.take(`after ${i}`, hourly).admitted).toBe(true);
     expect(buckets.take('after 0', hourly).admitted).toBe(false);
-  });
-
-  it('keeps the buckets of agents apart from those of hostnames, which anybody can name', async () => {
-    const { agents, hostnames } = new OwnBuckets(new Time());
-    await agents.take('heartbeat:1', hourly);
-    for (let i = 0; i < 250_000; i++) void hostnames.take(`register:host:${i}`, hourly);
-    expect((await agents.take('heartbeat:1', hourly)).admitted).toBe(false);
-    expect((hostnames as TokenBuckets).size).toBeLessThanOrEqual(204_096);
-  });
-
-  it('serves throttlers of the library by limit and ttl', async () => {
-    const time = new Time();
-    const buckets = new TokenBuckets(time);
-    // 6 a minute, 3 at once.
-    const hit = () => buckets.increment('a', 30_000, 3);
-    expect(await hit()).toEqual({ totalHits: 1, timeToExpire: 10, isBlocked: false, timeToBlockExpire: 0 });
-    await hit();
-    await hit();
-    expect(await hit()).toEqual({ totalHits: 4, timeToExpire: 10, isBlocked: true, timeToBlockExpire: 10 });
-    time.at += 10_000;
-    expect(await hit()).toMatchObject({ totalHits: 3, isBlocked: false });
   });
 });

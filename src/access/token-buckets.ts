@@ -1,71 +1,44 @@
-import type { ThrottlerStorage } from '@nestjs/throttler';
 import type { Clock } from '../clock';
 import type { Transaction } from '../database/statements';
 import type { Quota } from '../settings';
 
-/** So many buckets of strangers are kept. One takes about 150 bytes. */
+/** How many buckets are kept of callers that anybody can invent. One takes about 150 bytes. */
 const MAX_STRANGERS = 200_000;
 
-/** How many buckets are looked at, at each new one, to find those that have run full. */
+/** How many buckets are checked, at each new one, to find those that are full again. */
 const SWEEP = 4;
 
-/** Over how many buckets, for each quota, those are spread for whom there is no room. */
+/** How many buckets, for each quota, new callers share if there is no room for their own. */
 const OVERFLOW = 4_096;
 
-/** What a bucket says to a request. */
+/** What a bucket answers to a request. */
 export interface Verdict {
   /** Whether the request is let in. */
   readonly admitted: boolean;
   /** How many more requests are let in at once. */
   readonly remaining: number;
-  /** Milliseconds until there is one more; 0 when the bucket is full. A request that was refused is let in then. */
+  /** Milliseconds until there is one more; 0 if the bucket is full. A request that was refused is let in then. */
   readonly nextInMs: number;
 }
 
 /** Token buckets by key. */
 export interface Buckets {
   /**
-   * Takes one request's worth where there is that much. A refusal takes nothing.
-   * @param within the unit of work that it belongs to; a caller whose unit is undone gives it back
+   * Takes a token if there is one. A refusal takes nothing.
+   * @param within the unit of work that takes it; its caller gives the token back if the unit is rolled back
    */
   take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict>;
 
-  /** Tells what {@link take} would, and takes nothing. */
+  /** Answers as {@link take} would, and takes nothing. */
   look(key: string, quota: Quota): Verdict | Promise<Verdict>;
 
-  /** Gives back what one request took in a unit of work that was undone. */
+  /** Gives a token back that was taken in a unit of work that was rolled back. */
   giveBack(key: string, quota: Quota): void;
 }
 
 /**
- * Where the quotas of agents and hostnames are kept: in this process, or where all replicas take from them. Apart from each
- * other, so that strangers, who can name any number of hosts, take no agent's place.
- */
-export abstract class QuotaBuckets {
-  /** By agent's id, so no more than there are agents. */
-  abstract readonly agents: Buckets;
-  /** By hostname, or by the address of whoever names none. */
-  abstract readonly hostnames: Buckets;
-}
-
-/** The buckets of a process that is alone with its database. */
-export class OwnBuckets extends QuotaBuckets {
-  readonly agents: Buckets;
-  readonly hostnames: Buckets;
-
-  constructor(clock: Pick<Clock, 'now'>) {
-    super();
-    this.agents = new TokenBuckets(clock, Number.POSITIVE_INFINITY);
-    this.hostnames = new TokenBuckets(clock);
-  }
-}
-
-/** What {@link ThrottlerStorage.increment} answers; times are whole seconds. */
-type StorageRecord = Awaited<ReturnType<ThrottlerStorage['increment']>>;
-
-/**
- * What a bucket owes at an instant, by the generic cell rate algorithm: each request adds a period, time takes it away.
- * It is counted in 1/limit of a millisecond, so that every quota is exact in integers: no rate is a fraction.
+ * A bucket by the generic cell rate algorithm (GCRA): each request adds a period to what it owes, time takes it away. Debt is
+ * counted in 1/limit of a millisecond, so that every quota is exact in integers: no rate is a fraction.
  */
 interface Bucket {
   debt: number;
@@ -74,16 +47,16 @@ interface Bucket {
 }
 
 /**
- * Token buckets by key, as exact as the clock: `burst` requests at once, `limit` in each period after. They are bounded
- * in number without forgetting what anybody owes: a bucket that has run full is the same as none, so those go; if none
- * has, new keys share buckets with each other until there is room.
+ * Token buckets in the memory of this process: `burst` requests at once, `limit` in each period after. Their number is
+ * bounded, yet no debt is forgotten: a full bucket is the same as none, so only full ones are dropped; if none is full, new
+ * keys share buckets until there is room.
  */
-export class TokenBuckets implements ThrottlerStorage, Buckets {
-  private readonly buckets = new Sweeping();
-  /** What keys share for which there was no room. */
-  private readonly overflow = new Sweeping();
+export class TokenBuckets implements Buckets {
+  private readonly buckets = new SweptMap();
+  /** What keys without a bucket of their own share. */
+  private readonly overflow = new SweptMap();
 
-  /** @param max how many buckets are kept; infinite if the keys can't be more than there are authenticated callers */
+  /** @param max how many buckets are kept; infinite if there is one for each authenticated caller at most */
   constructor(
     private readonly clock: Pick<Clock, 'now'>,
     private readonly max = MAX_STRANGERS,
@@ -94,7 +67,6 @@ export class TokenBuckets implements ThrottlerStorage, Buckets {
     return this.buckets.size + this.overflow.size;
   }
 
-  /** Takes one request's worth if there is that much. A refusal takes nothing. */
   take(key: string, quota: Quota): Verdict {
     const bucket = this.own(key) ?? this.add(key, quota);
     const admitted = bucket.debt + quota.periodMs <= quota.burst * quota.periodMs;
@@ -102,31 +74,14 @@ export class TokenBuckets implements ThrottlerStorage, Buckets {
     return verdictOf(admitted, bucket.debt, quota);
   }
 
-  /** Tells what {@link take} would, and takes nothing. */
   look(key: string, quota: Quota): Verdict {
     const debt = (this.own(key) ?? this.shared(key, quota))?.debt ?? 0;
     return verdictOf(debt + quota.periodMs <= quota.burst * quota.periodMs, debt, quota);
   }
 
-  /** Gives back what one request took; a bucket never holds more than its burst. */
   giveBack(key: string, quota: Quota): void {
     const bucket = this.own(key) ?? this.shared(key, quota);
     if (bucket) bucket.debt = Math.max(0, bucket.debt - quota.periodMs);
-  }
-
-  /**
-   * The same for throttlers of the library: `limit` requests at once and `limit` in each `ttl` milliseconds. A throttler
-   * of the rate N in P with the burst B is the limit B with the ttl B * P / N.
-   */
-  increment(key: string, ttl: number, limit: number): Promise<StorageRecord> {
-    const verdict = this.take(key, { limit, periodMs: ttl, burst: limit });
-    const seconds = Math.ceil(verdict.nextInMs / 1_000);
-    return Promise.resolve({
-      totalHits: verdict.admitted ? limit - verdict.remaining : limit + 1,
-      timeToExpire: seconds,
-      isBlocked: !verdict.admitted,
-      timeToBlockExpire: verdict.admitted ? 0 : seconds,
-    });
   }
 
   private own(key: string): Bucket | undefined {
@@ -142,31 +97,32 @@ export class TokenBuckets implements ThrottlerStorage, Buckets {
     if (bucket) {
       const now = this.clock.now();
       bucket.debt = debtAt(bucket, now);
-      // Also when the clock went back: the bucket must not wait until it has caught up.
+      // Also if the clock was set back: the bucket must not wait until the clock has caught up.
       bucket.at = now;
     }
     return bucket;
   }
 
-  /** A bucket for a key that has none. Who has shared one takes along what that owes. */
+  /** Adds a bucket for a key that has none. It starts with the debt of the bucket that the key shared, if it did. */
   private add(key: string, quota: Quota): Bucket {
-    this.buckets.sweep(this.clock.now());
-    this.overflow.sweep(this.clock.now());
+    const now = this.clock.now();
+    this.buckets.sweep(now);
+    this.overflow.sweep(now);
     const shared = this.shared(key, quota);
     const hasRoom = this.buckets.size < this.max;
     if (shared && !hasRoom) return shared;
-    const bucket = { debt: shared?.debt ?? 0, at: this.clock.now(), quota };
+    const bucket = { debt: shared?.debt ?? 0, at: now, quota };
     if (hasRoom) this.buckets.set(key, bucket);
     else this.overflow.set(sharedKey(key, quota), bucket);
     return bucket;
   }
 }
 
-/** Buckets that are looked through by and by, to drop those that have run full. */
-class Sweeping extends Map<string, Bucket> {
+/** Buckets of which a few are checked at each new one, to drop those that are full again. */
+class SweptMap extends Map<string, Bucket> {
   private cursor = this.entries();
 
-  /** Looks at the next few. More are looked at than are added, so each has its turn. */
+  /** Checks the next few. It checks more than are added, so each has its turn. */
   sweep(now: number): void {
     for (let i = 0; i < SWEEP; i++) {
       const { value, done } = this.cursor.next();
@@ -191,7 +147,7 @@ function debtAt(bucket: Bucket, now: number): number {
   return Math.max(0, bucket.debt - Math.max(0, now - bucket.at) * bucket.quota.limit);
 }
 
-/** What a bucket says that owes so much, in 1/limit of a millisecond, after the request. */
+/** What a bucket answers that owes so much, in 1/limit of a millisecond, after the request. */
 export function verdictOf(admitted: boolean, debt: number, { limit, periodMs, burst }: Quota): Verdict {
   const free = burst * periodMs - debt;
   const remaining = Math.floor(free / periodMs);

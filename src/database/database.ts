@@ -1,6 +1,7 @@
 import type { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
 import { fail } from '../errors';
+import type { BucketTable } from './bucket-table';
 import type { Statements, Transaction } from './statements';
 
 /** Hears what a unit of work announced, once it is committed. */
@@ -65,6 +66,9 @@ export abstract class Database {
 
   /** Whether other processes may serve the same database. */
   abstract readonly isShared: boolean;
+
+  /** Token buckets that replicas share; undefined if this process alone uses the database, so that its memory will do. */
+  abstract readonly buckets: BucketTable | undefined;
 
   /** True while announcements of other replicas arrive. If false, caches may be stale: look up, and poll. */
   abstract get isListening(): boolean;

@@ -7,6 +7,7 @@ import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
 import { inSpan } from '../tracing';
 import { Announcements, CHANNEL, publish } from './announcements';
+import type { BucketTable } from './bucket-table';
 import { Database, type DatabaseStats } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
@@ -29,9 +30,10 @@ import {
   refuseTransactionPooling,
   unknownEffect,
 } from './postgres';
+import { PostgresBuckets } from './postgres-buckets';
 import { PostgresProbe } from './postgres-probe';
 import type { DatabaseReplacements } from './sqlite-database';
-import type { SqlValue, Statements, Transaction } from './statements';
+import type { Statements, Transaction } from './statements';
 
 /** How often a unit that others got in the way of is run again. */
 const MAX_RERUNS = 3;
@@ -62,6 +64,7 @@ const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
   readonly isShared = true;
+  readonly buckets: BucketTable = new PostgresBuckets(this);
   readonly maxGatheredUnits = 1;
   private readonly inside = new AsyncLocalStorage<true>();
   private readonly pool: pg.Pool;
@@ -189,15 +192,6 @@ export class PostgresDatabase extends Database {
         if (!mayRunAgain(error) || reruns === MAX_RERUNS) throw explained(error);
       }
     }
-  }
-
-  /**
-   * Makes a change in one statement and one round trip, outside any unit of work. For what need not outlast a crash of the
-   * server: unlogged tables.
-   * @returns the rows of its `RETURNING`
-   */
-  changeAlone<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
-    return this.read((statements) => statements.rows<Row>(sql, ...values));
   }
 
   get insideWrite(): boolean {

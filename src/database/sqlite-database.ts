@@ -35,6 +35,7 @@ export interface DatabaseReplacements {
 /** A SQLite file, which this process has for itself, or a database in memory. */
 export class SqliteDatabase extends Database {
   readonly isShared = false;
+  readonly buckets = undefined;
   /** The writer runs one after the other anyway; those that are queued share its commit. */
   readonly maxGatheredUnits = Number.POSITIVE_INFINITY;
   private readonly queue: WriteQueue;

@@ -1,6 +1,7 @@
 import type { ServerResponse } from 'node:http';
 import { applyDecorators, createParamDecorator, type ExecutionContext, SetMetadata } from '@nestjs/common';
 import { ApiBearerAuth, ApiExtension, ApiParam, ApiSecurity } from '@nestjs/swagger';
+import type { ThrottlerOptions } from '@nestjs/throttler';
 import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
 import type { ApiError } from '../errors';
@@ -67,7 +68,11 @@ export interface ControlPlaneRequest extends FastifyRequest {
 
 /** Whom a route lets in. */
 export type Access =
-  | { kind: 'public' }
+  | {
+      kind: 'public';
+      /** Load balancers call it: it is counted apart from all other calls from their address. */
+      isHealth?: true;
+    }
   | { kind: 'agent' }
   | {
       kind: 'operator';
@@ -97,6 +102,8 @@ export const MAX_BODY = 4 * 1024 * 1024;
 export interface RouteDeclaration {
   readonly access: Access;
   readonly quota: QuotaRule | undefined;
+  /** The quota in force: by the decorator or the setting that replaces it; undefined if there is none, or it is off. */
+  readonly throttler: QuotaThrottler | undefined;
   readonly bodyLimit: number;
   readonly shedFirst: boolean;
   readonly bulkWrite: boolean;
@@ -105,13 +112,34 @@ export interface RouteDeclaration {
   readonly logFacts: LogFacts | undefined;
 }
 
-/** What the route that a request goes to declares; undefined if no controller serves it. */
-export function declarationOf(request: FastifyRequest): RouteDeclaration | undefined {
-  return (request.routeOptions.config as { declared?: RouteDeclaration } | undefined)?.declared;
+/** A route as Fastify keeps it. */
+interface Route {
+  /** Its path, with `:id` for a parameter; undefined if no route serves the request. */
+  readonly url?: string;
+  readonly declared?: RouteDeclaration;
 }
+
+const ROUTE = Symbol('route');
+const NO_ROUTE: Route = {};
+
+/** The route that a request goes to. Many hooks ask, and Fastify makes its `routeOptions` again for each. */
+export function routeOf(request: FastifyRequest & { [ROUTE]?: Route }): Route {
+  const known = request[ROUTE];
+  if (known) return known;
+  const route = (request.routeOptions.config as Route | undefined) ?? NO_ROUTE;
+  request[ROUTE] = route;
+  return route;
+}
+
+/** What the route that a request goes to declares; undefined if no controller serves it. */
+export const declarationOf = (request: FastifyRequest): RouteDeclaration | undefined =>
+  routeOf(request).declared;
 
 /** Anyone may call this route. */
 export const Public = () => SetMetadata(ACCESS, { kind: 'public' } satisfies Access);
+
+/** Anyone may call this route, and load balancers do all the time. */
+export const HealthCheck = () => SetMetadata(ACCESS, { kind: 'public', isHealth: true } satisfies Access);
 
 /** Agents may call this route, with `X-Agent-Id` and `X-Agent-Token`. */
 export const Agent = () =>
@@ -144,6 +172,17 @@ export function accessUnder(access: Access, settings: Pick<Settings, 'metricsPub
 
 /** Documents the `:id` of a path. */
 export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1 } });
+
+/** A quota in force as a throttler of @nestjs/throttler: `limit` requests at once, and as many again in each `ttl` ms. */
+export interface QuotaThrottler extends ThrottlerOptions {
+  readonly name: string;
+  readonly limit: number;
+  readonly ttl: number;
+  /** The `RateLimit-Policy` header. */
+  readonly policyHeader: string;
+  /** How the `RateLimit` header begins. */
+  readonly headerStart: string;
+}
 
 /** What a route's quota is and what it is counted by. */
 export interface QuotaRule {
@@ -196,7 +235,8 @@ export const isBulkWrite = (request: FastifyRequest): boolean => declarationOf(r
 /** Whether the route that a request goes to is marked so. */
 export const isShedFirst = (request: FastifyRequest): boolean => declarationOf(request)?.shedFirst === true;
 
-const requestOf = (context: ExecutionContext) => context.switchToHttp().getRequest<ControlPlaneRequest>();
+// Not switchToHttp(): it makes three functions each time, and this runs several times for every request.
+const requestOf = (context: ExecutionContext) => context.getArgByIndex<ControlPlaneRequest>(0);
 
 /** The agent that calls. */
 export const CurrentAgent = createParamDecorator(

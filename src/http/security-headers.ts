@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import helmet, { type HelmetOptions } from 'helmet';
+import { routeOf } from './decorators';
 
 /** What helmet sets under these options, worked out once: it is the same for every request. */
 function headersOf(options: Readonly<HelmetOptions>): Readonly<Record<string, string>> {
@@ -60,7 +61,7 @@ const PAGE_HEADERS = headersOf({
 /** Puts its headers on every answer, errors and unknown paths included. Call it before other hooks: they may refuse. */
 export function secureAnswers(http: FastifyInstance): void {
   http.addHook('onRequest', (request, reply, done) => {
-    reply.headers(request.routeOptions.url?.startsWith('/docs') ? PAGE_HEADERS : API_HEADERS);
+    reply.headers(routeOf(request).url?.startsWith('/docs') ? PAGE_HEADERS : API_HEADERS);
     done();
   });
 }

@@ -55,9 +55,18 @@ export function hashToken(token: string): string {
   return hash('sha256', token, 'hex');
 }
 
-/** Compares two hashes in a time that does not depend on where they differ. */
+const HASH_LENGTH = 64;
+/** What two hashes are compared in. Made once: every agent's call compares several. */
+const LEFT = Buffer.alloc(HASH_LENGTH);
+const RIGHT = Buffer.alloc(HASH_LENGTH);
+
+/** Compares two hashes, in hex, in a time that does not depend on where they differ. */
 export function sameHash(a: string, b: string): boolean {
-  return a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b));
+  if (a.length !== b.length) return false;
+  if (a.length !== HASH_LENGTH) return timingSafeEqual(Buffer.from(a), Buffer.from(b));
+  LEFT.write(a);
+  RIGHT.write(b);
+  return timingSafeEqual(LEFT, RIGHT);
 }
 
 /** The cost: 32 MiB and about a fifth of a second of one core. Source: OWASP's Password Storage Cheat Sheet, scrypt. */

@@ -1,14 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import { fail } from '../errors';
+import { type ApiError, fail } from '../errors';
 
 /**
  * Answers paths that nobody serves with 404 and known paths with another method with 405 and `Allow`, before the body
  * is read. Call it before the routes are added: it learns them as they come.
- * @param charge counts such a request against its sender; what it throws is answered instead
+ * @param charge counts such a request against its sender; what it rejects with is answered instead
  */
 export function answerUnknownRoutes(
   http: FastifyInstance,
-  charge: (request: FastifyRequest, reply: FastifyReply) => void,
+  charge: (request: FastifyRequest, reply: FastifyReply) => Promise<void>,
 ): void {
   const methodsByPath = new Map<string, { pattern: RegExp; methods: Set<string> }>();
   http.addHook('onRoute', (route) => {
@@ -24,21 +24,20 @@ export function answerUnknownRoutes(
     // `/v1/agents/claim` is a path of its own: a GET of it must not be taken for the agent named "claim".
     const exact = methodsByPath.get(path);
     if (!request.is404 && (!exact || exact.methods.has(request.method))) return done();
-    try {
-      charge(request, reply);
-    } catch (error) {
-      return done(error as Error);
-    }
-    const allowed = new Set<string>(exact?.methods);
+    charge(request, reply).then(() => done(refusalOf(path, exact?.methods, reply)), done);
+  });
+
+  function refusalOf(path: string, exact: ReadonlySet<string> | undefined, reply: FastifyReply): ApiError {
+    const allowed = new Set<string>(exact);
     if (!exact) {
       for (const { pattern, methods } of methodsByPath.values()) {
         if (pattern.test(path)) for (const method of methods) allowed.add(method);
       }
     }
-    if (allowed.size === 0) return done(fail('ERR_NOT_FOUND'));
+    if (allowed.size === 0) return fail('ERR_NOT_FOUND');
     reply.header('allow', [...allowed].sort().join(', '));
-    done(fail('ERR_METHOD_NOT_ALLOWED', { allowed: [...allowed].sort() }));
-  });
+    return fail('ERR_METHOD_NOT_ALLOWED', { allowed: [...allowed].sort() });
+  }
 }
 
 /** A route's path as a pattern; the documentation's own files (`*`) are left to their handler. */

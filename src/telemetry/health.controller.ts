@@ -3,7 +3,7 @@ import { ApiOkResponse, ApiOperation, ApiProperty, ApiTags } from '@nestjs/swagg
 import { Database } from '../database/database';
 import { fail } from '../errors';
 import { ApiErrors } from '../http/api-errors';
-import { Public } from '../http/decorators';
+import { HealthCheck } from '../http/decorators';
 import { Lifecycle } from './lifecycle';
 
 /** The routes below: monitors ask them all the time. */
@@ -26,7 +26,7 @@ export class HealthController {
 
   /** The process is alive. */
   @Get('healthz')
-  @Public()
+  @HealthCheck()
   @HttpCode(200)
   @ApiOperation({ operationId: 'checkLiveness', summary: 'Is the process alive?' })
   @ApiOkResponse({ type: Health })
@@ -37,7 +37,7 @@ export class HealthController {
 
   /** The same by the name that Kubernetes and its tools use. */
   @Get('livez')
-  @Public()
+  @HealthCheck()
   @ApiOperation({ operationId: 'checkLivez', summary: 'Is the process alive?' })
   @ApiOkResponse({ type: Health })
   @ApiErrors()
@@ -50,7 +50,7 @@ export class HealthController {
    * Migrations are current whenever the process runs at all.
    */
   @Get('readyz')
-  @Public()
+  @HealthCheck()
   @ApiOperation({ operationId: 'checkReadiness', summary: 'Should this process get requests?' })
   @ApiOkResponse({ type: Health })
   @ApiErrors()

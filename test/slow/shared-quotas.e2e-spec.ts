@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
-import type { SharedBuckets } from '../../src/access/shared-buckets';
-import { QuotaBuckets } from '../../src/access/token-buckets';
+import { getStorageToken } from '@nestjs/throttler';
+import { QuotaRetention } from '../../src/access/quota-retention';
+import type { QuotaStorage } from '../../src/access/quota-storage';
 import { type Answer, type Credentials, credentialsOf, TestClock, TestServer } from '../helpers/harness';
 
 const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
@@ -147,7 +148,7 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
   });
 
   it('refuse a flood from memory', async () => {
-    const key = `heartbeat:${agent.agent_id}`;
+    const key = `agent:${agent.agent_id}:heartbeat`;
     // The last that is let in tells that replica; each other one has to ask once.
     for (let i = 0; i < 3; i++) expect((await heartbeat(0)).status).toBe(200);
     const emptied = await versionOf(key);
@@ -184,6 +185,28 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
     expect(admittedOf(statuses)).toBe(60);
   });
 
+  it('keep what an agent owes if its quota is changed, also to one of no whole number of milliseconds', async () => {
+    const { folder } = replica(0);
+    replicas.push(await TestServer.start({ ...QUOTAS, QUOTA_HEARTBEAT: '7/1m,3' }, { clock, folder }));
+    for (let i = 0; i < 2; i++) expect((await heartbeat(0)).status).toBe(200);
+    // 20 s of the 25.7 s that its bucket holds now: 2.86 s short of the 8.57 s that one more takes.
+    const changed = async () => {
+      const { status, headers } = await heartbeat(3);
+      return [status, headers.get('ratelimit'), headers.get('retry-after')];
+    };
+    expect(await changed()).toEqual([429, '"heartbeat";r=0;t=3', '3']);
+    clock.advance(2_857);
+    expect(await changed()).toEqual([429, '"heartbeat";r=0;t=1', '1']);
+    clock.advance(1);
+    expect(await changed()).toEqual([200, '"heartbeat";r=0;t=9', null]);
+    // And back: 25.7 s of 30 s are owed.
+    expect((await heartbeat(0)).headers.get('retry-after')).toBe('6');
+    clock.advance(5_713);
+    expect((await heartbeat(0)).status).toBe(429);
+    clock.advance(1);
+    expect((await heartbeat(0)).status).toBe(200);
+  });
+
   it('give a hostname one registration, whichever of them it comes to, and one that is undone costs nothing', async () => {
     const register = (i: number, body: object, headers = {}) =>
       replica(i).request('POST', '/register', { body, headers });
@@ -206,12 +229,12 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
 
   it('let a registration elsewhere wait for one that is on its way, and in where that is undone', async () => {
     const register = (i: number) => replica(i).request('POST', '/register', { body: { hostname: 'b' } });
-    const quota = { limit: 1, periodMs: 600_000, burst: 1 };
     const taken = Promise.withResolvers<void>();
     const gate = Promise.withResolvers<void>();
     const undone = replica(0).database.write(async (tx) => {
-      const { hostnames: buckets } = replica(0).app.get(QuotaBuckets, { strict: false });
-      expect(await buckets.take('register:host:b', quota, tx)).toMatchObject({ admitted: true });
+      const storage: QuotaStorage = replica(0).app.get(getStorageToken(), { strict: false });
+      const record = await storage.increment('host:b:register', 600_000, 1, 0, 'register', tx);
+      expect(record).toMatchObject({ isBlocked: false });
       taken.resolve();
       await gate.promise;
       throw new Error('undone');
@@ -271,9 +294,9 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
         ({ key }) => key,
       );
     await heartbeat(0);
-    const [register, beat] = ['register:host:a', `heartbeat:${agent.agent_id}`];
+    const [register, beat] = ['host:a:register', `agent:${agent.agent_id}:heartbeat`];
     expect(await keys()).toEqual([beat, register]);
-    const purge = () => (replica(1).app.get(QuotaBuckets, { strict: false }) as SharedBuckets).purge();
+    const purge = () => replica(1).app.get(QuotaRetention, { strict: false }).purge();
     clock.advance(3_610_001);
     expect(await purge()).toBe(1);
     expect(await keys()).toEqual([register]);

@@ -1,9 +1,9 @@
-import { OneAtATime } from './one-at-a-time';
+import { SerialBatcher } from './serial-batcher';
 
 /** Batches that are answered when the test says so. */
 function gather() {
   const batches: { requests: readonly number[]; answer: PromiseWithResolvers<number[]> }[] = [];
-  const calls = new OneAtATime<number, number>((requests) => {
+  const calls = new SerialBatcher<number, number>((requests) => {
     const answer = Promise.withResolvers<number[]>();
     batches.push({ requests, answer });
     return answer.promise;
@@ -17,7 +17,7 @@ function gather() {
   return { calls, sent, answer, refuse };
 }
 
-describe('OneAtATime', () => {
+describe('SerialBatcher', () => {
   it('sends the first at once, and all that come meanwhile together, in their order', async () => {
     const { calls, sent, answer } = gather();
     const answers = [1, 2, 3].map((request) => calls.run(request));
@@ -53,7 +53,7 @@ describe('OneAtATime', () => {
   });
 
   it('fails where sending throws before it waits', async () => {
-    const calls = new OneAtATime<number, number>(() => {
+    const calls = new SerialBatcher<number, number>(() => {
       throw new Error('at once');
     });
     await expect(calls.run(1)).rejects.toThrow('at once');
