@@ -16,12 +16,11 @@ const OWNERS = {
     'enrollment_tokens',
   ],
   leases: ['tasks', 'task_counts', 'leases', 'results'],
-  database: ['idempotency_keys'],
+  database: ['idempotency_keys', 'quota_buckets'],
   metrics: ['agent_metrics'],
   config: ['agent_configs'],
   concurrency: ['concurrency_windows'],
   operators: ['operator_tokens', 'audit_log'],
-  access: ['quota_buckets'],
 };
 
 const RULES = [
