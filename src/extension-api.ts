@@ -8,23 +8,14 @@ export { Database } from './database/database';
 export type { ColumnType, Dialect } from './database/dialect';
 export type { SqlValue, Statements, Transaction } from './database/statements';
 export { type ErrorCode, type ErrorDetails, fail } from './errors';
+export { Agent, Operator, Public } from './http/access.decorators';
 export { ApiErrors, GuardedErrors } from './http/api-errors';
-export {
-  AGENT_PATHS,
-  Agent,
-  type AgentIdentity,
-  BodyLimit,
-  BulkWrite,
-  CurrentAgent,
-  CurrentOperator,
-  IdInPath,
-  Operator,
-  type OperatorIdentity,
-  Public,
-  Quota,
-  type Role,
-} from './http/decorators';
+export { BodyLimit } from './http/body-limit.decorators';
+export type { AgentIdentity, OperatorIdentity, Role } from './http/control-plane-request';
+export { BulkWrite } from './http/load.decorators';
 export { olderThan, type Page, PageEnd, PageQuery, pageOf } from './http/pagination';
+export { AGENT_PATHS, CurrentAgent, CurrentOperator, IdInPath } from './http/parameter.decorators';
+export { Quota } from './http/quota.decorators';
 export { IsTimestamp, parseTimestamp } from './http/timestamps';
 export { IdParam, IsId } from './http/validation';
 export type { Observation } from './leases/leases.dto';

@@ -1,5 +1,5 @@
 import { ExecutionContextHost } from '@nestjs/core/helpers/execution-context-host';
-import type { RouteDeclaration } from '../http/decorators';
+import type { RouteDeclaration } from '../http/route-declaration';
 import { AccessGuard } from './access.guard';
 
 const contextOf = (request: object, access?: RouteDeclaration['access']) =>

@@ -1,6 +1,7 @@
 import { type CanActivate, type ExecutionContext, Injectable } from '@nestjs/common';
 import { fail } from '../errors';
-import { type ControlPlaneRequest, declarationOf, ROLES, type Role } from '../http/decorators';
+import { type ControlPlaneRequest, ROLES, type Role, requestOf } from '../http/control-plane-request';
+import { declarationOf } from '../http/route-declaration';
 import { isId } from '../http/validation';
 
 /**
@@ -12,7 +13,7 @@ import { isId } from '../http/validation';
 export class AccessGuard implements CanActivate {
   /** @throws ERR_FORBIDDEN nobody was admitted, a role too low, a body for another agent */
   canActivate(context: ExecutionContext): boolean {
-    const request = context.getArgByIndex<ControlPlaneRequest>(0);
+    const request = requestOf(context);
     const access = declarationOf(request)?.access;
     if (!request.admitted) throw fail('ERR_FORBIDDEN');
     switch (access?.kind) {

@@ -4,7 +4,7 @@ import { ThrottlerModule, type ThrottlerModuleOptions } from '@nestjs/throttler'
 import { AgentsModule } from '../agents/agents.module';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
-import type { ControlPlaneRequest } from '../http/decorators';
+import type { ControlPlaneRequest } from '../http/control-plane-request';
 import { OperatorsModule } from '../operators/operators.module';
 import { SETTINGS, type Settings } from '../settings';
 import { AccessGuard } from './access.guard';

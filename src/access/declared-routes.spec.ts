@@ -2,7 +2,8 @@ import { Controller, Get, type Type } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { Test } from '@nestjs/testing';
 import { SkipThrottle, Throttle } from '@nestjs/throttler';
-import { Agent, Operator, Public, Quota } from '../http/decorators';
+import { Agent, Operator, Public } from '../http/access.decorators';
+import { Quota } from '../http/quota.decorators';
 import { SETTINGS } from '../settings';
 import { DeclaredRoutes } from './declared-routes';
 

@@ -4,21 +4,13 @@ import { RouteParamtypes } from '@nestjs/common/enums/route-paramtypes.enum';
 import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
 import { RouteConfig } from '@nestjs/platform-fastify';
 import { ExtensionError, extensionOf } from '../extensions';
-import {
-  ACCESS,
-  type Access,
-  accessUnder,
-  BODY_LIMIT,
-  BULK_WRITE,
-  DEFAULT_BODY_LIMIT,
-  LOG_FACTS,
-  type LogFacts,
-  QUOTA,
-  type QuotaRule,
-  type RouteDeclaration,
-  SHED_FIRST,
-} from '../http/decorators';
+import { ACCESS, type Access, accessUnder } from '../http/access.decorators';
+import { BODY_LIMIT, DEFAULT_BODY_LIMIT } from '../http/body-limit.decorators';
 import type { BodyShape } from '../http/json-body';
+import { BULK_WRITE, SHED_FIRST } from '../http/load.decorators';
+import { LOG_FACTS, type LogFacts } from '../http/log-facts.decorators';
+import { QUOTA, type QuotaRule } from '../http/quota.decorators';
+import type { RouteDeclaration } from '../http/route-declaration';
 import { shapeOf } from '../http/validation';
 import { SETTINGS, type Settings } from '../settings';
 import { routeThrottler } from './quotas';

@@ -12,7 +12,9 @@ import {
 } from '@nestjs/throttler';
 import type { FastifyReply } from 'fastify';
 import { clientAddress } from '../http/client-address';
-import { type ControlPlaneRequest, declarationOf, type QuotaThrottler } from '../http/decorators';
+import { type ControlPlaneRequest, requestOf } from '../http/control-plane-request';
+import type { QuotaThrottler } from '../http/quota.decorators';
+import { declarationOf } from '../http/route-declaration';
 import { SETTINGS, type Settings } from '../settings';
 import { announce, callerThrottler, rateLimited } from './quotas';
 import { RegistrationQuota } from './registration-quota';
@@ -62,7 +64,7 @@ export class QuotaGuard extends ThrottlerGuard {
   }
 
   override canActivate(context: ExecutionContext): Promise<boolean> {
-    const request = context.getArgByIndex<ControlPlaneRequest>(0);
+    const request = requestOf(context);
     const declared = declarationOf(request);
     if (declared?.quota?.by !== 'hostname') return CHARGED;
     return this.registrations.prepare(request, context.getArgByIndex(1), declared.throttler);

@@ -1,7 +1,7 @@
 import type { ThrottlerModuleOptions } from '@nestjs/throttler';
 import type { FastifyReply } from 'fastify';
 import { type ApiError, fail } from '../errors';
-import type { QuotaRule, QuotaThrottler } from '../http/decorators';
+import type { QuotaRule, QuotaThrottler } from '../http/quota.decorators';
 import type { Quota, QuotaRoute, Settings } from '../settings';
 import type { QuotaRecord } from './quota-storage';
 

@@ -1,20 +1,18 @@
 import { Body, Controller, Headers, HttpCode, Post } from '@nestjs/common';
 import { ApiExtension, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { fail } from '../errors';
+import { Agent, Public } from '../http/access.decorators';
 import { ApiErrors, GuardedErrors } from '../http/api-errors';
+import type { AgentIdentity, Charge } from '../http/control-plane-request';
 import {
   AGENT_PATHS,
-  Agent,
-  type AgentIdentity,
   CallerAddress,
-  type Charge,
   CurrentAgent,
   CurrentCharge,
   IdempotencyKey,
-  Public,
-  Quota,
   UserAgent,
-} from '../http/decorators';
+} from '../http/parameter.decorators';
+import { Quota } from '../http/quota.decorators';
 import { parseId } from '../http/validation';
 import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse } from './agents.dto';
 import { AgentsService } from './agents.service';

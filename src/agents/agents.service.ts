@@ -8,7 +8,7 @@ import { Database } from '../database/database';
 import { RowCache } from '../database/row-cache';
 import type { SqlValue, Statements, Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
-import type { AgentIdentity, OperatorIdentity } from '../http/decorators';
+import type { AgentIdentity, OperatorIdentity } from '../http/control-plane-request';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { hashToken, isAgentToken, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';

@@ -6,16 +6,12 @@ import {
   ApiOperation,
   ApiTags,
 } from '@nestjs/swagger';
+import { Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import {
-  BodyLimit,
-  CurrentOperator,
-  IdInPath,
-  MEDIUM_BODY,
-  Operator,
-  type OperatorIdentity,
-} from '../http/decorators';
+import { BodyLimit, MEDIUM_BODY } from '../http/body-limit.decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { PageQuery } from '../http/pagination';
+import { CurrentOperator, IdInPath } from '../http/parameter.decorators';
 import { IdParam } from '../http/validation';
 import { CreatedEnrollmentToken, CreateEnrollmentTokenRequest, EnrollmentTokenPage } from './enrollment.dto';
 import { EnrollmentService } from './enrollment.service';

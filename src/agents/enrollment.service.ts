@@ -4,7 +4,7 @@ import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
-import type { Charge, OperatorIdentity } from '../http/decorators';
+import type { Charge, OperatorIdentity } from '../http/control-plane-request';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { hashToken, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';

@@ -6,15 +6,11 @@ import {
   ApiOperation,
   ApiTags,
 } from '@nestjs/swagger';
+import { Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import {
-  BodyLimit,
-  CurrentOperator,
-  IdInPath,
-  MEDIUM_BODY,
-  Operator,
-  type OperatorIdentity,
-} from '../http/decorators';
+import { BodyLimit, MEDIUM_BODY } from '../http/body-limit.decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
+import { CurrentOperator, IdInPath } from '../http/parameter.decorators';
 import { IdParam } from '../http/validation';
 import {
   AgentCredentials,

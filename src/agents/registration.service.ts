@@ -5,7 +5,7 @@ import { Database } from '../database/database';
 import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { Charge } from '../http/decorators';
+import type { Charge } from '../http/control-plane-request';
 import { hashToken, isAgentToken, mintToken } from '../http/tokens';
 import { AuditLog, PROCESS } from '../operators/audit-log';
 import { Continuity } from '../scheduling/continuity';

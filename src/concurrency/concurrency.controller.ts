@@ -1,7 +1,10 @@
 import { Body, Controller, Get, Put, Query } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import { BodyLimit, CurrentOperator, MAX_BODY, Operator, type OperatorIdentity } from '../http/decorators';
+import { BodyLimit, MAX_BODY } from '../http/body-limit.decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
+import { CurrentOperator } from '../http/parameter.decorators';
 import { SetLimitsRequest, SetLimitsResponse, WindowPage, WindowsQuery } from './concurrency.dto';
 import { ConcurrencyService } from './concurrency.service';
 

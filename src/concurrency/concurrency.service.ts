@@ -4,7 +4,7 @@ import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
-import type { OperatorIdentity } from '../http/decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { type Page, type PageQuery, pageOf } from '../http/pagination';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';

@@ -10,22 +10,15 @@ import {
   ApiTags,
 } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
+import { Agent, Operator, Public } from '../http/access.decorators';
 import { ApiErrors, GuardedErrors } from '../http/api-errors';
-import {
-  AGENT_PATHS,
-  Agent,
-  BodyLimit,
-  BulkWrite,
-  CurrentOperator,
-  IdempotencyKey,
-  MAX_BODY,
-  Operator,
-  type OperatorIdentity,
-  Public,
-  Quota,
-} from '../http/decorators';
+import { BodyLimit, MAX_BODY } from '../http/body-limit.decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { namesEntityTag } from '../http/if-none-match';
+import { BulkWrite } from '../http/load.decorators';
 import { PageQuery } from '../http/pagination';
+import { AGENT_PATHS, CurrentOperator, IdempotencyKey } from '../http/parameter.decorators';
+import { Quota } from '../http/quota.decorators';
 import {
   ConfigBundle,
   ConfigDetail,

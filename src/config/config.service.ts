@@ -6,7 +6,7 @@ import { Database } from '../database/database';
 import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { OperatorIdentity } from '../http/decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { AuditLog, PROCESS } from '../operators/audit-log';
 import { SettingsError } from '../settings';

@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { type AddressInfo, connect, type Socket } from 'node:net';
 import fastify, { type FastifyInstance } from 'fastify';
 import { Bodies } from './bodies';
-import type { ControlPlaneRequest } from './decorators';
+import type { ControlPlaneRequest } from './control-plane-request';
 import { ErrorFilter } from './error-filter';
 
 describe('Bodies', () => {

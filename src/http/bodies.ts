@@ -1,9 +1,11 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import { type ApiError, fail } from '../errors';
-import { type ControlPlaneRequest, DEFAULT_BODY_LIMIT, declarationOf, MAX_BODY } from './decorators';
+import { DEFAULT_BODY_LIMIT, MAX_BODY } from './body-limit.decorators';
+import type { ControlPlaneRequest } from './control-plane-request';
 import { type BodyShape, countValues, parseJsonBody, VALUE_BYTES } from './json-body';
 import { refuseEncoded } from './protocol-checks';
+import { declarationOf } from './route-declaration';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;

@@ -2,7 +2,7 @@ import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, Logger 
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { ApiError, fail } from '../errors';
 import type { ErrorEnvelope } from './api-errors';
-import type { ControlPlaneRequest } from './decorators';
+import type { ControlPlaneRequest } from './control-plane-request';
 
 /** Fastify's own refusals, by code, in the catalogue's words. */
 const FASTIFY_ERRORS: Record<string, () => ApiError> = {

@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
-import { declarationOf } from './decorators';
 import { hasHungUp } from './hang-up';
+import { declarationOf } from './route-declaration';
 
 /** How many reads for operators are made at once; on SQLite one blocks the others in any case. */
 const MAX_READS = 8;

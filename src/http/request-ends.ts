@@ -1,6 +1,6 @@
 import type { ServerResponse } from 'node:http';
 import type { FastifyInstance, FastifyReply } from 'fastify';
-import type { ControlPlaneRequest } from './decorators';
+import type { ControlPlaneRequest } from './control-plane-request';
 
 /**
  * Told of a request that ended.

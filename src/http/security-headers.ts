@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import helmet, { type HelmetOptions } from 'helmet';
-import { routeOf } from './decorators';
+import { routeOf } from './route-declaration';
 
 /** What helmet sets under these options, worked out once: it is the same for every request. */
 function headersOf(options: Readonly<HelmetOptions>): Readonly<Record<string, string>> {

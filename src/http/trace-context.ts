@@ -1,7 +1,7 @@
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import type { Span } from '@opentelemetry/api';
 import { contextOf, parseTraceparent, type TraceContext, toTraceparent } from '../tracing';
-import type { ControlPlaneRequest } from './decorators';
+import type { ControlPlaneRequest } from './control-plane-request';
 
 /** The spans of requests that are under way; null of one that gets none. */
 export const spans = new WeakMap<object, Span | null>();

@@ -3,7 +3,7 @@ import { Injectable } from '@nestjs/common';
 import { Database } from '../database/database';
 import type { SqlValue, Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { OperatorIdentity } from '../http/decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { AuditLog } from '../operators/audit-log';
 import { nextBatchSize } from '../scheduling/job-runner';
 import { Lifecycle } from '../telemetry/lifecycle';

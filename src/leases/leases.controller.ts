@@ -2,22 +2,14 @@ import { Body, Controller, HttpCode, Post, Res } from '@nestjs/common';
 import { ApiExtension, ApiHeader, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
 import { AgentAbout } from '../agents/agent-about';
+import { Agent } from '../http/access.decorators';
 import { COME_BACK_AFTER, GuardedErrors } from '../http/api-errors';
-import {
-  AGENT_PATHS,
-  Agent,
-  type AgentIdentity,
-  BodyLimit,
-  CurrentAgent,
-  HangUp,
-  IdempotencyKey,
-  MAX_BODY,
-  MEDIUM_BODY,
-  Quota,
-  ShedFirst,
-  UserAgent,
-} from '../http/decorators';
+import { BodyLimit, MAX_BODY, MEDIUM_BODY } from '../http/body-limit.decorators';
+import type { AgentIdentity } from '../http/control-plane-request';
 import { retryAfter } from '../http/error-filter';
+import { ShedFirst } from '../http/load.decorators';
+import { AGENT_PATHS, CurrentAgent, HangUp, IdempotencyKey, UserAgent } from '../http/parameter.decorators';
+import { Quota } from '../http/quota.decorators';
 import { Lifecycle } from '../telemetry/lifecycle';
 import {
   ClaimRequest,

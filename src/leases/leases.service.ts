@@ -10,7 +10,7 @@ import { Database } from '../database/database';
 import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { AgentIdentity } from '../http/decorators';
+import type { AgentIdentity } from '../http/control-plane-request';
 import { Continuity, type Interruption } from '../scheduling/continuity';
 import { SETTINGS, type Settings } from '../settings';
 import { parseTraceparent, type TraceContext } from '../tracing';

@@ -7,20 +7,13 @@ import {
   ApiOperation,
   ApiTags,
 } from '@nestjs/swagger';
+import { Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import {
-  BodyLimit,
-  BulkWrite,
-  CurrentOperator,
-  HangUp,
-  IdempotencyKey,
-  IdInPath,
-  LogsFacts,
-  MAX_BODY,
-  Operator,
-  type OperatorIdentity,
-  ShedFirst,
-} from '../http/decorators';
+import { BodyLimit, MAX_BODY } from '../http/body-limit.decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
+import { BulkWrite, ShedFirst } from '../http/load.decorators';
+import { LogsFacts } from '../http/log-facts.decorators';
+import { CurrentOperator, HangUp, IdempotencyKey, IdInPath } from '../http/parameter.decorators';
 import { Traceparent } from '../http/trace-context';
 import { IdParam } from '../http/validation';
 import { BulkTasks } from './bulk-tasks';

@@ -1,18 +1,12 @@
 import { Body, Controller, Get, HttpCode, Param, Post, Query } from '@nestjs/common';
 import { ApiAcceptedResponse, ApiExtension, ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { Agent, Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import {
-  AGENT_PATHS,
-  Agent,
-  type AgentIdentity,
-  BodyLimit,
-  BulkWrite,
-  CurrentAgent,
-  IdInPath,
-  MAX_BODY,
-  Operator,
-  Quota,
-} from '../http/decorators';
+import { BodyLimit, MAX_BODY } from '../http/body-limit.decorators';
+import type { AgentIdentity } from '../http/control-plane-request';
+import { BulkWrite } from '../http/load.decorators';
+import { AGENT_PATHS, CurrentAgent, IdInPath } from '../http/parameter.decorators';
+import { Quota } from '../http/quota.decorators';
 import { IdParam } from '../http/validation';
 import { MetricsPage, MetricsQuery, MetricsRequest, MetricsResponse } from './metrics.dto';
 import { MetricsService } from './metrics.service';

@@ -8,7 +8,7 @@ import { Batcher } from '../database/batcher';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { ApiError, fail } from '../errors';
-import type { AgentIdentity } from '../http/decorators';
+import type { AgentIdentity } from '../http/control-plane-request';
 import { fitting, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import { JobRunner } from '../scheduling/job-runner';

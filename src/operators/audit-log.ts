@@ -6,7 +6,7 @@ import { Conditions } from '../database/conditions';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { OperatorIdentity } from '../http/decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { olderThan, type Page, pageOf } from '../http/pagination';
 import { parseTimestamp } from '../http/timestamps';
 import type { AuditEntity, AuditHeadEntity } from './audit.entity';

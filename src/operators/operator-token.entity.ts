@@ -1,5 +1,5 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
-import type { Role } from '../http/decorators';
+import type { Role } from '../http/control-plane-request';
 
 /** A bearer token of an operator; only its hash is kept. */
 @Entity('operator_tokens')

@@ -6,9 +6,11 @@ import {
   ApiOperation,
   ApiTags,
 } from '@nestjs/swagger';
+import { Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import { CurrentOperator, IdInPath, Operator, type OperatorIdentity } from '../http/decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { PageQuery } from '../http/pagination';
+import { CurrentOperator, IdInPath } from '../http/parameter.decorators';
 import { IdParam } from '../http/validation';
 import { AuditLog } from './audit-log';
 import {

@@ -1,6 +1,6 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
-import { ROLES, type Role } from '../http/decorators';
+import { ROLES, type Role } from '../http/control-plane-request';
 import { IsName, OptionalIdInQuery, OptionalInteger } from '../http/fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';

@@ -8,7 +8,7 @@ import { writePrivately } from '../database/private-file';
 import { RowCache } from '../database/row-cache';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
-import type { OperatorIdentity } from '../http/decorators';
+import type { OperatorIdentity } from '../http/control-plane-request';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { hashSecret, hashToken, isHashOf, isWellFormed, mintToken, sameHash } from '../http/tokens';
 import { adminTokenFile, SETTINGS, type Settings } from '../settings';

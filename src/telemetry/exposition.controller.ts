@@ -1,8 +1,8 @@
 import { Controller, Get, Logger, Res } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
+import { OperatorUnless } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
-import { OperatorUnless } from '../http/decorators';
 import { LineBudget } from './line-budget';
 import { Meter } from './meter';
 

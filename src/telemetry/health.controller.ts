@@ -2,8 +2,8 @@ import { Controller, Get, HttpCode } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiProperty, ApiTags } from '@nestjs/swagger';
 import { Database } from '../database/database';
 import { fail } from '../errors';
+import { HealthCheck } from '../http/access.decorators';
 import { ApiErrors } from '../http/api-errors';
-import { HealthCheck } from '../http/decorators';
 import { Lifecycle } from './lifecycle';
 
 /** The routes below: monitors ask them all the time. */

@@ -1,7 +1,7 @@
 import type { Span } from '@opentelemetry/api';
 import type { FastifyInstance, FastifyReply } from 'fastify';
 import { Clock } from '../clock';
-import type { ControlPlaneRequest } from '../http/decorators';
+import type { ControlPlaneRequest } from '../http/control-plane-request';
 import { type RequestEnds, UNANSWERED } from '../http/request-ends';
 import { spans } from '../http/trace-context';
 import { markFailed, parseTraceparent, tracing } from '../tracing';

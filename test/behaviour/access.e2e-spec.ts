@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { pino } from 'pino';
 import { Clock } from '../../src/clock';
 import type { SqlValue } from '../../src/database/statements';
-import type { Role } from '../../src/http/decorators';
+import type { Role } from '../../src/http/control-plane-request';
 import { hashSecret, hashToken, mintToken } from '../../src/http/tokens';
 import {
   ADMIN_TOKEN,

@@ -7,8 +7,9 @@ import { DiscoveryService, MetadataScanner, Reflector } from '@nestjs/core';
 import { parse as parseYaml } from 'yaml';
 import { ENTITIES } from '../../src/app.module';
 import { ERRORS, type ErrorCode } from '../../src/errors';
-import { ACCESS, type Access, QUOTA, type QuotaRule } from '../../src/http/decorators';
+import { ACCESS, type Access } from '../../src/http/access.decorators';
 import { describeApi } from '../../src/http/openapi';
+import { QUOTA, type QuotaRule } from '../../src/http/quota.decorators';
 import { ApiDocument, answerOf, jsonOf, successesOf } from '../helpers/api-document';
 import {
   ADMIN_TOKEN,

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type ControlPlane, createApp, type Replacements } from '../../src/app';
 import { Clock } from '../../src/clock';
-import type { AgentIdentity, OperatorIdentity } from '../../src/http/decorators';
+import type { AgentIdentity, OperatorIdentity } from '../../src/http/control-plane-request';
 import { hashToken } from '../../src/http/tokens';
 import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import { Continuity } from '../../src/scheduling/continuity';

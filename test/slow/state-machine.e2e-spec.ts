@@ -10,7 +10,7 @@ import { type ControlPlane, createApp } from '../../src/app';
 import { toTimestamp } from '../../src/clock';
 import { ConcurrencyService } from '../../src/concurrency/concurrency.service';
 import type { Statements } from '../../src/database/statements';
-import type { AgentIdentity } from '../../src/http/decorators';
+import type { AgentIdentity } from '../../src/http/control-plane-request';
 import { LeasesService } from '../../src/leases/leases.service';
 import { QueueUpkeep } from '../../src/leases/queue-upkeep';
 import type { TaskDetail } from '../../src/leases/tasks.dto';
