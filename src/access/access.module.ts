@@ -4,7 +4,6 @@ import { ThrottlerModule } from '@nestjs/throttler';
 import { AgentsModule } from '../agents/agents.module';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
-import { PostgresDatabase } from '../database/postgres-database';
 import { OperatorsModule } from '../operators/operators.module';
 import { JobRunner } from '../scheduling/job-runner';
 import { AccessGuard } from './access.guard';
@@ -39,8 +38,8 @@ import { OwnBuckets, QuotaBuckets, TokenBuckets } from './token-buckets';
       inject: [Database, Clock, JobRunner],
       // Alone with its database, a process needs none in it.
       useFactory: (database: Database, clock: Clock, jobs: JobRunner): QuotaBuckets =>
-        database instanceof PostgresDatabase
-          ? new SharedBuckets(database, clock, jobs)
+        database.sharedMemory
+          ? new SharedBuckets(database, database.sharedMemory, clock, jobs)
           : new OwnBuckets(clock),
     },
     Admission,

@@ -2,7 +2,7 @@ import { Injectable } from '@nestjs/common';
 import { Cron, CronExpression } from '@nestjs/schedule';
 import { LRUCache } from 'lru-cache';
 import type { Clock } from '../clock';
-import type { PostgresDatabase } from '../database/postgres-database';
+import type { Database, SharedMemory } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import type { JobRunner } from '../scheduling/job-runner';
 import type { Quota } from '../settings';
@@ -69,13 +69,14 @@ export class SharedBuckets extends QuotaBuckets {
   readonly hostnames: Buckets;
 
   constructor(
-    private readonly database: PostgresDatabase,
+    private readonly database: Database,
+    memory: SharedMemory,
     private readonly clock: Pick<Clock, 'now'>,
     private readonly jobs: JobRunner,
   ) {
     super();
     this.jobs.declare('quota-retention');
-    const alone: Queries = { rows: (sql, ...values) => database.changeAlone(sql, ...values) };
+    const alone: Queries = { rows: (sql, ...values) => memory.changeAlone(sql, ...values) };
     const asks = new OneAtATime<Ask, Verdict>((batch) => decide(batch, alone, clock));
     this.agents = new RememberingBuckets(database, clock, asks);
     this.hostnames = new RememberingBuckets(database, clock, asks);
@@ -113,7 +114,7 @@ class RememberingBuckets implements Buckets {
   });
 
   constructor(
-    private readonly database: PostgresDatabase,
+    private readonly database: Pick<Database, 'read'>,
     private readonly clock: Pick<Clock, 'now'>,
     private readonly asks: OneAtATime<Ask, Verdict>,
   ) {}

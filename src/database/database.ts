@@ -1,7 +1,7 @@
 import type { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
 import { fail } from '../errors';
-import type { Statements, Transaction } from './statements';
+import type { SqlValue, Statements, Transaction } from './statements';
 
 /** Hears what a unit of work announced, once it is committed. */
 export type AnnouncementListener = (message: string) => void;
@@ -21,6 +21,12 @@ export interface DatabaseStats {
   readonly freeBytes?: number;
   /** Connections of the pool that are idle and in use, and how many callers wait for one. */
   readonly connections?: { readonly idle: number; readonly busy: number; readonly waiting: number };
+}
+
+/** Unlogged tables, which all replicas see at once and which need not outlast a crash of the database's server. */
+export interface SharedMemory {
+  /** Makes a change in one statement and one round trip, outside any unit of work. @returns the rows of its `RETURNING` */
+  changeAlone<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]>;
 }
 
 /**
@@ -65,6 +71,18 @@ export abstract class Database {
 
   /** Whether other processes may serve the same database. */
   abstract readonly isShared: boolean;
+
+  /**
+   * Whether the service ends with this process: no other can serve the database while it is open here. Then each start follows an
+   * interruption, and nobody reads meanwhile what is written for the next start.
+   */
+  abstract readonly endsWithProcess: boolean;
+
+  /** What replicas share besides tables; undefined if memory does as well, for there are no others. */
+  abstract readonly sharedMemory: SharedMemory | undefined;
+
+  /** Reads what other processes may have written meanwhile; does nothing if there can be none. */
+  abstract readOthers(work: (statements: Statements) => Promise<void>): Promise<void>;
 
   /** True while announcements of other replicas arrive. If false, caches may be stale: look up, and poll. */
   abstract get isListening(): boolean;

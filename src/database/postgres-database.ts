@@ -7,7 +7,7 @@ import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
 import { inSpan } from '../tracing';
 import { Announcements, CHANNEL, publish } from './announcements';
-import { Database, type DatabaseStats } from './database';
+import { Database, type DatabaseStats, type SharedMemory } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { type Deliver, Effects } from './effects';
@@ -60,8 +60,10 @@ const SIZE_MS = 60_000;
 const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
 
 /** A PostgreSQL database, which any number of processes share. */
-export class PostgresDatabase extends Database {
+export class PostgresDatabase extends Database implements SharedMemory {
   readonly isShared = true;
+  readonly endsWithProcess = false;
+  readonly sharedMemory: SharedMemory = this;
   readonly maxGatheredUnits = 1;
   private readonly inside = new AsyncLocalStorage<true>();
   private readonly pool: pg.Pool;
@@ -191,11 +193,11 @@ export class PostgresDatabase extends Database {
     }
   }
 
-  /**
-   * Makes a change in one statement and one round trip, outside any unit of work. For what need not outlast a crash of the
-   * server: unlogged tables.
-   * @returns the rows of its `RETURNING`
-   */
+  readOthers(work: (statements: Statements) => Promise<void>): Promise<void> {
+    return this.read(work);
+  }
+
+  /** See {@link SharedMemory}. */
   changeAlone<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
     return this.read((statements) => statements.rows<Row>(sql, ...values));
   }
