@@ -17,7 +17,7 @@ import {
 } from '../http/decorators';
 import { parseId } from '../http/validation';
 import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse } from './agents.dto';
-import { AgentsService } from './agents.service';
+import { HeartbeatsService } from './heartbeats.service';
 import { RegistrationService } from './registration.service';
 
 /** What agents call to be known. */
@@ -25,7 +25,7 @@ import { RegistrationService } from './registration.service';
 @Controller(AGENT_PATHS)
 export class AgentsController {
   constructor(
-    private readonly agents: AgentsService,
+    private readonly heartbeats: HeartbeatsService,
     private readonly registration: RegistrationService,
   ) {}
 
@@ -92,6 +92,6 @@ export class AgentsController {
     @Body() body: HeartbeatRequest,
     @UserAgent() userAgent: string | undefined,
   ): Promise<HeartbeatResponse> {
-    return this.agents.heartbeat(agent, body, userAgent);
+    return this.heartbeats.heartbeat(agent, body, userAgent);
   }
 }

@@ -25,13 +25,13 @@ import {
   RotateRequest,
   SetLabelsRequest,
 } from './agents.dto';
-import { AgentsService } from './agents.service';
+import { FleetService } from './fleet.service';
 
 /** What operators see of the fleet and decide about it. */
 @ApiTags('fleet')
 @Controller('v1/agents')
 export class FleetController {
-  constructor(private readonly agents: AgentsService) {}
+  constructor(private readonly fleet: FleetService) {}
 
   /** Lists agents, newest first. */
   @Get()
@@ -40,7 +40,7 @@ export class FleetController {
   @ApiOkResponse({ type: AgentPage })
   @GuardedErrors()
   list(@Query() query: AgentsQuery): Promise<AgentPage> {
-    return this.agents.list(query);
+    return this.fleet.list(query);
   }
 
   /** Shows one agent. */
@@ -51,7 +51,7 @@ export class FleetController {
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.get(id);
+    return this.fleet.get(id);
   }
 
   /** Makes an agent by hand, in place of its registration. Its token is shown once. */
@@ -66,7 +66,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: CreateAgentRequest,
   ): Promise<AgentCredentials> {
-    return this.agents.create(operator, body);
+    return this.fleet.create(operator, body);
   }
 
   /** Replaces all labels of an agent. */
@@ -82,7 +82,7 @@ export class FleetController {
     @Param('id', IdParam) id: number,
     @Body() body: SetLabelsRequest,
   ): Promise<AgentView> {
-    return this.agents.setLabels(operator, id, body.labels);
+    return this.fleet.setLabels(operator, id, body.labels);
   }
 
   /** Gives an agent a new token, which is shown once. The old one works until the new one is used, unless told not to. */
@@ -99,7 +99,7 @@ export class FleetController {
     @Param('id', IdParam) id: number,
     @Body() body: RotateRequest,
   ): Promise<AgentCredentials> {
-    return this.agents.rotate(operator, id, body.revoke_old === true);
+    return this.fleet.rotate(operator, id, body.revoke_old === true);
   }
 
   /** Shuts an agent out until it is enabled; its leases are revoked and their tasks go back without a lost attempt. */
@@ -114,7 +114,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Param('id', IdParam) id: number,
   ): Promise<AgentView> {
-    return this.agents.change(operator, id, 'disable');
+    return this.fleet.change(operator, id, 'disable');
   }
 
   /** Lets a disabled or draining agent work again, with the token that it has. */
@@ -129,7 +129,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Param('id', IdParam) id: number,
   ): Promise<AgentView> {
-    return this.agents.change(operator, id, 'enable');
+    return this.fleet.change(operator, id, 'enable');
   }
 
   /** Gives an agent no new work; what it holds it may finish. */
@@ -141,7 +141,7 @@ export class FleetController {
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   drain(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.change(operator, id, 'drain');
+    return this.fleet.change(operator, id, 'drain');
   }
 
   /** Shuts an agent out for good. Its hostname stays taken until the agent is deleted. */
@@ -156,7 +156,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Param('id', IdParam) id: number,
   ): Promise<AgentView> {
-    return this.agents.change(operator, id, 'revoke');
+    return this.fleet.change(operator, id, 'revoke');
   }
 
   /** Deletes an agent. Its id is never used again, its results stay, its hostname is free. */
@@ -168,6 +168,6 @@ export class FleetController {
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
   remove(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
-    return this.agents.remove(operator, id);
+    return this.fleet.remove(operator, id);
   }
 }
