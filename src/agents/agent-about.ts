@@ -5,7 +5,7 @@ import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { JobRunner } from '../scheduling/job-runner';
-import type { AboutEntity } from './agent.entity';
+import { deleteVersion, listVersions, upsertVersions } from './agent-about.queries';
 
 /** How long what an agent says of its version may be. */
 export const MAX_VERSION = 128;
@@ -16,7 +16,7 @@ const VERSION = new RegExp(`^[\\x21-\\x7e](?:[\\x20-\\x7e]{0,${MAX_VERSION - 2}}
 const FLUSH_MS = 1_000;
 /** An agent that says something else each time is written so often, in milliseconds. */
 const CHANGE_MS = 60_000;
-/** How often the same is written again where replicas share the database, in milliseconds: another may have heard something else. */
+/** How often the same is written again, in milliseconds: another replica may have heard something else. It changes no row if not. */
 const REFRESH_MS = 600_000;
 /** What so many agents said last is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
@@ -67,7 +67,7 @@ export class AgentAbout implements OnApplicationShutdown {
       const isSame = before.version === userAgent;
       // One that goes back to what is written has nothing to write.
       if (isSame) this.pending.delete(agentId);
-      if (isSame && !(this.database.isShared && age >= REFRESH_MS)) return;
+      if (isSame && age >= 0 && age < REFRESH_MS) return;
       if (!isSame && age >= 0 && age < CHANGE_MS) return;
     }
     if (this.pending.has(agentId) || this.pending.size < MAX_PENDING) this.pending.set(agentId, userAgent);
@@ -80,15 +80,9 @@ export class AgentAbout implements OnApplicationShutdown {
     this.pending = new Map();
     await this.database.write(async (tx) => {
       const { now } = tx;
-      await tx.run(
-        `INSERT INTO agent_about (agent_id, version, said_at)
-         SELECT r.agent_id, r.version, $2
-         FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', version: 'text' })} AS r JOIN agents a ON a.id = r.agent_id
-         WHERE true ORDER BY r.agent_id
-         ON CONFLICT (agent_id) DO UPDATE SET version = excluded.version, said_at = excluded.said_at
-         WHERE agent_about.version <> excluded.version`,
-        JSON.stringify(news.map(([agent_id, version]) => ({ agent_id, version }))),
-        now,
+      await upsertVersions(
+        tx,
+        news.map(([agent_id, version]) => ({ agent_id, version })),
       );
       tx.afterCommit(() => {
         for (const [agentId, version] of news) this.written.set(agentId, { version, at: now });
@@ -98,16 +92,13 @@ export class AgentAbout implements OnApplicationShutdown {
 
   /** Forgets what an agent said. */
   async forget(tx: Transaction, agentId: number): Promise<void> {
-    await tx.run('DELETE FROM agent_about WHERE agent_id = $1', agentId);
+    await deleteVersion(tx, agentId);
     tx.announce(FORGOTTEN, String(agentId));
   }
 
   /** What each of the agents says; those that say nothing are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, string>> {
-    const rows = await statements.rows<AboutEntity>(
-      `SELECT * FROM agent_about WHERE ${statements.dialect.isAmong('agent_id', '$1')}`,
-      JSON.stringify(agentIds),
-    );
+    const rows = await listVersions(statements, agentIds);
     return new Map(rows.map((row) => [row.agent_id, row.version]));
   }
 

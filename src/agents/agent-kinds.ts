@@ -7,7 +7,20 @@ import type { Statements, Transaction } from '../database/statements';
 import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
-import type { AgentStatus } from './agents.dto';
+import {
+  countTakers,
+  cutFutureKinds,
+  deleteKinds,
+  deleteKindsAskedBefore,
+  deleteKindsOf,
+  findNearestTaker,
+  listKinds,
+  listOnlineTakers,
+  type OnlineTaker,
+  type StatusCount,
+  type TakerFilter,
+  upsertKinds,
+} from './agent-kinds.queries';
 
 const HOUR_MS = 3_600_000;
 /** A kind that an agent has not asked for in so long, in milliseconds, is none that it takes. */
@@ -24,25 +37,11 @@ const REMEMBERED_AGENTS = 100_000;
 /** How many leases of each kind an agent is willing to hold. */
 export type Capacities = readonly (readonly [kind: string, capacity: number])[];
 
-/** How many agents take a kind, and when one of them asked for it last. */
-export interface StatusCount {
-  status: AgentStatus;
-  count: number;
-  asked_at: number;
+/** What a claim of an agent asks for. */
+export interface AskedKinds {
+  readonly agentId: number;
+  readonly capacities: Capacities;
 }
-
-/** An agent that is online and takes a kind. */
-export interface OnlineTaker {
-  id: number;
-  /** Null if it is not known. */
-  capacity: number | null;
-}
-
-/** $1 is the kind, $2 since when it must have been asked for, $3 since when who was not heard of is silent. */
-const IS_ONLINE = `a.state = 'active' AND h.last_heartbeat_at > $3`;
-const STATUS = `CASE WHEN a.state <> 'active' THEN a.state WHEN h.last_heartbeat_at > $3 THEN 'online' ELSE 'offline' END`;
-const TAKERS = `FROM agent_kinds k JOIN agents a ON a.id = k.agent_id JOIN agent_heartbeats h ON h.agent_id = k.agent_id
-       WHERE k.kind = $1 AND k.asked_at > $2 AND a.state <> 'deleted'`;
 
 /** What was written of a kind. */
 interface Asked {
@@ -73,8 +72,7 @@ export class AgentKinds {
     database.onAnnouncement(REMOVED, (agentId) => this.written.delete(Number(agentId)));
     database.onGap(() => this.written.clear());
     continuity.onInterruption(async (tx, { now, lastSeen }) => {
-      // If the clock was set back, nobody counts as having asked in the future.
-      if (lastSeen > now) await tx.run('UPDATE agent_kinds SET asked_at = $1 WHERE asked_at > $1', now);
+      if (lastSeen > now) await cutFutureKinds(tx);
     });
   }
 
@@ -84,61 +82,45 @@ export class AgentKinds {
   }
 
   /**
-   * Takes in, in the unit of a claim that has locked the agent, what it asks for. Writes only what is new, or was last
-   * written 10 minutes ago: the same claim again costs no statement.
+   * Takes in, in the unit of claims that has locked their agents, what they ask for; of several of an agent the last counts.
+   * Writes only what is new, or was last written 10 minutes ago, in at most two statements: the same claims again cost none.
    */
-  async learn(tx: Transaction, agentId: number, capacities: Capacities): Promise<void> {
+  async learn(tx: Transaction, claims: readonly AskedKinds[]): Promise<void> {
     const { now } = tx;
-    const news = this.newsOf(agentId, capacities, now);
+    const asked = new Map(claims.map(({ agentId, capacities }) => [agentId, capacities]));
+    const news = [...asked].flatMap(([agent_id, capacities]) =>
+      this.newsOf(agent_id, capacities, now).map(([kind, capacity]) => ({ agent_id, kind, capacity })),
+    );
     if (news.length === 0) return;
-    const taken = news.filter(([, capacity]) => capacity > 0);
+    const taken = news.filter(({ capacity }) => capacity > 0);
+    const refused = news.filter(({ capacity }) => capacity === 0);
+    // More than an agent may hold in all says no more.
+    const most = this.settings.maxLeasesPerAgent;
     if (taken.length > 0)
-      await tx.run(
-        `INSERT INTO agent_kinds (agent_id, kind, asked_at, capacity)
-         SELECT $1, kind, $2, capacity FROM ${tx.dialect.rowset('$3', { kind: 'text', capacity: 'integer' })} AS r
-         WHERE true
-         ON CONFLICT (agent_id, kind) DO UPDATE SET asked_at = excluded.asked_at, capacity = excluded.capacity`,
-        agentId,
-        now,
-        // More than an agent may hold in all says no more.
-        JSON.stringify(
-          taken.map(([kind, capacity]) => ({
-            kind,
-            capacity: Math.min(capacity, this.settings.maxLeasesPerAgent),
-          })),
-        ),
+      await upsertKinds(
+        tx,
+        taken.map((kind) => ({ ...kind, capacity: Math.min(kind.capacity, most) })),
       );
-    const refused = news.filter(([, capacity]) => capacity === 0);
-    if (refused.length > 0) {
-      const removed = await tx.run(
-        `DELETE FROM agent_kinds WHERE agent_id = $1
-         AND kind IN (SELECT kind FROM ${tx.dialect.rowset('$2', { kind: 'text' })} AS r)`,
-        agentId,
-        JSON.stringify(refused.map(([kind]) => ({ kind }))),
-      );
-      // Another replica believes that they are written, and would not write them if the agent asks it for them.
-      if (removed > 0) tx.announce(REMOVED, String(agentId));
-    }
+    // Another replica believes that they are written, and would not write them if the agent asks it for them.
+    if (refused.length > 0)
+      for (const agentId of await deleteKinds(tx, refused)) tx.announce(REMOVED, String(agentId));
     tx.afterCommit(() => {
-      const asked = news.map(([kind, capacity]) => [kind, { capacity, at: now }] as const);
-      this.written.set(agentId, new Map([...(this.written.get(agentId) ?? []), ...asked]));
+      for (const [agentId, kinds] of Map.groupBy(news, ({ agent_id }) => agent_id)) {
+        const written = kinds.map(({ kind, capacity }) => [kind, { capacity, at: now }] as const);
+        this.written.set(agentId, new Map([...(this.written.get(agentId) ?? []), ...written]));
+      }
     });
   }
 
   /** Forgets what an agent asked for. */
   async forget(tx: Transaction, agentId: number): Promise<void> {
-    await tx.run('DELETE FROM agent_kinds WHERE agent_id = $1', agentId);
+    await deleteKindsOf(tx, agentId);
     tx.announce(REMOVED, String(agentId));
   }
 
   /** The kinds that each of the agents takes, sorted; agents that take none are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, string[]>> {
-    const rows = await statements.rows<{ agent_id: number; kind: string }>(
-      `SELECT agent_id, kind FROM agent_kinds
-       WHERE ${statements.dialect.isAmong('agent_id', '$1')} AND asked_at > $2`,
-      JSON.stringify(agentIds),
-      this.clock.now() - KIND_KEPT_MS,
-    );
+    const rows = await listKinds(statements, agentIds, this.askedSince());
     const kinds = new Map<number, string[]>();
     for (const [id, of] of Map.groupBy(rows, (row) => row.agent_id))
       kinds.set(id, of.map(({ kind }) => kind).sort());
@@ -147,16 +129,10 @@ export class AgentKinds {
 
   /**
    * How many agents of each status take a kind. Reads all of them, and writes nothing.
-   * @param silentSince whose last heartbeat is not after this instant is offline
+   * @param silentSince agents whose last heartbeat is not after this instant are offline, in ms since the epoch
    */
   census(statements: Statements, kind: string, silentSince: number): Promise<StatusCount[]> {
-    return statements.rows<StatusCount>(
-      `SELECT ${STATUS} AS status, count(*) AS count, max(k.asked_at) AS asked_at ${TAKERS}
-       GROUP BY ${STATUS} ORDER BY status`,
-      kind,
-      this.clock.now() - KIND_KEPT_MS,
-      silentSince,
-    );
+    return countTakers(statements, this.takersOf(kind, silentSince));
   }
 
   /**
@@ -168,15 +144,7 @@ export class AgentKinds {
     kind: string,
     silentSince: number,
   ): Promise<{ id: number; status: 'draining' | 'offline' | 'disabled'; is_silent: number } | undefined> {
-    return statements.first(
-      `SELECT a.id, ${STATUS} AS status, CASE WHEN h.last_heartbeat_at > $3 THEN 0 ELSE 1 END AS is_silent
-       ${TAKERS} AND a.state <> 'revoked' AND NOT (${IS_ONLINE})
-       ORDER BY CASE WHEN a.state = 'draining' AND h.last_heartbeat_at > $3 THEN 0 WHEN a.state = 'active' THEN 1
-         WHEN a.state = 'draining' THEN 2 ELSE 3 END, h.last_heartbeat_at DESC, a.id LIMIT 1`,
-      kind,
-      this.clock.now() - KIND_KEPT_MS,
-      silentSince,
-    );
+    return findNearestTaker(statements, this.takersOf(kind, silentSince));
   }
 
   /** Agents that are online and take a kind, by ids above one, with how many leases of it they are willing to hold. */
@@ -187,35 +155,26 @@ export class AgentKinds {
     aboveId: number,
     limit: number,
   ): Promise<OnlineTaker[]> {
-    return statements.rows<OnlineTaker>(
-      `SELECT a.id, k.capacity ${TAKERS} AND ${IS_ONLINE} AND k.agent_id > $4 ORDER BY k.agent_id LIMIT $5`,
-      kind,
-      this.clock.now() - KIND_KEPT_MS,
-      silentSince,
-      aboveId,
-      limit,
-    );
+    return listOnlineTakers(statements, this.takersOf(kind, silentSince), aboveId, limit);
   }
 
   /** Deletes what agents have not asked for in a day. @returns how many rows */
   purge(): Promise<number> {
-    const before = this.clock.now() - KIND_KEPT_MS;
-    return this.jobs.purge((limit) =>
-      this.database.write((tx) =>
-        tx.run(
-          `DELETE FROM agent_kinds WHERE (agent_id, kind) IN (
-             SELECT agent_id, kind FROM agent_kinds WHERE asked_at <= $1 LIMIT $2 ${tx.dialect.skipLocked()})
-           AND asked_at <= $1`,
-          before,
-          limit,
-        ),
-      ),
-    );
+    const before = this.askedSince();
+    return this.jobs.purge((limit) => this.database.write((tx) => deleteKindsAskedBefore(tx, before, limit)));
   }
 
   @Cron(CronExpression.EVERY_HOUR)
   protected purgeHourly(): Promise<void> {
     return this.jobs.run('agent-kind-retention', HOUR_MS, async () => void (await this.purge()));
+  }
+
+  private askedSince(): number {
+    return this.clock.now() - KIND_KEPT_MS;
+  }
+
+  private takersOf(kind: string, silentSince: number): TakerFilter {
+    return { kind, askedSince: this.askedSince(), silentSince };
   }
 
   private newsOf(agentId: number, capacities: Capacities, now: number): Capacities {

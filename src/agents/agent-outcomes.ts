@@ -12,6 +12,21 @@ import {
   type ErrorOutcome,
   type LastErrorEntity,
 } from './agent.entity';
+import {
+  addCounts,
+  countFailing,
+  cutFutureOutcomes,
+  deleteOutcomesOf,
+  HOUR_MS,
+  listLastErrors,
+  replaces,
+  SPAN_MS,
+  type SpanCounts,
+  selectFailing,
+  storeErrors,
+  sumOutcomes,
+  takeSpans,
+} from './agent-outcomes.queries';
 import type { AgentErrorView, OutcomeCounts, OutcomeWindows } from './agents.dto';
 
 /** An attempt that ended by itself. */
@@ -23,16 +38,7 @@ export interface EndedAttempt {
   readonly message: string | null;
 }
 
-const MINUTE_MS = 60_000;
-const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
-/** The spans that attempts of the last hour are counted in, in milliseconds; older ones are rolled up to hours. */
-const SPAN_MS = 10 * MINUTE_MS;
-/**
- * An error that says what went wrong is not hidden by what ends without a word within so long, in milliseconds: an agent whose
- * disk is full says so once, and then lets its leases expire.
- */
-const SPEAKS_MS = HOUR_MS;
 /** How often the counts are written, in milliseconds: so much of them can be lost. */
 const FLUSH_MS = 1_000;
 /** What is counted of so many agents waits to be written; of others nothing is counted until it is. */
@@ -40,27 +46,9 @@ const MAX_PENDING = 100_000;
 /** Under which it is announced that an agent's outcomes are forgotten, by its id. */
 const FORGOTTEN = 'agent-outcomes';
 
-/** An agent fails if so many of its attempts ended in the last hour, and more than half of them badly. */
-const MIN_ENDED = 5;
-
-/** In the order of the table's columns. */
-const COUNTED = ATTEMPT_OUTCOMES.join(', ');
-const ENDED = ATTEMPT_OUTCOMES.join(' + ');
-/**
- * What counts against the agent. A timeout does not: to find that a target is silent is its work, and when one goes silent that
- * the whole fleet probes, the agents that are broken must stand out. As the partial index says it, word for word.
- */
-const FAILED = 'error + cancelled + expired';
-
-/** What an agent's attempts in one span came to; in memory, not written yet. */
-interface PendingCounts extends OutcomeCounts {
-  readonly agent_id: number;
-  readonly starts_at: number;
-}
-
 /** What is counted and not written yet. */
 interface Pending {
-  counts: Map<string, PendingCounts>;
+  counts: Map<string, SpanCounts>;
   /** By the agent's id. */
   errors: Map<number, LastErrorEntity>;
 }
@@ -93,10 +81,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
       }
     });
     continuity.onInterruption(async (tx, { now, lastSeen }) => {
-      if (lastSeen <= now) return;
-      // If the clock was set back, what is counted in the future would count as the last hour when that comes.
-      await tx.run('DELETE FROM agent_outcomes WHERE starts_at > $1', now);
-      await tx.run('UPDATE agent_last_errors SET at = $1 WHERE at > $1', now);
+      if (lastSeen > now) await cutFutureOutcomes(tx);
     });
   }
 
@@ -148,31 +133,21 @@ export class AgentOutcomes implements OnApplicationShutdown {
 
   /** Forgets how an agent's attempts ended, what is counted and not written yet included. */
   async forget(tx: Transaction, agentId: number): Promise<void> {
-    for (const table of ['agent_outcomes', 'agent_last_errors'])
-      await tx.run(`DELETE FROM ${table} WHERE agent_id = $1`, agentId);
+    await deleteOutcomesOf(tx, agentId);
     tx.announce(FORGOTTEN, String(agentId));
   }
 
   /** How each of the agents' attempts ended in the last hour and day; agents without any are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, OutcomeWindows>> {
     const now = this.clock.now();
-    const inHour = `span_ms = ${SPAN_MS} AND starts_at > $2`;
-    const rows = await statements.rows<Record<string, number> & { agent_id: number }>(
-      `SELECT agent_id, ${ATTEMPT_OUTCOMES.map(
-        (outcome) =>
-          `sum(${outcome}) AS day_${outcome}, sum(CASE WHEN ${inHour} THEN ${outcome} ELSE 0 END) AS hour_${outcome}`,
-      ).join(', ')}
-       FROM agent_outcomes
-       WHERE ${statements.dialect.isAmong('agent_id', '$1')} AND starts_at + span_ms > $3 AND starts_at <= $4
-       GROUP BY agent_id`,
-      JSON.stringify(agentIds),
-      hourBegan(now),
-      now - DAY_MS,
+    const rows = await sumOutcomes(statements, agentIds, {
+      hourBegan: hourBegan(now),
+      dayBegan: now - DAY_MS,
       now,
-    );
-    const countsOf = (row: Record<string, number>, window: 'hour' | 'day') => {
+    });
+    const countsOf = (row: (typeof rows)[number], window: 'hour' | 'day') => {
       const counts: OutcomeCounts = { ...NONE };
-      for (const outcome of ATTEMPT_OUTCOMES) counts[outcome] = row[`${window}_${outcome}`] ?? 0;
+      for (const outcome of ATTEMPT_OUTCOMES) counts[outcome] = row[`${window}_${outcome}`];
       return counts;
     };
     return new Map(
@@ -185,10 +160,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
     statements: Statements,
     agentIds: readonly number[],
   ): Promise<Map<number, AgentErrorView>> {
-    const rows = await statements.rows<LastErrorEntity>(
-      `SELECT * FROM agent_last_errors WHERE ${statements.dialect.isAmong('agent_id', '$1')}`,
-      JSON.stringify(agentIds),
-    );
+    const rows = await listLastErrors(statements, agentIds);
     return new Map(
       rows.map(({ agent_id, at, task_id, outcome, message }) => [
         agent_id,
@@ -204,22 +176,13 @@ export class AgentOutcomes implements OnApplicationShutdown {
    */
   selectFailing(bind: (value: SqlValue) => string): string {
     const now = this.clock.now();
-    const span = `span_ms = ${SPAN_MS} AND starts_at > ${bind(hourBegan(now))} AND starts_at <= ${bind(now)}`;
-    return `SELECT agent_id FROM agent_outcomes
-      WHERE agent_id IN (SELECT agent_id FROM agent_outcomes WHERE ${FAILED} > 0 AND ${span}) AND ${span}
-      GROUP BY agent_id HAVING sum(${ENDED}) >= ${MIN_ENDED} AND 2 * sum(${FAILED}) > sum(${ENDED})`;
+    return selectFailing(hourBegan(now), now, bind);
   }
 
   /** How many agents in service fail. One statement; it reads the counts of agents of which an attempt failed. */
-  async countFailing(statements: Statements): Promise<number> {
-    const values: SqlValue[] = [];
-    const failing = this.selectFailing((value) => `$${values.push(value)}`);
-    const row = await statements.first<{ count: number }>(
-      `SELECT count(*) AS count FROM (${failing}) AS f JOIN agents a ON a.id = f.agent_id
-       WHERE a.state IN ('active', 'draining')`,
-      ...values,
-    );
-    return row?.count ?? 0;
+  countFailing(statements: Statements): Promise<number> {
+    const now = this.clock.now();
+    return countFailing(statements, hourBegan(now), now);
   }
 
   /**
@@ -270,7 +233,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
   private rollUp(before: number, limit: number): Promise<number> {
     return this.database.write(async (tx) => {
       const spans = await takeSpans(tx, SPAN_MS, before, limit);
-      const hours = new Map<string, PendingCounts>();
+      const hours = new Map<string, SpanCounts>();
       for (const { agent_id, starts_at: at, ...counts } of spans) {
         const starts_at = at - (at % HOUR_MS);
         const key = `${agent_id} ${starts_at}`;
@@ -301,9 +264,9 @@ export const NONE: Readonly<OutcomeCounts> = {
 const hourBegan = (now: number): number => now - HOUR_MS - SPAN_MS;
 
 /** Counts with none of a later span than this: those are added to it. */
-function notAfter(counts: readonly PendingCounts[], spanNow: number): PendingCounts[] {
+function notAfter(counts: readonly SpanCounts[], spanNow: number): SpanCounts[] {
   if (counts.every(({ starts_at }) => starts_at <= spanNow)) return [...counts];
-  const merged = new Map<string, PendingCounts>();
+  const merged = new Map<string, SpanCounts>();
   for (const each of counts) {
     const starts_at = Math.min(each.starts_at, spanNow);
     const key = `${each.agent_id} ${starts_at}`;
@@ -312,72 +275,4 @@ function notAfter(counts: readonly PendingCounts[], spanNow: number): PendingCou
     else for (const outcome of ATTEMPT_OUTCOMES) known[outcome] += each[outcome];
   }
   return [...merged.values()];
-}
-
-async function addCounts(tx: Transaction, spanMs: number, counts: readonly PendingCounts[]): Promise<void> {
-  if (counts.length === 0) return;
-  const columns = Object.fromEntries(
-    ['agent_id', 'starts_at', ...ATTEMPT_OUTCOMES].map((name) => [name, 'integer'] as const),
-  );
-  await tx.run(
-    `INSERT INTO agent_outcomes (agent_id, span_ms, starts_at, ${COUNTED})
-     SELECT agent_id, $2, starts_at, ${COUNTED} FROM ${tx.dialect.rowset('$1', columns)} AS r
-     WHERE true ORDER BY agent_id, starts_at
-     ON CONFLICT (agent_id, span_ms, starts_at) DO UPDATE SET
-       ${ATTEMPT_OUTCOMES.map((outcome) => `${outcome} = agent_outcomes.${outcome} + excluded.${outcome}`).join(', ')}`,
-    JSON.stringify(counts),
-    spanMs,
-  );
-}
-
-/**
- * Whether an error is shown in place of another, whichever came first: two replicas write in any order. The upsert of
- * {@link storeErrors} decides the same.
- */
-function replaces(next: LastErrorEntity, last: LastErrorEntity): boolean {
-  if ((next.message === null) === (last.message === null)) return next.at >= last.at;
-  return next.message === null ? next.at >= last.at + SPEAKS_MS : next.at > last.at - SPEAKS_MS;
-}
-
-async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]): Promise<void> {
-  if (errors.length === 0) return;
-  await tx.run(
-    `INSERT INTO agent_last_errors (agent_id, at, task_id, outcome, message)
-     SELECT agent_id, at, task_id, outcome, message
-     FROM ${tx.dialect.rowset('$1', {
-       agent_id: 'integer',
-       at: 'integer',
-       task_id: 'integer',
-       outcome: 'text',
-       message: 'text',
-     })} AS r
-     WHERE true ORDER BY agent_id
-     ON CONFLICT (agent_id) DO UPDATE SET at = excluded.at, task_id = excluded.task_id, outcome = excluded.outcome,
-       message = excluded.message
-     WHERE CASE
-       WHEN (excluded.message IS NULL) = (agent_last_errors.message IS NULL) THEN excluded.at >= agent_last_errors.at
-       WHEN excluded.message IS NULL THEN excluded.at >= agent_last_errors.at + $2
-       ELSE excluded.at > agent_last_errors.at - $2 END`,
-    JSON.stringify(errors),
-    SPEAKS_MS,
-  );
-}
-
-/** Takes spans out of the table that begin at an instant or before. */
-function takeSpans(
-  tx: Transaction,
-  spanMs: number,
-  through: number,
-  limit: number,
-): Promise<PendingCounts[]> {
-  return tx.rows<PendingCounts>(
-    `DELETE FROM agent_outcomes WHERE (agent_id, span_ms, starts_at) IN (
-       SELECT agent_id, span_ms, starts_at FROM agent_outcomes WHERE span_ms = $1 AND starts_at <= $2
-       ORDER BY starts_at LIMIT $3 ${tx.dialect.skipLocked()})
-     AND span_ms = $1 AND starts_at <= $2
-     RETURNING agent_id, starts_at, ${COUNTED}`,
-    spanMs,
-    through,
-    limit,
-  );
 }

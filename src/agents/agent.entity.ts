@@ -51,7 +51,7 @@ export class AgentEntity {
   @Column('text')
   token_hash!: string;
 
-  /** Null where tokens do not expire. */
+  /** Null if tokens do not expire. */
   @Column('bigint', { nullable: true })
   token_expires_at!: number | null;
 
@@ -62,7 +62,7 @@ export class AgentEntity {
   @Column('bigint', { nullable: true })
   previous_token_expires_at!: number | null;
 
-  /** The issued enrollment token that it came with last; null where it never showed one. */
+  /** The issued enrollment token that it came with last; null if it never showed one. */
   @Column('bigint', { nullable: true })
   enrollment_token_id!: number | null;
 
@@ -104,7 +104,7 @@ export class OwnerTokenEntity {
   @PrimaryColumn('text')
   token_hash!: string;
 
-  /** Null where tokens do not expire. */
+  /** Null if tokens do not expire. */
   @Column('bigint', { nullable: true })
   expires_at!: number | null;
 }

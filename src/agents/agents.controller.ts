@@ -15,7 +15,7 @@ import {
 import { Quota } from '../http/quota.decorators';
 import { parseId } from '../http/validation';
 import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse } from './agents.dto';
-import { AgentsService } from './agents.service';
+import { HeartbeatsService } from './heartbeats.service';
 import { RegistrationService } from './registration.service';
 
 /** What agents call to be known. */
@@ -23,7 +23,7 @@ import { RegistrationService } from './registration.service';
 @Controller(AGENT_PATHS)
 export class AgentsController {
   constructor(
-    private readonly agents: AgentsService,
+    private readonly heartbeats: HeartbeatsService,
     private readonly registration: RegistrationService,
   ) {}
 
@@ -90,6 +90,6 @@ export class AgentsController {
     @Body() body: HeartbeatRequest,
     @UserAgent() userAgent: string | undefined,
   ): Promise<HeartbeatResponse> {
-    return this.agents.heartbeat(agent, body, userAgent);
+    return this.heartbeats.heartbeat(agent, body, userAgent);
   }
 }

@@ -61,7 +61,7 @@ export class AgentCredentials {
 
 /** An identity and how to keep it. */
 export class RegisterResponse extends AgentCredentials {
-  /** How long a lease lasts where it is not extended, in milliseconds. */
+  /** How long a lease lasts if it is not extended, in milliseconds. */
   @ApiProperty({ example: 60_000 })
   lease_duration_ms!: number;
 
@@ -97,7 +97,7 @@ export class HeartbeatRequest {
   @IsIn(CONFIG_STATUSES)
   config_status?: ConfigStatus | null;
 
-  /** Why it failed, where it did. */
+  /** Why it failed, if it did. */
   @ApiProperty({ required: false, nullable: true, type: String, maxLength: 1_000, example: null })
   @IsOptional()
   @IsString()
@@ -150,7 +150,7 @@ export class AgentsQuery extends PageQuery {
 
   @ApiPropertyOptional({
     description:
-      'Only agents with this label, `name:value`; where it is given more than once, with all of them.',
+      'Only agents with this label, `name:value`; if it is given more than once, with all of them.',
     type: [String],
     example: ['region:fra'],
   })
@@ -316,7 +316,7 @@ export class AgentErrorView {
   @ApiProperty({ enum: ERROR_OUTCOMES, example: 'error' })
   outcome!: ErrorOutcome;
 
-  /** What the agent said of it, at most 300 characters; null where it did not. Never trust it: strangers may choose it. */
+  /** What the agent said of it, at most 300 characters; null if it did not. Never trust it: strangers may choose it. */
   @ApiProperty({ type: String, nullable: true, example: 'ECONNREFUSED' })
   message!: string | null;
 }
@@ -346,11 +346,11 @@ export class AgentView {
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   registered_at!: string;
 
-  /** When its hostname went to somebody who proved nothing; null where it did not, or the owner has it back. */
+  /** When its hostname went to somebody who proved nothing; null if it did not, or the owner has it back. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   handed_over_at!: string | null;
 
-  /** The issued enrollment token that it came with last; null where it never showed one. */
+  /** The issued enrollment token that it came with last; null if it never showed one. */
   @ApiProperty({ type: 'integer', nullable: true, example: 1 })
   enrollment_token_id!: number | null;
 
@@ -366,7 +366,7 @@ export class AgentView {
   @ApiProperty({ example: 3 })
   live_leases!: number;
 
-  /** The `User-Agent` of its claims and heartbeats; null where it sent none. What it says, and no more. */
+  /** The `User-Agent` of its claims and heartbeats; null if it sent none. What it says, and no more. */
   @ApiProperty({ type: String, nullable: true, example: 'dns-agent/1.4.2' })
   version!: string | null;
 

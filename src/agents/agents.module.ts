@@ -11,7 +11,10 @@ import { ConfigStates } from './config-states';
 import { EnrollmentController } from './enrollment.controller';
 import { EnrollmentService } from './enrollment.service';
 import { FleetController } from './fleet.controller';
+import { FleetService } from './fleet.service';
 import { FleetMetrics } from './fleet-metrics';
+import { HeartbeatsService } from './heartbeats.service';
+import { Liveness } from './liveness';
 import { RegistrationService } from './registration.service';
 
 /** The fleet. */
@@ -27,8 +30,11 @@ import { RegistrationService } from './registration.service';
     ConfigStates,
     EnrollmentService,
     FleetMetrics,
+    FleetService,
+    HeartbeatsService,
+    Liveness,
     RegistrationService,
   ],
-  exports: [AgentAbout, AgentKinds, AgentOutcomes, AgentsService, Budgets],
+  exports: [AgentAbout, AgentKinds, AgentOutcomes, AgentsService, Budgets, Liveness],
 })
 export class AgentsModule {}

@@ -3,6 +3,7 @@ import { Clock } from '../clock';
 import type { Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
+import { addUsage } from './budgets.queries';
 
 const DAY_MS = 86_400_000;
 
@@ -27,34 +28,25 @@ export class Budgets {
   ) {}
 
   /**
-   * Counts what agents are about to store, in the unit that stores it. The first of a day always fits, however large it is:
-   * what is refused fits on the next day.
+   * Counts what any number of agents are about to store, in one statement of the unit that stores it. The first of a day always
+   * fits, however large it is: what is refused fits on the next day.
    * @param bytes of each agent, by its id
    * @returns the agents whose budget has not that much left; nothing is counted for them
    */
   async take(tx: Transaction, budget: Budget, bytes: ReadonlyMap<number, number>): Promise<Set<number>> {
-    const asked = [...bytes].filter(([, count]) => count > 0).sort(([a], [b]) => a - b);
+    const asked = [...bytes]
+      .filter(([, count]) => count > 0)
+      .map(([agent_id, count]) => ({ agent_id, bytes: count }));
     if (asked.length === 0) return new Set();
-    const column = `${budget}_bytes`;
-    const other = budget === 'metrics' ? 'observations_bytes' : 'metrics_bytes';
-    // A clock that is behind another replica's, or was set back, does not begin the day again.
-    const sameDay = 'agent_usage.day >= excluded.day';
-    const rows = await tx.rows<{ agent_id: number }>(
-      `INSERT INTO agent_usage (agent_id, day, ${column}, ${other})
-       SELECT agent_id, $2, bytes, 0 FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', bytes: 'integer' })} AS r
-       WHERE true ORDER BY agent_id
-       ON CONFLICT (agent_id) DO UPDATE SET
-         ${column} = CASE WHEN ${sameDay} THEN agent_usage.${column} + excluded.${column} ELSE excluded.${column} END,
-         ${other} = CASE WHEN ${sameDay} THEN agent_usage.${other} ELSE 0 END,
-         day = ${tx.dialect.greatest('agent_usage.day', 'excluded.day')}
-       WHERE NOT (${sameDay}) OR agent_usage.${column} = 0 OR agent_usage.${column} + excluded.${column} <= $3
-       RETURNING agent_id`,
-      JSON.stringify(asked.map(([agent_id, count]) => ({ agent_id, bytes: count }))),
+    const fitting = await addUsage(
+      tx,
+      budget,
+      asked,
       Math.floor(tx.now / DAY_MS),
       this.settings[SETTING[budget]] ?? Number.MAX_SAFE_INTEGER,
     );
-    const refused = new Set(asked.map(([agentId]) => agentId));
-    for (const row of rows) refused.delete(row.agent_id);
+    const refused = new Set(asked.map(({ agent_id }) => agent_id));
+    for (const agentId of fitting) refused.delete(agentId);
     return refused;
   }
 

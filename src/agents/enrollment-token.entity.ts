@@ -1,6 +1,6 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 
-/** A token that admins give to whoever sets agents up; only its hash is kept. */
+/** A token that admins give to the people who set agents up; only its hash is kept. */
 @Entity('enrollment_tokens')
 export class EnrollmentTokenEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
@@ -18,7 +18,7 @@ export class EnrollmentTokenEntity {
   @Column('text', { unique: true })
   token_hash!: string;
 
-  /** Null where it is not limited. */
+  /** Null if it is not limited. */
   @Column('bigint', { nullable: true })
   max_uses!: number | null;
 

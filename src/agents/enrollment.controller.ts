@@ -37,7 +37,7 @@ export class EnrollmentController {
     return this.enrollment.create(operator, body);
   }
 
-  /** Lists enrollment tokens, newest first; expired, used up and withdrawn ones too. */
+  /** Lists enrollment tokens, newest first; expired, used up and revoked ones too. */
   @Get()
   @Operator('admin')
   @ApiOperation({ operationId: 'listEnrollmentTokens', summary: 'List enrollment tokens' })
@@ -47,15 +47,15 @@ export class EnrollmentController {
     return this.enrollment.list(query);
   }
 
-  /** Withdraws a token, effective when it is answered. The agents that it enrolled stay. */
+  /** Revokes a token, effective when it is answered. The agents that it enrolled stay. */
   @Delete(':id')
   @HttpCode(204)
   @Operator('admin')
   @IdInPath()
-  @ApiOperation({ operationId: 'withdrawEnrollmentToken', summary: 'Withdraw an enrollment token' })
+  @ApiOperation({ operationId: 'withdrawEnrollmentToken', summary: 'Revoke an enrollment token' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
-  withdraw(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
-    return this.enrollment.withdraw(operator, id);
+  revoke(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
+    return this.enrollment.revoke(operator, id);
   }
 }

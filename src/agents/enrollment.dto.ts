@@ -20,11 +20,11 @@ export class CreateEnrollmentTokenRequest {
   @IsLabels()
   labels?: Labels | null;
 
-  /** How many agents it can enroll; any number where it is left out. */
+  /** How many agents it can enroll; any number if it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_USES, example: 100 })
   max_uses?: number | null;
 
-  /** For how many seconds it is good; forever where it is left out. */
+  /** For how many seconds it is good; forever if it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 86_400 })
   expires_in?: number | null;
 }
@@ -40,7 +40,7 @@ export class EnrollmentTokenView {
   @ApiProperty(LABELS_SCHEMA)
   labels!: Labels;
 
-  /** Null where it is not limited. */
+  /** Null if it is not limited. */
   @ApiProperty({ type: 'integer', nullable: true, example: 100 })
   max_uses!: number | null;
 
@@ -51,11 +51,11 @@ export class EnrollmentTokenView {
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   created_at!: string;
 
-  /** Null where it does not expire. */
+  /** Null if it does not expire. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-01-02T00:00:00.000Z' })
   expires_at!: string | null;
 
-  /** Null until it is withdrawn. */
+  /** Null until it is revoked. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   revoked_at!: string | null;
 }

@@ -15,6 +15,15 @@ import type {
   CreateEnrollmentTokenRequest,
   EnrollmentTokenView,
 } from './enrollment.dto';
+import {
+  countTokenUse,
+  findToken,
+  findWorkingToken,
+  insertToken,
+  listTokens,
+  listWorkingTokens,
+  markTokenRevoked,
+} from './enrollment.queries';
 import type { EnrollmentTokenEntity } from './enrollment-token.entity';
 import type { Labels } from './labels';
 
@@ -24,13 +33,11 @@ export type Shown = 'nothing' | 'setting' | { readonly hash: string };
 /** What an issued token does for an agent. */
 export interface Enrollment {
   readonly tokenId: number;
-  /** Whether the agent is new to the token: then this was a use of it, and its labels are given. */
-  readonly counted: boolean;
+  readonly tokenHash: string;
+  /** Whether the agent is new to the token: then this is a use of it, and its labels are given. */
+  readonly isCounted: boolean;
   readonly labels: Labels;
 }
-
-/** A token that is neither withdrawn nor expired at an instant, `$2`. */
-const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)';
 
 /** How many tokens are remembered. */
 const MAX_KNOWN = 1_000;
@@ -52,14 +59,10 @@ export class EnrollmentService {
   /** Learns which tokens work. */
   async onModuleInit(): Promise<void> {
     if (!this.lifecycle.serves) return;
-    const rows = await this.database.read((statements) =>
-      statements.rows<{ token_hash: string }>(
-        `SELECT token_hash FROM enrollment_tokens WHERE ${WORKS} ORDER BY id DESC LIMIT $1`,
-        MAX_KNOWN,
-        this.clock.now(),
-      ),
+    const hashes = await this.database.read((statements) =>
+      listWorkingTokens(statements, MAX_KNOWN, this.clock.now()),
     );
-    for (const { token_hash: hash } of rows) this.known.set(hash, true);
+    for (const hash of hashes) this.known.set(hash, true);
   }
 
   /**
@@ -81,42 +84,33 @@ export class EnrollmentService {
   }
 
   /**
-   * Uses an issued token in the transaction of a registration. A use is an agent that is new to it: who enrolled with
-   * it before may show it again, also when it is used up, so that a registration whose answer was lost can be repeated.
-   * @param enrolledBy the token that the agent came with last; null where it is new, or never had one
-   * @param lookAgain finds that out once more, where the token is used up: the agent may have come in at the same time
-   * @param charge charged to the address where this throws
-   * @throws ERR_UNAUTHORIZED unknown, expired, withdrawn or used up, in the same words
+   * Looks an issued token up in the transaction of a registration that has locked its agent. A use is an agent that is new to
+   * the token: an agent that enrolled with it before may show it again, also if it is used up, so that a registration whose
+   * answer was lost can be repeated.
+   * @param enrolledBy the token that the agent came with last; null if it is new, or never had one
+   * @param charge charged to the address if this throws
+   * @throws ERR_UNAUTHORIZED unknown, expired, revoked or used up, in the same words
    */
-  async use(
+  async requireUsable(
     tx: Transaction,
     hash: string,
     enrolledBy: number | null,
-    lookAgain: () => Promise<number | null>,
     charge: Charge,
   ): Promise<Enrollment> {
-    const row = await tx.first<Pick<EnrollmentTokenEntity, 'id' | 'labels'>>(
-      `SELECT id, labels FROM enrollment_tokens WHERE token_hash = $1 AND ${WORKS}`,
-      hash,
-      tx.now,
-    );
-    if (!row) throw refusedBy(charge);
-    let counted = row.id !== enrolledBy;
-    // The condition is part of the change: of many at once no more than are left get through.
-    const left =
-      !counted ||
-      (await tx.run(
-        `UPDATE enrollment_tokens SET uses = uses + 1
-         WHERE id = $1 AND ${WORKS} AND (max_uses IS NULL OR uses < max_uses)`,
-        row.id,
-        tx.now,
-      )) === 1;
-    if (!left) {
-      if ((await lookAgain()) !== row.id) throw refusedBy(charge);
-      counted = false;
-    }
-    tx.afterCommit(() => this.known.set(hash, true));
-    return { tokenId: row.id, counted, labels: JSON.parse(row.labels) as Labels };
+    const row = await findWorkingToken(tx, hash);
+    const isCounted = row?.id !== enrolledBy;
+    if (!row || (isCounted && row.max_uses !== null && row.uses >= row.max_uses)) throw refusedBy(charge);
+    return { tokenId: row.id, tokenHash: hash, isCounted, labels: JSON.parse(row.labels) as Labels };
+  }
+
+  /**
+   * Counts a use of a token, in the same transaction.
+   * @param charge charged to the address if this throws
+   * @throws ERR_UNAUTHORIZED others used it up, or an operator revoked it, since it was looked up
+   */
+  async use(tx: Transaction, { tokenId, tokenHash, isCounted }: Enrollment, charge: Charge): Promise<void> {
+    if (isCounted && !(await countTokenUse(tx, tokenId))) throw refusedBy(charge);
+    tx.afterCommit(() => this.known.set(tokenHash, true));
   }
 
   /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */
@@ -127,18 +121,14 @@ export class EnrollmentService {
     const token = mintToken('dcpe_');
     const hash = hashToken(token);
     return this.database.write(async (tx) => {
-      const { now } = tx;
-      const [row] = await tx.rows<EnrollmentTokenEntity>(
-        `INSERT INTO enrollment_tokens (name, labels, token_hash, max_uses, uses, created_at, expires_at)
-         VALUES ($1, $2, $3, $4, 0, $5, $6) RETURNING *`,
+      const row = await insertToken(tx, {
         name,
-        JSON.stringify(labels ?? {}),
-        hash,
-        maxUses ?? null,
-        now,
-        expiresIn == null ? null : now + expiresIn * 1_000,
-      );
-      const view = viewOf(row as EnrollmentTokenEntity);
+        labels: JSON.stringify(labels ?? {}),
+        token_hash: hash,
+        max_uses: maxUses ?? null,
+        expires_at: expiresIn == null ? null : tx.now + expiresIn * 1_000,
+      });
+      const view = viewOf(row);
       await this.audit.record(tx, by, {
         action: 'enrollment-token.create',
         subject: `enrollment-token/${view.id}`,
@@ -152,28 +142,21 @@ export class EnrollmentService {
   /** Lists tokens, newest first; those that no longer work too. */
   list(query: PageQuery): Promise<Page<EnrollmentTokenView>> {
     return this.database.read(async (statements) => {
-      const rows = await statements.rows<EnrollmentTokenEntity>(
-        'SELECT * FROM enrollment_tokens WHERE id < $1 ORDER BY id DESC LIMIT $2',
-        olderThan(query),
-        query.limit + 1,
-      );
+      const rows = await listTokens(statements, olderThan(query), query.limit + 1);
       return pageOf(rows, query.limit, (row) => row.id, viewOf);
     });
   }
 
   /**
-   * Withdraws a token, effective when it is answered. The same again changes nothing.
+   * Revokes a token, effective when it is answered. The same again changes nothing.
    * @throws ERR_NOT_FOUND there is no such token
    */
-  withdraw(by: OperatorIdentity, id: number): Promise<void> {
+  revoke(by: OperatorIdentity, id: number): Promise<void> {
     return this.database.write(async (tx) => {
-      const token = await tx.first<EnrollmentTokenEntity>(
-        'SELECT * FROM enrollment_tokens WHERE id = $1',
-        id,
-      );
+      const token = await findToken(tx, id);
       if (!token) throw fail('ERR_NOT_FOUND', { enrollment_token_id: id });
       if (token.revoked_at !== null) return;
-      await tx.run('UPDATE enrollment_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
+      await markTokenRevoked(tx, id);
       await this.audit.record(tx, by, {
         action: 'enrollment-token.withdraw',
         subject: `enrollment-token/${id}`,

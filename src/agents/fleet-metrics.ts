@@ -4,26 +4,16 @@ import { ConfigService } from '../config/config.service';
 import { Database } from '../database/database';
 import { SETTINGS, type Settings } from '../settings';
 import { Meter } from '../telemetry/meter';
-import type { AgentState } from './agent.entity';
 import { AgentOutcomes } from './agent-outcomes';
 import { AGENT_STATUSES } from './agents.dto';
-import { AgentsService } from './agents.service';
+import { type AgeGroup, countByConfigState, groupByHeartbeatAge } from './fleet-metrics.queries';
+import { Liveness } from './liveness';
 
 /** Upper bounds of how old heartbeats are, in seconds. */
 const AGE_BUCKETS = [5, 10, 15, 30, 45, 60, 90, 120, 300, 600, 3_600];
 
 /** How an agent in service stands to the configuration in force. */
 const CONFIG_STATES = ['applied', 'failed', 'other', 'unsaid'] as const;
-
-/** Agents of one state whose last heartbeats are about as old. */
-interface AgeGroup {
-  state: AgentState;
-  bucket: number;
-  online: number;
-  silent: number;
-  count: number;
-  ages: number;
-}
 
 /** Shows how the fleet stands: the same on each replica. One statement over the agents, whatever their number. */
 @Injectable()
@@ -32,7 +22,7 @@ export class FleetMetrics {
     meter: Meter,
     private readonly database: Database,
     private readonly clock: Clock,
-    private readonly agents: AgentsService,
+    private readonly liveness: Liveness,
     private readonly config: ConfigService,
     private readonly outcomes: AgentOutcomes,
     @Inject(SETTINGS) private readonly settings: Settings,
@@ -94,35 +84,19 @@ export class FleetMetrics {
   }
 
   private readAges(): Promise<AgeGroup[]> {
-    const now = this.clock.now();
-    const bucket = AGE_BUCKETS.map((bound, i) => `WHEN age <= ${bound * 1_000} THEN ${i}`).join(' ');
+    const bounds = AGE_BUCKETS.map((seconds) => seconds * 1_000);
     return this.database.read((statements) =>
-      statements.rows<AgeGroup>(
-        `SELECT state, bucket, count(*) AS count, sum(online) AS online, sum(silent) AS silent, sum(age) AS ages FROM (
-           SELECT state, age, CASE WHEN heard > $2 THEN 1 ELSE 0 END AS online,
-             CASE WHEN age > $3 THEN 1 ELSE 0 END AS silent, CASE ${bucket} ELSE ${AGE_BUCKETS.length} END AS bucket
-           FROM (
-             SELECT a.state, h.last_heartbeat_at AS heard,
-               CASE WHEN h.last_heartbeat_at < $1 THEN $1 - h.last_heartbeat_at ELSE 0 END AS age
-             FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id WHERE a.state <> 'deleted') AS heard) AS aged
-         GROUP BY state, bucket`,
-        now,
-        this.agents.silentSince(),
-        2 * this.settings.heartbeatTimeoutMs,
-      ),
+      groupByHeartbeatAge(statements, bounds, {
+        now: this.clock.now(),
+        silentSince: this.liveness.silentSince(),
+        silentAfterMs: 2 * this.settings.heartbeatTimeoutMs,
+      }),
     );
   }
 
   private async readConfigStates(inService: number): Promise<Record<(typeof CONFIG_STATES)[number], number>> {
     const inForce = this.config.currentRevision() ?? '';
-    const rows = await this.database.read((statements) =>
-      statements.rows<{ state: 'applied' | 'failed' | 'other'; count: number }>(
-        `SELECT CASE WHEN s.revision = $1 THEN s.status ELSE 'other' END AS state, count(*) AS count
-         FROM agent_config_states s JOIN agents a ON a.id = s.agent_id WHERE a.state IN ('active', 'draining')
-         GROUP BY CASE WHEN s.revision = $1 THEN s.status ELSE 'other' END`,
-        inForce,
-      ),
-    );
+    const rows = await this.database.read((statements) => countByConfigState(statements, inForce));
     const states = { applied: 0, failed: 0, other: 0, unsaid: 0 };
     for (const { state, count } of rows) states[state] = count;
     const said = states.applied + states.failed + states.other;

@@ -21,13 +21,13 @@ import {
   RotateRequest,
   SetLabelsRequest,
 } from './agents.dto';
-import { AgentsService } from './agents.service';
+import { FleetService } from './fleet.service';
 
 /** What operators see of the fleet and decide about it. */
 @ApiTags('fleet')
 @Controller('v1/agents')
 export class FleetController {
-  constructor(private readonly agents: AgentsService) {}
+  constructor(private readonly fleet: FleetService) {}
 
   /** Lists agents, newest first. */
   @Get()
@@ -36,7 +36,7 @@ export class FleetController {
   @ApiOkResponse({ type: AgentPage })
   @GuardedErrors()
   list(@Query() query: AgentsQuery): Promise<AgentPage> {
-    return this.agents.list(query);
+    return this.fleet.list(query);
   }
 
   /** Shows one agent. */
@@ -47,7 +47,7 @@ export class FleetController {
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND')
   get(@Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.get(id);
+    return this.fleet.get(id);
   }
 
   /** Makes an agent by hand, in place of its registration. Its token is shown once. */
@@ -62,7 +62,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: CreateAgentRequest,
   ): Promise<AgentCredentials> {
-    return this.agents.create(operator, body);
+    return this.fleet.create(operator, body);
   }
 
   /** Replaces all labels of an agent. */
@@ -78,7 +78,7 @@ export class FleetController {
     @Param('id', IdParam) id: number,
     @Body() body: SetLabelsRequest,
   ): Promise<AgentView> {
-    return this.agents.setLabels(operator, id, body.labels);
+    return this.fleet.setLabels(operator, id, body.labels);
   }
 
   /** Gives an agent a new token, which is shown once. The old one works until the new one is used, unless told not to. */
@@ -95,7 +95,7 @@ export class FleetController {
     @Param('id', IdParam) id: number,
     @Body() body: RotateRequest,
   ): Promise<AgentCredentials> {
-    return this.agents.rotate(operator, id, body.revoke_old === true);
+    return this.fleet.rotate(operator, id, body.revoke_old === true);
   }
 
   /** Shuts an agent out until it is enabled; its leases are revoked and their tasks go back without a lost attempt. */
@@ -110,7 +110,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Param('id', IdParam) id: number,
   ): Promise<AgentView> {
-    return this.agents.change(operator, id, 'disable');
+    return this.fleet.change(operator, id, 'disable');
   }
 
   /** Lets a disabled or draining agent work again, with the token that it has. */
@@ -125,7 +125,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Param('id', IdParam) id: number,
   ): Promise<AgentView> {
-    return this.agents.change(operator, id, 'enable');
+    return this.fleet.change(operator, id, 'enable');
   }
 
   /** Gives an agent no new work; what it holds it may finish. */
@@ -137,7 +137,7 @@ export class FleetController {
   @ApiOkResponse({ type: AgentView })
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
   drain(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<AgentView> {
-    return this.agents.change(operator, id, 'drain');
+    return this.fleet.change(operator, id, 'drain');
   }
 
   /** Shuts an agent out for good. Its hostname stays taken until the agent is deleted. */
@@ -152,7 +152,7 @@ export class FleetController {
     @CurrentOperator() operator: OperatorIdentity,
     @Param('id', IdParam) id: number,
   ): Promise<AgentView> {
-    return this.agents.change(operator, id, 'revoke');
+    return this.fleet.change(operator, id, 'revoke');
   }
 
   /** Deletes an agent. Its id is never used again, its results stay, its hostname is free. */
@@ -164,6 +164,6 @@ export class FleetController {
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
   remove(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
-    return this.agents.remove(operator, id);
+    return this.fleet.remove(operator, id);
   }
 }

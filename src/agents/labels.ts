@@ -47,7 +47,7 @@ export const AreLabelFilters = (): PropertyDecorator =>
       : ['', `must be name:value, at most ${MAX_LABELS} of them`],
   );
 
-/** Reads `name:value`; undefined where it is not of that form. */
+/** Reads `name:value`; undefined if it is not of that form. */
 export function parseLabel(text: unknown): [name: string, value: string] | undefined {
   if (typeof text !== 'string') return undefined;
   const colon = text.indexOf(':');

@@ -11,17 +11,26 @@ import { AuditLog, PROCESS } from '../operators/audit-log';
 import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
-import type { AgentEntity, OwnerTokenEntity } from './agent.entity';
+import { AgentAbout } from './agent-about';
+import { AgentKinds } from './agent-kinds';
+import { AgentOutcomes } from './agent-outcomes';
 import type { RegisterResponse } from './agents.dto';
-import {
-  AgentsService,
-  currentToken,
-  type HeldToken,
-  type KnownAgent,
-  outOfService,
-  TRIAL_MS,
-} from './agents.service';
+import { deleteLabels, deleteOwnerTokens, type KnownAgent, listLabels, upsertLabels } from './agents.queries';
+import { AgentsService, TRIAL_MS } from './agents.service';
+import { tokenInUse } from './credentials';
 import { type Enrollment, EnrollmentService, type Shown } from './enrollment.service';
+import { Liveness } from './liveness';
+import {
+  type AgentOnTrial,
+  findOwnerToken,
+  insertOwnerToken,
+  lockEndedTrials,
+  markEnrolled,
+  updateEnrollmentToken,
+  updateHandOver,
+  updateTrialEnds,
+} from './registration.queries';
+import { decideRegistration, type RegistrationDecision } from './registration-decision';
 
 const HOUR_MS = 3_600_000;
 
@@ -63,13 +72,6 @@ interface Repeatable {
   readonly at: number;
 }
 
-/** How an agent on trial stands. */
-type OnTrial = Pick<AgentEntity, 'id' | 'state' | 'registered_at' | 'first_lease_at'> & {
-  last_heartbeat_at: number;
-  /** Null where it has stored nothing, metrics included. */
-  day: number | null;
-};
-
 /** Decides who becomes which agent: new ones, those that come again, and who gets the name of one that is silent. */
 @Injectable()
 export class RegistrationService {
@@ -78,7 +80,11 @@ export class RegistrationService {
     private readonly clock: Clock,
     private readonly continuity: Continuity,
     private readonly agents: AgentsService,
+    private readonly liveness: Liveness,
     private readonly enrollment: EnrollmentService,
+    private readonly kinds: AgentKinds,
+    private readonly outcomes: AgentOutcomes,
+    private readonly about: AgentAbout,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
     private readonly jobs: JobRunner,
@@ -139,45 +145,32 @@ export class RegistrationService {
     return this.jobs.run('agent-trials', HOUR_MS, async () => void (await this.endTrials()));
   }
 
-  /** @returns the agent's id */
+  /** Locks what the call is about, decides, and writes. @returns the agent's id */
   private async registerIn(tx: Transaction, attempt: Attempt): Promise<number> {
     const { registration, shown, call, token, charge } = attempt;
-    const { hostname, address } = registration;
-    const earlier = call && (await this.idempotency.find<Repeatable>(tx, call, true));
-    // Taken before anything else is waited for: the same call at the same time waits here, and then finds it.
-    if (call && !earlier) await this.idempotency.store(tx, call, null);
-    const repeated = earlier && earlier.at > tx.now - REPEAT_MS ? earlier : undefined;
-    let known: KnownAgent | undefined;
-    const lookUp = async (): Promise<number | null> => {
-      if (repeated) known = await this.agents.lockById(tx, repeated.agent_id);
-      else if (hostname !== undefined) known = await this.agents.lockByHostname(tx, hostname);
-      return known?.enrollment_token_id ?? null;
-    };
-    const enrolledBy = await lookUp();
+    const repeated = call && (await this.takeKey(tx, call));
+    const known = await this.lockAgent(tx, registration, repeated);
     const enrollment =
       typeof shown === 'object'
-        ? await this.enrollment.use(tx, shown.hash, enrolledBy, lookUp, charge)
+        ? await this.enrollment.requireUsable(tx, shown.hash, known?.enrollment_token_id ?? null, charge)
         : undefined;
     const isEnrolled = shown === 'setting' || enrollment !== undefined;
-    if (known?.state === 'disabled' || known?.state === 'revoked') throw outOfService(known.state);
-    let agentId: number;
-    if (repeated) {
-      // Whoever had the agent changed since then, or its token: the key proves nothing any more.
-      if (known?.token_hash !== repeated.token_hash) throw superseded();
-      agentId = known.id;
-      const held = this.tokenShown(known, registration.proof, tx.now) ?? currentToken(known);
-      await this.giveToken(tx, agentId, token, held);
-    } else if (known) {
-      agentId = known.id;
-      const { by, held } = await this.judge(tx, known, registration.proof, isEnrolled, charge.waitMs);
-      attempt.refund = await charge.success(tx, 'known');
-      if (by === 'silence') await this.handOver(tx, known, address);
-      if (by === 'return') await this.handBack(tx, known, address);
-      await this.giveToken(tx, agentId, token, held);
-    } else {
-      attempt.refund = await charge.success(tx, 'new');
-      agentId = await this.agents.insert(tx, hostname ?? null, isEnrolled ? 'enrolled' : 'open', token);
-    }
+    const shownHash = known && hashShownFor(known, registration.proof);
+    const decision = decideRegistration({
+      now: tx.now,
+      known,
+      aliveMs: known ? this.liveness.aliveMs(known, tx.now) : 0,
+      shownHash,
+      ownerToken:
+        known && shownHash !== undefined ? await findOwnerToken(tx, known.id, shownHash) : undefined,
+      isEnrolled,
+      repeatedTokenHash: repeated?.token_hash,
+      waitMs: charge.waitMs,
+    });
+    if (enrollment) await this.enrollment.use(tx, enrollment, charge);
+    if (decision.action !== 'repeat')
+      attempt.refund = await charge.success(tx, decision.action === 'create' ? 'new' : 'known');
+    const agentId = await this.carryOut(tx, decision, registration, token);
     if (isEnrolled) await this.enroll(tx, agentId, enrollment);
     if (call) {
       const at = repeated?.at ?? tx.now;
@@ -185,6 +178,43 @@ export class RegistrationService {
       await this.idempotency.replace(tx, call, repeatable);
     }
     return agentId;
+  }
+
+  /**
+   * Takes the key before anything else is waited for: the same call at the same time waits here, and then finds it.
+   * @returns what was registered under it, if that is not too long ago
+   */
+  private async takeKey(tx: Transaction, call: IdempotentCall): Promise<Repeatable | undefined> {
+    const earlier = await this.idempotency.find<Repeatable>(tx, call, true);
+    if (!earlier) await this.idempotency.store(tx, call, null);
+    return earlier && earlier.at > tx.now - REPEAT_MS ? earlier : undefined;
+  }
+
+  /** Locks the agent that the call is about; of a name that nobody has, the name. */
+  private async lockAgent(
+    tx: Transaction,
+    { hostname }: Registration,
+    repeated: Repeatable | undefined,
+  ): Promise<KnownAgent | undefined> {
+    if (repeated) return this.agents.lockById(tx, repeated.agent_id);
+    return hostname === undefined ? undefined : this.agents.lockByHostname(tx, hostname);
+  }
+
+  /** @returns the agent's id */
+  private async carryOut(
+    tx: Transaction,
+    decision: RegistrationDecision,
+    { hostname, address }: Registration,
+    token: string,
+  ): Promise<number> {
+    if (decision.action === 'create') return this.agents.insert(tx, hostname ?? null, decision.origin, token);
+    const { known } = decision;
+    if (decision.action === 'hand-over') await this.handOver(tx, known, address);
+    if (decision.action === 'hand-back') await this.handBack(tx, known, address);
+    await this.agents.replaceToken(tx, known.id, token, decision.held);
+    // To register is a sign of life.
+    await this.liveness.record(tx, [known.id]);
+    return known.id;
   }
 
   /** @throws ERR_VALIDATION a key that can't be a secret */
@@ -199,105 +229,39 @@ export class RegistrationService {
     return this.idempotency.call('register', hashToken(key), { hostname: hostname ?? null, enrolledWith });
   }
 
-  /**
-   * Decides by what a caller may have a known agent.
-   * @param waitMs how long the quota does not let it in
-   * @throws ERR_CONFLICT it may not, or not yet
-   */
-  private async judge(
-    tx: Transaction,
-    known: KnownAgent,
-    proof: Proof | undefined,
-    isEnrolled: boolean,
-    waitMs: number,
-  ): Promise<Takeover> {
-    const held = this.tokenShown(known, proof, tx.now);
-    if (held) return { by: 'proof', held };
-    const owned = await this.ownerTokenShown(tx, known.id, proof);
-    // Whoever it was handed over to without proof does not keep it beside an owner.
-    if (owned || (isEnrolled && known.handed_over_at !== null)) return { by: 'return', held: owned };
-    if (isEnrolled) return { by: 'proof', held: currentToken(known) };
-    if (known.origin !== 'open') {
-      throw fail(
-        'ERR_CONFLICT',
-        { hostname: 'belongs to another agent' },
-        {
-          message:
-            'The hostname belongs to an agent that is handed over only with proof: its token, or an enrollment token.',
-        },
-      );
-    }
-    const aliveMs = this.agents.aliveMs(known, tx.now);
-    if (aliveMs > 0) {
-      throw fail(
-        'ERR_CONFLICT',
-        { hostname: 'belongs to an agent that is alive' },
-        {
-          message:
-            `The hostname ${known.hostname} belongs to an agent that is online. Register with its token to replace it, ` +
-            'or wait until it is offline.',
-          retryable: true,
-          retryAfterMs: Math.max(aliveMs, waitMs),
-        },
-      );
-    }
-    return { by: 'silence', held: undefined };
-  }
-
-  private tokenShown(known: KnownAgent, proof: Proof | undefined, now: number): HeldToken | undefined {
-    const hash = proof?.agentId === known.id ? hashOf(proof) : undefined;
-    return hash === undefined ? undefined : this.agents.tokenHeld(known, hash, now);
-  }
-
-  /** The token of an earlier holder, from whom the agent was taken. */
-  private async ownerTokenShown(
-    tx: Transaction,
-    agentId: number,
-    proof: Proof | undefined,
-  ): Promise<HeldToken | undefined> {
-    const hash = proof?.agentId === agentId ? hashOf(proof) : undefined;
-    if (hash === undefined) return undefined;
-    const row = await tx.first<OwnerTokenEntity>(
-      `SELECT * FROM agent_owner_tokens
-       WHERE agent_id = $1 AND token_hash = $2 AND (expires_at IS NULL OR expires_at > $3)`,
-      agentId,
-      hash,
-      tx.now,
-    );
-    return row && { hash, expiresAt: row.expires_at };
-  }
-
-  /** Takes an agent from whoever is silent: what it holds, what operators said of it, and its tokens. */
+  /** Takes an agent from a holder that is silent: what it holds, what operators said of it, and its tokens. */
   private async handOver(tx: Transaction, known: KnownAgent, address: string): Promise<void> {
-    const { now } = tx;
     // Of several in a row, the first is whose it was; those after it proved nothing.
     if (known.handed_over_at === null) {
-      await this.agents.forgetOwners(tx, known.id);
+      await deleteOwnerTokens(tx, known.id);
+      const expiresAt = known.token_expires_at;
       // Both that it may hold: an answer with the newer one may have been lost.
-      for (const hash of new Set([this.agents.tokenInUse(known, now).hash, known.token_hash]))
-        await tx.run(
-          'INSERT INTO agent_owner_tokens (agent_id, token_hash, expires_at) VALUES ($1, $2, $3)',
-          known.id,
-          hash,
-          known.token_expires_at,
-        );
+      for (const hash of new Set([tokenInUse(known, tx.now).hash, known.token_hash]))
+        await insertOwnerToken(tx, known.id, { hash, expiresAt });
     }
-    await tx.run('UPDATE agents SET handed_over_at = $2 WHERE id = $1', known.id, now);
-    await this.agents.putOut(tx, known.id);
-    await this.agents.forgetWhatItDid(tx, known.id);
-    const labels = await this.agents.dropLabels(tx, known.id);
-    const last_heartbeat_at = toTimestamp(known.last_heartbeat_at);
+    await updateHandOver(tx, known.id, tx.now);
+    await this.changeHolder(tx, known.id);
+    const labels = (await listLabels(tx, [known.id])).get(known.id) ?? {};
+    await deleteLabels(tx, known.id);
+    const last_heartbeat_at = toTimestamp(this.liveness.heardAt(known));
     await this.recordHandOver(tx, known.id, address, false, { labels, last_heartbeat_at });
   }
 
   /** Gives an agent back to an owner; who has it meanwhile loses it at once. */
   private async handBack(tx: Transaction, known: KnownAgent, address: string): Promise<void> {
-    await tx.run('UPDATE agents SET handed_over_at = NULL WHERE id = $1', known.id);
-    await this.agents.forgetOwners(tx, known.id);
-    await this.agents.putOut(tx, known.id);
-    await this.agents.forgetWhatItDid(tx, known.id);
+    await updateHandOver(tx, known.id, null);
+    await deleteOwnerTokens(tx, known.id);
+    await this.changeHolder(tx, known.id);
     const handed_over_at = toTimestamp(known.handed_over_at);
     await this.recordHandOver(tx, known.id, address, true, { handed_over_at });
+  }
+
+  /** Takes what the agent holds, and forgets what it takes, how its attempts ended and its version: of another machine now. */
+  private async changeHolder(tx: Transaction, agentId: number): Promise<void> {
+    await this.agents.deactivate(tx, agentId);
+    await this.kinds.forget(tx, agentId);
+    await this.outcomes.forget(tx, agentId);
+    await this.about.forget(tx, agentId);
   }
 
   /** Records in the audit log that an agent has another holder, and whether that one proved to be its owner. */
@@ -315,98 +279,61 @@ export class RegistrationService {
     );
   }
 
-  /** To register is a sign of life. */
-  private async giveToken(
-    tx: Transaction,
-    agentId: number,
-    token: string,
-    held: HeldToken | undefined,
-  ): Promise<void> {
-    await this.agents.replaceToken(tx, agentId, token, held);
-    await tx.run('UPDATE agent_heartbeats SET last_heartbeat_at = $2 WHERE agent_id = $1', agentId, tx.now);
-  }
-
   /**
    * Records that an agent showed an enrollment token: from now on it is handed over with proof only. The first time that
    * it comes with an issued one, that one's labels go over those there are.
    */
   private async enroll(tx: Transaction, agentId: number, enrollment: Enrollment | undefined): Promise<void> {
-    await tx.run(
-      `UPDATE agents SET origin = 'enrolled', trial_ends_at = NULL, handed_over_at = NULL WHERE id = $1 AND origin = 'open'`,
-      agentId,
-    );
-    await this.agents.forgetOwners(tx, agentId);
-    if (!enrollment?.counted) return;
-    await tx.run('UPDATE agents SET enrollment_token_id = $2 WHERE id = $1', agentId, enrollment.tokenId);
-    await this.agents.addLabels(tx, agentId, enrollment.labels);
+    await markEnrolled(tx, agentId);
+    await deleteOwnerTokens(tx, agentId);
+    if (!enrollment?.isCounted) return;
+    await updateEnrollmentToken(tx, agentId, enrollment.tokenId);
+    await upsertLabels(tx, agentId, enrollment.labels);
   }
 
   /** @returns how many were judged: as many as are due, up to the limit */
   private async endTrialsIn(tx: Transaction, limit: number): Promise<number> {
-    const { now } = tx;
-    const due = await tx.rows<{ id: number }>(
-      `SELECT id FROM agents WHERE trial_ends_at <= $1 ORDER BY trial_ends_at LIMIT $2 ${tx.dialect.skipLocked()}`,
-      now,
-      limit,
-    );
-    if (due.length === 0) return 0;
-    // Read when they are locked: a heartbeat that came before that counts.
-    const agents = await tx.rows<OnTrial>(
-      `SELECT a.id, a.state, a.registered_at, a.first_lease_at, h.last_heartbeat_at, u.day
-       FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id LEFT JOIN agent_usage u ON u.agent_id = a.id
-       WHERE ${tx.dialect.isAmong('a.id', '$1')}`,
-      JSON.stringify(due.map(({ id }) => id)),
-    );
-    const verdicts = Map.groupBy(agents, (agent) => verdictOn(agent, now));
+    const agents = (await lockEndedTrials(tx, limit)).map((agent) => ({
+      ...agent,
+      last_heartbeat_at: this.liveness.heardAt(agent),
+    }));
+    if (agents.length === 0) return 0;
+    const verdicts = Map.groupBy(agents, (agent) => verdictOn(agent, tx.now));
     const stays = (verdicts.get('stays') ?? []).map(({ id }) => ({ id, ends: null }));
     const waits = (verdicts.get('waits') ?? []).map(({ id, last_heartbeat_at: heardAt }) => ({
       id,
       ends: heardAt + TRIAL_MS,
     }));
-    await tx.run(
-      `UPDATE agents SET trial_ends_at = r.ends
-       FROM ${tx.dialect.rowset('$1', { id: 'integer', ends: 'integer' })} AS r WHERE agents.id = r.id`,
-      JSON.stringify([...stays, ...waits]),
-    );
+    await updateTrialEnds(tx, [...stays, ...waits]);
     const gone = verdicts.get('gone') ?? [];
-    const isNamed = ({ first_lease_at: firstLeaseAt, day }: OnTrial) => firstLeaseAt !== null || day !== null;
-    for (const { id } of gone.filter(isNamed)) await this.agents.markDeleted(tx, id);
-    const traceless = gone.filter((agent) => !isNamed(agent)).map(({ id }) => id);
-    await this.agents.erase(tx, traceless);
+    const isNamed = ({ first_lease_at: firstLeaseAt, day }: AgentOnTrial) =>
+      firstLeaseAt !== null || day !== null;
+    for (const { id } of gone.filter(isNamed)) await this.agents.setState(tx, id, 'deleted');
+    await this.agents.erase(
+      tx,
+      gone.filter((agent) => !isNamed(agent)).map(({ id }) => id),
+    );
     if (gone.length > 0) {
-      // One entry for all of them: who floods the service with registrations must not flood the log.
+      // One entry for all of them: a flood of registrations must not flood the log.
       await this.audit.record(tx, PROCESS, {
         action: 'agent.expire',
         subject: 'agents',
         before: { ids: gone.map(({ id }) => id) },
       });
     }
-    return due.length;
+    return agents.length;
   }
 }
 
-/** By what a caller comes to have a known agent, and which token it may use a little longer. */
-interface Takeover {
-  /** `proof`: it has it already; `return`: it had it before others took it; `silence`: nobody else seems to need it. */
-  readonly by: 'proof' | 'return' | 'silence';
-  readonly held: HeldToken | undefined;
-}
-
-function verdictOn(agent: OnTrial, now: number): 'stays' | 'waits' | 'gone' {
+function verdictOn(agent: AgentOnTrial, now: number): 'stays' | 'waits' | 'gone' {
   const { state, registered_at: registeredAt, last_heartbeat_at: heardAt } = agent;
   // An operator decided about it, or it came back after its first day.
   if ((state !== 'active' && state !== 'draining') || heardAt > registeredAt + TRIAL_MS) return 'stays';
   return heardAt + TRIAL_MS > now ? 'waits' : 'gone';
 }
 
-function hashOf({ token }: Proof): string | undefined {
-  return token !== undefined && isAgentToken(token) ? hashToken(token) : undefined;
-}
-
-function superseded() {
-  return fail(
-    'ERR_CONFLICT',
-    { 'idempotency-key': 'was used for a registration that is superseded' },
-    { message: 'The agent of this key has another token by now, or is gone; register under another key.' },
-  );
+/** The hash of the token that is shown as this agent's; undefined if none is, or it can't be a token. */
+function hashShownFor({ id }: KnownAgent, proof: Proof | undefined): string | undefined {
+  if (proof?.agentId !== id || proof.token === undefined || !isAgentToken(proof.token)) return undefined;
+  return hashToken(proof.token);
 }

@@ -241,8 +241,8 @@ export class ConfigService implements OnModuleInit {
   }
 
   /**
-   * Publishes. The bundle is signed before the transaction, in which nothing but the database may be awaited; whoever
-   * finds that another took the seq meanwhile signs again with the next one.
+   * Publishes. The bundle is signed before the transaction, in which nothing but the database may be awaited; a call
+   * that finds that another took the seq meanwhile signs again with the next one.
    */
   private async issue(issue: Issue): Promise<ConfigBundle> {
     for (;;) {

@@ -54,7 +54,7 @@ export class SigningKeys {
     return this.keys[0].kid;
   }
 
-  /** The public halves, for whoever verifies; the one that signs is the first. */
+  /** The public halves, for the verifiers; the one that signs is the first. */
   get jwks(): JWK[] {
     return this.keys.map(({ jwk }) => jwk);
   }
@@ -81,7 +81,7 @@ export class SigningKeys {
   }
 }
 
-/** @returns undefined where there is no file */
+/** @returns undefined if there is no file */
 function readKeys(file: string, name: string): KeyObject[] | undefined {
   let text: string;
   try {

@@ -70,6 +70,15 @@ export abstract class Database {
   /** Token buckets that replicas share; undefined if this process alone uses the database, so that its memory will do. */
   abstract readonly buckets: BucketTable | undefined;
 
+  /**
+   * Whether the service ends with this process: no other can serve the database while it is open here. Then each start follows an
+   * interruption, and nobody reads meanwhile what is written for the next start.
+   */
+  abstract readonly endsWithProcess: boolean;
+
+  /** Reads what other processes may have written meanwhile; does nothing if there can be none. */
+  abstract readOthers(work: (statements: Statements) => Promise<void>): Promise<void>;
+
   /** True while announcements of other replicas arrive. If false, caches may be stale: look up, and poll. */
   abstract get isListening(): boolean;
 

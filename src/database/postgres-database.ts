@@ -65,6 +65,7 @@ const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
 export class PostgresDatabase extends Database {
   readonly isShared = true;
   readonly buckets: BucketTable = new PostgresBuckets(this);
+  readonly endsWithProcess = false;
   readonly maxGatheredUnits = 1;
   private readonly inside = new AsyncLocalStorage<true>();
   private readonly pool: pg.Pool;
@@ -192,6 +193,10 @@ export class PostgresDatabase extends Database {
         if (!mayRunAgain(error) || reruns === MAX_RERUNS) throw explained(error);
       }
     }
+  }
+
+  readOthers(work: (statements: Statements) => Promise<void>): Promise<void> {
+    return this.read(work);
   }
 
   get insideWrite(): boolean {

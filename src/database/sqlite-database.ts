@@ -36,6 +36,7 @@ export interface DatabaseReplacements {
 export class SqliteDatabase extends Database {
   readonly isShared = false;
   readonly buckets = undefined;
+  readonly endsWithProcess = true;
   /** The writer runs one after the other anyway; those that are queued share its commit. */
   readonly maxGatheredUnits = Number.POSITIVE_INFINITY;
   private readonly queue: WriteQueue;
@@ -158,6 +159,9 @@ export class SqliteDatabase extends Database {
   read<T>(work: (statements: Statements) => Promise<T>): Promise<T> {
     return this.source === this.writer ? this.queue.run(work) : work(this.reader);
   }
+
+  /** There are no others. */
+  async readOthers(): Promise<void> {}
 
   get insideWrite(): boolean {
     return this.queue.insideUnit;

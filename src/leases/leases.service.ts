@@ -127,7 +127,7 @@ export class LeasesService {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
-    agents.onOut((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
+    agents.onDeactivated((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
     agents.onChanged((agentId) => this.waiters.wakeAgent(agentId));
     agents.countLeasesWith((statements, agentIds) => this.countHeldBy(statements, agentIds));
   }
@@ -139,7 +139,7 @@ export class LeasesService {
    * @throws ERR_VALIDATION a kind that there is not
    * @throws ERR_CONFLICT the key was used with another body, or its first call still runs (retryable)
    * @throws ERR_UNAUTHORIZED the token was voided, also while the call waited
-   * @throws ERR_FORBIDDEN the agent was put out of service, also while the call waited
+   * @throws ERR_FORBIDDEN the agent was taken out of service, also while the call waited
    */
   async claim(
     agent: AgentIdentity,
@@ -161,7 +161,7 @@ export class LeasesService {
    * Moves deadlines to now + `extend_by_ms` (taken as 10 s at least and the lease duration at most), never nearer than they
    * were and never past the lease's lifetime. What is not a live lease of the caller is listed as revoked.
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
-   * @throws ERR_FORBIDDEN the agent was put out of service
+   * @throws ERR_FORBIDDEN the agent was taken out of service
    */
   extend(agent: AgentIdentity, request: ExtendRequest): Promise<ExtendResponse> {
     // The lease duration counts if it is below the least extension.
@@ -197,7 +197,7 @@ export class LeasesService {
    * @throws ERR_VALIDATION more than 1,000 reports
    * @throws ERR_UNAVAILABLE it brings observations, and the disk is nearly full
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
-   * @throws ERR_FORBIDDEN the agent was put out of service
+   * @throws ERR_FORBIDDEN the agent was taken out of service
    * @throws ERR_RATE_LIMITED the agent has stored as many observations as it may in a day; nothing of the report is taken
    */
   report(agent: AgentIdentity, request: ReportRequest): Promise<ReportResponse> {
@@ -434,7 +434,7 @@ export class LeasesService {
     await this.database.write(async (tx) => {
       // An agent that is not in service gets the same answer, and nothing is learnt of it.
       const [refusal] = await this.agents.refusals(tx, [agent]);
-      if (!refusal) await this.agentKinds.learn(tx, agent.id, capacities);
+      if (!refusal) await this.agentKinds.learn(tx, [{ agentId: agent.id, capacities }]);
     });
   }
 
@@ -454,7 +454,7 @@ export class LeasesService {
         // Alone: of two claims of an agent at once the second must see what the first was granted.
         const { takesWork, hadLease } = await this.agents.requireInService(tx, agent, 'alone');
         const { now } = tx;
-        await this.agentKinds.learn(tx, agentId, capacities);
+        await this.agentKinds.learn(tx, [{ agentId, capacities }]);
         if (call) {
           const before = await this.idempotency.find<number[]>(tx, call);
           // If they have all ended, there is nothing more to wait for.
@@ -474,7 +474,7 @@ export class LeasesService {
             budgets.map(([kind]) => kind),
             candidates.length - tasks.length,
           );
-        if (!hadLease) await this.agents.noteFirstLease(tx, agentId);
+        if (!hadLease) await this.agents.noteFirstLeases(tx, [agentId]);
         const leases = await this.lease(tx, agentId, tasks, now);
         if (call) {
           await this.idempotency.store(

@@ -1,4 +1,4 @@
-import type { OnlineTaker } from '../agents/agent-kinds';
+import type { OnlineTaker } from '../agents/agent-kinds.queries';
 import { countRoom, type RoomReader } from './task-room';
 
 /** An agent that is online, and what it holds: of the kind, and of others. */

@@ -1,5 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import type { OnlineTaker } from '../agents/agent-kinds';
+import type { OnlineTaker } from '../agents/agent-kinds.queries';
 import type { Count } from './task-ahead';
 
 /** How many agents are looked at for room at a time, and in all. */

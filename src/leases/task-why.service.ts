@@ -1,7 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { AgentKinds } from '../agents/agent-kinds';
-import { AgentsService } from '../agents/agents.service';
+import { Liveness } from '../agents/liveness';
 import { Clock, toTimestamp } from '../clock';
 import { ConcurrencyService, type LimitedWindow, type Place } from '../concurrency/concurrency.service';
 import type { WindowScope } from '../concurrency/window.entity';
@@ -58,7 +58,7 @@ export class TaskWhyService {
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
-    private readonly agents: AgentsService,
+    private readonly liveness: Liveness,
     private readonly agentKinds: AgentKinds,
     private readonly concurrency: ConcurrencyService,
     private readonly kinds: TaskKinds,
@@ -291,7 +291,7 @@ export class TaskWhyService {
     needed: number,
     holder: number | undefined,
   ): Promise<Takers> {
-    const silentSince = this.agents.silentSince();
+    const silentSince = this.liveness.silentSince();
     const census = await this.agentKinds.census(statements, kind, silentSince);
     const of = (status: string) => census.find((row) => row.status === status);
     const online = of('online')?.count ?? 0;

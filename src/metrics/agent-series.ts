@@ -2,8 +2,10 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { Interval } from '@nestjs/schedule';
 import { AgentsService } from '../agents/agents.service';
+import { Liveness } from '../agents/liveness';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
+import type { Statements } from '../database/statements';
 import { fitting } from '../http/pagination';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
@@ -52,6 +54,7 @@ export class AgentSeries {
     private readonly database: Database,
     private readonly clock: Clock,
     private readonly agents: AgentsService,
+    private readonly liveness: Liveness,
     private readonly jobs: JobRunner,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
@@ -88,9 +91,9 @@ export class AgentSeries {
     meter.onScrape(() => this.show());
   }
 
-  /** Takes an envelope that this process has stored. If others store some too, all are read from the database. */
+  /** Takes an envelope that this process has stored. */
   take(envelope: AgentEnvelope): void {
-    if (!this.database.isShared) this.samples.take(envelope, this.clock.now());
+    this.samples.take(envelope, this.clock.now());
   }
 
   @Interval('agent-series', REFRESH_MS)
@@ -101,35 +104,33 @@ export class AgentSeries {
   /** Takes what other replicas stored, or what was stored before the start, and forgets the agents that are silent. */
   async refresh(): Promise<void> {
     const heardSince = this.clock.now() - 2 * this.settings.heartbeatTimeoutMs;
-    if (this.readUpTo === undefined || this.database.isShared) await this.readStored(heardSince);
-    const heard = await this.database.read((statements) => this.agents.heardSince(statements, heardSince));
+    if (this.readUpTo === undefined)
+      await this.database.read((statements) => this.readStored(statements, heardSince));
+    else await this.database.readOthers((statements) => this.readStored(statements, heardSince));
+    const heard = await this.database.read((statements) => this.liveness.heardSince(statements, heardSince));
     await this.sortIntoGroups();
     this.samples.keepOnly(heard, heardSince);
   }
 
-  private async readStored(heardSince: number): Promise<void> {
+  private async readStored(statements: Statements, heardSince: number): Promise<void> {
     // After a clock that was set back, nothing is later than what was read.
     const upTo = Math.min(this.readUpTo ?? heardSince, this.clock.now());
     let [at, id] = [Math.max(heardSince, upTo - LATE_MS), 0];
     for (;;) {
-      const found = await this.database.read((statements) =>
-        statements.rows<Found>(
-          `SELECT id, received_at, octet_length(counters) + octet_length(gauges) AS bytes FROM agent_metrics
-           WHERE received_at >= $1 AND (received_at > $1 OR id > $2) ORDER BY received_at, id LIMIT $3`,
-          at,
-          id,
-          BATCH,
-        ),
+      const found = await statements.rows<Found>(
+        `SELECT id, received_at, octet_length(counters) + octet_length(gauges) AS bytes FROM agent_metrics
+         WHERE received_at >= $1 AND (received_at > $1 OR id > $2) ORDER BY received_at, id LIMIT $3`,
+        at,
+        id,
+        BATCH,
       );
       const batch = found.slice(0, fitting(found, BATCH));
       const last = batch.at(-1);
       if (!last) break;
-      const rows = await this.database.read((statements) =>
-        statements.rows<MetricsEntity>(
-          `SELECT agent_id, measured_at, received_at, counters, gauges FROM agent_metrics
-           WHERE ${statements.dialect.isAmong('id', '$1')}`,
-          JSON.stringify(batch.map((row) => row.id)),
-        ),
+      const rows = await statements.rows<MetricsEntity>(
+        `SELECT agent_id, measured_at, received_at, counters, gauges FROM agent_metrics
+         WHERE ${statements.dialect.isAmong('id', '$1')}`,
+        JSON.stringify(batch.map((row) => row.id)),
       );
       for (const {
         agent_id: agentId,

@@ -48,7 +48,7 @@ export class AuditLog {
 
   /**
    * Records a change in the transaction that makes it: both are stored or neither.
-   * @throws ERR_UNAUTHORIZED the operator's token was withdrawn meanwhile, on whatever replica
+   * @throws ERR_UNAUTHORIZED the operator's token was revoked meanwhile, on whatever replica
    */
   async record(tx: Transaction, by: OperatorIdentity, change: Change): Promise<void> {
     // The update locks the chain's end, so that two changes at once get their places one after the other.
@@ -56,7 +56,7 @@ export class AuditLog {
       'UPDATE audit_head SET last_id = last_id + 1 WHERE id = 1 RETURNING id, last_id, last_hash',
     );
     if (!head) throw new Error('audit_head has lost its row; restore the database from a backup');
-    // Behind that lock, which a withdrawal takes too: a replica that hears of none for a while must not go on writing.
+    // Behind that lock, which a revocation takes too: a replica that hears of none for a while must not go on writing.
     if (by.tokenId > 0) await requireValid(tx, by.tokenId);
     const row: Omit<AuditEntity, 'hash'> = {
       id: head.last_id,
@@ -112,7 +112,7 @@ export class AuditLog {
   }
 }
 
-/** @throws ERR_UNAUTHORIZED the token was withdrawn */
+/** @throws ERR_UNAUTHORIZED the token was revoked */
 async function requireValid(tx: Transaction, tokenId: number): Promise<void> {
   const token = await tx.first(
     'SELECT id FROM operator_tokens WHERE id = $1 AND revoked_at IS NULL',

@@ -28,7 +28,7 @@ export class AuditEntity {
   @Column('text')
   subject!: string;
 
-  /** JSON, in short; null where there was nothing. */
+  /** JSON, in short; null if there was nothing. */
   @Column('text', { nullable: true })
   before!: string | null;
 

@@ -47,7 +47,7 @@ export class OperatorsController {
     return this.operators.create(operator, body);
   }
 
-  /** Lists operators' tokens, newest first; withdrawn ones too. */
+  /** Lists operators' tokens, newest first; revoked ones too. */
   @Get('operator-tokens')
   @Operator('admin')
   @ApiOperation({ operationId: 'listOperatorTokens', summary: "List operators' tokens" })
@@ -57,16 +57,16 @@ export class OperatorsController {
     return this.operators.list(query);
   }
 
-  /** Withdraws a token, effective when it is answered. The last admin's stays. */
+  /** Revokes a token, effective when it is answered. The last admin's stays. */
   @Delete('operator-tokens/:id')
   @HttpCode(204)
   @Operator('admin')
   @IdInPath()
-  @ApiOperation({ operationId: 'withdrawOperatorToken', summary: "Withdraw an operator's token" })
+  @ApiOperation({ operationId: 'withdrawOperatorToken', summary: "Revoke an operator's token" })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND', 'ERR_CONFLICT')
-  withdraw(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
-    return this.operators.withdraw(operator, id);
+  revoke(@CurrentOperator() operator: OperatorIdentity, @Param('id', IdParam) id: number): Promise<void> {
+    return this.operators.revoke(operator, id);
   }
 
   /** Lists changes that operators made, newest first. */

@@ -20,7 +20,7 @@ export class CreateOperatorTokenRequest {
   @IsIn(ROLES)
   role!: Role;
 
-  /** For how many seconds it is good; forever where it is left out. */
+  /** For how many seconds it is good; forever if it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 7_776_000 })
   expires_in?: number | null;
 }
@@ -43,11 +43,11 @@ export class OperatorTokenView {
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   created_at!: string;
 
-  /** Null where it does not expire. */
+  /** Null if it does not expire. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-04-01T00:00:00.000Z' })
   expires_at!: string | null;
 
-  /** Null until it is withdrawn. */
+  /** Null until it is revoked. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   revoked_at!: string | null;
 
@@ -112,7 +112,7 @@ export class AuditView {
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   at!: string;
 
-  /** Null where no token was used: the process itself, or its command line beside the database. */
+  /** Null if no token was used: the process itself, or its command line beside the database. */
   @ApiProperty({ type: 'integer', nullable: true, example: 2 })
   operator_token_id!: number | null;
 
@@ -129,7 +129,7 @@ export class AuditView {
   @ApiProperty({ example: 'agent/1' })
   subject!: string;
 
-  /** In short; null where there was nothing. */
+  /** In short; null if there was nothing. */
   @ApiProperty({
     type: 'object',
     additionalProperties: true,

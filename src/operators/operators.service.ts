@@ -61,7 +61,7 @@ export class OperatorsService implements OnModuleInit {
   /** By hash. */
   private readonly tokens: RowCache<Known>;
   private readonly uses: Batcher<number, undefined>;
-  /** The hash of the command line's token; empty where it asked for none. */
+  /** The hash of the command line's token; empty if it asked for none. */
   private commandLineHash = '';
   /** The id of the setting's token, once it is stored. */
   private settingId: number | undefined;
@@ -86,7 +86,7 @@ export class OperatorsService implements OnModuleInit {
 
   /**
    * Sees to it that there is an admin: the one of the setting, else one whose token is left in a file. A token that an
-   * earlier setting gave goes on working until an operator withdraws it: of replicas that change the setting one after
+   * earlier setting gave goes on working until an operator revokes it: of replicas that change the setting one after
    * the other, none may shut out those who still hold the old one.
    */
   async onModuleInit(): Promise<void> {
@@ -112,7 +112,7 @@ export class OperatorsService implements OnModuleInit {
     if (revoked_at !== null)
       this.logger.error(
         { id },
-        'the token of CONTROL_PLANE_ADMIN_TOKEN was withdrawn and stays void; set another',
+        'the token of CONTROL_PLANE_ADMIN_TOKEN was revoked and stays void; set another',
       );
     const others = await this.database.read((statements) =>
       statements.rows<{ id: number }>(
@@ -124,7 +124,7 @@ export class OperatorsService implements OnModuleInit {
     if (others.length > 0)
       this.logger.warn(
         { ids: others.map((other) => other.id) },
-        'tokens of earlier CONTROL_PLANE_ADMIN_TOKEN still work; withdraw them by control-plane token revoke ID',
+        'tokens of earlier CONTROL_PLANE_ADMIN_TOKEN still work; revoke them by control-plane token revoke ID',
       );
   }
 
@@ -178,7 +178,7 @@ export class OperatorsService implements OnModuleInit {
    * @param beforeLookup called with the credential, and whether a slow hash may be needed, before the database is read for it;
    *   may throw to prevent that
    * @param duringOutage whether a token that was right within the hour is let in while the database does not answer
-   * @throws ERR_UNAUTHORIZED unknown or withdrawn
+   * @throws ERR_UNAUTHORIZED unknown or revoked
    * @throws ERR_TOKEN_EXPIRED it was right once
    * @throws ERR_UNAVAILABLE too many wait for a slow hash
    */
@@ -203,7 +203,7 @@ export class OperatorsService implements OnModuleInit {
       if (stored !== undefined)
         known = await (duringOutage ? this.lookUpOrRecall(stored) : this.lookUp(stored));
       if (!known) {
-        // It was withdrawn: from now on it is a guess like any other.
+        // It was revoked: from now on it is a guess like any other.
         this.verified.delete(hash);
         this.recent.delete(key);
         throw fail('ERR_UNAUTHORIZED');
@@ -311,7 +311,7 @@ export class OperatorsService implements OnModuleInit {
     return { ...view, token };
   }
 
-  /** Lists tokens, newest first; withdrawn ones too. */
+  /** Lists tokens, newest first; revoked ones too. */
   list(query: PageQuery): Promise<Page<OperatorTokenView>> {
     return this.database.read(async (statements) => {
       const rows = await statements.rows<OperatorTokenEntity>(
@@ -324,11 +324,11 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /**
-   * Withdraws a token, effective when it is answered. The same again changes nothing.
+   * Revokes a token, effective when it is answered. The same again changes nothing.
    * @throws ERR_NOT_FOUND there is no such token
    * @throws ERR_CONFLICT the setting of this server holds it, or it is the last admin's that works
    */
-  withdraw(by: OperatorIdentity, id: number): Promise<void> {
+  revoke(by: OperatorIdentity, id: number): Promise<void> {
     return this.database.write(async (tx) => {
       const token = await tx.first<OperatorTokenEntity>('SELECT * FROM operator_tokens WHERE id = $1', id);
       if (!token) throw fail('ERR_NOT_FOUND', { operator_token_id: id });
@@ -339,19 +339,19 @@ export class OperatorsService implements OnModuleInit {
           { origin: 'setting' },
           {
             message:
-              'This token is the CONTROL_PLANE_ADMIN_TOKEN of this server; set another, start again, then withdraw it.',
+              'This token is the CONTROL_PLANE_ADMIN_TOKEN of this server; set another, start again, then revoke it.',
           },
         );
       }
       await this.requireAnotherAdmin(tx, id);
-      // Recorded first: a token may withdraw itself.
-      await this.recordWithdrawal(tx, by, token);
+      // Recorded first: a token may revoke itself.
+      await this.recordRevocation(tx, by, token);
       await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
     });
   }
 
   /** Writes down that a token is out, and has every replica forget it. */
-  private async recordWithdrawal(
+  private async recordRevocation(
     tx: Transaction,
     by: OperatorIdentity,
     { id, name, role, token_hash: hash }: OperatorTokenEntity,
@@ -385,11 +385,12 @@ export class OperatorsService implements OnModuleInit {
 
   /** @throws ERR_CONFLICT nobody but this token could make another */
   private async requireAnotherAdmin(tx: Transaction, id: number): Promise<void> {
-    // Of two that withdraw each other's token one must see what the other did.
-    if (tx.dialect.concurrent)
-      await tx.rows(
-        `SELECT id FROM operator_tokens WHERE role = 'admin' ORDER BY id ${tx.dialect.forUpdate()}`,
-      );
+    // Of two that revoke each other's token one must see what the other did.
+    const admins = await tx.rows<{ id: number }>(`SELECT id FROM operator_tokens WHERE role = 'admin'`);
+    await tx.lockRows(
+      'operator_tokens',
+      admins.map((admin) => admin.id),
+    );
     const other = await tx.first(
       `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' AND id <> $2 LIMIT 1`,
       tx.now,
@@ -401,7 +402,7 @@ export class OperatorsService implements OnModuleInit {
     });
   }
 
-  /** Stores the token of the process's own making or setting; one that was withdrawn stays so. */
+  /** Stores the token of the process's own making or setting; one that was revoked stays so. */
   private storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<Bootstrap> {
     return this.database.write(async (tx) => {
       const known = await tx.first<OperatorTokenEntity>(

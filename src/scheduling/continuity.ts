@@ -51,11 +51,11 @@ export class Continuity implements OnModuleInit {
 
   /** Learns what the last run, or the other replicas, recorded, before anything is judged. */
   async onModuleInit(): Promise<void> {
-    await this.tell(0, !this.database.isShared);
+    await this.tell(0, this.database.endsWithProcess);
   }
 
   /**
-   * The instant, in ms since the epoch, from which the service has run without a gap. Whoever judges a deadline asks
+   * The instant, in ms since the epoch, from which the service has run without a gap. What judges a deadline asks
    * here first; something must ask at least every second, as the reaper does.
    */
   runningSince(): number {
@@ -71,14 +71,12 @@ export class Continuity implements OnModuleInit {
    * deadlines. A process that was suspended before the unit, or in the middle of a job, learns it here.
    */
   async isUnbroken(tx: Transaction): Promise<boolean> {
-    let { lastSeen } = this;
-    if (this.database.isShared) {
-      const row = await tx.first<{ last_seen_at: number }>(
-        'SELECT last_seen_at FROM service_continuity WHERE id = 1',
-      );
-      lastSeen = row?.last_seen_at ?? 0;
-    }
-    return !isInterruption(tx.now, lastSeen);
+    // A process that is alone knows it; of what others record, its memory may be behind.
+    if (this.database.endsWithProcess) return !isInterruption(tx.now, this.lastSeen);
+    const row = await tx.first<{ last_seen_at: number }>(
+      'SELECT last_seen_at FROM service_continuity WHERE id = 1',
+    );
+    return !isInterruption(tx.now, row?.last_seen_at ?? 0);
   }
 
   /**
@@ -92,7 +90,7 @@ export class Continuity implements OnModuleInit {
       // Also if the clock was set back, by whatever little.
       if (Math.abs(now - this.toldAt) < TOLD_MS) return;
       // A process that is alone records its instants with those that it writes anyway: an idle one writes nothing.
-      if (!this.database.isShared && this.database.writes === this.toldWrites) {
+      if (this.database.endsWithProcess && this.database.writes === this.toldWrites) {
         this.lastSeen = Math.max(this.lastSeen, now);
         return;
       }
@@ -113,8 +111,9 @@ export class Continuity implements OnModuleInit {
     const told = await this.database.write(async (tx) => {
       const { now } = tx;
       // Locked, so that of replicas that notice an interruption together one adjusts the deadlines.
+      await tx.lockRows('service_continuity', [1]);
       const row = await tx.first<{ since: number; last_seen_at: number }>(
-        `SELECT since, last_seen_at FROM service_continuity WHERE id = 1 ${tx.dialect.forUpdate()}`,
+        'SELECT since, last_seen_at FROM service_continuity WHERE id = 1',
       );
       // What this process remembers of before a clock was set back, another may have adjusted already.
       const seen = Math.max(row?.last_seen_at ?? 0, lastSeen > now ? 0 : lastSeen);

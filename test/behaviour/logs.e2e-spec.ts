@@ -160,12 +160,14 @@ describe('the log as it is by default', () => {
     });
     await locked.promise;
     const isGivenUp = (ms: number) =>
-      expect(server.abandon(agent, '/heartbeat', {}, ms)).rejects.toThrow('aborted');
+      expect(server.abandon(agent, '/extend', { lease_ids: [], extend_by_ms: 1_000 }, ms)).rejects.toThrow(
+        'aborted',
+      );
     await Promise.all([isGivenUp(50), isGivenUp(1_200)]).finally(released.resolve);
     await held;
     await server.stop();
     expect(lines('request')).toMatchObject([
-      { route: '/heartbeat', status: 'unanswered', agent_id: agent.agent_id },
+      { route: '/extend', status: 'unanswered', agent_id: agent.agent_id },
     ]);
   });
 

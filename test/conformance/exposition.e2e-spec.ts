@@ -190,9 +190,10 @@ describe('the server', () => {
       await released.promise;
     });
     await locked.promise;
-    await giveUp('/heartbeat', {}).finally(released.resolve);
+    const extension = { lease_ids: [], extend_by_ms: 1_000 };
+    await giveUp('/extend', extension).finally(released.resolve);
     await held;
-    await server.agent(agent, '/heartbeat');
+    await server.agent(agent, '/extend', extension);
     const found = await scrape();
     const of = (route: string, status: string) =>
       ['count', 'sum'].map((what) =>
@@ -200,9 +201,9 @@ describe('the server', () => {
       );
     expect(of('/claim', 'unanswered')).toEqual([1, expect.any(Number)]);
     expect(of('/claim', 'unanswered')[1]).toBeLessThan(0.35);
-    expect(of('/heartbeat', 'unanswered')[0]).toBe(1);
-    expect(of('/heartbeat', 'unanswered')[1]).toBeGreaterThan(0.35);
-    expect(of('/heartbeat', '2xx')[0]).toBe(1);
+    expect(of('/extend', 'unanswered')[0]).toBe(1);
+    expect(of('/extend', 'unanswered')[1]).toBeGreaterThan(0.35);
+    expect(of('/extend', '2xx')[0]).toBe(1);
   });
 
   test('counts leases by what became of them, once each', async () => {

@@ -1,5 +1,5 @@
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
-import { AgentsService } from '../../src/agents/agents.service';
+import { HeartbeatsService } from '../../src/agents/heartbeats.service';
 import { RegistrationService } from '../../src/agents/registration.service';
 import { LeasesService } from '../../src/leases/leases.service';
 import { MetricsService } from '../../src/metrics/metrics.service';
@@ -581,7 +581,7 @@ describe('a token that is void', () => {
       () => leases.claim(before, { agent_id: agent.agent_id, capacities: { dns: 1 } }, undefined, never),
       () => leases.extend(before, { agent_id: agent.agent_id, lease_ids: [lease_id], extend_by_ms: 60_000 }),
       () => leases.report(before, { agent_id: agent.agent_id, completed: [{ lease_id }], cancelled: [] }),
-      () => server.app.get(AgentsService).heartbeat(before, { agent_id: agent.agent_id }),
+      () => server.app.get(HeartbeatsService).heartbeat(before, { agent_id: agent.agent_id }),
       () =>
         server.app
           .get(MetricsService)

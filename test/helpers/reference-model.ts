@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
 
-import type { AgentTransition } from '../../src/agents/agents.service';
+import type { AgentTransition } from '../../src/agents/fleet.service';
 import type { LeaseState } from '../../src/leases/lease.entity';
 import type { Outcome, Standing } from '../../src/leases/result.entity';
 import type { TaskReason, TaskState } from '../../src/leases/task.entity';

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { SchedulerRegistry } from '@nestjs/schedule';
 import fc from 'fast-check';
 import { pino } from 'pino';
-import { AgentsService, type AgentTransition } from '../../src/agents/agents.service';
+import { type AgentTransition, FleetService } from '../../src/agents/fleet.service';
 import { RegistrationService } from '../../src/agents/registration.service';
 import { type ControlPlane, createApp } from '../../src/app';
 import { toTimestamp } from '../../src/clock';
@@ -405,7 +405,7 @@ describe('tasks and leases', () => {
       case 'retry':
         return detail(JSON.parse(await service(TasksService).retry(OPERATOR, operation.task)));
       case 'change': {
-        const view = await service(AgentsService).change(OPERATOR, operation.agent, operation.transition);
+        const view = await service(FleetService).change(OPERATOR, operation.agent, operation.transition);
         const status = view.status === 'online' || view.status === 'offline' ? 'active' : view.status;
         return { status, live_leases: view.live_leases };
       }

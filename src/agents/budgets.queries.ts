@@ -1,0 +1,41 @@
+import type { Transaction } from '../database/statements';
+
+/** What an agent stores. */
+export interface Usage {
+  readonly agent_id: number;
+  readonly bytes: number;
+}
+
+/**
+ * Adds to what agents have stored in a day, where it fits: all in one statement, which locks them by ascending ids. The first of
+ * a day always fits.
+ * @param day days since the Unix epoch, UTC
+ * @returns the agents for which it fits; nothing is added for the others
+ */
+export async function addUsage(
+  tx: Transaction,
+  budget: 'metrics' | 'observations',
+  usages: readonly Usage[],
+  day: number,
+  limit: number,
+): Promise<number[]> {
+  const column = `${budget}_bytes`;
+  const other = budget === 'metrics' ? 'observations_bytes' : 'metrics_bytes';
+  // A clock that is behind another replica's, or was set back, does not begin the day again.
+  const sameDay = 'agent_usage.day >= excluded.day';
+  const rows = await tx.rows<{ agent_id: number }>(
+    `INSERT INTO agent_usage (agent_id, day, ${column}, ${other})
+     SELECT agent_id, $2, bytes, 0 FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', bytes: 'integer' })} AS r
+     WHERE true ORDER BY agent_id
+     ON CONFLICT (agent_id) DO UPDATE SET
+       ${column} = CASE WHEN ${sameDay} THEN agent_usage.${column} + excluded.${column} ELSE excluded.${column} END,
+       ${other} = CASE WHEN ${sameDay} THEN agent_usage.${other} ELSE 0 END,
+       day = ${tx.dialect.greatest('agent_usage.day', 'excluded.day')}
+     WHERE NOT (${sameDay}) OR agent_usage.${column} = 0 OR agent_usage.${column} + excluded.${column} <= $3
+     RETURNING agent_id`,
+    JSON.stringify(usages),
+    day,
+    limit,
+  );
+  return rows.map((row) => row.agent_id);
+}

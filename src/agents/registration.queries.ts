@@ -1,0 +1,89 @@
+import type { Transaction } from '../database/statements';
+import type { AgentEntity, OwnerTokenEntity } from './agent.entity';
+import type { HeldToken } from './credentials';
+
+/** How an agent on trial stands. */
+export type AgentOnTrial = Pick<AgentEntity, 'id' | 'state' | 'registered_at' | 'first_lease_at'> & {
+  last_heartbeat_at: number;
+  /** Null if it has stored nothing, metrics included. */
+  day: number | null;
+};
+
+/** The token of an earlier holder, from whom the agent was taken; undefined if this is none that works. */
+export async function findOwnerToken(
+  tx: Transaction,
+  agentId: number,
+  hash: string,
+): Promise<HeldToken | undefined> {
+  const row = await tx.first<OwnerTokenEntity>(
+    `SELECT * FROM agent_owner_tokens
+     WHERE agent_id = $1 AND token_hash = $2 AND (expires_at IS NULL OR expires_at > $3)`,
+    agentId,
+    hash,
+    tx.now,
+  );
+  return row && { hash, expiresAt: row.expires_at };
+}
+
+export async function insertOwnerToken(
+  tx: Transaction,
+  agentId: number,
+  { hash, expiresAt }: HeldToken,
+): Promise<void> {
+  await tx.run(
+    'INSERT INTO agent_owner_tokens (agent_id, token_hash, expires_at) VALUES ($1, $2, $3)',
+    agentId,
+    hash,
+    expiresAt,
+  );
+}
+
+/** @param at when the agent went to somebody who proved nothing; null once an owner has it back */
+export async function updateHandOver(tx: Transaction, agentId: number, at: number | null): Promise<void> {
+  await tx.run('UPDATE agents SET handed_over_at = $2 WHERE id = $1', agentId, at);
+}
+
+/** Ends an openly registered agent's trial and any hand-over of it: it showed an enrollment token. */
+export async function markEnrolled(tx: Transaction, agentId: number): Promise<void> {
+  await tx.run(
+    `UPDATE agents SET origin = 'enrolled', trial_ends_at = NULL, handed_over_at = NULL WHERE id = $1 AND origin = 'open'`,
+    agentId,
+  );
+}
+
+export async function updateEnrollmentToken(
+  tx: Transaction,
+  agentId: number,
+  tokenId: number,
+): Promise<void> {
+  await tx.run('UPDATE agents SET enrollment_token_id = $2 WHERE id = $1', agentId, tokenId);
+}
+
+/** Locks agents whose trial is over, up to the limit, and reads them; those that others have locked come the next time. */
+export async function lockEndedTrials(tx: Transaction, limit: number): Promise<AgentOnTrial[]> {
+  const due = await tx.rows<{ id: number }>(
+    `SELECT id FROM agents WHERE trial_ends_at <= $1 ORDER BY trial_ends_at LIMIT $2 ${tx.dialect.skipLocked()}`,
+    tx.now,
+    limit,
+  );
+  if (due.length === 0) return [];
+  // Read when they are locked: a heartbeat that came before that counts.
+  return tx.rows<AgentOnTrial>(
+    `SELECT a.id, a.state, a.registered_at, a.first_lease_at, h.last_heartbeat_at, u.day
+     FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id LEFT JOIN agent_usage u ON u.agent_id = a.id
+     WHERE ${tx.dialect.isAmong('a.id', '$1')}`,
+    JSON.stringify(due.map(({ id }) => id)),
+  );
+}
+
+/** @param trials when each agent's trial is decided, in ms since the epoch; null if it has come to stay */
+export async function updateTrialEnds(
+  tx: Transaction,
+  trials: readonly { id: number; ends: number | null }[],
+): Promise<void> {
+  await tx.run(
+    `UPDATE agents SET trial_ends_at = r.ends
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', ends: 'integer' })} AS r WHERE agents.id = r.id`,
+    JSON.stringify(trials),
+  );
+}
