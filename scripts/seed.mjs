@@ -96,7 +96,7 @@ async function findServer() {
     const { readSettings } = await import('../dist/settings.js');
     const file = readServerFile(readSettings(process.env));
     if (typeof file !== 'object') throw new Error('none of its database is known');
-    const cli = new URL('../dist/cli.js', import.meta.url).pathname;
+    const cli = new URL('../dist/main.js', import.meta.url).pathname;
     const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
     const made = JSON.parse(
       execFileSync(process.execPath, [cli, ...make], {

@@ -105,9 +105,3 @@ export class NestLogger implements LoggerService {
     else this.logger[level]({ context }, String(message));
   }
 }
-
-/** The client's request id where it is fit to be written to a log, else one of ours. */
-export function requestIdOf(headers: Record<string, unknown>, make: () => string): string {
-  const given = headers['x-request-id'];
-  return typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given) ? given : make();
-}
