@@ -117,7 +117,7 @@ export async function createApp(settings: Settings, replacements: Replacements =
       },
       async stop() {
         lifecycle.beginStop();
-        proof.withdraw();
+        proof.unpublish();
         // Node keeps connections that have sent half a request or none yet, and no longer times them out.
         const grace = setTimeout(() => inFlight.hangUp(), ARRIVAL_GRACE_MS);
         await app.close();

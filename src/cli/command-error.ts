@@ -1,4 +1,4 @@
-/** Exit codes, so that scripts can tell failures apart. */
+/** Exit codes, by which scripts distinguish failures. */
 export const EXIT = {
   ok: 0,
   /** The server refused the request, or the command failed; a retry fails the same way. */

@@ -36,7 +36,7 @@ Examples:
       if (json) terminal.printJson(JSON.stringify(backup));
       else terminal.print(fields(backup));
       terminal.note(
-        `Not in it, for they are secrets: keep ${signingKeysFile(settings)} too, in another place, and the admin's token where you need it.`,
+        `Not in it, because they are secrets: keep ${signingKeysFile(settings)} too, in another place, and the admin's token where you need it.`,
       );
     });
   program
@@ -116,7 +116,7 @@ export async function refuseWhileServed(target: DatabaseTarget): Promise<void> {
   const { connectionsOfOthers } = await import('../database/postgres.js');
   if ((await inspectDatabase(target, connectionsOfOthers)) > 0)
     throw new CommandError(
-      'Servers are connected to the database: stop them all first, for they give ids meanwhile.',
+      'Servers are connected to the database: stop them all first, because they assign ids meanwhile.',
       EXIT.retry,
     );
 }

@@ -4,7 +4,7 @@ import { createServer } from 'node:net';
 import type { Command } from 'commander';
 import type { Logger } from 'pino';
 import type { ControlPlane } from '../app';
-import { adminTokenFile, isOpenToStrangers, type Settings } from '../settings';
+import { adminTokenFile, hasPublicRegistration, type Settings } from '../settings';
 import { CommandError, EXIT } from './command-error';
 import type { Terminal } from './terminal';
 
@@ -65,7 +65,7 @@ async function serve(settings: Settings): Promise<void> {
   announce();
   const url = await app.getUrl();
   logger.info({ url }, 'listening');
-  if (isOpenToStrangers(settings))
+  if (hasPublicRegistration(settings))
     logger.warn(
       { bind: settings.host },
       'open registration on a public address: anyone who reaches it can register agents; CONTROL_PLANE_REGISTRATION=token asks for a token',
@@ -83,7 +83,7 @@ class GracefulStop {
   private signalledAt = Number.NEGATIVE_INFINITY;
 
   /**
-   * @param flushTraces sends the traces that wait, within so many ms
+   * @param flushTraces sends the waiting traces, within the given time in ms
    * @param exit ends the process with a code, after the log is written
    */
   constructor(
@@ -196,7 +196,7 @@ function nextSteps(settings: Settings, listening: string): string {
     `  the operator's token        ${describeAdminToken(settings)}`,
     `  start an example agent      scripts/with-node.sh node examples/agent.mjs --server ${url}`,
     '  enqueue a first task        see README.md',
-    ...(isOpenToStrangers(settings)
+    ...(hasPublicRegistration(settings)
       ? [
           '',
           `Open registration on a public address: anyone who reaches ${settings.host} can register agents.`,

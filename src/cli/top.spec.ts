@@ -77,7 +77,7 @@ describe('the page', () => {
     if (maxLines >= 17) expect(page.split('\n').length).toBeLessThanOrEqual(maxLines);
   });
 
-  it('reckons rates between two looks; what retention deletes makes none negative', () => {
+  it('computes rates between two snapshots; deletions by retention make none negative', () => {
     const [completed, queued, dead] = LOOK.stats.depths as [object, object, object];
     const later = (counts: [number, number, number], ms: number): Snapshot => ({
       ...LOOK,

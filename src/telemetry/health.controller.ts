@@ -6,7 +6,7 @@ import { ApiErrors } from '../http/api-errors';
 import { Public } from '../http/decorators';
 import { Lifecycle } from './lifecycle';
 
-/** The routes below: monitors ask them all the time. */
+/** The routes below, which monitors call all the time. */
 export const HEALTH_PATHS: ReadonlySet<string> = new Set(['/healthz', '/livez', '/readyz']);
 
 class Health {
