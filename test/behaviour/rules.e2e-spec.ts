@@ -41,7 +41,7 @@ describe('the rules of the architecture', () => {
       'it("asks\n\nwhoever serves")',
       '"whoever": write: the caller, a client, anyone who',
     ],
-    ['docs/decisions/a.md', 'It is at\nthe most: at the most 5.', '"at the most": write: at most'],
+    ['docs/extending.md', 'It is at\nthe most: at the most 5.', '"at the most": write: at most'],
     ['migrations/1-a.ts', '// so many rows', '"so many": write: the number: n tasks, limit bytes'],
     ['README.md', 'Tokens are withdrawn.', '"withdrawn": write: revoke'],
   ])('name the word to use instead in %s: %j', (file, content, problem) => {
@@ -53,7 +53,7 @@ describe('the rules of the architecture', () => {
 
   it.each([
     ['src/a.ts', `const ACTION = 'operator-token.withdraw'; proof.withdraw();`],
-    ['docs/a.md', 'Who are you, and how often may you?\n\n- `quota`: who asks?'],
+    ['docs/architecture.md', 'Who are you, and how often may you?\n\n- `quota`: who asks?'],
     ['src/a.ts', 'const upload = putOut; // hearsay, amendment'],
     ['CHANGELOG.md', 'Whoever asks anew.'],
   ])('let other text in %s be: %j', (file, content) => {
