@@ -1,14 +1,16 @@
 // Which folder of src may import which (docs/architecture: Direction). To allow an edge, add it here, and
 // to the document. Whatever is not listed is forbidden, a folder that is not listed is forbidden too.
-const LEAVES = ['settings', 'errors', 'clock', 'extensions', 'node-version', 'tracing'];
+const LEAVES = ['settings', 'trace-settings', 'errors', 'clock', 'extensions', 'tracing'];
 const SHARED = ['scheduling', 'telemetry', 'database', 'http'];
-const ROOT = ['main', 'app', 'app.module', 'extension-api'];
+const ROOT = ['main', 'app', 'app.module', 'hooks', 'extension-api'];
 
 const MAY_IMPORT = {
-  settings: [],
+  settings: ['trace-settings'],
+  'trace-settings': [],
   errors: [],
   clock: [],
   extensions: [],
+  'extension-loader': ['extensions'],
   'node-version': [],
   tracing: [],
 
@@ -24,8 +26,13 @@ const MAY_IMPORT = {
   concurrency: [...SHARED, ...LEAVES, 'operators'],
   operators: [...SHARED, ...LEAVES],
 
-  // The program's own folder at the root: what main may use, it may too.
-  cli: ['main', 'app', 'database', 'http', ...LEAVES, 'config', 'operators', 'agents', 'leases'],
+  // With main the entry point: what the root may import, it may too.
+  cli: [
+    'app',
+    'extension-loader',
+    ...['database', 'http', 'telemetry', ...LEAVES],
+    ...['config', 'operators', 'agents', 'leases'],
+  ],
 
   access: ['http', 'database', 'scheduling', ...LEAVES, 'agents', 'operators'],
 };

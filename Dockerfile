@@ -28,7 +28,7 @@ COPY --from=dependencies /build/node_modules /opt/control-plane/node_modules
 COPY --from=build /build/package.json /opt/control-plane/
 COPY --from=build /build/dist /opt/control-plane/dist
 RUN install -d -o node -g node -m 700 /var/lib/control-plane \
-  && ln -s /opt/control-plane/dist/cli.js /usr/local/bin/control-plane
+  && ln -s /opt/control-plane/dist/main.js /usr/local/bin/control-plane
 # By number, so that Kubernetes can tell that it is not root.
 USER 1000:1000
 # The database and the files beside it, where nothing else is said.
@@ -37,5 +37,5 @@ VOLUME /var/lib/control-plane
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
   CMD ["node", "-e", "fetch('http://127.0.0.1:8080/healthz').then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
-ENTRYPOINT ["node", "/opt/control-plane/dist/cli.js"]
+ENTRYPOINT ["node", "/opt/control-plane/dist/main.js"]
 CMD ["serve"]

@@ -15,7 +15,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile
 
 start: $(BUILT) ## install, build and run the server; the database is migrated at start
-	@exec $(RUN) node dist/main.js
+	@exec $(RUN) node dist/main.js serve
 
 build: $(BUILT) ## install and build into dist/
 

@@ -5,7 +5,7 @@ import { relative } from 'node:path';
 
 const RESULTS = '.cache/jest.json';
 
-/** So many of the slowest files are named. */
+/** How many of the slowest files are listed. */
 const SHOWN = 20;
 
 function run(...args) {

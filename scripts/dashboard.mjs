@@ -194,7 +194,7 @@ const ROWS = {
     ]),
     graph(
       'Outcomes',
-      'What came of the checks, a second. A timeout is a finding and no failure of the agent.',
+      'How checks ended, per second. A timeout is a finding and no failure of the agent.',
       'ops',
       [[rate(`leases_completed_total${KIND}`, 'outcome'), '{{outcome}}']],
       { stacked: true },

@@ -35,7 +35,7 @@ const NATIVE = nativeFolder();
 /** Whether there are binaries for this platform. */
 export const hasPostgres = NATIVE !== undefined && existsSync(NATIVE);
 
-/** Who the server runs as: it refuses to be root. */
+/** The user of the server: it refuses to run as root. */
 function owner() {
   if (process.getuid?.() !== 0) return {};
   const id = (flag) => Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' }));
@@ -79,7 +79,7 @@ export class PostgresProcess {
 
   #initialize() {
     const folder = this.#folder;
-    // A copy, because whom the server runs as may not be allowed to look into this folder; and because npm leaves out
+    // A copy, because the user of the server may not be allowed to read this folder; and because npm leaves out
     // symbolic links, which the package would make at its installation, where scripts are off.
     cpSync(NATIVE, folder, { recursive: true });
     for (const { source, target } of JSON.parse(readFileSync(join(NATIVE, 'pg-symlinks.json'), 'utf8'))) {

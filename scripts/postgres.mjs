@@ -1,4 +1,4 @@
-// A PostgreSQL for whoever needs one for a while: the tests and the bench.
+// Starts PostgreSQL for the tests and the bench.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';

@@ -1,6 +1,6 @@
 // Fills a running server with a lively fleet: agents that claim, report and fail, tasks of every kind, a limit that is
 // met, a configuration that rolls out. For looking at lists, metrics and the documentation with something in them.
-// At the end, also by Ctrl-C, leases are given back, the token is withdrawn, and the configuration that was in force
+// At the end, also by Ctrl-C, leases are given back, the token is revoked, and the configuration that was in force
 // before is in force again. Agents, tasks and the limit stay, to be looked at.
 import { execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
@@ -96,7 +96,7 @@ async function findServer() {
     const { readSettings } = await import('../dist/settings.js');
     const file = readServerFile(readSettings(process.env));
     if (typeof file !== 'object') throw new Error('none of its database is known');
-    const cli = new URL('../dist/cli.js', import.meta.url).pathname;
+    const cli = new URL('../dist/main.js', import.meta.url).pathname;
     const make = ['token', 'create', `seed-${Date.now()}`, '--role', 'admin', '--expires-in', '1h', '--json'];
     const made = JSON.parse(
       execFileSync(process.execPath, [cli, ...make], {

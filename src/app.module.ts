@@ -43,7 +43,7 @@ import { Meter } from './telemetry/meter';
 import { Overload } from './telemetry/overload';
 import { TelemetryModule } from './telemetry/telemetry.module';
 
-/** Every table that the query builder is used on. */
+/** The entity of every table that the query builder is used on. */
 export const ENTITIES = [
   AgentEntity,
   HeartbeatEntity,
@@ -68,7 +68,7 @@ export const ENTITIES = [
   MetricsEntity,
 ];
 
-/** What the application is made from. */
+/** The parts of the application that exist before it is built. */
 export interface Parts {
   settings: Settings;
   database: Database;
@@ -79,7 +79,7 @@ export interface Parts {
   extensions: readonly Extension[];
 }
 
-/** The composition root: every module, and what is global. The guards and their order are in {@link AccessModule}. */
+/** The composition root: every module and the global providers. {@link AccessModule} has the guards, in their order. */
 @Global()
 @Module({})
 export class AppModule {

@@ -1,14 +1,14 @@
-/** The one clock of the process. Everything that decides by time asks it, so that tests can set it. */
+/** The clock of the process. Every decision by time uses it, so that tests can replace it. */
 export class Clock {
-  /** The present instant in milliseconds since the Unix epoch, UTC. */
+  /** The current time, in ms since the Unix epoch, UTC. */
   now(): number {
     return Date.now();
   }
 }
 
 /**
- * A clock that never goes back while the process runs. It follows the machine's clock; if that is set back, it goes on by
- * the time that passes until the machine's clock has caught up, so what was to happen in a minute does.
+ * A clock that never goes back while the process runs. It follows the machine's clock; if that is set back, it advances by
+ * elapsed time until the machine's clock has caught up, so that timers are not delayed.
  */
 export class SteadyClock extends Clock {
   private instantMs = Number.NEGATIVE_INFINITY;
@@ -24,7 +24,7 @@ export class SteadyClock extends Clock {
   }
 }
 
-/** An instant of ours as it is written for operators: RFC 3339, UTC, milliseconds. */
+/** Formats an instant for operators: RFC 3339, UTC, with milliseconds. */
 export function toTimestamp(atMs: number): string;
 export function toTimestamp(atMs: number | null | undefined): string | null;
 export function toTimestamp(atMs: number | null | undefined): string | null {

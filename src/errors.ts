@@ -1,6 +1,6 @@
 /**
- * The catalogue of errors. Every answer that is not a success carries one of these codes in the envelope
- * `{error, message, retryable, details?}`; the contract's text is `docs/control-plane-api.md`.
+ * The catalogue of errors. Every error answer has one of these codes in the envelope
+ * `{error, message, retryable, details?}`; `docs/control-plane-api.md` documents them.
  */
 export const ERRORS = {
   ERR_VALIDATION: { status: 400, retryable: false, message: 'The request is not valid.' },
@@ -22,24 +22,24 @@ export const ERRORS = {
 /** One of the documented `ERR_*` codes. */
 export type ErrorCode = keyof typeof ERRORS;
 
-/** What a client gets to read about an error: field names to messages, or facts about the conflict. */
+/** The details of an error for the client: field paths to messages, or facts about the conflict. */
 export type ErrorDetails = Record<string, unknown>;
 
-/** What one error may say differently from its row in the catalogue. */
+/** What an error changes compared to its row in the catalogue. */
 export interface FailOptions {
-  /** A sentence for the reader, in place of the catalogue's. */
+  /** A sentence for the reader, instead of the catalogue's. */
   message?: string;
   /** A more exact HTTP status of the same class, such as 413 or 415 for `ERR_VALIDATION`. */
   status?: number;
   /** Whether the same request may succeed later. */
   retryable?: boolean;
-  /** How long the client must wait, in milliseconds; sent as `Retry-After` in whole seconds, rounded up. */
+  /** How long the client must wait, in ms; sent as `Retry-After` in whole seconds, rounded up. */
   retryAfterMs?: number;
-  /** The error underneath, for the log only. */
+  /** The underlying error, only for the log. */
   cause?: unknown;
 }
 
-/** An error that has its place in the catalogue. Made by {@link fail}. */
+/** An error of the catalogue. Create it with {@link fail}. */
 export class ApiError extends Error {
   readonly status: number;
   readonly retryable: boolean;
@@ -62,10 +62,10 @@ export class ApiError extends Error {
   }
 }
 
-/** Makes the error to throw: `throw fail('ERR_CONFLICT', { hostname })`. */
+/** Creates an error to throw: `throw fail('ERR_CONFLICT', { hostname })`. */
 export function fail(code: ErrorCode, details?: ErrorDetails, options?: FailOptions): ApiError {
   const { stackTraceLimit } = Error;
-  // Where a client is at fault nobody reads the stack, and to take it costs more than the rest of a refusal.
+  // Nobody reads the stack of a client's error, and capturing it costs more than the rest of the refusal.
   if (ERRORS[code].status < 500) Error.stackTraceLimit = 0;
   try {
     return new ApiError(code, details, options);

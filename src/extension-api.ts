@@ -1,6 +1,6 @@
 /**
- * What an extension may import: `import { ... } from 'dns-agent-control-plane/extension'`. Nothing else of the program is
- * promised to stay; what is listed here changes only with the program's version. Guide: docs/extending.md.
+ * The API for extensions: `import { ... } from 'dns-agent-control-plane/extension'`. It changes only with the program's
+ * version; any other part of the program may change at any time. Guide: docs/extending.md.
  */
 export type { MigrationInterface, QueryRunner } from 'typeorm';
 export { Clock, toTimestamp } from './clock';

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 
-// Imported before everything else: on an older Node the rest fails without saying why.
+// Imported before everything else: on an older Node the other imports fail with errors that do not explain it.
 const { engines } = require('../package.json') as { engines: { node: string } };
 
 const numbers = (version: string): [number, number] => {

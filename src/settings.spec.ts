@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { isOpenToStrangers, parseQuota, readSettings, SettingsError } from './settings';
+import { hasPublicRegistration, parseQuota, readSettings, SettingsError } from './settings';
 
 const read = (named: Record<string, string>) =>
   readSettings(
@@ -126,7 +126,7 @@ describe('the settings', () => {
     [{}, { logRequests: 'errors', shutdownTimeoutMs: 9_000, drainMs: 3_000 }],
     [{ DRAIN_MS: '8000' }, { drainMs: 8_000 }],
     [{ DRAIN_MS: '0' }, { drainMs: 0 }],
-    // The default never stands in the way of a short stop.
+    // The default never prevents a short stop.
     [{ SHUTDOWN_TIMEOUT_MS: '1000' }, { drainMs: 0 }],
     [{ SHUTDOWN_TIMEOUT_MS: '2500' }, { drainMs: 1_500 }],
   ] as [Record<string, string>, object][])('take %j', (named, wanted) => {
@@ -161,8 +161,8 @@ describe('open registration', () => {
     ['192.0.2.7:8080', true],
     ['plane.example.com:8080', true],
   ])('at %s is open to strangers: %s', (BIND, open) => {
-    expect(isOpenToStrangers(read({ BIND }))).toBe(open);
-    expect(isOpenToStrangers(read({ BIND, REGISTRATION: 'token' }))).toBe(false);
+    expect(hasPublicRegistration(read({ BIND }))).toBe(open);
+    expect(hasPublicRegistration(read({ BIND, REGISTRATION: 'token' }))).toBe(false);
   });
 });
 

@@ -1,14 +1,15 @@
 import { BlockList, isIP } from 'node:net';
 import { basename, resolve } from 'node:path';
+import { readTraceSettings, type TraceSettings } from './trace-settings';
 
-/** A token bucket: `limit` requests in `periodMs` on the average, `burst` of them at once. */
+/** A token bucket: `limit` requests per `periodMs` on average, `burst` of them at once. */
 export interface Quota {
   readonly limit: number;
   readonly periodMs: number;
   readonly burst: number;
 }
 
-/** A database in a file. */
+/** A SQLite database. */
 export interface SqliteTarget {
   readonly type: 'sqlite';
   /** An absolute path, or `:memory:`. */
@@ -18,7 +19,7 @@ export interface SqliteTarget {
 /** A database on a PostgreSQL server. */
 export interface PostgresTarget {
   readonly type: 'postgres';
-  /** As node-postgres takes it; it may hold a password. */
+  /** A connection string for node-postgres; it may hold a password. */
   readonly url: string;
 }
 
@@ -41,23 +42,23 @@ const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'
 const DAY_MS = 86_400_000;
 const MIB = 1_024 * 1_024;
 
-/** Everything that can be set from outside; read once at start, checked, and frozen. */
+/** All settings: read once at start, validated, and frozen. */
 export interface Settings {
   readonly host: string;
   readonly port: number;
   readonly database: DatabaseTarget;
   readonly poolSize: number;
   readonly migrateOnStart: boolean;
-  /** Below so many free bytes on the disk of a SQLite file nothing is stored that is not needed; 0 is never. */
+  /** With less free space on the disk of a SQLite file, bulk writes are refused, in bytes; 0 never refuses. */
   readonly minFreeDisk: number;
-  /** The first admin's token; undefined when one is made and kept in a file. */
+  /** The first admin's token; undefined if one is created and kept in a file. */
   readonly adminToken: string | undefined;
   readonly registration: 'open' | 'token';
   readonly enrollmentTokens: readonly string[];
   readonly agentTokenLifetimeMs: number;
   readonly leaseDurationMs: number;
   readonly leaseLifetimeMs: number;
-  /** The most live leases of one agent, whatever capacities it names. */
+  /** The most live leases of one agent, regardless of the capacities that it sends. */
   readonly maxLeasesPerAgent: number;
   readonly heartbeatTimeoutMs: number;
   readonly retryBackoffMs: number;
@@ -66,28 +67,28 @@ export interface Settings {
   readonly metricsRetentionMs: number;
   readonly windowRetentionMs: number;
   readonly idempotencyRetentionMs: number;
-  /** Quotas that replace a route's own; null switches the quota off. */
+  /** Quotas that replace a route's own; null turns the quota off. */
   readonly quotas: Readonly<Partial<Record<QuotaRoute, Quota | null>>>;
   readonly registerPerIp: Quota | null;
-  /** New identities of all callers together. */
+  /** For new identities, of all callers together. */
   readonly registerTotal: Quota | null;
-  /** How many bytes of each an agent may store in a day of UTC; null for no bound. */
+  /** How many bytes of metrics, and of observations, an agent may store per day (UTC); null for no limit. */
   readonly metricsBytesPerDay: number | null;
   readonly observationsBytesPerDay: number | null;
   readonly failedAuthPerIp: Quota | null;
-  /** Of public routes, unknown paths and calls without usable credentials, for each address. */
+  /** For public routes, unknown paths and calls without valid credentials, per address. */
   readonly publicPerIp: Quota | null;
-  /** Of each operator's token. */
+  /** Per operator's token. */
   readonly operatorQuota: Quota | null;
-  /** Bodies that can't be read, for each caller. */
+  /** For bodies that can't be parsed, per caller. */
   readonly parseFailures: Quota | null;
-  /** Whether the peer at this address may speak for others by `X-Forwarded-For`. */
+  /** Whether the peer at this address is a trusted proxy, whose `X-Forwarded-For` counts. */
   readonly trustProxy: ((address: string) => boolean) | false;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   /** Which requests get a line in the log. */
   readonly logRequests: 'errors' | 'all';
   readonly shutdownTimeoutMs: number;
-  /** How long the service goes on after it was asked to stop, so that load balancers notice; part of the above. */
+  /** How long it keeps serving after it is told to stop, so that load balancers notice; part of `shutdownTimeoutMs`. */
   readonly drainMs: number;
   readonly maxEventLoopDelayMs: number;
   readonly maxWriteQueue: number;
@@ -96,70 +97,47 @@ export interface Settings {
   readonly maxConnections: number;
   /** How long a request may take to arrive. */
   readonly requestTimeoutMs: number;
-  /** How long a client may take to read an answer, besides the time that its size gives. */
+  /** How long a client may take to read an answer, plus a time that grows with its size. */
   readonly answerTimeoutMs: number;
-  /** How many bytes of answers may wait for their clients. */
+  /** How many bytes of answers may wait for clients to read them. */
   readonly maxAnswerBytes: number;
-  /** Whether anybody may read `GET /metrics`, without a viewer's token. */
+  /** Whether `GET /metrics` needs no token. */
   readonly metricsPublic: boolean;
   /** Labels of agents by which the sums of their own metrics are split. */
   readonly metricsLabels: readonly string[];
   /** Whether the documentation is served: `/docs`, `/docs-json`, `/docs-yaml`. */
   readonly docs: boolean;
-  /** The Ed25519 key that signs configuration: a file with a PEM; made at first start where it is missing. */
+  /** The PEM file with the Ed25519 key that signs configuration; created at the first start if it is missing. */
   readonly signingKeyFile: string | undefined;
-  /** Where the command line finds the server; undefined when nothing is said. Not the server's. */
+  /** For the command line: the server's address. Undefined if not set. */
   readonly url: string | undefined;
-  /** The operator's token that the command line shows. Not the server's. */
+  /** For the command line: the operator's token to send. */
   readonly token: string | undefined;
-  /** Packages or paths that are loaded as parts of the application. */
+  /** Packages or paths of extensions, in the order in which they are loaded. */
   readonly extensions: readonly string[];
-  /** Variables that are set for the original control plane's command line and mean nothing here. */
+  /** Variables of the original control plane's command line that are set, and ignored. */
   readonly ignored: readonly string[];
-  /** How traces are sent; undefined if they are not. */
+  /** How traces are sent; undefined if traces are off. */
   readonly traces: TraceSettings | undefined;
-  /** What is wrong with variables of OpenTelemetry: it never keeps the service from starting. */
+  /** Problems with OpenTelemetry's variables. They never keep the service from starting. */
   readonly tracesProblems: readonly string[];
-}
-
-export const TRACE_SAMPLERS = [
-  'always_on',
-  'always_off',
-  'traceidratio',
-  'parentbased_always_on',
-  'parentbased_always_off',
-  'parentbased_traceidratio',
-] as const;
-
-/** What OpenTelemetry's variables say, as far as its packages do not read them by themselves. */
-export interface TraceSettings {
-  readonly sampler: (typeof TRACE_SAMPLERS)[number];
-  /** The share of traces that `traceidratio` takes. */
-  readonly ratio: number;
-  /** Under the names that OpenTelemetry's BatchSpanProcessor has for them. */
-  readonly batch: {
-    readonly scheduledDelayMillis: number;
-    readonly exportTimeoutMillis: number;
-    readonly maxQueueSize: number;
-    readonly maxExportBatchSize: number;
-  };
 }
 
 /** The injection token of {@link Settings}. */
 export const SETTINGS = Symbol('settings');
 
-/** A setting that can't be used. The message names the setting and never its value. */
+/** A setting is unknown or invalid. The message names the setting and never its value. */
 export class SettingsError extends Error {}
 
 const PREFIX = 'CONTROL_PLANE_';
-/** The original control plane's command line reads these; an environment that was made for it must not stop the start. */
+/** Variables of the original control plane's command line: an environment made for it must not stop the start. */
 const ORIGINALS = [`${PREFIX}BASE_URL`];
 const UNITS_MS: Record<string, number> = { s: 1_000, m: 60_000, h: 3_600_000, d: DAY_MS };
 
 /**
  * Parses `rate/period,burst` (`6/1m,3`): at most `burst` at once and `rate` in each period, which is a number of
  * seconds, minutes, hours or days (`/minute` is the same as `/1m`).
- * @returns undefined where the text is not of that form.
+ * @returns undefined if the text is not of that form
  */
 export function parseQuota(text: string): Quota | undefined {
   const match = /^(\d{1,9})\/(\d{0,6})(s|m|h|d|second|minute|hour|day),(\d{1,9})$/.exec(text);
@@ -172,7 +150,7 @@ export function parseQuota(text: string): Quota | undefined {
   return limit > 0 && periodMs > 0 && burst > 0 && countable ? { limit, periodMs, burst } : undefined;
 }
 
-/** Reads settings by name, remembering which names it knows. */
+/** Reads settings by name, and remembers which names are known. */
 class Reader {
   readonly known = new Set<string>();
   constructor(private readonly env: NodeJS.ProcessEnv) {}
@@ -192,7 +170,7 @@ class Reader {
     return value;
   }
 
-  /** A number of bytes; null where it is 0 or `off`. */
+  /** Reads a number of bytes; null if it is 0 or `off`. */
   bytes(name: string, fallback: number): number | null {
     if (this.text(name) === 'off') return null;
     return this.integer(name, fallback, 0, Number.MAX_SAFE_INTEGER) || null;
@@ -237,14 +215,14 @@ function readDatabase(reader: Reader): DatabaseTarget {
   return target;
 }
 
-/** Reads the address of a database. @returns what is wrong with it, where something is; nothing of it is repeated */
+/** Parses the address of a database. @returns the problem, as the end of a sentence, if it is invalid; without the address */
 export function parseDatabaseUrl(text: string): DatabaseTarget | string {
   if (text === 'sqlite::memory:') return { type: 'sqlite', path: ':memory:' };
   if (/^postgres(?:ql)?:\/\//.test(text)) {
     const url = URL.parse(text);
-    // Where a password has one of these as it is, a part of it would be read as a port or a name, and be shown.
-    const isWhole = url && url.hostname !== '' && url.hash === '' && /^\/[^/@]+$/.test(url.pathname);
-    if (!isWhole || !isDecodable(`${url.username}:${url.password}${url.pathname}`))
+    // If a password holds one of these characters unescaped, a part of it would be parsed as a port or name, and be shown.
+    const isComplete = url && url.hostname !== '' && url.hash === '' && /^\/[^/@]+$/.test(url.pathname);
+    if (!isComplete || !isDecodable(`${url.username}:${url.password}${url.pathname}`))
       return 'must name a host and a database: postgres://user:password@host:5432/name, with % / ? # @ in a password written as %25 %2F %3F %23 %40';
     return { type: 'postgres', url: text };
   }
@@ -329,7 +307,7 @@ function readUrl(reader: Reader): string | undefined {
   return url.href.replace(/\/+$/, '');
 }
 
-/** The drain leaves a second of the time to stop in, for what is still in flight. */
+/** The drain leaves at least a second of the shutdown timeout for requests in flight. */
 function readDrain(reader: Reader, shutdownTimeoutMs: number): number {
   const max = shutdownTimeoutMs - 1_000;
   const drainMs = reader.integer('DRAIN_MS', Math.min(3_000, max), 0, 600_000);
@@ -338,7 +316,7 @@ function readDrain(reader: Reader, shutdownTimeoutMs: number): number {
   return drainMs;
 }
 
-/** They become labels of Prometheus beside those that the series have. */
+/** Agents' labels that become labels of Prometheus, so they must not clash with labels that the series have. */
 function readMetricsLabels(reader: Reader): string[] {
   const names = (reader.text('METRICS_LABELS') ?? '').split(',').flatMap((part) => part.trim() || []);
   const isUsable = (name: string) =>
@@ -361,56 +339,8 @@ function readExtensions(reader: Reader): string[] {
 }
 
 /**
- * Reads the variables of OpenTelemetry, as its specification says: what can't be used is told and left out.
- * https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
- */
-function readTraces(env: NodeJS.ProcessEnv): { settings?: TraceSettings; problems: string[] } {
-  const problems: string[] = [];
-  const textOf = (name: string) => env[`OTEL_${name}`]?.trim() || undefined;
-  const endpoint = ['EXPORTER_OTLP_TRACES_ENDPOINT', 'EXPORTER_OTLP_ENDPOINT'].find(textOf);
-  const isOff = textOf('SDK_DISABLED')?.toLowerCase() === 'true' || textOf('TRACES_EXPORTER') === 'none';
-  if (endpoint === undefined || isOff) return { problems };
-  const isUrl = /^https?:$/.test(URL.parse(textOf(endpoint) as string)?.protocol ?? '');
-  if (!isUrl) problems.push(`OTEL_${endpoint} must be an http or https URL`);
-  const protocol = ['EXPORTER_OTLP_TRACES_PROTOCOL', 'EXPORTER_OTLP_PROTOCOL'].find(textOf);
-  const isSpoken = protocol === undefined || textOf(protocol) === 'http/protobuf';
-  if (!isSpoken) problems.push(`OTEL_${protocol} must be http/protobuf: no other protocol is spoken here`);
-  if (!isUrl || !isSpoken) return { problems: problems.map((problem) => `${problem}; traces are off`) };
-
-  const numberOf = (name: string, fallback: number, min: number, max: number, isWhole = true): number => {
-    const text = textOf(name);
-    const value = Number(text ?? fallback);
-    if (value >= min && value <= max && (!isWhole || Number.isInteger(value))) return value;
-    problems.push(
-      `OTEL_${name} must be ${isWhole ? 'an integer' : 'a number'} from ${min} to ${max}; taken as ${fallback}`,
-    );
-    return fallback;
-  };
-  const named = textOf('TRACES_SAMPLER')?.toLowerCase() ?? 'parentbased_always_on';
-  const sampler = TRACE_SAMPLERS.find((name) => name === named);
-  if (!sampler)
-    problems.push(
-      `OTEL_TRACES_SAMPLER must be one of ${TRACE_SAMPLERS.join(', ')}; taken as parentbased_always_on`,
-    );
-  const maxQueueSize = numberOf('BSP_MAX_QUEUE_SIZE', 2_048, 1, 65_536);
-  return {
-    settings: {
-      sampler: sampler ?? 'parentbased_always_on',
-      ratio: sampler?.endsWith('ratio') ? numberOf('TRACES_SAMPLER_ARG', 1, 0, 1, false) : 1,
-      batch: {
-        scheduledDelayMillis: numberOf('BSP_SCHEDULE_DELAY', 5_000, 1, 600_000),
-        exportTimeoutMillis: numberOf('BSP_EXPORT_TIMEOUT', 30_000, 1, 600_000),
-        maxQueueSize,
-        maxExportBatchSize: Math.min(numberOf('BSP_MAX_EXPORT_BATCH_SIZE', 512, 1, 65_536), maxQueueSize),
-      },
-    },
-    problems,
-  };
-}
-
-/**
- * Reads and checks every `CONTROL_PLANE_*` variable, and those of OpenTelemetry.
- * @throws SettingsError naming the first setting that is unknown or unusable; its value is never in the message.
+ * Reads and validates every `CONTROL_PLANE_*` variable, and those of OpenTelemetry.
+ * @throws SettingsError naming the first setting that is unknown or invalid, without its value
  */
 export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
   const reader = new Reader(env);
@@ -428,7 +358,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
   const leaseDurationMs = reader.integer('LEASE_DURATION_MS', 60_000, 1_000, DAY_MS);
   const shutdownTimeoutMs = reader.integer('SHUTDOWN_TIMEOUT_MS', 9_000, 1_000, 600_000);
   const retryBackoffMs = reader.integer('RETRY_BACKOFF_MS', 1_000, 1, DAY_MS);
-  const traces = readTraces(env);
+  const traces = readTraceSettings(env);
   const settings: Settings = {
     ...readBind(reader),
     database: readDatabase(reader),
@@ -495,7 +425,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     traces: traces.settings,
     tracesProblems: Object.freeze(traces.problems),
   };
-  // Checked last, when every name that is known has been asked for.
+  // Checked last, when the reader has seen every known name.
   for (const name of Object.keys(env)) {
     if (ORIGINALS.includes(name)) continue;
     if (name.startsWith(PREFIX) && !reader.known.has(name) && !name.startsWith(`${PREFIX}TEST_`)) {
@@ -505,7 +435,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
   return Object.freeze(settings);
 }
 
-/** A file beside the database, such as the admin token's: `control-plane.db` gives `control-plane.<suffix>`. */
+/** The path of a file beside the database: for `control-plane.db` it is `control-plane.<suffix>`. */
 function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
   if (database.type === 'postgres') return resolve(`control-plane.${suffix}`);
   return database.path === ':memory:'
@@ -513,35 +443,38 @@ function fileBesideDatabase(database: DatabaseTarget, suffix: string): string {
     : `${database.path.replace(/\.(db|sqlite3?)$/, '')}.${suffix}`;
 }
 
-/** Where the admin's token is left, when the program makes it. */
+/** The file with the admin's token, if the program created it. */
 export const adminTokenFile = (database: DatabaseTarget): string =>
   fileBesideDatabase(database, 'admin-token');
 
-/** Where a running server says how the command line of its machine finds it. */
+/** The file by which the command line of the same machine finds a running server. */
 export const serverFile = (database: DatabaseTarget): string => fileBesideDatabase(database, 'server.json');
 
 /**
- * Tells databases apart whose servers would leave their files under one name: those on PostgreSQL that are served from one
- * folder, or `x.db` and `x.sqlite`. Holds no password.
+ * Identifies a database among those whose servers write files of the same name: PostgreSQL databases served from one folder, or
+ * `x.db` and `x.sqlite`. It holds no password.
  */
 export function databaseIdentity(database: DatabaseTarget): string {
-  // The folder is that of the file that says so.
+  // The folder is that of the file that holds the identity.
   if (database.type === 'sqlite') return `sqlite:${basename(database.path)}`;
   const { hostname, port, pathname } = new URL(database.url);
   return `postgres:${hostname.toLowerCase()}:${port || 5432}${pathname}`;
 }
 
-/** Where the keys are that sign configuration. */
+/** The file with the keys that sign configuration. */
 export const signingKeysFile = (settings: Pick<Settings, 'database' | 'signingKeyFile'>): string =>
   settings.signingKeyFile ?? fileBesideDatabase(settings.database, 'signing-key.pem');
 
-/** Whether only this machine can reach what listens on the host. */
+/** Whether an address can be reached only from this machine. */
 export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^(?:::ffff:)?127\./i.test(host);
 }
 
-/** Whether strangers may reach the service and register agents. */
-export function isOpenToStrangers({ host, registration }: Pick<Settings, 'host' | 'registration'>): boolean {
+/** Whether anyone who reaches the service from another machine can register agents. */
+export function hasPublicRegistration({
+  host,
+  registration,
+}: Pick<Settings, 'host' | 'registration'>): boolean {
   return registration === 'open' && !isLoopback(host);
 }
 

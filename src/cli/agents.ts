@@ -1,10 +1,11 @@
 import { type Command, Option } from 'commander';
-import { id, labelOption, oneOf, pastOption } from './arguments';
-import { fields, shortened, table } from './print';
+import { type ApiOptions, apiCommand, callAndPrint, type Json, listCommand } from './api-command';
+import { choiceOption, id, labelOption, pastTimeOption } from './arguments';
+import { get, post, put, queryString, remove } from './client';
+import { fields, table, truncated } from './print';
 import type { Terminal } from './terminal';
-import { type Common, get, listing, perform, post, put, query, remove, type Shown, verb } from './verbs';
 
-const credentials = (agent: object) =>
+const renderCredentials = (agent: object) =>
   `${fields(agent)}\n\nGive both to the agent, as X-Agent-Id and X-Agent-Token. The token is not shown again.`;
 
 const AGENT = [
@@ -25,9 +26,9 @@ const AGENT_CONFIG = [
   ...['config_status', 'config_revision', 'config_message'],
 ];
 
-/** How much of an agent's last error a row shows, in characters. */
+/** How many characters of an agent's last error a row shows. */
 const MAX_ERROR = 40;
-/** And of what it says of its configuration. */
+/** How many characters of its message about the configuration. */
 const MAX_MESSAGE = 100;
 
 const CONFIG_STATUSES = ['applied', 'failed', 'other', 'unsaid'];
@@ -38,12 +39,12 @@ const STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'];
 export function addAgents(program: Command, terminal: Terminal): void {
   const create = async (
     hostname: string | undefined,
-    { label: labels, ...options }: Common & { label?: Record<string, string> },
+    { label: labels, ...options }: ApiOptions & { label?: Record<string, string> },
   ) =>
-    perform(terminal, options, post('/v1/agents', { hostname, labels }, false), credentials, {
-      alsoWithoutServer: true,
+    callAndPrint(terminal, options, post('/v1/agents', { hostname, labels }, false), renderCredentials, {
+      allowInProcess: true,
     });
-  verb(
+  apiCommand(
     program,
     'create-agent [hostname]',
     "create an agent by hand, and show its credentials once; works on the database's file if no server runs",
@@ -52,8 +53,8 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .addOption(labelOption())
     .action(create);
 
-  const agents = program.command('agents').description('see the fleet, and decide about agents');
-  listing(
+  const agents = program.command('agents').description('see the fleet, and manage agents');
+  listCommand(
     agents,
     'list',
     'list agents, newest first',
@@ -61,12 +62,12 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'agents list --failing --watch 5',
     'agents list --config-status failed --kind dns',
   )
-    .addOption(oneOf('--status <status>', 'only these', STATUSES))
+    .addOption(choiceOption('--status <status>', 'only these', STATUSES))
     .option('--hostname <hostname>', 'only this one')
     .addOption(labelOption())
     .option('--failing', 'only those of which more than half of at least 5 attempts failed in the last hour')
     .addOption(new Option('--not-failing', 'only the others').conflicts('failing'))
-    .addOption(oneOf('--config-status <status>', 'by the configuration in force', CONFIG_STATUSES))
+    .addOption(choiceOption('--config-status <status>', 'by the configuration in force', CONFIG_STATUSES))
     .option('--kind <kind>', 'only those that take tasks of this kind')
     .option('--version <version>', 'only those that say they are of this version')
     .action(({ label: labels = {}, failing, notFailing, configStatus: config_status, ...given }) => {
@@ -76,16 +77,21 @@ export function addAgents(program: Command, terminal: Terminal): void {
         label: Object.entries(labels).map(([name, value]) => `${name}:${value}`),
         failing: failing ? 'true' : notFailing ? 'false' : undefined,
       };
-      // Who asks by the configuration wants to know what they say of it.
+      // A filter by configuration asks for what agents report about it.
       const columns = config_status === undefined ? AGENT : AGENT_CONFIG;
-      return perform(terminal, options, get(`/v1/agents${query(filter)}`), ({ items }) =>
-        table(items.map(inRow), columns),
+      return callAndPrint(terminal, options, get(`/v1/agents${queryString(filter)}`), ({ items }) =>
+        table(items.map(toRow), columns),
       );
     });
-  verb(agents, 'show', 'show an agent', 'agents show 12')
+  apiCommand(agents, 'show', 'show an agent', 'agents show 12')
     .argument('<id>', "the agent's id", id)
-    .action((agent, options) => perform(terminal, options, get(`/v1/agents/${agent}`), shown));
-  verb(agents, 'create [hostname]', 'the same as create-agent', 'agents create probe-fra-1 --label region=eu')
+    .action((agent, options) => callAndPrint(terminal, options, get(`/v1/agents/${agent}`), renderAgent));
+  apiCommand(
+    agents,
+    'create [hostname]',
+    'the same as create-agent',
+    'agents create probe-fra-1 --label region=eu',
+  )
     .addOption(labelOption())
     .action(create);
   for (const [name, summary] of [
@@ -94,13 +100,13 @@ export function addAgents(program: Command, terminal: Terminal): void {
     ['drain', 'give an agent no new work; what it holds it may finish'],
     ['revoke', 'shut an agent out for good; its leases are revoked'],
   ] as const) {
-    verb(agents, name, summary, `agents ${name} 12`)
+    apiCommand(agents, name, summary, `agents ${name} 12`)
       .argument('<id>', "the agent's id", id)
       .action((agent, options) =>
-        perform(terminal, options, post(`/v1/agents/${agent}/${name}`, undefined, true), shown),
+        callAndPrint(terminal, options, post(`/v1/agents/${agent}/${name}`, undefined, true), renderAgent),
       );
   }
-  verb(
+  apiCommand(
     agents,
     'labels',
     'replace all labels of an agent; without --label it has none',
@@ -109,9 +115,9 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .argument('<id>', "the agent's id", id)
     .addOption(labelOption())
     .action((agent, { label: labels = {}, ...options }) =>
-      perform(terminal, options, put(`/v1/agents/${agent}/labels`, { labels }), shown),
+      callAndPrint(terminal, options, put(`/v1/agents/${agent}/labels`, { labels }), renderAgent),
     );
-  listing(
+  listCommand(
     agents,
     'metrics',
     'list what an agent sent to /metrics, by the time it was measured, the latest first',
@@ -119,47 +125,52 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'agents metrics 12 --json --limit 500',
   )
     .argument('<id>', "the agent's id", id)
-    .addOption(pastOption('--since', 'measured from then on'))
-    .addOption(pastOption('--until', 'measured before then'))
+    .addOption(pastTimeOption('--since', 'measured from then on'))
+    .addOption(pastTimeOption('--until', 'measured before then'))
     .action((agent, { since, until, limit, cursor, ...options }) =>
-      perform(
+      callAndPrint(
         terminal,
         options,
-        get(`/v1/agents/${agent}/metrics${query({ from: since, to: until, limit, cursor })}`),
-        samples,
+        get(`/v1/agents/${agent}/metrics${queryString({ from: since, to: until, limit, cursor })}`),
+        renderSamples,
       ),
     );
-  verb(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12 --revoke-old')
+  apiCommand(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12 --revoke-old')
     .argument('<id>', "the agent's id", id)
     .option('--revoke-old', 'the token that it has is void at once, and not only when the new one is used')
     .action((agent, { revokeOld: revoke_old, ...options }) =>
-      perform(terminal, options, post(`/v1/agents/${agent}/rotate`, { revoke_old }, false), credentials),
+      callAndPrint(
+        terminal,
+        options,
+        post(`/v1/agents/${agent}/rotate`, { revoke_old }, false),
+        renderCredentials,
+      ),
     );
-  verb(agents, 'delete', 'delete an agent; its results stay, its hostname is free', 'agents delete 12')
+  apiCommand(agents, 'delete', 'delete an agent; its results stay, its hostname is free', 'agents delete 12')
     .argument('<id>', "the agent's id", id)
     .action((agent, options) =>
-      perform(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),
+      callAndPrint(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),
     );
 }
 
-/** An agent as a row shows it: of its outcomes those of the last hour, and of its last error the beginning. */
-function inRow({ outcomes, last_error: error, config, ...agent }: Shown): object {
+/** An agent as a table shows it: with the outcomes of the last hour, and the beginning of its last error. */
+function toRow({ outcomes, last_error: error, config, ...agent }: Json): object {
   const last_hour = Object.fromEntries(Object.entries(outcomes.hour).filter(([, count]) => count !== 0));
-  const said = error && [error.outcome, error.message ?? ''].join(' ').trim();
+  const errorText = error && [error.outcome, error.message ?? ''].join(' ').trim();
   return {
     ...agent,
-    ...{ last_hour, last_error: error && shortened(said, MAX_ERROR) },
+    ...{ last_hour, last_error: error && truncated(errorText, MAX_ERROR) },
     ...{ config_status: config?.status, config_revision: config?.revision },
-    config_message: config?.message && shortened(config.message, MAX_MESSAGE),
+    config_message: config?.message && truncated(config.message, MAX_MESSAGE),
   };
 }
 
-/** An agent; without labels it shows `-`, as lists do. */
-const shown = (agent: Shown) =>
+/** Renders an agent; no labels are `-`, as in lists. */
+const renderAgent = (agent: Json) =>
   fields({ ...agent, labels: Object.keys(agent.labels).length === 0 ? null : agent.labels });
 
-/** A line for each sample of each envelope. */
-function samples({ items }: { items: Shown[] }): string {
+/** Renders a row for each sample of each envelope. */
+function renderSamples({ items }: { items: Json[] }): string {
   const rows = items.flatMap(({ timestamp, counters, gauges }) => [
     ...counters.map((sample: object) => ({ timestamp, type: 'counter', ...sample })),
     ...gauges.map((sample: object) => ({ timestamp, type: 'gauge', ...sample })),

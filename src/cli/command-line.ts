@@ -1,50 +1,54 @@
+import { inspect } from 'node:util';
 import { Command, CommanderError } from 'commander';
 import { DatabaseError } from '../database/database-error';
 import { ExtensionError } from '../extensions';
 import { SettingsError } from '../settings';
 import { addAgents } from './agents';
 import { addAudit } from './audit';
+import { CommandError, EXIT } from './command-error';
 import { addCompletion } from './completion';
 import { addConfigs } from './configs';
 import { addDatabase } from './database';
 import { addDoctor } from './doctor';
-import { EXIT, Failure } from './failure';
 import { addImportOriginal } from './import-original';
 import { addLimits } from './limits';
-import { addMoving } from './move';
+import { addServe } from './serve';
 import { addTasks } from './tasks';
-import { type Surroundings, Terminal } from './terminal';
+import { type ProcessIo, Terminal } from './terminal';
 import { addTokens } from './tokens';
 import { addTop } from './top';
+import { addTransfer } from './transfer';
 
 const { version } = require('../../package.json') as { version: string };
 
 /**
- * Runs one command of the program in this process, without ending it.
- * @param args as after the program's name
- * @returns the exit code; `serve` goes on serving after its 0
+ * Runs one command in this process, without ending it. Every import below this file that loads the application, a database
+ * driver or another large package is dynamic: help and the API's commands start without them.
+ * @param args the arguments after the program's name; none means `serve`
+ * @returns the exit code; `serve` returns 0 when it listens, and goes on serving
  */
-export async function runCommandLine(args: readonly string[], surroundings: Surroundings): Promise<number> {
-  const terminal = new Terminal(surroundings);
+export async function runCommandLine(args: readonly string[], io: ProcessIo): Promise<number> {
+  const terminal = new Terminal(io);
   try {
-    await programFor(terminal, surroundings).parseAsync(args, { from: 'user' });
+    const program = createProgram(terminal, io);
+    await program.parseAsync(args.length === 0 ? ['serve'] : args, { from: 'user' });
     return terminal.exitCode;
   } catch (error) {
-    return explain(terminal, error);
+    return reportError(terminal, error);
   }
 }
 
-function programFor(terminal: Terminal, { stdout, stderr }: Surroundings): Command {
+function createProgram(terminal: Terminal, { stdout, stderr }: ProcessIo): Command {
   const program = new Command('control-plane')
     .description('The DNS Agent Control Plane: the server, and what its operators do with it.')
     .version(version)
-    // Behind a command, --version is that command's: `agents list --version` filters by it.
+    // After a command, --version is the command's own: `agents list --version` filters by it.
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({
       writeOut: (text) => stdout.write(text),
       writeErr: (text) => stderr.write(text),
-      outputError: (text, write) => write(worded(text)),
+      outputError: (text, write) => write(rephrase(text)),
     })
     .addHelpText(
       'after',
@@ -60,8 +64,9 @@ Examples:
   $ control-plane task add dns query=example.com
   $ control-plane agents list --status offline --json`,
     );
+  addServe(program, terminal);
   addDatabase(program, terminal);
-  addMoving(program, terminal);
+  addTransfer(program, terminal);
   addImportOriginal(program, terminal);
   addDoctor(program, terminal);
   addAgents(program, terminal);
@@ -76,27 +81,27 @@ Examples:
   return program;
 }
 
-/** Ends every usage error with the command that explains the usage. */
+/** Ends every usage error with the command that shows the help. */
 function pointToHelp(command: Command, path: string): void {
   command.showHelpAfterError(`Run \`${path} --help\`.`);
   for (const one of command.commands) pointToHelp(one, `${path} ${one.name()}`);
 }
 
-/** Words Commander's error about an argument as a sentence: `the id 'x' is not a whole number`. */
-const worded = (text: string): string =>
+/** Rephrases Commander's error about an argument as a sentence: `the id 'x' is not a whole number`. */
+const rephrase = (text: string): string =>
   text.replace(
     /^error: command-argument value '(.*)' is invalid for argument '(.*)'\. It must be (.*)\.$/ms,
     "error: the $2 '$1' is not $3",
   );
 
-/** Says why the command ends. @returns with which exit code */
-function explain(terminal: Terminal, error: unknown): number {
-  // It has said what is wrong already; asking for help is not wrong.
-  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.misused;
-  const expected = [Failure, SettingsError, DatabaseError, ExtensionError].some(
+/** Tells the person why the command failed. @returns the exit code */
+function reportError(terminal: Terminal, error: unknown): number {
+  // Commander has reported it already. A request for help is not an error.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+  const isExpected = [CommandError, SettingsError, DatabaseError, ExtensionError].some(
     (type) => error instanceof type,
   );
-  terminal.note(expected ? (error as Error).message : String((error as Error)?.stack ?? error));
-  if (error instanceof Failure) return error.exitCode;
-  return error instanceof SettingsError ? EXIT.misused : EXIT.failed;
+  terminal.note(isExpected ? (error as Error).message : inspect(error));
+  if (error instanceof CommandError) return error.exitCode;
+  return error instanceof SettingsError ? EXIT.usage : EXIT.failed;
 }

@@ -4,11 +4,11 @@ import type { Terminal } from './terminal';
 const SHELLS = ['bash', 'zsh', 'fish'] as const;
 type Shell = (typeof SHELLS)[number];
 
-/** Adds the command that writes a shell's completion, made from the commands that there are. */
+/** Adds the command that writes a completion script for a shell, generated from the commands. */
 export function addCompletion(program: Command, terminal: Terminal): void {
   program
     .command('completion')
-    .description('write what completes commands and options in a shell')
+    .description('write a completion script for a shell')
     .addArgument(new Argument('<shell>', 'bash, zsh or fish').choices(SHELLS))
     .addHelpText(
       'after',
@@ -21,7 +21,7 @@ Examples:
     .action((shell: Shell) => terminal.print(SCRIPTS[shell](nodesOf(program))));
 }
 
-/** A command by its path, such as `task add`, and what can follow it. */
+/** A command by its path, such as `task add`, and the words that can follow it. */
 interface Node {
   readonly path: string;
   readonly words: readonly Word[];
@@ -30,7 +30,7 @@ interface Node {
 interface Word {
   readonly word: string;
   readonly about: string;
-  /** What can follow an option, if that is one of a few. */
+  /** The values of an option, if they are known. */
   readonly values?: readonly string[];
 }
 
@@ -41,25 +41,27 @@ function nodesOf(command: Command, path: readonly string[] = []): Node[] {
   const choices = command.registeredArguments.flatMap(({ argChoices = [], description }) =>
     argChoices.map((word) => ({ word, about: description })),
   );
-  const verbs = command.commands.map((one) => ({ word: one.name(), about: one.description() }));
+  const subcommands = command.commands.map((one) => ({ word: one.name(), about: one.description() }));
   return [
     {
       path: path.join(' '),
-      words: [...verbs, ...choices, ...options, { word: '--help', about: 'display help' }],
+      words: [...subcommands, ...choices, ...options, { word: '--help', about: 'display help' }],
     },
-    ...command.commands.flatMap((one) => nodesOf(one, [...path, one.name()])),
+    ...command.commands.flatMap((one) =>
+      [one.name(), ...one.aliases()].flatMap((name) => nodesOf(one, [...path, name])),
+    ),
   ];
 }
 
 const quoted = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The options after which one of a few values stands, each with its command's path before it. */
-const chosen = (nodes: readonly Node[]) =>
+/** The options with known values, each after the path of its command. */
+const optionsWithValues = (nodes: readonly Node[]) =>
   nodes.flatMap(({ path, words }) =>
     words.flatMap(({ word, values }) => (values ? [{ after: `${path} ${word}`, values }] : [])),
   );
 
-/** The words before the cursor that name a command, as a shell function finds them: at most two deep. */
+/** The script for bash. */
 const bash = (nodes: readonly Node[]): string => `# bash completion of control-plane
 _control_plane() {
   local current=\${COMP_WORDS[COMP_CWORD]} path= word words
@@ -75,7 +77,7 @@ _control_plane() {
 ${nodes.map(({ path, words }) => `    ${quoted(path)}) words=${quoted(words.map(({ word }) => word).join(' '))} ;;`).join('\n')}
   esac
   case "$path \${COMP_WORDS[COMP_CWORD-1]}" in
-${chosen(nodes)
+${optionsWithValues(nodes)
   .map(({ after, values }) => `    ${quoted(after)}) words=${quoted(values.join(' '))} ;;`)
   .join('\n')}
   esac
@@ -105,7 +107,7 @@ ${nodes
   .join('\n')}
   esac
   case "$path_ \${words[CURRENT-1]}" in
-${chosen(nodes)
+${optionsWithValues(nodes)
   .map(({ after, values }) => `    (${quoted(after)}) entries=(${values.map(quoted).join(' ')}) ;;`)
   .join('\n')}
   esac

@@ -1,33 +1,37 @@
 import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
 import { type Change, changesBetween, valueAt } from '../config/changes';
-import { seconds } from './arguments';
-import { EXIT, Failure } from './failure';
+import { type ApiOptions, apiCommand, callAndPrint, fetchText, listCommand, pageTable } from './api-command';
+import { durationSeconds } from './arguments';
+import { get, queryString } from './client';
+import { CommandError, EXIT } from './command-error';
 import { fields, table } from './print';
 import type { Terminal } from './terminal';
-import { type Common, fetchText, get, listing, listOf, perform, query, verb } from './verbs';
 
 const CONFIG = ['revision', 'seq', 'issued_at', 'expires_at', 'in_force', 'rollout'];
 
-/** Adds the commands about the agents' configuration. */
+/** Adds the commands for the agents' configuration. */
 export function addConfigs(program: Command, terminal: Terminal): void {
-  const config = program.command('config').description('publish the configuration of the agents');
+  const config = program
+    .command('config')
+    .alias('configs')
+    .description('publish the configuration of the agents');
   const publishing = (command: Command) =>
     command
-      .option('--expires-in <duration>', 'how long agents may use it, such as 30d', seconds)
+      .option('--expires-in <duration>', 'how long agents may use it, such as 30d', durationSeconds)
       .option(
         '--idempotency-key <key>',
         'the same key again publishes nothing twice (default: a random one)',
       );
   publishing(
-    verb(
+    apiCommand(
       config,
       'publish <file>',
       'sign a configuration, a JSON object, and put it in force; - is standard input',
       'config publish config.json --expires-in 30d',
     ),
   ).action((file: string, { expiresIn: expires_in, idempotencyKey = randomUUID(), ...options }) =>
-    perform(
+    callAndPrint(
       terminal,
       options,
       {
@@ -40,46 +44,51 @@ export function addConfigs(program: Command, terminal: Terminal): void {
       fields,
     ),
   );
-  verb(
+  apiCommand(
     config,
     'show [revision]',
     'show a configuration; the newest if none is named',
     'config show',
     'config show a3f1c2d4e5b60718 --json',
-  ).action(async (revision: string | undefined, options: Common) => {
+  ).action(async (revision: string | undefined, options: ApiOptions) => {
     const shown = revision ?? (await newestRevision(terminal, options));
-    await perform(terminal, options, get(`/v1/configs/${encodeURIComponent(shown)}`), fields);
+    await callAndPrint(terminal, options, get(`/v1/configs/${encodeURIComponent(shown)}`), fields);
   });
-  listing(config, 'list', 'list what was published, newest first', 'config list').action(
+  listCommand(config, 'list', 'list what was published, newest first', 'config list').action(
     ({ limit, cursor, ...options }) =>
-      perform(terminal, options, get(`/v1/configs${query({ limit, cursor })}`), listOf(...CONFIG)),
+      callAndPrint(
+        terminal,
+        options,
+        get(`/v1/configs${queryString({ limit, cursor })}`),
+        pageTable(...CONFIG),
+      ),
   );
-  verb(
+  apiCommand(
     config,
     'diff [from] [to]',
     'show what a configuration changed: the newest, or the one named, against the one before it; or one against another',
     'config diff',
     'config diff a3f1c2d4e5b60718',
     'config diff 0f9e8d7c6b5a4938 a3f1c2d4e5b60718',
-  ).action(async (from: string | undefined, to: string | undefined, options: Common) => {
+  ).action(async (from: string | undefined, to: string | undefined, options: ApiOptions) => {
     if (to !== undefined) return diffBetween(terminal, options, from as string, to);
     const shown = from ?? (await newestRevision(terminal, options));
     const diff = await fetchText(terminal, options, get(`${pathOf(shown)}/diff`));
     if (options.json) return terminal.printJson(diff);
     const { revision, previous_revision, changes } = JSON.parse(diff);
     const before =
-      previous_revision === null ? undefined : await detailOf(terminal, options, previous_revision);
-    showDiff(terminal, before, await detailOf(terminal, options, revision), changes);
+      previous_revision === null ? undefined : await fetchDetail(terminal, options, previous_revision);
+    showDiff(terminal, before, await fetchDetail(terminal, options, revision), changes);
   });
   publishing(
-    verb(
+    apiCommand(
       config,
       'rollback <revision>',
       'publish the content of an earlier configuration again, as a new one',
       'config rollback a3f1c2d4e5b60718',
     ),
   ).action((revision: string, { expiresIn: expires_in, idempotencyKey = randomUUID(), ...options }) =>
-    perform(
+    callAndPrint(
       terminal,
       options,
       {
@@ -94,33 +103,33 @@ export function addConfigs(program: Command, terminal: Terminal): void {
   );
 }
 
-async function newestRevision(terminal: Terminal, options: Common): Promise<string> {
+async function newestRevision(terminal: Terminal, options: ApiOptions): Promise<string> {
   const page = JSON.parse(await fetchText(terminal, options, get('/v1/configs?limit=1')));
-  if (page.items.length === 0) throw new Failure('Nothing was published yet.', EXIT.failed);
+  if (page.items.length === 0) throw new CommandError('Nothing was published yet.', EXIT.failed);
   return page.items[0].revision;
 }
 
 const pathOf = (revision: string) => `/v1/configs/${encodeURIComponent(revision)}`;
 
-/** What a diff needs of a configuration. */
+/** The fields of a configuration that a diff needs. */
 interface Detail {
   readonly revision: string;
   readonly seq: number;
   readonly config: object;
 }
 
-const detailOf = async (terminal: Terminal, options: Common, revision: string): Promise<Detail> =>
+const fetchDetail = async (terminal: Terminal, options: ApiOptions, revision: string): Promise<Detail> =>
   JSON.parse(await fetchText(terminal, options, get(pathOf(revision))));
 
-async function diffBetween(terminal: Terminal, options: Common, from: string, to: string): Promise<void> {
-  const before = await detailOf(terminal, options, from);
-  const after = await detailOf(terminal, options, to);
+async function diffBetween(terminal: Terminal, options: ApiOptions, from: string, to: string): Promise<void> {
+  const before = await fetchDetail(terminal, options, from);
+  const after = await fetchDetail(terminal, options, to);
   const changes = changesBetween(before.config, after.config);
   if (options.json) terminal.printJson(JSON.stringify({ revision: to, previous_revision: from, changes }));
   else showDiff(terminal, before, after, changes);
 }
 
-/** @param before undefined for the first configuration, which is compared with an empty object */
+/** Prints a diff. @param before undefined for the first configuration, which is compared with an empty object */
 function showDiff(
   terminal: Terminal,
   before: Detail | undefined,

@@ -3,7 +3,6 @@ import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { Clock } from '../clock';
 import { DatabaseError, DatabaseInUse, ForeignDatabase } from '../database/database-error';
-import { lockDatabase } from '../database/sqlite';
 import type { Statements } from '../database/statements';
 import {
   adminTokenFile,
@@ -13,24 +12,26 @@ import {
   serverFile,
   signingKeysFile,
 } from '../settings';
-import { callApi, standingOf } from './api';
-import { EXIT, Failure } from './failure';
+import { callApi } from './client';
+import { CommandError, EXIT } from './command-error';
+import { identifyServer } from './connection';
 import { readServerFile } from './local-server';
-import { harmless } from './print';
+import { escapeControls } from './print';
 import type { Terminal } from './terminal';
 
 type Verdict = 'ok' | 'warn' | 'FAIL';
-type Finding = readonly [Verdict, what: string, finding: string];
+type Finding = readonly [Verdict, subject: string, finding: string];
 
 const MIB = 1024 * 1024;
-const LITTLE_SPACE = 1024 * MIB;
+/** Less free space than this is a warning, or a failure, in bytes. */
+const LOW_SPACE = 1024 * MIB;
 const NO_SPACE = 64 * MIB;
-/** Clocks may differ by this much, in milliseconds. */
+/** Clocks may differ by this much, in ms. */
 const CLOCK_TOLERANCE_MS = 60_000;
-/** Before this instant no version of the program was there. */
+/** The program did not exist before this instant. */
 const EARLIEST = Date.UTC(2026, 0, 1);
 
-/** Adds the command that looks for what is wrong with an installation. */
+/** Adds the command that checks an installation. */
 export function addDoctor(program: Command, terminal: Terminal): void {
   program
     .command('doctor')
@@ -40,14 +41,14 @@ export function addDoctor(program: Command, terminal: Terminal): void {
       '\nEach line is ok, warn or FAIL, with what to do. The exit code is 1 if one is FAIL.',
     )
     .action(async () => {
-      for await (const [verdict, what, finding] of examine(terminal)) {
-        terminal.print(`${verdict.padEnd(4)}  ${what.padEnd(10)}  ${harmless(finding)}`);
+      for await (const [verdict, subject, finding] of checkAll(terminal)) {
+        terminal.print(`${verdict.padEnd(4)}  ${subject.padEnd(10)}  ${escapeControls(finding)}`);
         if (verdict === 'FAIL') terminal.exitCode = EXIT.failed;
       }
     });
 }
 
-async function* examine(terminal: Terminal): AsyncGenerator<Finding> {
+async function* checkAll(terminal: Terminal): AsyncGenerator<Finding> {
   let settings: Settings;
   try {
     settings = terminal.settings();
@@ -64,8 +65,8 @@ async function* examine(terminal: Terminal): AsyncGenerator<Finding> {
     : ['ok', 'settings', 'every CONTROL_PLANE_* variable is known and in range'];
   const target = settings.database;
   if (target.type === 'postgres') {
-    yield* examineServer(target, settings);
-    yield await server(terminal, settings, false);
+    yield* checkPostgres(target, settings);
+    yield await checkControlPlane(terminal, settings, false);
     return;
   }
   const { path } = target;
@@ -79,19 +80,19 @@ async function* examine(terminal: Terminal): AsyncGenerator<Finding> {
       `${dirname(path)} does not exist; create it, with mode 700, for the server's user`,
     ];
   } else {
-    yield folder(dirname(path));
-    yield* files(settings, path);
-    yield space(dirname(path), settings.minFreeDisk);
-    const lock = lockOf(target);
+    yield checkFolder(dirname(path));
+    yield* checkFiles(settings, path);
+    yield checkSpace(dirname(path), settings.minFreeDisk);
+    const lock = await probeLock(target);
     served = lock === 'served';
-    if (existsSync(path)) yield* database(settings, target, lock);
+    if (existsSync(path)) yield* checkSqlite(settings, target, lock);
     else yield ['warn', 'database', `${path} does not exist; the first start makes it`];
   }
-  yield clock(path);
-  yield await server(terminal, settings, served);
+  yield checkClock(path);
+  yield await checkControlPlane(terminal, settings, served);
 }
 
-function folder(path: string): Finding {
+function checkFolder(path: string): Finding {
   try {
     accessSync(path, constants.W_OK | constants.X_OK);
   } catch {
@@ -103,7 +104,7 @@ function folder(path: string): Finding {
     : ['ok', 'folder', `${path} is writable for this user alone`];
 }
 
-function* files(settings: Settings, path: string): Generator<Finding> {
+function* checkFiles(settings: Settings, path: string): Generator<Finding> {
   const key = signingKeysFile(settings);
   const secrets = [adminTokenFile(settings.database), serverFile(settings.database), key];
   const there = [path, `${path}-wal`, `${path}-shm`, ...secrets].filter(isFile);
@@ -116,20 +117,24 @@ function* files(settings: Settings, path: string): Generator<Finding> {
   if (well) yield ['ok', 'files', `${there.length} files, none open to others`];
 }
 
-function space(path: string, minFree: number): Finding {
+function checkSpace(path: string, minFree: number): Finding {
   const { bavail, bsize } = statfsSync(path);
   const free = bavail * bsize;
   const finding = `${Math.floor(free / MIB)} MiB are free in ${path}`;
   if (free < Math.max(NO_SPACE, minFree))
     return ['FAIL', 'disk', `${finding}; make room: bulk writes are refused`];
-  return free < LITTLE_SPACE ? ['warn', 'disk', `${finding}; make room soon`] : ['ok', 'disk', finding];
+  return free < LOW_SPACE ? ['warn', 'disk', `${finding}; make room soon`] : ['ok', 'disk', finding];
 }
 
 const isFile = (path: string): boolean => statSync(path, { throwIfNoEntry: false })?.isFile() === true;
 
-function lockOf(target: SqliteTarget): 'free' | 'served' | DatabaseError {
+type LockState = 'free' | 'served' | DatabaseError;
+
+/** Finds out whether a process serves the database. */
+async function probeLock(target: SqliteTarget): Promise<LockState> {
+  const { lockDatabase } = await import('../database/sqlite.js');
   try {
-    // Looked at, not made: a lock file that is not there is held by nobody.
+    // A missing lock file is not created: nobody holds it.
     if (existsSync(`${target.path}-lock`)) lockDatabase(target)();
     return 'free';
   } catch (error) {
@@ -137,17 +142,17 @@ function lockOf(target: SqliteTarget): 'free' | 'served' | DatabaseError {
   }
 }
 
-async function* database(
+async function* checkSqlite(
   settings: Settings,
   target: SqliteTarget,
-  lock: ReturnType<typeof lockOf>,
+  lock: LockState,
 ): AsyncGenerator<Finding> {
   const { path } = target;
   if (lock instanceof DatabaseError) yield ['FAIL', 'lock', lock.message];
   else yield ['ok', 'lock', lock === 'served' ? `a process serves ${path}` : `no process has ${path}`];
   const { inspectDatabase } = await import('../database/open-database.js');
   try {
-    yield* await inspectDatabase(target, (statements) => contents(statements, settings));
+    yield* await inspectDatabase(target, (statements) => checkContents(statements, settings));
   } catch (error) {
     const { message } = error as Error;
     if (error instanceof ForeignDatabase) yield ['FAIL', 'database', message];
@@ -158,7 +163,7 @@ async function* database(
   }
 }
 
-async function contents(statements: Statements, { migrateOnStart }: Settings): Promise<Finding[]> {
+async function checkContents(statements: Statements, { migrateOnStart }: Settings): Promise<Finding[]> {
   const findings: Finding[] = [];
   const rows = await statements.rows<{ integrity_check: string }>('PRAGMA integrity_check(1)');
   const verdict = rows[0]?.integrity_check;
@@ -171,7 +176,7 @@ async function contents(statements: Statements, { migrateOnStart }: Settings): P
       `${orphans.length} rows name others that are not there; restore a backup`,
     ]);
   else findings.push(['ok', 'integrity', 'the database is whole']);
-  findings.push(await migrations(statements, migrateOnStart));
+  findings.push(await checkMigrations(statements, migrateOnStart));
   const { isBackup } = await import('../database/backup.js');
   if (await isBackup(statements))
     findings.push([
@@ -182,7 +187,7 @@ async function contents(statements: Statements, { migrateOnStart }: Settings): P
   return findings;
 }
 
-async function migrations(statements: Statements, migrateOnStart: boolean): Promise<Finding> {
+async function checkMigrations(statements: Statements, migrateOnStart: boolean): Promise<Finding> {
   const { pendingMigrations } = await import('../database/migrations.js');
   try {
     const pending = await pendingMigrations(statements.manager.dataSource);
@@ -195,7 +200,7 @@ async function migrations(statements: Statements, migrateOnStart: boolean): Prom
   }
 }
 
-async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settings): AsyncGenerator<Finding> {
+async function* checkPostgres(target: PostgresTarget, { migrateOnStart }: Settings): AsyncGenerator<Finding> {
   const { inspectDatabase } = await import('../database/open-database.js');
   const { checkServer, NOW } = await import('../database/postgres.js');
   try {
@@ -207,7 +212,7 @@ async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settin
       const apartMs = Math.abs((row?.now ?? 0) - new Clock().now());
       return [
         ['ok', 'database', `PostgreSQL ${row?.version} answers`],
-        await migrations(statements, migrateOnStart),
+        await checkMigrations(statements, migrateOnStart),
         apartMs > CLOCK_TOLERANCE_MS
           ? [
               'warn',
@@ -230,10 +235,10 @@ async function* examineServer(target: PostgresTarget, { migrateOnStart }: Settin
   }
 }
 
-function clock(path: string): Finding {
+function checkClock(path: string): Finding {
   const now = new Clock().now();
   if (now < EARLIEST) return ['FAIL', 'clock', `it is ${new Date(now).toISOString()} here; set the clock`];
-  // A file that was changed in the future shows that the clock was set back.
+  // A modification time in the future shows that the clock was set back.
   const aheadMs = existsSync(path) ? statSync(path).mtimeMs - now : 0;
   return aheadMs > CLOCK_TOLERANCE_MS
     ? ['FAIL', 'clock', `${path} was changed ${Math.round(aheadMs / 1_000)} s in the future; set the clock`]
@@ -241,33 +246,33 @@ function clock(path: string): Finding {
 }
 
 /**
- * Whether the server is ready and answers to the token. Only one that has proven to have this database is called well: any program can
- * answer on a port.
+ * Checks that the server is ready and accepts the token. It is `ok` only if it has proven to have this database: any
+ * program can answer on a port.
  */
-async function server(terminal: Terminal, settings: Settings, served: boolean): Promise<Finding> {
+async function checkControlPlane(terminal: Terminal, settings: Settings, served: boolean): Promise<Finding> {
   const expected = served || settings.url !== undefined ? 'FAIL' : 'warn';
   try {
     const known = readServerFile(settings);
     const file = typeof known === 'object' ? known : undefined;
     const url = settings.url ?? file?.url;
-    const standing = file && url !== undefined ? await standingOf(url, file) : undefined;
-    if (standing === 'stranger' && (settings.url === undefined || settings.token === undefined))
+    const identity = file && url !== undefined ? await identifyServer(url, file) : undefined;
+    if (identity === 'stranger' && (settings.url === undefined || settings.token === undefined))
       return [
         expected,
         'server',
         `what answers at ${url} is not the server of this database; no token was sent to it`,
       ];
-    const access = { timeout: 5, alsoWithoutServer: false };
+    const options = { timeout: 5, allowInProcess: false };
     const call = { method: 'GET', path: '/v1/tasks/stats', repeatable: true } as const;
     try {
-      // Asked once: a load balancer would not send it requests now.
-      await callApi(terminal, settings, access, { ...call, path: '/readyz', repeatable: false });
+      // Called once, without retries: this is what a load balancer sees now.
+      await callApi(terminal, settings, options, { ...call, path: '/readyz', repeatable: false });
     } catch (error) {
-      if (!(error instanceof Failure) || error.envelope === undefined) throw error;
+      if (!(error instanceof CommandError) || error.envelope === undefined) throw error;
       return ['FAIL', 'server', `it answers, but is not ready: ${inOneLine(error)}`];
     }
-    await callApi(terminal, settings, access, call);
-    return standing === 'proven'
+    await callApi(terminal, settings, options, call);
+    return identity === 'proven'
       ? ['ok', 'server', `it answers at ${url}, is ready, has this database, and the token is good`]
       : [
           'warn',
@@ -275,9 +280,9 @@ async function server(terminal: Terminal, settings: Settings, served: boolean): 
           `${url} is ready and answers to the token, but has not proven to be the server of this database`,
         ];
   } catch (error) {
-    if (!(error instanceof Failure)) throw error;
+    if (!(error instanceof CommandError)) throw error;
     return [expected, 'server', inOneLine(error)];
   }
 }
 
-const inOneLine = ({ message }: Failure): string => message.replaceAll(/\s*\n\s*/g, ' ');
+const inOneLine = ({ message }: CommandError): string => message.replaceAll(/\s*\n\s*/g, ' ');

@@ -1,10 +1,10 @@
 import { existsSync } from 'node:fs';
 import type { Command } from 'commander';
-import { type Extension, loadExtensions } from '../extensions';
+import type { Extension } from '../extensions';
 import type { Settings } from '../settings';
-import { nameOf } from './api';
-import { EXIT, Failure } from './failure';
-import { mayRetry, refuseServed } from './move';
+import { CommandError, EXIT } from './command-error';
+import { databaseName } from './connection';
+import { refuseWhileServed, rethrowAsRetryable } from './database';
 import { table } from './print';
 import type { Terminal } from './terminal';
 
@@ -13,7 +13,7 @@ interface Options {
   json?: true;
 }
 
-/** What was taken over, and what was not. */
+/** What was imported, and what was not. */
 interface Report {
   dry_run: boolean;
   agents: { taken_over: number; already_there: number };
@@ -22,17 +22,18 @@ interface Report {
   notes: { subject: string; note: string }[];
 }
 
-/** Thrown to undo what a rehearsal did. */
-class Rehearsed extends Error {
+/** Rolls back a dry run, and carries its report out of the transaction. */
+class DryRunDone extends Error {
   constructor(readonly report: Report) {
-    super('rehearsed');
+    super('dry run');
   }
 }
 
-/** Adds the command that takes over from the original control plane. */
+/** Adds the command that imports the database of the original control plane. */
 export function addImportOriginal(program: Command, terminal: Terminal): void {
   program
     .command('import-original <file>')
+    .alias('import')
     .description("take over the agents and queued tasks of the original control plane's SQLite database")
     .option('--dry-run', 'say what would be taken over, and keep nothing of it')
     .option('--json', 'say what was taken over as JSON')
@@ -48,17 +49,19 @@ Examples:
     )
     .action(async (file: string, { dryRun, json }: Options) => {
       const settings = terminal.settings();
-      const report = await importOriginal(settings, file, dryRun ?? false).catch(mayRetry);
+      const report = await importOriginal(settings, file, dryRun ?? false).catch(rethrowAsRetryable);
       if (json) terminal.printJson(JSON.stringify(report));
-      else terminal.print(textOf(report));
+      else terminal.print(render(report));
       if (report.dry_run) terminal.note('Nothing was kept: --dry-run.');
     });
 }
 
 /**
- * Takes over from a database of the original control plane, in one transaction.
- * @throws DatabaseError it is none, or the settings' database has agents of its own under the same ids
+ * Imports agents and queued tasks from a database of the original control plane, in one transaction.
+ * @param path the original's database; it is only read
+ * @throws DatabaseError the file is no such database, or the settings' database has other agents under the same ids
  * @throws DatabaseInUse a server has the settings' database
+ * @throws CommandError servers are connected, or a dry run would need migrations
  */
 export async function importOriginal(settings: Settings, path: string, dryRun: boolean): Promise<Report> {
   const { OriginalDatabase } = await import('../database/original.js');
@@ -67,12 +70,13 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
   const { goOnAfter } = await import('../database/backup.js');
   const { importAgents } = await import('../agents/imported-agents.js');
   const { importTasks, withKinds } = await import('../leases/imported-tasks.js');
+  const { loadExtensions } = await import('../extension-loader.js');
   const { findImport, recordImport } = await import('../operators/restore.js');
   const original = OriginalDatabase.open(path);
   try {
-    await refuseServed(settings.database);
+    await refuseWhileServed(settings.database);
     const extensions = loadExtensions(settings.extensions);
-    const target = dryRun ? await targetOfRehearsal(settings, extensions) : settings;
+    const target = dryRun ? await dryRunTarget(settings, extensions) : settings;
     const database = await openDatabase(target, [], extensions);
     try {
       return await withKinds((kinds) =>
@@ -83,10 +87,10 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
           const agents = await importAgents(tx, original.agents(), through.agents, expiry);
           if (agents.clashes.length > 0)
             throw new DatabaseError(
-              `The database has agents of its own under ids of the original's (${listOf(agents.clashes)}), and agents keep ` +
+              `The database has agents of its own under ids of the original's (${shortList(agents.clashes)}), and agents keep ` +
                 'their ids: import into a new database. Nothing was changed.',
             );
-          // Before tasks get new ones: what agents still hold of the original must name nothing here.
+          // Before tasks get new ids: the ids that agents still hold from the original must not name other tasks here.
           const after = await goOnAfter(tx, last, dryRun);
           const tasks = await importTasks(tx, kinds, original.queuedTasks(through.tasks));
           const report: Report = {
@@ -99,7 +103,7 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
               ...tasks.notes.map(([id, text]) => ({ subject: `task/${id}`, note: text })),
             ],
           };
-          if (dryRun) throw new Rehearsed(report);
+          if (dryRun) throw new DryRunDone(report);
           await recordImport(tx, database, {
             from: original.path,
             agents: report.agents,
@@ -116,7 +120,7 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
       await database.close();
     }
   } catch (error) {
-    if (error instanceof Rehearsed) return error.report;
+    if (error instanceof DryRunDone) return error.report;
     throw error;
   } finally {
     original.close();
@@ -124,11 +128,11 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
 }
 
 /**
- * Settings by which a rehearsal changes nothing: a database that is not there yet, or has nothing of the program, is rehearsed
- * in memory, since migrating it would leave the tables.
- * @throws Failure the database has to be migrated first
+ * Settings for a dry run that changes nothing. It works in memory if the database does not exist or is empty: migrating that
+ * would leave tables behind.
+ * @throws CommandError the database must be migrated first
  */
-async function targetOfRehearsal(settings: Settings, extensions: readonly Extension[]): Promise<Settings> {
+async function dryRunTarget(settings: Settings, extensions: readonly Extension[]): Promise<Settings> {
   const { lackingIn } = await import('../database/open-database.js');
   const { checkPath } = await import('../database/sqlite.js');
   const { database } = settings;
@@ -136,18 +140,18 @@ async function targetOfRehearsal(settings: Settings, extensions: readonly Extens
   const isNew = database.type === 'sqlite' && !existsSync(database.path);
   const lacks = isNew ? 'all' : await lackingIn(database, extensions);
   if (lacks === 'some')
-    throw new Failure(
-      `${nameOf(database)} lacks migrations, which a rehearsal does not apply: control-plane migrate applies them.`,
+    throw new CommandError(
+      `${databaseName(database)} lacks migrations, which a dry run does not apply: control-plane migrate applies them.`,
       EXIT.failed,
     );
   return lacks === 'all' ? { ...settings, database: { type: 'sqlite', path: ':memory:' } } : settings;
 }
 
-function listOf(ids: readonly number[]): string {
+function shortList(ids: readonly number[]): string {
   return `${ids.slice(0, 5).join(', ')}${ids.length > 5 ? ', ...' : ''}`;
 }
 
-function textOf(report: Report): string {
+function render(report: Report): string {
   const { agents, tasks } = report;
   const lines = [
     `${agents.taken_over} agents ${report.dry_run ? 'would be' : 'were'} taken over; ${agents.already_there} are there already.`,

@@ -1,40 +1,38 @@
 import { type Command, InvalidArgumentError } from 'commander';
-import { oneOf, whole } from './arguments';
-import { EXIT, Failure } from './failure';
+import {
+  type ApiOptions,
+  apiCommand,
+  callAndPrint,
+  fetchText,
+  type Json,
+  listCommand,
+  noteIfEmpty,
+  watch,
+} from './api-command';
+import { choiceOption, integer } from './arguments';
+import { get, put, queryString } from './client';
+import { CommandError, EXIT } from './command-error';
 import { table } from './print';
 import type { Terminal } from './terminal';
-import {
-  type Common,
-  fetchText,
-  get,
-  listing,
-  noteIfEmpty,
-  perform,
-  put,
-  query,
-  repeatedly,
-  type Shown,
-  verb,
-} from './verbs';
 
 const WINDOW = ['scope', 'kind', 'target', 'ceiling', 'ready', 'leased', 'waiting', 'updated_at'];
 
-/** From the widest. */
+/** From the widest to the narrowest. */
 const SCOPES = ['global', 'kind', 'target'];
 
 const MAX_PAGE = 500;
 
-/** Which window: of a target, of a kind, or of everything. */
-interface Place {
+/** Names a window: of a target, of a kind, or the global one. */
+interface WindowKey {
   kind?: string;
   target?: string;
 }
 
-/** Adds the commands about concurrency: windows and the limits on them. */
+/** Adds the commands for concurrency windows and their limits. */
 export function addLimits(program: Command, terminal: Terminal): void {
   const windows = program.command('windows').description('see what runs and waits, by kind and target');
   filtered(
-    listing(
+    listCommand(
       windows,
       'list',
       'list the windows that count something or have a limit: of everything, of kinds, then of targets, by name',
@@ -42,7 +40,7 @@ export function addLimits(program: Command, terminal: Terminal): void {
       'windows list --all',
     ),
   )
-    .addOption(oneOf('--scope <scope>', 'only these', SCOPES))
+    .addOption(choiceOption('--scope <scope>', 'only these', SCOPES))
     .option('--all', 'also the windows that count nothing and have no limit; --json gives them anyway')
     .action(({ scope, kind, target, limit, cursor, all, ...options }) =>
       listWindows(terminal, options, { scope, kind, target, limit, cursor }, all ? () => true : isInUse),
@@ -50,10 +48,18 @@ export function addLimits(program: Command, terminal: Terminal): void {
 
   const limits = program.command('limits').description('bound how many tasks run at once');
   filtered(
-    verb(limits, 'list', 'list every limit that is set', 'limits list', 'limits list --kind dns --json'),
-  ).action(({ kind, target, ...options }: Common & Place) => listLimits(terminal, options, { kind, target }));
+    apiCommand(
+      limits,
+      'list',
+      'list every limit that is set',
+      'limits list',
+      'limits list --kind dns --json',
+    ),
+  ).action(({ kind, target, ...options }: ApiOptions & WindowKey) =>
+    listLimits(terminal, options, { kind, target }),
+  );
   filtered(
-    verb(
+    apiCommand(
       limits,
       'set',
       'set the limit of a target, of a kind, or of everything; in force when this ends',
@@ -67,7 +73,7 @@ export function addLimits(program: Command, terminal: Terminal): void {
       setLimit(terminal, options, { kind, target }, limit as number),
     );
   filtered(
-    verb(
+    apiCommand(
       limits,
       'lift',
       'take the limit of a target, of a kind, or of everything away',
@@ -80,51 +86,56 @@ const filtered = (command: Command): Command =>
   command.option('--kind <kind>', 'of this kind').option('--target <target>', 'of this target of the kind');
 
 function ceiling(text: string): number {
-  const value = whole(text);
+  const value = integer(text);
   if (value < 0) throw new InvalidArgumentError('It must be a whole number from 0.');
   return value;
 }
 
-function setLimit(terminal: Terminal, options: Common, place: Place, limit: number | null): Promise<void> {
-  if (place.target !== undefined && place.kind === undefined)
-    throw new Failure('A target is one of a kind: name that with --kind.', EXIT.misused);
-  return perform(
+function setLimit(
+  terminal: Terminal,
+  options: ApiOptions,
+  key: WindowKey,
+  limit: number | null,
+): Promise<void> {
+  if (key.target !== undefined && key.kind === undefined)
+    throw new CommandError('A target is one of a kind: name that with --kind.', EXIT.usage);
+  return callAndPrint(
     terminal,
     options,
-    put('/v1/concurrency/limits', { limits: [{ ...place, ceiling: limit }] }),
+    put('/v1/concurrency/limits', { limits: [{ ...key, ceiling: limit }] }),
     ({ windows }) => table(windows, WINDOW),
   );
 }
 
-interface WindowQuery extends Place {
+interface WindowQuery extends WindowKey {
   scope?: string;
   limit?: number;
   cursor?: string;
 }
 
 /**
- * Shows a page of windows in the order of their names. The API lists the newest first, so the wide scopes, of which there
- * are few, would come last, or on a later page: unless the page is said, they are asked for apart.
+ * Prints windows in the order of their names. The API lists the newest first, so the few global and kind windows could be on
+ * a later page: unless the caller names a page, each scope is fetched by itself.
  */
 function listWindows(
   terminal: Terminal,
-  options: Common,
+  options: ApiOptions,
   wanted: WindowQuery,
-  isShown: (window: Shown) => boolean,
+  isShown: (window: Json) => boolean,
 ): Promise<void> {
   const { scope, limit, cursor } = wanted;
-  const isPage = [scope, limit, cursor].some((value) => value !== undefined);
-  const pathOf = (asked: WindowQuery) => `/v1/concurrency/windows${query({ ...asked })}`;
-  if (isPage || options.json)
-    return perform(terminal, options, get(pathOf(wanted)), ({ items }) => {
+  const isPageGiven = [scope, limit, cursor].some((value) => value !== undefined);
+  const pathOf = (filter: WindowQuery) => `/v1/concurrency/windows${queryString({ ...filter })}`;
+  if (isPageGiven || options.json)
+    return callAndPrint(terminal, options, get(pathOf(wanted)), ({ items }) => {
       const shown = items.filter(isShown);
       if (items.length > 0) noteIfEmpty(terminal, shown);
       return table(byName(shown), WINDOW);
     });
-  return repeatedly(terminal, options, async () => {
-    const pages: { items: Shown[]; next_cursor: string | null }[] = [];
-    for (const of of SCOPES) {
-      const path = pathOf({ ...wanted, scope: of, limit: MAX_PAGE });
+  return watch(terminal, options, async () => {
+    const pages: { items: Json[]; next_cursor: string | null }[] = [];
+    for (const each of SCOPES) {
+      const path = pathOf({ ...wanted, scope: each, limit: MAX_PAGE });
       pages.push(JSON.parse(await fetchText(terminal, options, get(path))));
     }
     const items = pages.flatMap((page) => byName(page.items.filter(isShown)));
@@ -136,10 +147,10 @@ function listWindows(
   });
 }
 
-const isInUse = ({ ceiling, ready, leased, waiting }: Shown): boolean =>
+const isInUse = ({ ceiling, ready, leased, waiting }: Json): boolean =>
   ceiling !== null || ready + leased + waiting > 0;
 
-function byName(windows: readonly Shown[]): Shown[] {
+function byName(windows: readonly Json[]): Json[] {
   const compare = (a: string | null, b: string | null) => ((a ?? '') < (b ?? '') ? -1 : a === b ? 0 : 1);
   return windows.toSorted(
     (a, b) =>
@@ -149,14 +160,14 @@ function byName(windows: readonly Shown[]): Shown[] {
   );
 }
 
-/** Reads all pages of the windows: those with a limit are few among many. */
-async function listLimits(terminal: Terminal, options: Common, place: Place): Promise<void> {
-  const items: Shown[] = [];
+/** Prints every limit. The API has no filter for it, so all pages of windows are read. */
+async function listLimits(terminal: Terminal, options: ApiOptions, key: WindowKey): Promise<void> {
+  const items: Json[] = [];
   let cursor: string | undefined;
   do {
-    const path = `/v1/concurrency/windows${query({ ...place, limit: MAX_PAGE, cursor })}`;
+    const path = `/v1/concurrency/windows${queryString({ ...key, limit: MAX_PAGE, cursor })}`;
     const page = JSON.parse(await fetchText(terminal, options, get(path)));
-    items.push(...page.items.filter((window: Shown) => window.ceiling !== null));
+    items.push(...page.items.filter((window: Json) => window.ceiling !== null));
     cursor = page.next_cursor ?? undefined;
   } while (cursor !== undefined);
   if (options.json) return terminal.printJson(JSON.stringify({ items, next_cursor: null }));

@@ -4,14 +4,14 @@ import { Agent, request } from 'node:http';
 import { createConnection, type NetConnectOpts } from 'node:net';
 import { CHALLENGE_HEADER, isProof, PROOF_HEADER, type ServerFile } from '../http/server-proof';
 import { databaseIdentity, type Settings, serverFile } from '../settings';
-import { EXIT, Failure } from './failure';
+import { CommandError, EXIT } from './command-error';
 
-/** How long a server may take to prove itself, in milliseconds. */
+/** How long a server may take to prove itself, in ms. */
 const PROOF_TIMEOUT_MS = 5_000;
-/** More than this is no answer to a challenge. */
+/** An answer to a challenge is never larger, in bytes. */
 const MAX_PROOF_BYTES = 64 * 1024;
 
-/** An answer with the address that it came from. */
+/** An answer, with the address that it came from. */
 export interface LocalAnswer {
   readonly status: number;
   readonly headers: Readonly<Record<string, string | string[] | undefined>>;
@@ -20,7 +20,7 @@ export interface LocalAnswer {
   readonly remotePort: number | undefined;
 }
 
-/** What was sent, and how long it may take. */
+/** A request, and how long its answer may take. */
 export interface LocalRequest {
   readonly method: string;
   readonly path: string;
@@ -31,10 +31,10 @@ export interface LocalRequest {
 }
 
 /**
- * Reads what the server of this database left for the command line of its machine.
- * @returns undefined if there is no such file; `other` if a server of another database wrote it, which has its files under
- * the same names; `unknown` if it can't be told who did
- * @throws Failure it can't be trusted: another user wrote it, or could have
+ * Reads the file that the database's server writes for the command line of the same machine.
+ * @returns undefined if there is no file; `other` if the server of another database wrote it, since two databases can share
+ * a file name; `unknown` if it does not say who wrote it
+ * @throws CommandError the file can't be trusted: another user wrote it, or could have written it
  */
 export function readServerFile(
   settings: Pick<Settings, 'database'>,
@@ -47,18 +47,18 @@ export function readServerFile(
     const { code } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
     const advice = code === 'EACCES' ? "; run this as the server's user" : '';
-    throw new Failure(`The server's file ${path} can't be read (${code})${advice}.`, EXIT.misused);
+    throw new CommandError(`The server's file ${path} can't be read (${code})${advice}.`, EXIT.usage);
   }
   try {
     const { uid, mode } = fstatSync(file);
-    if ((mode & 0o077) !== 0 || !mayHaveWritten(settings, uid))
-      throw new Failure(
+    if ((mode & 0o077) !== 0 || !isTrustedOwner(settings, uid))
+      throw new CommandError(
         `The server's file ${path} is another user's, or open to others; nothing was sent anywhere.`,
-        EXIT.misused,
+        EXIT.usage,
       );
     const { url, pid, database, secret } = JSON.parse(readFileSync(file, 'utf8')) as Partial<ServerFile>;
-    const isWhole = typeof url === 'string' && URL.parse(url)?.protocol === 'http:' && secret;
-    if (!isWhole || typeof database !== 'string') return 'unknown';
+    const isComplete = typeof url === 'string' && URL.parse(url)?.protocol === 'http:' && secret;
+    if (!isComplete || typeof database !== 'string') return 'unknown';
     if (database !== databaseIdentity(settings.database)) return 'other';
     return { url, pid: Number(pid), database, secret };
   } catch (error) {
@@ -69,16 +69,16 @@ export function readServerFile(
   }
 }
 
-/** This user or root wrote it, or, read by root, the owner of the database. */
-function mayHaveWritten({ database }: Pick<Settings, 'database'>, owner: number): boolean {
+/** Whether the file's owner is trusted: this user, root, or for root the owner of the database. */
+function isTrustedOwner({ database }: Pick<Settings, 'database'>, owner: number): boolean {
   const own = process.getuid?.();
   if (own === undefined || owner === own || owner === 0) return true;
   if (own !== 0 || database.type !== 'sqlite') return false;
   return statSync(database.path, { throwIfNoEntry: false })?.uid === owner;
 }
 
-/** One connection and never a second one: what was proven of it holds for all that is sent on it. */
-class OneConnection extends Agent {
+/** Opens one connection and never a second: the proof holds for everything that is sent on it. */
+class SingleConnectionAgent extends Agent {
   private opened = false;
 
   constructor() {
@@ -97,20 +97,20 @@ class OneConnection extends Agent {
   }
 }
 
-/** A connection to the server that wrote the file. */
+/** A connection to the server that has proven to have written the file. */
 export class ProvenConnection {
   private constructor(
     readonly url: string,
-    private readonly agent: OneConnection,
+    private readonly agent: SingleConnectionAgent,
   ) {}
 
   /**
-   * Asks what listens there for proof that it wrote the file. No token is sent.
-   * @returns `stranger` if something answers that can't give it
-   * @throws an error of the system if nothing answers
+   * Connects, and has the other side prove that it wrote the file. No token is sent.
+   * @returns `stranger` if what answers can't prove it
+   * @throws Error with the system's code if nothing answers
    */
   static async open(url: string, { secret }: ServerFile): Promise<ProvenConnection | 'stranger'> {
-    const connection = new ProvenConnection(url, new OneConnection());
+    const connection = new ProvenConnection(url, new SingleConnectionAgent());
     const challenge = randomBytes(32).toString('hex');
     let proven = false;
     try {
@@ -128,7 +128,10 @@ export class ProvenConnection {
     }
   }
 
-  /** @throws an error of the system, `TimeoutError`, or what a program that speaks no HTTP causes */
+  /**
+   * Sends a request.
+   * @throws Error with the system's code, `TimeoutError`, or a parser's error if the other side does not speak HTTP
+   */
   send({ method, path, headers, body, timeoutMs, maxBytes }: LocalRequest): Promise<LocalAnswer> {
     return new Promise((resolve, reject) => {
       const signal = AbortSignal.timeout(timeoutMs);
@@ -170,6 +173,7 @@ export class ProvenConnection {
     });
   }
 
+  /** Closes the connection. */
   close(): void {
     this.agent.destroy();
   }

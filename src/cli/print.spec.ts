@@ -1,4 +1,4 @@
-import { fields, harmless, harmlessJson, table } from './print';
+import { escapeControls, escapeJson, fields, table } from './print';
 
 describe('what is shown of one thing', () => {
   it('stands in lines, what is nested under its name, and lists of things below', () => {
@@ -75,14 +75,15 @@ describe('what a terminal acts on or does not show', () => {
   });
 
   it('is escaped, also what has two units', () => {
-    for (const character of hidden) expect(harmless(`a${character}b`)).toMatch(/^a(\\u[0-9a-f]{4}){1,2}b$/);
-    expect(harmless('\u{e0041}')).toBe('\\udb40\\udc41');
-    expect(harmless('é ß 漢 العربية 👍 x')).toBe('é ß 漢 العربية 👍 x');
+    for (const character of hidden)
+      expect(escapeControls(`a${character}b`)).toMatch(/^a(\\u[0-9a-f]{4}){1,2}b$/);
+    expect(escapeControls('\u{e0041}')).toBe('\\udb40\\udc41');
+    expect(escapeControls('é ß 漢 العربية 👍 x')).toBe('é ß 漢 العربية 👍 x');
   });
 
   it('is escaped in JSON, whose value stays what it is', () => {
     const value = { [`name${hidden.join('')}`]: hidden, plain: 'é 漢 👍' };
-    const text = harmlessJson(JSON.stringify(value, null, 2));
+    const text = escapeJson(JSON.stringify(value, null, 2));
     expect(JSON.parse(text)).toEqual(value);
     expect(text.replaceAll('\n', '')).not.toMatch(
       /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/u,

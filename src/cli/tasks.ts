@@ -1,22 +1,20 @@
 import { randomUUID } from 'node:crypto';
 import type { Command } from 'commander';
-import { futureOption, id, oneOf, pastOption, whole } from './arguments';
-import { EXIT, Failure } from './failure';
-import { fields, harmless, shortened, table } from './print';
-import type { Terminal } from './terminal';
 import {
-  type Common,
+  type ApiOptions,
+  apiCommand,
+  callAndPrint,
   fetchText,
-  get,
-  listing,
+  type Json,
+  listCommand,
   noteIfEmpty,
-  perform,
-  post,
-  query,
-  type Shown,
-  verb,
-  watching,
-} from './verbs';
+  watchable,
+} from './api-command';
+import { choiceOption, futureTimeOption, id, integer, pastTimeOption } from './arguments';
+import { get, post, queryString } from './client';
+import { CommandError, EXIT } from './command-error';
+import { escapeControls, fields, table, truncated } from './print';
+import type { Terminal } from './terminal';
 
 const TASK = [
   'id',
@@ -34,19 +32,19 @@ const TASK = [
   'last_error',
 ];
 
-/** How much of a task's last error a row shows, in characters. */
+/** How many characters of a task's last error a row shows. */
 const MAX_ERROR = 40;
 
 const OUTCOMES = ['success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'];
 
-/** The states of tasks that can be cancelled, and of those that can be reopened. */
-const UNFINISHED = ['scheduled', 'waiting', 'queued', 'leased'];
-const REOPENED = ['dead', 'cancelled'];
+/** The states in which a task can be cancelled, and those in which it can be retried. */
+const CANCELLABLE = ['scheduled', 'waiting', 'queued', 'leased'];
+const RETRYABLE = ['dead', 'cancelled'];
 
-/** Adds the commands about tasks. */
+/** Adds the commands for tasks. */
 export function addTasks(program: Command, terminal: Terminal): void {
-  const task = program.command('task').description('enqueue tasks, see what became of them');
-  verb(
+  const task = program.command('task').alias('tasks').description('enqueue tasks, follow and change them');
+  apiCommand(
     task,
     'add [kind] [fields...]',
     'enqueue a task, or all of a file, all or none',
@@ -57,10 +55,10 @@ export function addTasks(program: Command, terminal: Terminal): void {
     'generate-tasks | control-plane task add --file -',
   )
     .option('--file <file>', 'a JSON array of tasks, or {"tasks": [...]}; - is standard input')
-    .option('--priority <n>', 'higher goes first', whole)
-    .addOption(futureOption('--run-at', 'not before'))
-    .addOption(futureOption('--not-after', 'no attempt begins from then on'))
-    .option('--max-attempts <n>', 'how often it is tried before it is dead', whole)
+    .option('--priority <n>', 'higher goes first', integer)
+    .addOption(futureTimeOption('--run-at', 'not before'))
+    .addOption(futureTimeOption('--not-after', 'no attempt begins from then on'))
+    .option('--max-attempts <n>', 'how often it is tried before it is dead', integer)
     .option('--unique-key <key>', 'not while an unfinished task has this key')
     .option(
       '--idempotency-key <key>',
@@ -77,13 +75,13 @@ export function addTasks(program: Command, terminal: Terminal): void {
       };
       const body =
         file === undefined
-          ? JSON.stringify({ tasks: [{ kind: kindOf(kind), spec: specOf(specFields), ...own }] })
-          : tasksOf(
+          ? JSON.stringify({ tasks: [{ kind: requireKind(kind), spec: parseSpec(specFields), ...own }] })
+          : readTasks(
               terminal,
               file,
               kind !== undefined || Object.values(own).some((value) => value !== undefined),
             );
-      return perform(
+      return callAndPrint(
         terminal,
         common,
         {
@@ -96,7 +94,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
         (answer) => table(answer.tasks, ['id', 'state']),
       );
     });
-  listing(
+  listCommand(
     task,
     'list',
     'list tasks, newest first',
@@ -104,32 +102,36 @@ export function addTasks(program: Command, terminal: Terminal): void {
     'task list --agent 12 --outcome error --from 2h',
     'task list --json | jq .items[].id',
   )
-    .addOption(oneOf('--state <state>', 'only in this state', [...UNFINISHED, 'completed', ...REOPENED]))
+    .addOption(
+      choiceOption('--state <state>', 'only in this state', [...CANCELLABLE, 'completed', ...RETRYABLE]),
+    )
     .option('--kind <kind>', 'only of this kind')
     .option('--target <target>', 'only aimed at this')
     .option('--agent <id>', 'only those that it holds, or whose last attempt it ended', id)
-    .addOption(oneOf('--outcome <outcome>', 'only those whose last attempt ended so', OUTCOMES))
-    .addOption(pastOption('--from', 'only those whose last attempt ended from then on'))
-    .addOption(pastOption('--to', 'only those whose last attempt ended before then'))
+    .addOption(choiceOption('--outcome <outcome>', 'only those whose last attempt ended so', OUTCOMES))
+    .addOption(pastTimeOption('--from', 'only those whose last attempt ended from then on'))
+    .addOption(pastTimeOption('--to', 'only those whose last attempt ended before then'))
     .action(({ state, kind, target, agent: agent_id, outcome, from, to, limit, cursor, ...options }) =>
-      perform(
+      callAndPrint(
         terminal,
         options,
-        get(`/v1/tasks${query({ state, kind, target, agent_id, outcome, from, to, limit, cursor })}`),
-        ({ items }) => table(items.map(inRow), TASK),
+        get(`/v1/tasks${queryString({ state, kind, target, agent_id, outcome, from, to, limit, cursor })}`),
+        ({ items }) => table(items.map(toRow), TASK),
       ),
     );
-  verb(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
+  apiCommand(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
     .argument('<id>', "the task's id", id)
     .option('--cursor <cursor>', 'where the attempts shown before ended')
     .action((of, { cursor, ...options }) =>
-      perform(terminal, options, get(`/v1/tasks/${of}${query({ cursor })}`), shown),
+      callAndPrint(terminal, options, get(`/v1/tasks/${of}${queryString({ cursor })}`), renderTask),
     );
-  watching(verb(task, 'why', 'explain why a task does not run, and what would let it', 'task why 1203'))
+  watchable(
+    apiCommand(task, 'why', 'explain why a task does not run, and what would let it', 'task why 1203'),
+  )
     .argument('<id>', "the task's id", id)
-    .action((of, options) => perform(terminal, options, get(`/v1/tasks/${of}/why`), explained));
-  changing(
-    verb(
+    .action((of, options) => callAndPrint(terminal, options, get(`/v1/tasks/${of}/why`), renderWhy));
+  bulkChange(
+    apiCommand(
       task,
       'cancel',
       'cancel an unfinished task, or all that match; live leases are revoked',
@@ -138,12 +140,12 @@ export function addTasks(program: Command, terminal: Terminal): void {
       'task cancel --agent 12',
       'task cancel --all',
     ),
-    UNFINISHED,
+    CANCELLABLE,
   )
     .argument('[id]', "the task's id", id)
     .action((of: number | undefined, options) => change(terminal, 'cancel', of, options));
-  changing(
-    verb(
+  bulkChange(
+    apiCommand(
       task,
       'retry',
       'reopen a dead or cancelled task, or all that match',
@@ -151,51 +153,52 @@ export function addTasks(program: Command, terminal: Terminal): void {
       'task retry --state dead --kind http',
       'task retry --outcome expired --from 1h',
     ),
-    REOPENED,
+    RETRYABLE,
   )
     .argument('[id]', "the task's id", id)
     .action((of: number | undefined, options) => change(terminal, 'retry', of, options));
-  watching(verb(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch')).action(
-    (options) =>
-      perform(terminal, options, get('/v1/tasks/stats'), (stats) => {
-        noteIfEmpty(terminal, stats.depths);
-        return depths(stats);
-      }),
+  watchable(
+    apiCommand(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch'),
+  ).action((options) =>
+    callAndPrint(terminal, options, get('/v1/tasks/stats'), (stats) => {
+      noteIfEmpty(terminal, stats.depths);
+      return depths(stats);
+    }),
   );
 }
 
-/** The depths as a table, below what is about all of them. An empty queue shows only that. */
-const depths = ({ depths, ...others }: Shown) => fields(depths.length === 0 ? others : { ...others, depths });
+/** Renders the queue's depths as a table, below the totals; an empty queue has only the totals. */
+const depths = ({ depths, ...others }: Json) => fields(depths.length === 0 ? others : { ...others, depths });
 
-/** A task as a row shows it: of its last error the beginning. */
-const inRow = ({ last_error: error, ...task }: Shown): object => ({
+/** A task as a table shows it, with the beginning of its last error. */
+const toRow = ({ last_error: error, ...task }: Json): object => ({
   ...task,
-  last_error: error && shortened(error, MAX_ERROR),
+  last_error: error && truncated(error, MAX_ERROR),
 });
 
-/** A task with its attempts; whether there are more of them is said apart. */
-const shown = ({ next_cursor: _, ...task }: Shown) => fields(task);
+/** Renders a task with its attempts. The cursor of further attempts is printed apart. */
+const renderTask = ({ next_cursor: _, ...task }: Json) => fields(task);
 
-/** The sentence, and below it what is known; each change with what it has. */
-function explained({ message, changes, ...answer }: Shown): string {
+/** Renders why a task does not run: the sentence, then the facts and the changes that would let it run. */
+function renderWhy({ message, changes, ...answer }: Json): string {
   const isMoot = (name: string) => name === 'before_is_exact' && answer.before === null;
   const known = Object.entries(answer).filter(([name, value]) => value !== null && !isMoot(name));
-  return `${harmless(message)}\n\n${fields({ ...Object.fromEntries(known), changes })}`;
+  return `${escapeControls(message)}\n\n${fields({ ...Object.fromEntries(known), changes })}`;
 }
 
-const changing = (command: Command, states: readonly string[]): Command =>
+const bulkChange = (command: Command, states: readonly string[]): Command =>
   command
-    .addOption(oneOf('--state <state>', 'all in this state', states))
+    .addOption(choiceOption('--state <state>', 'all in this state', states))
     .option('--kind <kind>', 'all of this kind')
     .option('--target <target>', 'all aimed at this')
     .option('--agent <id>', 'all that it holds, or whose last attempt it ended', id)
-    .addOption(oneOf('--outcome <outcome>', 'all whose last attempt ended so', OUTCOMES))
-    .addOption(pastOption('--from', 'all whose last attempt ended from then on'))
-    .addOption(pastOption('--to', 'all whose last attempt ended before then'))
+    .addOption(choiceOption('--outcome <outcome>', 'all whose last attempt ended so', OUTCOMES))
+    .addOption(pastTimeOption('--from', 'all whose last attempt ended from then on'))
+    .addOption(pastTimeOption('--to', 'all whose last attempt ended before then'))
     .option('--all', 'every one')
     .option('--dry-run', 'only say how many match');
 
-interface Changing extends Common {
+interface BulkChange extends ApiOptions {
   state?: string;
   kind?: string;
   target?: string;
@@ -211,73 +214,75 @@ async function change(
   terminal: Terminal,
   name: 'cancel' | 'retry',
   of: number | undefined,
-  { state, kind, target, agent: agent_id, outcome, from, to, all, dryRun: dry_run, ...options }: Changing,
+  { state, kind, target, agent: agent_id, outcome, from, to, all, dryRun: dry_run, ...options }: BulkChange,
 ): Promise<void> {
   const chosen = { state, kind, target, agent_id, outcome, from, to, all };
   const filter = { ...chosen, dry_run };
   const isFiltered = Object.values(filter).some((value) => value !== undefined);
   const isChosen = Object.values(chosen).some((value) => value !== undefined);
   if (of === undefined ? !isChosen : isFiltered)
-    throw new Failure(
+    throw new CommandError(
       'Name one task by its id, or many by a filter such as --state and --agent, or every one by --all.',
-      EXIT.misused,
+      EXIT.usage,
     );
   if (of !== undefined) {
     const path = `/v1/tasks/${of}/${name}`;
-    return perform(terminal, options, post(path, undefined, name === 'cancel'), shown);
+    return callAndPrint(terminal, options, post(path, undefined, name === 'cancel'), renderTask);
   }
-  // The server works on it for some seconds at a time, and says how far it came.
+  // The server changes tasks for a few seconds per call, and answers how many.
   const call = post(`/v1/tasks/${name}`, filter, true);
   let matched: number | undefined;
   let changed = 0;
-  for (;;) {
+  let isDone = false;
+  while (!isDone) {
     const answer = JSON.parse(await fetchText(terminal, options, call));
     matched ??= answer.matched as number;
     changed += answer.changed;
-    if (dry_run || answer.changed === 0 || answer.changed >= answer.matched) break;
-    if (terminal.isInteractive) terminal.note(`${changed} of ${matched} so far`);
+    isDone = dry_run === true || answer.changed === 0 || answer.changed >= answer.matched;
+    if (!isDone && terminal.isInteractive) terminal.note(`${changed} of ${matched} so far`);
   }
   if (options.json) terminal.printJson(JSON.stringify({ matched, changed }));
   else terminal.print(fields({ matched, changed }));
 }
 
-/** A field of a spec: what reads as JSON is that, everything else is text. */
-function specValue(text: string): unknown {
+/** Parses the value of a spec's field: JSON if it is JSON, otherwise text. */
+function parseValue(text: string): unknown {
   try {
     const value: unknown = JSON.parse(text);
-    // 007, 1.0 and what a number can't hold exactly stay what was written.
+    // 007, 1.0 and numbers that a double can't hold exactly stay text.
     return typeof value === 'number' && String(value) !== text ? text : value;
   } catch {
     return text;
   }
 }
 
-function kindOf(kind: string | undefined): string {
+function requireKind(kind: string | undefined): string {
   if (kind === undefined || kind.includes('='))
-    throw new Failure(
+    throw new CommandError(
       'Name the kind of the task first, such as: task add dns query=example.com',
-      EXIT.misused,
+      EXIT.usage,
     );
   return kind;
 }
 
-function specOf(given: readonly string[]): Record<string, unknown> {
+function parseSpec(given: readonly string[]): Record<string, unknown> {
   const spec = new Map<string, unknown>();
   for (const text of given) {
     const cut = text.indexOf('=');
     if (cut < 1)
-      throw new Failure(`${text} is not a field of the spec; it must be name=value.`, EXIT.misused);
+      throw new CommandError(`${text} is not a field of the spec; it must be name=value.`, EXIT.usage);
     const name = text.slice(0, cut);
-    if (spec.has(name)) throw new Failure(`The field ${name} of the spec is there twice.`, EXIT.misused);
-    spec.set(name, specValue(text.slice(cut + 1)));
+    if (spec.has(name)) throw new CommandError(`The field ${name} of the spec is there twice.`, EXIT.usage);
+    spec.set(name, parseValue(text.slice(cut + 1)));
   }
   return Object.fromEntries(spec);
 }
 
-function tasksOf(terminal: Terminal, file: string, mixed: boolean): string {
-  if (mixed) throw new Failure('With --file, everything about the tasks is in the file.', EXIT.misused);
+function readTasks(terminal: Terminal, file: string, hasOtherArguments: boolean): string {
+  if (hasOtherArguments)
+    throw new CommandError('With --file, everything about the tasks is in the file.', EXIT.usage);
   const { text, value } = terminal.readJson(file);
   if (Array.isArray(value)) return `{"tasks":${text}}`;
   if (typeof value === 'object' && value !== null && 'tasks' in value) return text;
-  throw new Failure(`${file} must hold an array of tasks, or an object with "tasks".`, EXIT.misused);
+  throw new CommandError(`${file} must hold an array of tasks, or an object with "tasks".`, EXIT.usage);
 }

@@ -15,7 +15,7 @@ async function drawn(page: (maxLines: number) => string, size: { columns?: numbe
     stdout,
     stderr: { write: () => undefined },
     readInput: () => Buffer.alloc(0),
-    interruption: () => new AbortController().signal,
+    interruptSignal: () => new AbortController().signal,
   });
   const screen = await terminal.openScreen();
   Object.assign(stdout, size);

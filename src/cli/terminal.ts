@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { readSettings, type Settings } from '../settings';
-import { EXIT, Failure } from './failure';
-import { harmless, harmlessJson } from './print';
+import { CommandError, EXIT } from './command-error';
+import { escapeControls, escapeJson } from './print';
 
 /** A stream that a command writes to. */
 export interface Output {
@@ -12,72 +12,74 @@ export interface Output {
   readonly rows?: number;
 }
 
-/** A page that is drawn again and again in one place. */
+/** A page that is redrawn in place. */
 export interface Screen {
-  /** Draws the page that is made for `maxLines`, and cuts off what does not fit. */
+  /** Draws the page, made for at most `maxLines` lines; cuts off what does not fit. */
   show(pageOf: (maxLines: number) => string): void;
-  /** Leaves the last page there. */
+  /** Ends drawing; the last page stays visible. */
   close(): void;
 }
 
-/** What is around a command: a process's own, or what a test puts in its place. */
-export interface Surroundings {
-  /** The process's environment if it is left out. */
+/** The inputs and outputs of a command: those of the process, or a test's. */
+export interface ProcessIo {
+  /** By default the environment of the process. */
   readonly env?: NodeJS.ProcessEnv;
   readonly stdout: Output;
   readonly stderr: Output;
   /** Reads standard input to its end. */
   readInput(): Buffer;
-  /** Aborts when the command is asked to end, as by Ctrl-C; who asks for it ends the command himself. */
-  interruption(): AbortSignal;
-  /** Called before a server begins to serve in this process. */
+  /** Aborts on Ctrl-C. A command that reads it must end by itself: the process no longer does. */
+  interruptSignal(): AbortSignal;
+  /** Called before a server starts in this process. */
   onServe?(): void;
 }
 
-/** What a command reads and writes. */
+/** Reads and writes for a command, safely for a terminal. */
 export class Terminal {
-  /** With what the command ends if nothing is thrown. */
+  /** The exit code if nothing is thrown. */
   exitCode: number = EXIT.ok;
 
-  constructor(private readonly surroundings: Surroundings) {}
+  constructor(private readonly io: ProcessIo) {}
 
-  /** @throws SettingsError */
+  /** Reads the settings. @throws SettingsError a setting is unknown or invalid */
   settings(): Settings {
-    return readSettings(this.surroundings.env);
+    return readSettings(this.io.env);
   }
 
-  /** Lets the process be a server's. */
+  /** Prepares the process to run a server. */
   beginServing(): void {
-    this.surroundings.onServe?.();
+    this.io.onServe?.();
   }
 
+  /** Whether a person looks at standard output. */
   get isInteractive(): boolean {
-    return this.surroundings.stdout.isTTY === true;
+    return this.io.stdout.isTTY === true;
   }
 
-  get interruption(): AbortSignal {
-    return this.surroundings.interruption();
+  /** Aborts on Ctrl-C; see {@link ProcessIo}. */
+  get interruptSignal(): AbortSignal {
+    return this.io.interruptSignal();
   }
 
-  /** Writes to standard output, where the answer goes and nothing else. */
+  /** Writes to standard output, which carries only the command's result. */
   print(text: string): void {
-    this.surroundings.stdout.write(text.endsWith('\n') ? text : `${text}\n`);
+    this.io.stdout.write(text.endsWith('\n') ? text : `${text}\n`);
   }
 
-  /** Writes JSON to standard output, so that a terminal is safe and the value is what it was. */
+  /** Writes JSON to standard output, escaped for a terminal; its value stays the same. */
   printJson(text: string): void {
-    this.print(harmlessJson(text));
+    this.print(escapeJson(text));
   }
 
-  /** Writes to standard error what the person should know besides. */
+  /** Writes a message for the person to standard error. */
   note(text: string): void {
-    this.surroundings.stderr.write(`${text.split('\n').map(harmless).join('\n')}\n`);
+    this.io.stderr.write(`${text.split('\n').map(escapeControls).join('\n')}\n`);
   }
 
-  /** Begins to draw on the terminal. */
+  /** Starts drawing a page in place. */
   async openScreen(): Promise<Screen> {
-    const { stdout } = this.surroundings;
-    // One that does not say its size can't be drawn on in place.
+    const { stdout } = this.io;
+    // A terminal of unknown size can't be drawn on in place.
     if (!stdout.columns || !stdout.rows)
       return {
         show: (pageOf) => {
@@ -93,44 +95,44 @@ export class Terminal {
     const draw = createLogUpdate(stdout as NodeJS.WriteStream, { showCursor: true });
     this.clear();
     return {
-      // If it is too long, its end is what can be spared.
+      // If the page is too long, its end is cut off.
       show: (pageOf) => {
         const { columns, rows } = stdout;
-        // One that is being resized may say 0: the page that is there stays.
+        // A terminal may report 0 while it is resized: keep the last page.
         if (!columns || !rows) return;
         const maxLines = Math.max(1, rows - 1);
         let lines = pageOf(maxLines).split('\n');
         if (lines.length > maxLines) lines = [...lines.slice(0, maxLines - 1), '...'];
-        // By what they take on the screen: a line that wraps would push the first ones out.
+        // Cut by screen columns: a line that wraps would scroll the first lines away.
         draw(lines.map((line) => sliceAnsi(line, 0, columns)).join('\n'));
       },
       close: () => draw.done(),
     };
   }
 
-  /** Shows only this from now on, if a person looks at it. */
+  /** Clears the screen if a person looks at it. */
   clear(): void {
-    if (this.isInteractive) this.surroundings.stdout.write('\u001b[2J\u001b[H');
+    if (this.isInteractive) this.io.stdout.write('\u001b[2J\u001b[H');
   }
 
   /**
-   * The JSON of a file, or of standard input by the name `-`, as its text too: that is what is sent, so that the server
-   * judges what the file says. Parsed and written again, a name that is there twice would be lost, and a number that is
-   * too large would become null.
-   * @throws Failure
+   * Reads JSON from a file, or from standard input if the name is `-`.
+   * @returns its value, and its text: send the text, so that the server checks what the file says. Serialized again,
+   * duplicate names would be lost, and numbers that are too large would become null.
+   * @throws CommandError the file can't be read, or does not hold JSON
    */
   readJson(file: string): { text: string; value: unknown } {
     let bytes: Buffer;
     try {
-      bytes = file === '-' ? this.surroundings.readInput() : readFileSync(file);
+      bytes = file === '-' ? this.io.readInput() : readFileSync(file);
     } catch (error) {
-      throw new Failure(`${file} can't be read (${(error as NodeJS.ErrnoException).code}).`, EXIT.misused);
+      throw new CommandError(`${file} can't be read (${(error as NodeJS.ErrnoException).code}).`, EXIT.usage);
     }
     try {
       const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
       return { text, value: JSON.parse(text) };
     } catch (error) {
-      throw new Failure(`${file} does not hold JSON: ${(error as Error).message}.`, EXIT.misused);
+      throw new CommandError(`${file} does not hold JSON: ${(error as Error).message}.`, EXIT.usage);
     }
   }
 }

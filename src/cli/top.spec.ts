@@ -1,6 +1,6 @@
-import { type Look, pageOf, worstAgents } from './top';
+import { pageOf, type Snapshot, worstAgents } from './top';
 
-const LOOK: Look = {
+const LOOK: Snapshot = {
   at: Date.UTC(2026, 0, 1),
   stats: {
     depths: [
@@ -62,7 +62,7 @@ describe('the page', () => {
     [10, 5, 5, [1, 1]],
   ])('fits into %i lines: of %i targets and %i agents it shows %j', (maxLines, targets, agents, shown) => {
     const hour = { success: 0, timeout: 0, error: 5, cancelled: 0, expired: 0 };
-    const look: Look = {
+    const look: Snapshot = {
       ...LOOK,
       targets: Array.from({ length: targets }, (_, i) => ({
         ...{ kind: 'dns', target: `target-${i}`, last_error: null },
@@ -77,9 +77,9 @@ describe('the page', () => {
     if (maxLines >= 17) expect(page.split('\n').length).toBeLessThanOrEqual(maxLines);
   });
 
-  it('reckons rates between two looks; what retention deletes makes none negative', () => {
+  it('computes rates between two snapshots; deletions by retention make none negative', () => {
     const [completed, queued, dead] = LOOK.stats.depths as [object, object, object];
-    const later = (counts: [number, number, number], ms: number): Look => ({
+    const later = (counts: [number, number, number], ms: number): Snapshot => ({
       ...LOOK,
       at: LOOK.at + ms,
       stats: {

@@ -1,41 +1,42 @@
 import type { Command } from 'commander';
 import { Clock, toTimestamp } from '../clock';
-import { patience } from './arguments';
+import { type ApiOptions, apiCommand, fetchText, type Json, watch } from './api-command';
+import { timeoutSeconds } from './arguments';
+import { get, queryString } from './client';
 import { table } from './print';
 import type { Screen, Terminal } from './terminal';
-import { type Common, fetchText, get, query, repeatedly, type Shown, verb } from './verbs';
 
-const EVERY_S = 2;
+const INTERVAL_S = 2;
 const HOUR_MS = 3_600_000;
-/** How many agents and targets are shown. */
-const SHOWN = 5;
-/** How many of the latest tasks that did not end well are counted by target. */
-const COUNTED = 200;
-/** As many agents as a page of a list has at most. */
+/** How many of the worst agents and targets are shown. */
+const WORST = 5;
+/** How many of the latest tasks with each bad outcome are counted by target. */
+const SAMPLED = 200;
+/** The largest page of a list. */
 const MAX_PAGE = 500;
 
 const STATES = ['scheduled', 'waiting', 'queued', 'leased'] as const;
-/** Counts that are shown also if they are 0. */
-const ALWAYS = new Set(['online', 'offline', 'applied', 'failed']);
-/** The lines of the page besides those of kinds, targets and agents. */
+/** Counts that are shown even if they are 0. */
+const SHOWN_IF_ZERO = new Set(['online', 'offline', 'applied', 'failed']);
+/** How many lines of the page are not kinds, targets or agents. */
 const OTHER_LINES = 13;
 
-const UNWELL = ['error', 'timeout', 'expired', 'cancelled'] as const;
+const BAD_OUTCOMES = ['error', 'timeout', 'expired', 'cancelled'] as const;
 
-/** What the page is made from. */
-export interface Look {
-  /** In ms since the epoch, by this machine. */
+/** The data of one page. */
+export interface Snapshot {
+  /** When it was taken, in ms since the epoch, by this machine's clock. */
   readonly at: number;
   readonly stats: { depths: Depth[]; oldest_queued_age_ms: number | null };
   readonly fleet: Readonly<Record<string, number>>;
   readonly config: Readonly<Record<string, number>>;
   /** Whether a configuration is in force. */
   readonly isPublished: boolean;
-  /** Whether the server that was asked drains. */
+  /** Whether the server that answered drains. */
   readonly isDraining: boolean;
   readonly silent: number;
   readonly failing: number;
-  readonly agents: Shown[];
+  readonly agents: Json[];
   readonly targets: TargetTrouble[];
 }
 
@@ -46,7 +47,7 @@ interface Depth {
   readonly oldest_age_ms: number | null;
 }
 
-/** How the tasks of a target end that did not end well, of the latest. */
+/** How the latest tasks of a target with a bad outcome ended. */
 interface TargetTrouble {
   readonly kind: string;
   readonly target: string;
@@ -57,9 +58,9 @@ interface TargetTrouble {
   readonly last_error: unknown;
 }
 
-/** Adds the live page. */
+/** Adds the live status page. */
 export function addTop(program: Command, terminal: Terminal): void {
-  verb(
+  apiCommand(
     program,
     'top',
     'watch the fleet, the queue, its rates, and the worst targets and agents on one page, until Ctrl-C',
@@ -67,52 +68,52 @@ export function addTop(program: Command, terminal: Terminal): void {
     'top --every 10',
     'top --once --json',
   )
-    .option('--every <seconds>', 'how often it looks', patience, EVERY_S)
+    .option('--every <seconds>', 'how often the page is updated', timeoutSeconds, INTERVAL_S)
     .option('--once', 'show it once and end, as it does if standard output is not a terminal')
-    .action(({ every, once, ...options }: Common & { every: number; once?: true }) =>
+    .action(({ every, once, ...options }: ApiOptions & { every: number; once?: true }) =>
       top(terminal, options, once || options.json || !terminal.isInteractive ? undefined : every),
     );
 }
 
-async function top(terminal: Terminal, options: Common, every: number | undefined): Promise<void> {
+async function top(terminal: Terminal, options: ApiOptions, every: number | undefined): Promise<void> {
   if (every === undefined) {
-    const look = await takeLook(terminal, options);
-    if (options.json) terminal.printJson(JSON.stringify({ ...look, at: toTimestamp(look.at) }));
-    else terminal.print(pageOf(look, undefined));
+    const snapshot = await takeSnapshot(terminal, options);
+    if (options.json) terminal.printJson(JSON.stringify({ ...snapshot, at: toTimestamp(snapshot.at) }));
+    else terminal.print(pageOf(snapshot, undefined));
     return;
   }
   let screen: Screen | undefined;
-  let before: Look | undefined;
+  let before: Snapshot | undefined;
   try {
-    await repeatedly(terminal, { ...options, watch: every }, async () => {
-      const look = await takeLook(terminal, options).catch((error: unknown) => {
-        // Why it can't is said below the last page; the next one is drawn on a screen of its own.
+    await watch(terminal, { ...options, watch: every }, async () => {
+      const snapshot = await takeSnapshot(terminal, options).catch((error: unknown) => {
+        // The reason is printed below the last page; the next page starts a new screen.
         screen?.close();
         screen = undefined;
         throw error;
       });
       screen ??= await terminal.openScreen();
       const shown = (maxLines: number) =>
-        `${pageOf(look, before, maxLines - 2)}\n\nEvery ${every} s; Ctrl-C ends it.`;
+        `${pageOf(snapshot, before, maxLines - 2)}\n\nEvery ${every} s; Ctrl-C ends it.`;
       screen.show(shown);
-      before = look;
+      before = snapshot;
     });
   } finally {
     screen?.close();
   }
 }
 
-async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
-  const read = async (path: string): Promise<Shown> =>
+async function takeSnapshot(terminal: Terminal, options: ApiOptions): Promise<Snapshot> {
+  const read = async (path: string): Promise<Json> =>
     JSON.parse(await fetchText(terminal, options, get(path)));
   const at = new Clock().now();
   const stats = await read('/v1/tasks/stats');
   const exposition = await fetchText(terminal, options, { ...get('/metrics'), isText: true });
-  const agents = await read(`/v1/agents${query({ failing: 'true', limit: MAX_PAGE })}`);
+  const agents = await read(`/v1/agents${queryString({ failing: 'true', limit: MAX_PAGE })}`);
   const from = toTimestamp(at - HOUR_MS);
-  const tasks: Shown[] = [];
-  for (const outcome of UNWELL)
-    tasks.push(...(await read(`/v1/tasks${query({ outcome, from, limit: COUNTED })}`)).items);
+  const tasks: Json[] = [];
+  for (const outcome of BAD_OUTCOMES)
+    tasks.push(...(await read(`/v1/tasks${queryString({ outcome, from, limit: SAMPLED })}`)).items);
   return {
     ...{ at, stats },
     fleet: seriesOf(exposition, 'agents', 'status'),
@@ -126,7 +127,7 @@ async function takeLook(terminal: Terminal, options: Common): Promise<Look> {
   };
 }
 
-/** The values of a series, by what its label says. */
+/** The values of a metric in a Prometheus exposition, by the value of its label. */
 function seriesOf(exposition: string, name: string, label?: string): Record<string, number> {
   const values: Record<string, number> = {};
   const line = new RegExp(`^control_plane_${name}(?:\\{${label}="(\\w*)"\\})? (\\S+)$`, 'gm');
@@ -134,19 +135,19 @@ function seriesOf(exposition: string, name: string, label?: string): Record<stri
   return values;
 }
 
-/** Of the newest that fail, those of which most attempts of the last hour did not end well. */
-export function worstAgents(agents: readonly Shown[]): Shown[] {
-  const failures = ({ outcomes: { hour } }: Shown) => hour.error + hour.cancelled + hour.expired;
-  return agents.toSorted((a, b) => failures(b) - failures(a)).slice(0, SHOWN);
+/** The agents with the most failed attempts in the last hour. */
+export function worstAgents(agents: readonly Json[]): Json[] {
+  const failures = ({ outcomes: { hour } }: Json) => hour.error + hour.cancelled + hour.expired;
+  return agents.toSorted((a, b) => failures(b) - failures(a)).slice(0, WORST);
 }
 
-function worstTargets(tasks: readonly Shown[]): TargetTrouble[] {
+function worstTargets(tasks: readonly Json[]): TargetTrouble[] {
   const byTarget = Map.groupBy(tasks, ({ kind, target }) => JSON.stringify([kind, target]));
-  const count = (of: readonly Shown[], outcome: string) =>
+  const count = (of: readonly Json[], outcome: string) =>
     of.filter(({ last_outcome }) => last_outcome === outcome).length;
   return [...byTarget.values()]
     .sort((a, b) => b.length - a.length)
-    .slice(0, SHOWN)
+    .slice(0, WORST)
     .map((of) => ({
       ...{ kind: of[0].kind, target: of[0].target },
       error: count(of, 'error'),
@@ -158,35 +159,39 @@ function worstTargets(tasks: readonly Shown[]): TargetTrouble[] {
 }
 
 /**
- * The page as text.
- * @param before the look before it, which rates are reckoned from
- * @param maxLines how many lines there are: fewer targets and agents are shown, but one of each
+ * Renders the page.
+ * @param before the earlier snapshot, from which rates are computed
+ * @param maxLines how many lines fit: fewer targets and agents are shown, but at least one of each
  */
-export function pageOf(look: Look, before: Look | undefined, maxLines = Number.POSITIVE_INFINITY): string {
-  const { fleet, config } = look;
-  const kinds = kindRows(look);
+export function pageOf(
+  snapshot: Snapshot,
+  before: Snapshot | undefined,
+  maxLines = Number.POSITIVE_INFINITY,
+): string {
+  const { fleet, config } = snapshot;
+  const kinds = kindRows(snapshot);
   const rows = Math.max(2, maxLines - kinds.length - OTHER_LINES);
-  // What one of them does not need, the other has.
-  const ofAgents = Math.max(Math.ceil(rows / 2), rows - look.targets.length);
-  const agents = look.agents.slice(0, ofAgents);
-  const targets = look.targets.slice(0, Math.max(1, rows - agents.length));
+  // Lines that one of the two does not need go to the other.
+  const ofAgents = Math.max(Math.ceil(rows / 2), rows - snapshot.targets.length);
+  const agents = snapshot.agents.slice(0, ofAgents);
+  const targets = snapshot.targets.slice(0, Math.max(1, rows - agents.length));
   const parts = (counts: Readonly<Record<string, number>>) =>
     Object.entries(counts)
-      .filter(([name, count]) => count > 0 || ALWAYS.has(name))
+      .filter(([name, count]) => count > 0 || SHOWN_IF_ZERO.has(name))
       .map(([name, count]) => `${name} ${grouped(count)}`)
       .join('  ');
   return [
-    `${toTimestamp(look.at)}${look.isDraining ? '  the server stops' : ''}`,
+    `${toTimestamp(snapshot.at)}${snapshot.isDraining ? '  the server stops' : ''}`,
     '',
-    // What is wrong first: a narrow terminal cuts off the end.
-    `FLEET   failing ${grouped(look.failing)}  silent ${grouped(look.silent)}  ${parts(fleet)}`,
-    `CONFIG  ${look.isPublished ? parts(config) : 'none is in force'}`,
-    `QUEUE   ${ratesOf(look, before)}`,
+    // Problems first: a narrow terminal cuts off the end.
+    `FLEET   failing ${grouped(snapshot.failing)}  silent ${grouped(snapshot.silent)}  ${parts(fleet)}`,
+    `CONFIG  ${snapshot.isPublished ? parts(config) : 'none is in force'}`,
+    `QUEUE   ${ratesOf(snapshot, before)}`,
     '',
     table(kinds, ['kind', ...STATES, 'completed', 'dead', 'oldest']),
     '',
     'WORST TARGETS, by their latest tasks of the last hour that did not end well',
-    targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...UNWELL, 'last_error']),
+    targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...BAD_OUTCOMES, 'last_error']),
     '',
     'FAILING AGENTS (5 attempts or more in the last hour, most of them not well), the worst',
     agents.length === 0
@@ -194,16 +199,16 @@ export function pageOf(look: Look, before: Look | undefined, maxLines = Number.P
       : table(
           agents.map(({ id, hostname, status, outcomes, last_error }) => ({
             ...{ id, hostname, status },
-            ...Object.fromEntries(UNWELL.map((outcome) => [outcome, outcomes.hour[outcome]])),
+            ...Object.fromEntries(BAD_OUTCOMES.map((outcome) => [outcome, outcomes.hour[outcome]])),
             success: outcomes.hour.success,
             last_error: last_error?.message ?? last_error?.outcome,
           })),
-          ['id', 'hostname', 'status', 'success', ...UNWELL, 'last_error'],
+          ['id', 'hostname', 'status', 'success', ...BAD_OUTCOMES, 'last_error'],
         ),
   ].join('\n');
 }
 
-function kindRows({ stats: { depths } }: Look): object[] {
+function kindRows({ stats: { depths } }: Snapshot): object[] {
   return [...Map.groupBy(depths, ({ kind }) => kind)].map(([kind, of]) => {
     const counts = Object.fromEntries(of.map(({ state, count }) => [state, grouped(count)]));
     const ages = of.flatMap(({ state, oldest_age_ms: age }) =>
@@ -213,22 +218,22 @@ function kindRows({ stats: { depths } }: Look): object[] {
   });
 }
 
-/** How many tasks a second came and ended between two looks. Retention, which takes tasks away, hides some of them. */
-function ratesOf(look: Look, before: Look | undefined): string {
-  const seconds = before ? (look.at - before.at) / 1_000 : 0;
-  if (!before || seconds <= 0) return 'rates: - (they need two looks)';
-  const sum = ({ stats: { depths } }: Look, ...states: string[]) =>
+/** Tasks enqueued and ended per second between two snapshots. Retention deletes tasks, so it hides some. */
+function ratesOf(snapshot: Snapshot, before: Snapshot | undefined): string {
+  const seconds = before ? (snapshot.at - before.at) / 1_000 : 0;
+  if (!before || seconds <= 0) return 'rates: - (they need two updates)';
+  const sum = ({ stats: { depths } }: Snapshot, ...states: string[]) =>
     depths
       .filter(({ state }) => states.length === 0 || states.includes(state))
       .reduce((total, { count }) => total + count, 0);
   const rate = (...states: string[]) => {
-    const perSecond = Math.max(0, (sum(look, ...states) - sum(before, ...states)) / seconds);
+    const perSecond = Math.max(0, (sum(snapshot, ...states) - sum(before, ...states)) / seconds);
     return perSecond >= 10 ? grouped(Math.round(perSecond)) : perSecond.toFixed(1);
   };
   return `enqueued ${rate()}/s  completed ${rate('completed')}/s  dead ${rate('dead')}/s`;
 }
 
-/** A number with its thousands apart. */
+/** Formats a number with thousands separators. */
 const grouped = (value: number): string => value.toLocaleString('en-US');
 
 function ageOf(ms: number): string {

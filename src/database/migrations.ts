@@ -82,7 +82,7 @@ export async function migrate(
   if (pending.length > 0 && !allowed) {
     throw new DatabaseError(
       `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
-        'run "node dist/main.js --migrate-only" first.',
+        'run "control-plane migrate" first.',
     );
   }
   if (pending.length > 0) await source.runMigrations({ transaction: 'each' });

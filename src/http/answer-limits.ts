@@ -3,16 +3,16 @@ import type { Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import type { Settings } from '../settings';
 
-/** How many requests may wait on one connection behind the one that is being answered. */
+/** How many pipelined requests may wait on one connection. */
 export const MAX_PIPELINED = 16;
-/** How many requests may wait on all connections together; each takes a few KiB. */
+/** How many requests may wait on all connections together; each takes a few KiB of memory. */
 const MAX_WAITING = 10_000;
-/** The pace at which a client must read a large answer, in bytes a millisecond: 16 KiB a second. */
-const MIN_PACE = 16;
-/** How often answers are checked for their deadline, in milliseconds. */
+/** The rate at which a client must read a large answer, in bytes per ms: 16 KiB per second. */
+const MIN_RATE = 16;
+/** How often the deadlines of answers are checked, in ms. */
 const SWEEP_MS = 1_000;
 
-/** A request that waits until the answer before it has been sent. */
+/** A request, and how to handle it when the answers before it have been sent. */
 interface Waiting {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
@@ -21,29 +21,29 @@ interface Waiting {
 
 interface Connection {
   readonly socket: Socket;
-  /** The request whose answer is being made or sent. */
+  /** The request that is being handled, until its answer has been sent. */
   current: Waiting | undefined;
   readonly waiting: Waiting[];
-  /** Requests beyond the limit. Node keeps them until the connection has closed. */
+  /** How many requests exceeded the limit. Node keeps them until the connection closes. */
   refused: number;
   /** Called when every request has been answered. */
   onAnswered: (() => void) | undefined;
-  /** Bytes of the current answer that were made for this request alone. */
+  /** Bytes of the current answer that no other request shares. */
   bytes: number;
-  /** When the current answer must have been read, in ms of the monotonic clock. */
+  /** When the client must have read the current answer, in ms of the monotonic clock. */
   deadline: number;
 }
 
 /**
  * Bounds the memory of answers that clients do not read.
  *
- * Requests of one connection are handled one after the other: the next begins when the answer before it has been handed to
- * the operating system, so a connection holds one answer at most. Node by itself dispatches all requests of a packet at
- * once, up to some thousands, and keeps all their answers.
- * - More than {@link MAX_PIPELINED} requests wait on a connection: those are answered, the others are not handled, and the
- *   connection closes.
- * - An answer is not read in time: the connection closes. The time grows with the size of the answer.
- * - All answers together exceed the limit: the connections close whose clients have been reading for longest.
+ * The requests of one connection are handled one after the other: the next starts when the operating system has taken the
+ * answer before it, so a connection holds at most one answer. Node itself dispatches all requests of a packet at once, up to
+ * some thousands, and keeps all their answers.
+ * - If more than {@link MAX_PIPELINED} requests wait on a connection, those are answered, the others are not handled, and
+ *   the connection closes.
+ * - If an answer is not read in time, the connection closes. The time grows with the size of the answer.
+ * - If all answers together exceed the limit, the connections whose clients have been reading longest close.
  */
 export class AnswerLimits {
   private readonly connections = new WeakMap<Socket, Connection>();
@@ -52,8 +52,8 @@ export class AnswerLimits {
   private timer: NodeJS.Timeout | undefined;
   private waiting = 0;
   private bytes = 0;
-  private ended = 0;
-  /** Connections that were closed since the start, by why. */
+  private cutOffCount = 0;
+  /** Connections closed since the start, by reason. */
   readonly closed = { unread_answer: 0, pipelined: 0, waiting: 0 };
 
   constructor(
@@ -66,29 +66,30 @@ export class AnswerLimits {
     return { waiting: this.waiting, bytes: this.bytes };
   }
 
-  /** Puts the limits before a server's handler. */
+  /** Wraps a server's handler with the limits. */
   guard(handler: RequestListener): RequestListener {
     return (request, response) => {
       this.admit(request.socket, { request, response, handle: () => handler(request, response) });
     };
   }
 
-  /** Begins to account for the answers that Fastify sends, and to end those that are not read in time. */
+  /** Counts the answers that Fastify sends, and closes connections that do not read them in time. */
   account(http: FastifyInstance): void {
     http.addHook('onSend', (_request, reply, payload, done) => {
-      this.send(reply.raw, payload);
+      this.count(reply.raw, payload);
       done();
     });
     this.timer = setInterval(() => this.sweep(), SWEEP_MS).unref();
   }
 
+  /** Stops checking deadlines. */
   close(): void {
     clearInterval(this.timer);
   }
 
   /**
-   * Calls back when every request that arrived whole on the connection has been answered: for answers that are written to
-   * the socket itself. Never, if the connection closes before that. A request that arrived in part is not handled any more.
+   * Calls back when every complete request on the connection has been answered, so that an answer can be written to the
+   * socket itself. Does not call back if the connection closes first. An incomplete request is no longer handled.
    */
   whenAnswered(socket: Socket, callback: () => void): void {
     const connection = this.connections.get(socket);
@@ -104,10 +105,10 @@ export class AnswerLimits {
 
   /** Closes connections whose answer has not been read by its deadline. */
   sweep(nowMs = performance.now()): void {
-    for (const connection of this.sending) if (nowMs >= connection.deadline) this.end(connection);
-    if (this.ended === 0) return;
-    this.logger.warn({ connections: this.ended }, 'closed connections that did not read their answers');
-    this.ended = 0;
+    for (const connection of this.sending) if (nowMs >= connection.deadline) this.cutOff(connection);
+    if (this.cutOffCount === 0) return;
+    this.logger.warn({ connections: this.cutOffCount }, 'closed connections that did not read their answers');
+    this.cutOffCount = 0;
   }
 
   private admit(socket: Socket, request: Waiting): void {
@@ -150,18 +151,18 @@ export class AnswerLimits {
   private handle(connection: Connection, request: Waiting): void {
     const { response, handle } = request;
     connection.current = request;
-    response.once('close', () => this.goOn(connection));
-    // Tells the client that nothing after this is answered.
+    response.once('close', () => this.handleNext(connection));
+    // The client must know that no later request is answered.
     if (connection.refused > 0 && connection.waiting.length === 0) response.shouldKeepAlive = false;
     handle();
   }
 
-  /** Goes on with the next request of a connection, or does what was to follow the last. */
-  private goOn(connection: Connection): void {
+  /** Handles the next request of a connection; after the last one, closes it or calls back. */
+  private handleNext(connection: Connection): void {
     this.release(connection);
     connection.current = undefined;
     const { socket, waiting, onAnswered } = connection;
-    // After an answer with `Connection: close` nobody gets another, so nothing more must be done.
+    // After an answer with `Connection: close` the client gets no other, so the next request must have no effect.
     if (!socket.writable) return;
     const next = waiting.shift();
     if (next) {
@@ -175,25 +176,25 @@ export class AnswerLimits {
     }
   }
 
-  /** Accounts for an answer that begins to be sent. */
-  private send(response: ServerResponse, payload: unknown): void {
+  /** Counts an answer when it starts to be sent. */
+  private count(response: ServerResponse, payload: unknown): void {
     const connection = response.socket ? this.connections.get(response.socket) : undefined;
     if (connection?.current?.response !== response || isStream(payload)) return;
-    // Buffers belong to the documentation, whose texts all its readers share.
+    // Buffers are the documentation's texts, which all readers share.
     const bytes = typeof payload === 'string' ? Buffer.byteLength(payload) : 0;
     const size = Buffer.isBuffer(payload) ? payload.length : bytes;
     connection.bytes = bytes;
-    connection.deadline = performance.now() + this.settings.answerTimeoutMs + size / MIN_PACE;
+    connection.deadline = performance.now() + this.settings.answerTimeoutMs + size / MIN_RATE;
     this.bytes += bytes;
     this.sending.add(connection);
     for (const oldest of this.sending) {
       if (this.bytes <= this.settings.maxAnswerBytes) break;
-      this.end(oldest);
+      this.cutOff(oldest);
     }
   }
 
-  private end(connection: Connection): void {
-    this.ended++;
+  private cutOff(connection: Connection): void {
+    this.cutOffCount++;
     this.closed.unread_answer++;
     this.release(connection);
     connection.socket.destroy();
@@ -216,10 +217,10 @@ export class AnswerLimits {
 const isStream = (payload: unknown): boolean =>
   typeof (payload as { pipe?: unknown } | null | undefined)?.pipe === 'function';
 
-/** Drops what else arrives on a connection, unread by the parser; what it has taken in already is parsed to its end. */
+/** Discards what arrives on a connection from now on. Bytes that the parser has already taken are parsed to their end. */
 export function stopReading(socket: Socket): void {
   process.nextTick(() => {
-    // Node's parser takes the bytes from the handle itself until somebody asks for them here.
+    // Node's parser reads from the handle directly until a listener for data is added.
     socket.on('data', ignore);
     socket.removeAllListeners('data');
     socket.on('data', ignore);

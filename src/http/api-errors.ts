@@ -31,10 +31,10 @@ export class ErrorEnvelope {
   details?: ErrorDetails;
 }
 
-/** What any route can answer, whatever it does. */
+/** The errors of every route. */
 const ALWAYS: readonly ErrorCode[] = ['ERR_RATE_LIMITED', 'ERR_BACKEND', 'ERR_UNAVAILABLE'];
 
-/** What any route that needs credentials can answer. */
+/** The errors of every route that needs credentials. */
 const GUARDED = ['ERR_VALIDATION', 'ERR_UNAUTHORIZED', 'ERR_TOKEN_EXPIRED', 'ERR_FORBIDDEN'] as const;
 
 const SECONDS = { schema: { type: 'integer', minimum: 1 }, example: 2 } as const;
@@ -44,7 +44,7 @@ const RETRY_AFTER = {
   ...SECONDS,
 } as const;
 
-/** The header of an answer that is no error: the server stops, and the caller should come back later. */
+/** The header of a successful answer while the server stops: the caller should come back later. */
 export const COME_BACK_AFTER = {
   'Retry-After': {
     description:
@@ -55,8 +55,7 @@ export const COME_BACK_AFTER = {
 } as const;
 
 /**
- * Documents the errors that a route can answer with, each as the envelope with an example; those that every route can
- * give need not be named.
+ * Documents the errors of a route, each as the envelope with an example. The errors of every route are added.
  */
 export function ApiErrors(...codes: ErrorCode[]): MethodDecorator {
   const byStatus = new Map<number, ErrorCode[]>();
@@ -70,10 +69,10 @@ export function ApiErrors(...codes: ErrorCode[]): MethodDecorator {
   );
 }
 
-/** The errors of a route that needs credentials, and what else is named. */
+/** Documents the errors of a route that needs credentials: those of every such route, and the given ones. */
 export const GuardedErrors = (...codes: ErrorCode[]) => ApiErrors(...GUARDED, ...codes);
 
-/** One status with the codes that share it. */
+/** Describes one status, with the codes that share it. */
 function describe(status: number, codes: readonly ErrorCode[]) {
   return {
     status,

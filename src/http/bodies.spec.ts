@@ -21,10 +21,10 @@ describe('Bodies', () => {
       if (agent) request.agent = { id: agent, tokenHash: '' };
       done();
     });
-    const bound = { inAll: 30_000, each: 20_000 };
+    const bound = { total: 30_000, perCaller: 20_000 };
     bodies = new Bodies(() => now, {
-      strangers: bound,
-      known: { inAll: 100_000, each: 50_000 },
+      anonymous: bound,
+      authenticated: { total: 100_000, perCaller: 50_000 },
     });
     bodies.guard(http, { check: () => undefined, charge: () => undefined });
     const filter = new ErrorFilter();
@@ -71,16 +71,16 @@ describe('Bodies', () => {
     const fast = await send(`content-length: 9000\r\n\r\n${' '.repeat(3_000)}`);
     await until(2 * 4_096);
     now = 10_000;
-    bodies.giveUpSlow();
+    bodies.abortSlow();
     now = 12_000;
-    bodies.giveUpSlow();
+    bodies.abortSlow();
     expect(await answerOf(slow)).toMatch(/^HTTP\/1\.1 408 /);
     fast.write(`${' '.repeat(5_998)}{}`);
     expect(await answerOf(fast)).toMatch(/^HTTP\/1\.1 200 /);
     await until(0);
   });
 
-  it('holds so much for one caller and for all, strangers apart from others, until they are answered or gone', async () => {
+  it('limits the memory of one caller, of all anonymous and of all authenticated callers, until requests are answered or closed', async () => {
     const some = `content-length: 16384\r\n\r\n${' '.repeat(16_000)}`;
     const first = await send(some);
     while (bodies.heldBytes < 16_000) await new Promise(setImmediate);
@@ -89,7 +89,7 @@ describe('Bodies', () => {
     expect(await answerOf(await send(some))).toMatch(/^HTTP\/1\.1 503 /);
     expect(await answerOf(await send(whole('{"a":1}')))).toMatch(/^HTTP\/1\.1 200 /);
     expect(await answerOf(await send(whole('{"a":1}'), 7))).toMatch(/^HTTP\/1\.1 200 /);
-    // Of what is only announced nothing is held.
+    // An announced length alone holds nothing.
     await send('content-length: 16384\r\n\r\n');
     await until(held);
     first.destroy();
@@ -98,7 +98,7 @@ describe('Bodies', () => {
     await until(0);
   });
 
-  it('counts what the values of a body take once they are parsed', async () => {
+  it('counts the memory of parsed values', async () => {
     const few = whole(`[${'0,'.repeat(700)}0]`);
     const many = whole(`[${'0,'.repeat(800)}0]`);
     expect(await answerOf(await send(few, 7))).toMatch(/^HTTP\/1\.1 200 /);
@@ -106,7 +106,7 @@ describe('Bodies', () => {
     await until(0);
   });
 
-  it('refuses what is longer than announced limits, before it is there', async () => {
+  it('refuses a body beyond its limit before it has arrived', async () => {
     expect(await answerOf(await send('content-length: 16385\r\n\r\n'))).toMatch(/^HTTP\/1\.1 413 /);
     const chunk = `4000\r\n${' '.repeat(0x4000)}\r\n`;
     expect(await answerOf(await send(`transfer-encoding: chunked\r\n\r\n${chunk}1\r\n \r\n`))).toMatch(

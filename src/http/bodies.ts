@@ -10,36 +10,36 @@ import { declarationOf } from './route-declaration';
 const KIB = 1024;
 const MIB = 1024 * KIB;
 
-/** How much the bodies may come to of requests that are not answered yet, as sent and as parsed, in bytes. */
+/** How much memory the bodies of unanswered requests may take, as bytes and as parsed values, in bytes. */
 interface Bounds {
-  /** Of all callers of the sort. */
-  readonly inAll: number;
+  /** Of all callers together. */
+  readonly total: number;
   /** Of one caller. */
-  readonly each: number;
+  readonly perCaller: number;
 }
 
-/** Of callers without credentials: what they may send is small, and many of them may be one. */
-const STRANGERS: Bounds = { inAll: 32 * MIB, each: 2 * MIB };
-const KNOWN: Bounds = { inAll: 256 * MIB, each: 64 * MIB };
+/** For callers without credentials: their bodies are small, and many callers may be one client. */
+const ANONYMOUS: Bounds = { total: 32 * MIB, perCaller: 2 * MIB };
+const AUTHENTICATED: Bounds = { total: 256 * MIB, perCaller: 64 * MIB };
 
-/** A body up to this size is taken in beyond the bound of all: a heartbeat, a claim, a report of the usual size. */
+/** Bodies up to this size may use the reserve beyond the total: heartbeats, claims, reports of the usual size. */
 const SMALL_BODY = 64 * KIB;
 const SMALL_RESERVE = 64 * MIB;
 
-/** How much memory a body has at first; it doubles as the body comes. */
+/** The first size of a body's buffer; it doubles as the body arrives. */
 const FIRST_BYTES = 4 * KIB;
 
-/** A body that is slower than this, after a while, is given up: in milliseconds and bytes per second. */
+/** After this time, in ms, a body that arrives more slowly than this rate, in bytes per second, is refused. */
 const GRACE_MS = 10_000;
-const SLOWEST = KIB;
-const CHECKING_MS = 1_000;
+const MIN_RATE = KIB;
+const CHECK_INTERVAL_MS = 1_000;
 
-/** How much of a body that is not wanted is read, so that its sender gets to read the answer; and for how long. */
+/** How much of a refused body is read and discarded, in bytes, and for how long, in ms: its sender must get the answer. */
 const MAX_DISCARDED = MAX_BODY;
 const MAX_DISCARDED_OF_FLOOD = 64 * KIB;
 const DISCARDING_MS = 10_000;
 
-/** Counts bodies that can't be read against their senders. */
+/** Counts bodies that can't be parsed, for each caller. */
 export interface ParseFailures {
   /** @throws ERR_RATE_LIMITED the caller has sent too many */
   check(caller: string): void;
@@ -48,35 +48,35 @@ export interface ParseFailures {
 
 type Done = (error: Error | null, body?: unknown) => void;
 
-/** A body on its way. It takes memory as it comes, whatever length was announced. */
+/** A body that is arriving. Its buffer grows as bytes arrive, regardless of the announced length. */
 class IncomingBody {
   received = 0;
   private buffer = Buffer.alloc(0);
 
   /**
-   * @param hold takes so many bytes more, of what is then a body of that size; false if there is no room
-   * @param giveUp ends it before it is there
+   * @param hold reserves more bytes of memory for a body that then has `size` bytes; false if there is no room
+   * @param abort ends it before it is complete
    */
   constructor(
     readonly startedAt: number,
     private readonly limit: number,
     private readonly announced: number | undefined,
     private readonly hold: (bytes: number, size: number) => boolean,
-    readonly giveUp: (error: ApiError) => void,
+    readonly abort: (error: ApiError) => void,
   ) {}
 
   get bytes(): Buffer {
     return this.buffer.subarray(0, this.received);
   }
 
-  /** @returns why the body can't be taken in */
+  /** Adds bytes. @returns the error if the body can't be taken */
   add(chunk: Buffer): ApiError | undefined {
     const received = this.received + chunk.length;
     if (received > this.limit) return tooLarge(this.limit);
     if (received > this.buffer.length) {
       const size = this.sizeFor(received);
-      if (!this.hold(size - this.buffer.length, size)) return tooMany();
-      // Copied: chunks of a byte each would take a hundred times as much.
+      if (!this.hold(size - this.buffer.length, size)) return noRoom();
+      // Copied: a list of one-byte chunks would take a hundred times the memory.
       const larger = Buffer.allocUnsafeSlow(size);
       this.buffer.copy(larger, 0, 0, this.received);
       this.buffer = larger;
@@ -86,19 +86,19 @@ class IncomingBody {
     return undefined;
   }
 
-  /** Takes the memory of its values, once it is there. @returns false if there is no room */
+  /** Reserves memory for its parsed values. @returns false if there is no room */
   holdValues(values: number): boolean {
     return this.hold(values * VALUE_BYTES, this.received);
   }
 
-  /** Why a body that has ended is none. */
+  /** The error of a body that ended with another length than announced. */
   get problem(): ApiError | undefined {
     return this.announced === undefined || this.announced === this.received
       ? undefined
       : fail('ERR_VALIDATION', { body: 'does not have the length announced' });
   }
 
-  /** Twice as much as there is, but no more than can be needed. */
+  /** Twice the buffer's size, but no more than the body can need. */
   private sizeFor(received: number): number {
     const most = this.announced ?? this.limit;
     return Math.max(received, Math.min(most, Math.max(FIRST_BYTES, 2 * this.buffer.length)));
@@ -106,38 +106,37 @@ class IncomingBody {
 }
 
 /**
- * Reads the bodies of requests, after their callers are admitted. What they take of the memory is counted as it arrives and
- * until they are answered, for each caller and in all: an announced length takes nobody's place, and neither do many who
- * send slowly.
+ * Reads the bodies of requests, after their callers are admitted. Their memory is counted as they arrive and until they are
+ * answered, per caller and in total: neither an announced length nor many slow senders keep others out.
  */
 export class Bodies {
-  private readonly held = { strangers: 0, known: 0 };
+  private readonly held = { anonymous: 0, authenticated: 0 };
   private readonly heldBy = new Map<string, number>();
   private readonly incoming = new Set<IncomingBody>();
   private readonly responses = new WeakMap<IncomingMessage, ServerResponse>();
-  /** Callers that wait to be told to send their body. */
+  /** Requests whose client waits for `100 Continue`. */
   private readonly expecting = new WeakSet<IncomingMessage>();
   private readonly timer: NodeJS.Timeout;
 
   private failures: ParseFailures = { check: () => undefined, charge: () => undefined };
 
   /**
-   * @param now a clock that never goes back, in milliseconds
-   * @param bounds how much may be held
+   * @param now a monotonic clock, in ms
+   * @param bounds how much memory may be held
    */
   constructor(
     private readonly now: () => number = () => performance.now(),
-    private readonly bounds = { strangers: STRANGERS, known: KNOWN },
+    private readonly bounds = { anonymous: ANONYMOUS, authenticated: AUTHENTICATED },
   ) {
-    this.timer = setInterval(() => this.giveUpSlow(), CHECKING_MS).unref();
+    this.timer = setInterval(() => this.abortSlow(), CHECK_INTERVAL_MS).unref();
   }
 
-  /** How many bytes are held of requests that are not answered. */
+  /** How many bytes unanswered requests hold. */
   get heldBytes(): number {
-    return this.held.strangers + this.held.known;
+    return this.held.anonymous + this.held.authenticated;
   }
 
-  /** Takes over the reading of bodies. Call it behind the hooks that admit callers. */
+  /** Takes over the reading of bodies. Call it after the hooks that admit callers. */
   guard(http: FastifyInstance, failures: ParseFailures): void {
     this.failures = failures;
     http.addHook('onRequest', (request, reply, done) => {
@@ -145,13 +144,13 @@ export class Bodies {
       done();
     });
     http.addHook('onSend', (request, reply, _payload, done) => {
-      // A caller that was not told to go on may send the body all the same, or its next request: what follows could be either.
+      // A client that got no `100 Continue` may send the body or its next request: what follows could be either.
       if (this.expecting.has(request.raw)) reply.header('connection', 'close');
       if (hasBody(request.raw) && !request.raw.complete && !request.raw.readableEnded)
-        discard(request.raw, limitOfRest(request, reply));
+        discard(request.raw, discardLimit(request, reply));
       done();
     });
-    // Node would ask for the body before anybody is asked who he is.
+    // Node would ask for the body before the caller is authenticated.
     http.server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
       this.expecting.add(request);
       http.server.emit('request', request, response);
@@ -166,17 +165,18 @@ export class Bodies {
     });
   }
 
+  /** Stops checking for slow bodies. */
   close(): void {
     clearInterval(this.timer);
   }
 
-  /** Gives up bodies that come too slowly. */
-  giveUpSlow(): void {
+  /** Refuses bodies that arrive too slowly. */
+  abortSlow(): void {
     const now = this.now();
     for (const body of this.incoming) {
       const lateMs = now - body.startedAt - GRACE_MS;
-      if (lateMs > 0 && body.received < (lateMs / 1_000) * SLOWEST)
-        body.giveUp(fail('ERR_VALIDATION', { request: 'did not arrive in time' }, { status: 408 }));
+      if (lateMs > 0 && body.received < (lateMs / 1_000) * MIN_RATE)
+        body.abort(fail('ERR_VALIDATION', { request: 'did not arrive in time' }, { status: 408 }));
     }
   }
 
@@ -212,10 +212,10 @@ export class Bodies {
   private parse(body: IncomingBody, shape: BodyShape | undefined, caller: string, done: Done): void {
     let value: unknown;
     try {
-      // Many clients name the type of a body that they do not send; a route that needs one will say so.
+      // Many clients send a content type without a body; a route that needs a body reports that.
       if (body.received > 0) {
         if (!body.holdValues(countValues(body.bytes))) {
-          done(tooMany());
+          done(noRoom());
           return;
         }
         value = parseJsonBody(body.bytes, shape);
@@ -229,31 +229,31 @@ export class Bodies {
   }
 
   /**
-   * Counts what a request holds until it is answered.
-   * @returns takes so many bytes more, of what is then a body of that size; false if there is no room
+   * Counts the memory that a request holds until it is answered.
+   * @returns a function that reserves more bytes for a body that then has `size` bytes; false if there is no room
    */
   private hold(
     request: ControlPlaneRequest,
     response: ServerResponse | undefined,
   ): (bytes: number, size: number) => boolean {
-    const isKnown = request.agent !== undefined || request.operator !== undefined;
-    const sort = isKnown ? 'known' : 'strangers';
-    const bounds = this.bounds[sort];
+    const isAuthenticated = request.agent !== undefined || request.operator !== undefined;
+    const group = isAuthenticated ? 'authenticated' : 'anonymous';
+    const bounds = this.bounds[group];
     const caller = request.caller ?? '';
-    let mine = 0;
+    let held = 0;
     const count = (bytes: number) => {
-      mine += bytes;
-      this.held[sort] += bytes;
-      const all = (this.heldBy.get(caller) ?? 0) + bytes;
-      if (all > 0) this.heldBy.set(caller, all);
+      held += bytes;
+      this.held[group] += bytes;
+      const ofCaller = (this.heldBy.get(caller) ?? 0) + bytes;
+      if (ofCaller > 0) this.heldBy.set(caller, ofCaller);
       else this.heldBy.delete(caller);
     };
-    response?.once('close', () => count(-mine));
+    response?.once('close', () => count(-held));
     return (bytes, size) => {
-      // Who hung up would be counted forever.
+      // Already closed: the listener for close would never release this memory.
       if (response?.destroyed) return false;
-      const inAll = bounds.inAll + (isKnown && size <= SMALL_BODY ? SMALL_RESERVE : 0);
-      if (this.held[sort] + bytes > inAll || (this.heldBy.get(caller) ?? 0) + bytes > bounds.each)
+      const total = bounds.total + (isAuthenticated && size <= SMALL_BODY ? SMALL_RESERVE : 0);
+      if (this.held[group] + bytes > total || (this.heldBy.get(caller) ?? 0) + bytes > bounds.perCaller)
         return false;
       count(bytes);
       return true;
@@ -264,17 +264,17 @@ export class Bodies {
 const hasBody = ({ headers }: IncomingMessage): boolean =>
   headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
 
-/** Who floods the server gets less patience than who is told something once. */
-const limitOfRest = ({ agent, operator }: ControlPlaneRequest, { statusCode }: { statusCode: number }) =>
+/** How many bytes of a refused body to read: fewer from a client that is over its quota. */
+const discardLimit = ({ agent, operator }: ControlPlaneRequest, { statusCode }: { statusCode: number }) =>
   agent || operator || statusCode !== 429 ? MAX_DISCARDED : MAX_DISCARDED_OF_FLOOD;
 
 /**
- * Reads on and throws away: who is still sending would not get to read the answer if the connection was closed at once. In
- * bounds, then it is.
+ * Reads the rest of a body and discards it: if the connection closed at once, a client still sending would lose the answer.
+ * Beyond the limit, or after {@link DISCARDING_MS}, it closes.
  */
-function discard(raw: IncomingMessage, most: number): void {
-  let left = most;
-  // Of a request that has not ended its connection goes with it.
+function discard(raw: IncomingMessage, limit: number): void {
+  let left = limit;
+  // Destroying an incomplete request closes its connection.
   const overdue = setTimeout(() => raw.destroy(), DISCARDING_MS).unref();
   raw
     .on('data', (chunk: Buffer) => {
@@ -293,5 +293,5 @@ const tooLarge = (limit: number) =>
     { status: 413, message: 'The body is too large.' },
   );
 
-const tooMany = () =>
+const noRoom = () =>
   fail('ERR_UNAVAILABLE', { reason: 'in_flight' }, { retryAfterMs: 1_000 + Math.random() * 4_000 });

@@ -30,7 +30,7 @@ const ASSETS: Readonly<Record<string, string>> = {
   'favicon-32x32.png': 'image/png',
 };
 
-/** A text that is made once and sent to all who ask. */
+/** A text that is created once and sent to all clients. */
 interface Text {
   readonly type: string;
   readonly body: Buffer;
@@ -38,9 +38,9 @@ interface Text {
 }
 
 /**
- * Serves the OpenAPI document at `/docs-json` and `/docs-yaml`, and Swagger UI at `/docs`. Every text is made at its first
- * request and kept as one buffer, so that an answer costs neither a copy nor an open file. A browser at `/` is sent to
- * `/docs`. All addresses are relative, so that it works behind a path prefix.
+ * Serves the OpenAPI document at `/docs-json` and `/docs-yaml`, and Swagger UI at `/docs`. Each text is created at its first
+ * request and kept as one buffer, so that an answer needs neither a copy nor an open file. `/` redirects browsers to
+ * `/docs`. All links are relative, so that they work behind a path prefix.
  */
 export function mountDocumentation(app: NestFastifyApplication): void {
   const http = app.getHttpAdapter().getInstance() as unknown as FastifyInstance;
@@ -65,11 +65,11 @@ export function mountDocumentation(app: NestFastifyApplication): void {
     if (!wantsHtml(request.headers.accept)) throw fail('ERR_NOT_FOUND');
     return reply.code(302).header('location', 'docs').send();
   });
-  // The page's own addresses are relative to `/docs`.
+  // The page's own links are relative to `/docs`.
   http.get('/docs/', (_request, reply) => reply.code(308).header('location', '../docs').send());
 }
 
-/** Whether a caller names HTML, as browsers do; a wildcard, as of curl, is not enough. */
+/** Whether an `Accept` header names HTML, as browsers do. A wildcard, as curl sends it, is not enough. */
 const wantsHtml = (accept = ''): boolean =>
   accept.split(',').some((range) => /^\s*text\/html\s*(?:;(?!\s*q=0(?:\.0*)?\s*$).*)?$/i.test(range));
 
@@ -86,13 +86,13 @@ function serve(http: FastifyInstance, path: string, type: string, make: () => st
   });
 }
 
-/** Runs in the browser, sent as its source: it may use nothing from outside itself. */
+/** Runs in the browser: its source is sent, so it must not use anything outside itself. */
 function startPage(): void {
   // biome-ignore lint/suspicious/noExplicitAny: Swagger UI has no types for its plugins
   const { SwaggerUIBundle } = globalThis as any;
 
-  /** Offers "Execute" at once, but for what changes the fleet: that needs "Try it out" first. */
-  const askBeforeChanges = () => ({
+  /** Shows "Execute" at once for reads; operations that change the fleet need "Try it out" first. */
+  const confirmChanges = () => ({
     wrapComponents: {
       // biome-ignore lint/suspicious/noExplicitAny: as above
       OperationContainer: (original: any) =>
@@ -107,8 +107,8 @@ function startPage(): void {
     },
   });
 
-  /** Writes the id of the agent that was authorized into the examples of its requests. */
-  const showOwnId = () => {
+  /** Puts the id of the authorized agent into the examples of its requests. */
+  const fillInAgentId = () => {
     const withId = (part: unknown, id: number): unknown => {
       if (Array.isArray(part)) return part.map((item) => withId(item, id));
       if (typeof part !== 'object' || part === null) return part;
@@ -129,7 +129,7 @@ function startPage(): void {
               if (Number.isSafeInteger(id) && id > 0) {
                 const document = system.specSelectors.specJson().toJS();
                 system.specActions.updateJsonSpec(withId(document, id));
-                // What was filled in before stays otherwise.
+                // Without this, bodies that were already filled in keep the old id.
                 for (const [path, operations] of Object.entries<Record<string, object>>(document.paths))
                   for (const [method, operation] of Object.entries<{ 'x-role'?: string }>(operations))
                     if (operation['x-role'] === 'agent')
@@ -147,7 +147,7 @@ function startPage(): void {
     url: 'docs-json',
     dom_id: '#swagger-ui',
     presets: [SwaggerUIBundle.presets.apis],
-    plugins: [askBeforeChanges, showOwnId],
+    plugins: [confirmChanges, fillInAgentId],
     layout: 'BaseLayout',
     deepLinking: true,
     displayRequestDuration: true,

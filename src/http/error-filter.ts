@@ -4,7 +4,7 @@ import { ApiError, fail } from '../errors';
 import type { ErrorEnvelope } from './api-errors';
 import type { ControlPlaneRequest } from './control-plane-request';
 
-/** Fastify's own refusals, by code, in the catalogue's words. */
+/** Fastify's own errors, by code, as errors of the catalogue. */
 const FASTIFY_ERRORS: Record<string, () => ApiError> = {
   FST_ERR_CTP_BODY_TOO_LARGE: () =>
     fail(
@@ -25,10 +25,10 @@ const FASTIFY_ERRORS: Record<string, () => ApiError> = {
   FST_ERR_MAX_PARAM_LENGTH: () => fail('ERR_VALIDATION', { path: 'has a part that is too long' }),
 };
 
-/** Any error as its place in the catalogue; what is not ours and not the client's fault is ERR_BACKEND. */
+/** Converts any error to one of the catalogue; unknown errors that are not the client's fault become ERR_BACKEND. */
 export function toApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error;
-  // Nest wraps what Fastify refused.
+  // Nest wraps Fastify's errors.
   if (error instanceof HttpException && error.cause !== undefined) return toApiError(error.cause);
   const { code, statusCode } = (error ?? {}) as { code?: string; statusCode?: number };
   const known = FASTIFY_ERRORS[code ?? ''];
@@ -39,51 +39,51 @@ export function toApiError(error: unknown): ApiError {
   return fail('ERR_BACKEND', undefined, { cause: error });
 }
 
-/** The envelope of an error; causes and stacks are not in it. */
+/** Converts an error to the envelope, without causes and stacks. */
 export function toEnvelope(error: ApiError): ErrorEnvelope {
   const envelope: ErrorEnvelope = { error: error.code, message: error.message, retryable: error.retryable };
   if (error.details) envelope.details = error.details;
   return envelope;
 }
 
-/** Headers that say when to try again. */
+/** The headers that say when to retry; empty if a retry makes no sense. */
 export function retryHeaders(error: ApiError): Record<string, string> {
   const waitMs = error.retryAfterMs ?? (error.status === 503 ? 1_000 : undefined);
   return waitMs === undefined ? {} : retryAfter(waitMs);
 }
 
-/** The header that has a caller wait so long: whole seconds, rounded up, at least one. */
+/** The header `Retry-After`: whole seconds, rounded up, at least one. */
 export const retryAfter = (waitMs: number) => ({
   'retry-after': String(Math.max(1, Math.ceil(waitMs / 1_000))),
 });
 
-/** Why a request was turned away, for the metrics. */
+/** Why a request was refused, for the metrics. */
 export interface Refusal {
   readonly reason: string;
-  /** Which quota it was over. */
+  /** The quota that it exceeded. */
   readonly quota?: string;
 }
 
-/** What 503 answers name in `details.reason`, and what else a request is turned away for. */
+/** The values of `details.reason` in 503 answers. */
 const REASONS = new Set(['overload', 'in_flight', 'disk', 'database', 'stopping', 'verifying']);
 
-/** What an error says of why a request was turned away; undefined if it was not, but wrong, or failed. */
+/** Tells why a request was refused from its error; undefined if it was invalid or failed instead. */
 export function refusalOf({ code, status, details }: ApiError): Refusal | undefined {
   if (code === 'ERR_RATE_LIMITED') {
     const { quota, budget } = details ?? {};
     if (typeof budget === 'string') return { reason: 'quota', quota: budget };
-    // Whoever fails to prove itself is told no more than that.
+    // The quota of failed authentication is not named to the client.
     return { reason: 'quota', quota: typeof quota === 'string' ? quota : 'failed-auth' };
   }
   if (status === 401) return { reason: 'authentication' };
   if (status === 403) return { reason: 'forbidden' };
   if (status !== 503) return undefined;
   const { reason } = details ?? {};
-  // Without one it was the database, which could not store or find it.
+  // Errors of the database carry no reason.
   return { reason: typeof reason === 'string' && REASONS.has(reason) ? reason : 'database' };
 }
 
-/** Answers every error, of whatever layer, in the documented envelope. */
+/** Answers every error of every layer in the documented envelope. */
 @Catch()
 export class ErrorFilter implements ExceptionFilter {
   private readonly logger = new Logger('Errors');
@@ -93,11 +93,11 @@ export class ErrorFilter implements ExceptionFilter {
     this.answer(thrown, http.getRequest<FastifyRequest>(), http.getResponse<FastifyReply>());
   }
 
-  /** Sends the envelope; a failure of ours is logged with its cause, which is never sent. */
+  /** Sends the envelope. An internal failure is logged with its cause, which is never sent. */
   answer(thrown: unknown, request: ControlPlaneRequest, reply: FastifyReply): void {
     const error = toApiError(thrown);
     request.refusal = error;
-    // What is turned away on purpose stands in the request's own line; under a flood one more for each would be too much.
+    // Intended refusals are in the request's own log line: a second line for each would be too many under load.
     if (error.status >= 500 && (error.code === 'ERR_BACKEND' || error.cause !== undefined)) {
       this.logger.error(
         { request_id: request.id, route: request.routeOptions?.url, err: error.cause ?? error },

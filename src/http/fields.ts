@@ -35,7 +35,7 @@ const ReadsAsName = (): PropertyDecorator => (target, property) =>
     },
   });
 
-/** The value, where there is one, is a whole number in the range; the OpenAPI document says so too. */
+/** The value, if given, is a whole number in the range; documented in OpenAPI too. */
 export const OptionalInteger = (range: {
   minimum: number;
   maximum: number;
@@ -50,7 +50,7 @@ export const OptionalInteger = (range: {
     Max(range.maximum),
   );
 
-/** The value of a query, where there is one, is an id in digits. What is none stays as it is, to be refused. */
+/** The value of a query, if given, is an id in digits. Any other text is kept, for the validation to refuse. */
 export const OptionalIdInQuery = (): PropertyDecorator =>
   applyDecorators(
     Transform(({ value }) => (typeof value === 'string' ? (parseId(value) ?? value) : value)),

@@ -3,21 +3,21 @@ import { randomInt } from 'node:crypto';
 import { type ErrorDetails, fail } from '../errors';
 import { fieldName } from './text';
 
-// Names are told apart by FNV-1a, http://www.isthe.com/chongo/tech/comp/fnv/, from where nobody outside can know, and its
-// upper bits after Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
+// Names are distinguished by FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/) from a secret seed, and its upper bits after
+// Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
 const FNV_PRIME = 0x01000193;
 const SEED = randomInt(2 ** 32) | 0;
 const GOLDEN = 0x9e3779b1;
-/** Of the table of names, so that at its limit one name in ten falls on another. */
+/** Size of the table of names: at the limit, one name in ten collides with another. */
 const NAME_BITS = 17;
 
-/** How deep a body may nest. Nothing of the contract needs more than a few levels; observations may carry some. */
+/** How deep a body may nest. The contract needs only a few levels; observations may have more. */
 export const MAX_DEPTH = 64;
 
-/** In a longer body it is not looked for which name is there twice, in characters: that costs more than the parsing. */
+/** In longer bodies, in characters, a duplicate name is refused without naming it: the search costs more than parsing. */
 const MAX_SEARCHED = 64 * 1024;
 
-// Of the space that JSON allows the last in the order of codes; nothing else of JSON is as low.
+// The highest code of JSON's white space; every other character of JSON is higher.
 const SPACE = 0x20;
 const QUOTE = 0x22;
 const COMMA = 0x2c;
@@ -32,15 +32,15 @@ const CLOSE_LIST = 0x5d;
 const OPEN_OBJECT = 0x7b;
 const CLOSE_OBJECT = 0x7d;
 
-/** A longer number may not be the one that was written. */
+/** A number with more digits may lose precision. */
 const EXACT_DIGITS = 15;
 
-/** What is wrong with an item that is judged alone, by its path in the body. */
+/** The problems of items that are judged alone: field paths to messages. */
 const faults = new WeakMap<object, ErrorDetails>();
 
 /**
- * The text of an object's member that is kept as it was sent, if JSON.stringify would write it otherwise. It stands at the
- * object, where no text of a body can put a symbol: a map of objects costs ten times as much.
+ * The text of a member that is kept as it was sent, if JSON.stringify would write it differently. It is a property of the
+ * object, under a symbol that no JSON can set: a WeakMap costs ten times as much.
  */
 const SOURCE = Symbol('source');
 
@@ -48,46 +48,46 @@ interface WithSource {
   [SOURCE]?: readonly [name: string, text: string];
 }
 
-/** What of a body is read. A member that is not named is stepped over, so it may hold any JSON. */
+/** The members of a body that are read. Members that are not named are skipped, and may hold any JSON. */
 export type BodyShape = Readonly<Record<string, MemberShape>>;
 
-/** What of a member of a body, or of each item if it is a list, is read. */
+/** How a member of a body is read, or each item of it if it is a list. */
 export interface MemberShape {
-  /** Its members; without them it is gone through as a whole. */
+  /** Its members; all of them if left out. */
   readonly members?: BodyShape;
-  /** Its items are judged alone: one that is wrong does not make the others wrong. The longest list that is taken. */
+  /** Its items are judged alone: an invalid one does not make the others invalid. The value is the longest list allowed. */
   readonly judgedAlone?: number;
-  /** It is kept as it was sent: {@link textOfMember} writes it. */
+  /** Its text is kept as it was sent; see {@link textOfMember}. */
   readonly asSent?: true;
 }
 
 const WHOLE: MemberShape = {};
 
 /**
- * How many values a body may hold. Ten thousand tasks come to half of it, and so does the longest report that probes send;
- * a body of nothing but brackets would have millions, at a hundred times the processor time and memory of its bytes.
+ * How many values a body may hold. Ten thousand tasks have half of that, and so has the longest report of a probe. A body of
+ * brackets alone would have millions, and cost a hundred times the processor time and memory of its bytes.
  */
 export const MAX_VALUES = 300_000;
 
 /**
- * About how many different names the members of a body may have: a parser keeps each in a table, which costs more than the
- * values. Probes send a few dozen.
+ * About how many different names the members of a body may have: the parser keeps each in a table, which costs more than
+ * the values. Probes send a few dozen.
  */
 export const MAX_NAMES = 20_000;
 
-/** What a parsed value takes of the memory, in bytes: measured 20 to 100, by what it is. */
+/** The memory of a parsed value, in bytes: measured 20 to 100, depending on its type. */
 export const VALUE_BYTES = 64;
 
 /**
- * Counts the values of a JSON text before it is parsed. An empty list or object counts as one that holds a value; a text that
- * is not JSON has any number.
+ * Counts the values of a JSON text before it is parsed. An empty list or object counts as if it held one value. For text that
+ * is not JSON the count is arbitrary.
  * @throws ERR_VALIDATION there are more than {@link MAX_VALUES}, or more names than {@link MAX_NAMES}
  */
 export function countValues(body: Buffer): number {
-  // The shortest member with a name of its own takes more than five bytes.
+  // A member with a name of its own takes more than five bytes.
   const names = body.length > 5 * MAX_NAMES ? new NameCount() : undefined;
   let values = 1;
-  // The string before, which a colon makes a name.
+  // The last string; a colon after it makes it a name.
   let [start, end] = [0, 0];
   for (let at = 0; at < body.length; at++) {
     const code = body[at];
@@ -97,7 +97,7 @@ export function countValues(body: Buffer): number {
       end = at;
     } else if (code === COLON) {
       names?.add(body, start, end);
-      // A text that is not JSON may have any number of colons, which must not read the name again and again.
+      // Text that is not JSON may have many colons in a row: the name must be hashed only once.
       start = end;
     } else if (code === COMMA || code === OPEN_LIST || code === OPEN_OBJECT) values++;
   }
@@ -107,14 +107,14 @@ export function countValues(body: Buffer): number {
   return values;
 }
 
-/** Counts different names by their hashes: a few of them fall together, so that it is a little less. Numbers count each time. */
+/** Counts different names by hash, so slightly too few because of collisions. Numeric names count each time. */
 class NameCount {
   count = 0;
   private readonly seen = new Uint8Array(2 ** (NAME_BITS - 3));
 
   /** Counts the bytes from `start` to `end` as a name. */
   add(body: Buffer, start: number, end: number): void {
-    // An object keeps names that are numbers in a table of its own, which costs as much as one of new names.
+    // V8 keeps numeric names in a separate table per object, which costs as much as new names.
     if (isDigit(body[start] as number)) {
       this.count++;
       return;
@@ -130,10 +130,10 @@ class NameCount {
 }
 
 /**
- * Reads a JSON body, deciding once for the whole program what `JSON.parse` leaves open: keys that are there twice, deep
- * nesting and numbers that are not finite are refused. Texts are taken as they are, `\u0000` and lone surrogates included,
- * and any key is a member of its own, `__proto__` too: each field's own check says what it takes.
- * @param shape what of it is read; without one it is all. {@link faultOf} tells what is wrong with an item judged alone
+ * Parses a JSON body. It decides for the whole program what `JSON.parse` leaves open: duplicate names, deep nesting and
+ * numbers that are not finite are refused. Strings are taken as they are, with `\u0000` and lone surrogates, and any name is
+ * an ordinary member, even `__proto__`: the check of each field decides what it accepts.
+ * @param shape the members that are read; all if left out. {@link faultOf} gives the problems of items judged alone
  * @throws ERR_VALIDATION naming the field
  */
 export function parseJsonBody(body: Buffer, shape?: BodyShape): unknown {
@@ -150,14 +150,14 @@ export function parseJsonBody(body: Buffer, shape?: BodyShape): unknown {
   return value;
 }
 
-/** What the parser found wrong with an item of a list whose items are judged alone; undefined if nothing. */
+/** The problem that the parser found in an item judged alone; undefined if none. */
 export function faultOf(item: object): ErrorDetails | undefined {
   return faults.get(item);
 }
 
 /**
- * Writes the member of an item that is kept as it was sent: numbers with the digits that they had (`-0.0`, `1e308`), texts
- * with their escapes. The result is well-formed Unicode without `\u0000`, so that any database can keep it.
+ * Writes the JSON of a member that is kept as it was sent: numbers with their original digits (`-0.0`, `1e308`), strings with
+ * escapes. The result is well-formed Unicode without `\u0000`, so that any database can store it.
  */
 export function textOfMember(holder: object, name: string): string {
   const [kept, text] = (holder as WithSource)[SOURCE] ?? [];
@@ -166,7 +166,7 @@ export function textOfMember(holder: object, name: string): string {
     : JSON.stringify((holder as Record<string, unknown>)[name]);
 }
 
-/** JSON without the space between its parts, and with its strings as JSON.stringify writes them. */
+/** Removes white space from JSON, and writes its strings as JSON.stringify does. */
 function compact(json: string): string {
   const parts: string[] = [];
   let from = 0;
@@ -189,7 +189,7 @@ function compact(json: string): string {
   return parts.join('') + json.slice(from);
 }
 
-/** Where the string of a JSON text ends that begins with this quotation mark. */
+/** The index after the JSON string that starts at this quotation mark. */
 function endOfString(json: string, start: number): number {
   let at = start + 1;
   for (; json.charCodeAt(at) !== QUOTE; at++) if (json.charCodeAt(at) === BACKSLASH) at++;
@@ -197,16 +197,16 @@ function endOfString(json: string, start: number): number {
 }
 
 /**
- * Goes through a text that is known to be JSON, beside the value that it was parsed to: the value alone does not tell which
- * keys were there twice or how a number was written.
+ * Walks valid JSON text along with its parsed value: the value alone does not show duplicate names or how a number was
+ * written.
  */
 class BodyInspection {
   private at = 0;
   private readonly path: (string | number)[] = [];
-  /** While an item that is judged alone is gone through; `item` if it is an object or a list. */
+  /** True inside an item that is judged alone; `item` is set if it is an object or a list. */
   private isInItem = false;
   private item: object | undefined;
-  /** Whether JSON.stringify would write otherwise what is kept as it was sent, while that is gone through. */
+  /** Inside a member kept as sent: whether JSON.stringify would write it differently. Undefined elsewhere. */
   private isRewritten: boolean | undefined;
 
   constructor(private readonly text: string) {}
@@ -237,14 +237,14 @@ class BodyInspection {
     const isShort = this.at - start <= EXACT_DIGITS;
     if (isPlain && isShort && !(this.at - start === 2 && this.text.startsWith('-0', start))) return;
     if (!Number.isFinite(value)) {
-      // Of a key that is there twice the value is another; that is told by its object.
+      // For a duplicate name the parsed value is that of the last one; the object reports it.
       if (typeof value === 'number') this.refuse(this.path, 'must be a number that can be represented');
     } else if (this.isRewritten === false)
       this.isRewritten = this.text.slice(start, this.at) !== JSON.stringify(value);
   }
 
   private container(value: unknown, shape: MemberShape, isList: boolean): void {
-    // Of a key that is there twice the value is another; that is told by its object.
+    // For a duplicate name the parsed value is that of the last one; the object reports it.
     if (typeof value !== 'object' || value === null || Array.isArray(value) !== isList) {
       this.skipValue();
       return;
@@ -259,10 +259,10 @@ class BodyInspection {
     else this.items(value as unknown[], shape, shape.judgedAlone);
   }
 
-  /** Goes through a list whose items are judged alone. */
-  private items(list: readonly unknown[], { members }: MemberShape, most: number): void {
-    // The field's own check refuses it.
-    if (list.length > most) this.skipValue();
+  /** Walks a list whose items are judged alone. */
+  private items(list: readonly unknown[], { members }: MemberShape, maxLength: number): void {
+    // The check of the field refuses it.
+    if (list.length > maxLength) this.skipValue();
     else this.list(list, members ? { members } : WHOLE, true);
   }
 
@@ -304,7 +304,7 @@ class BodyInspection {
     if (read !== countNamed(object, members)) this.refuseDuplicate(start, members);
   }
 
-  /** Steps over the opening bracket or the comma before a container's member, or over its closing bracket. */
+  /** Skips the opening bracket or the comma before a member, or the closing bracket. @returns whether there is a member */
   private hasMember(index: number, close: number): boolean {
     if (index === 0) this.at++;
     this.skipSpace();
@@ -316,7 +316,7 @@ class BodyInspection {
     return true;
   }
 
-  /** Reads a member's name and steps over its colon. */
+  /** Reads a member's name, and skips its colon. */
   private name(): string {
     this.skipSpace();
     const start = this.at;
@@ -325,7 +325,7 @@ class BodyInspection {
     this.skipSpace();
     this.at++;
     const name = written.includes('\\') ? (JSON.parse(`"${written}"`) as string) : written;
-    // Names that are integers come first in JavaScript's objects.
+    // JavaScript moves integer names to the front of an object.
     if (this.isRewritten === false && isDigit(name.charCodeAt(0))) this.isRewritten = true;
     return name;
   }
@@ -334,7 +334,7 @@ class BodyInspection {
     while (this.text.charCodeAt(this.at) <= SPACE) this.at++;
   }
 
-  /** Steps over a value of any depth that begins here. */
+  /** Skips the value at this position. */
   private skipValue(): void {
     const code = this.text.charCodeAt(this.at);
     if (code === QUOTE) this.at = endOfString(this.text, this.at);
@@ -344,34 +344,30 @@ class BodyInspection {
     else this.at += code === 0x66 ? 5 : 4;
   }
 
-  /** @returns whether it has nothing but digits and a sign before them */
+  /** Skips a number. @returns whether it consists of digits with an optional sign */
   private skipNumber(): boolean {
     let isPlain = true;
-    for (;;) {
-      const code = this.text.charCodeAt(++this.at);
-      if (isDigit(code)) continue;
-      // What may stand in a number besides digits: . e E + -
-      if (code !== DOT && code !== 0x65 && code !== 0x45 && code !== 0x2b && code !== MINUS) return isPlain;
-      isPlain = false;
+    let code = this.text.charCodeAt(++this.at);
+    while (isDigit(code) || isNumberSign(code)) {
+      if (!isDigit(code)) isPlain = false;
+      code = this.text.charCodeAt(++this.at);
     }
+    return isPlain;
   }
 
   private skipContainer(): void {
-    for (let depth = 0; ; ) {
+    let depth = 0;
+    do {
       const code = this.text.charCodeAt(this.at);
-      if (code === QUOTE) {
-        this.at = endOfString(this.text, this.at);
-        continue;
-      }
-      this.at++;
       if (code === OPEN_OBJECT || code === OPEN_LIST) depth++;
-      else if ((code === CLOSE_OBJECT || code === CLOSE_LIST) && --depth === 0) return;
-    }
+      else if (code === CLOSE_OBJECT || code === CLOSE_LIST) depth--;
+      this.at = code === QUOTE ? endOfString(this.text, this.at) : this.at + 1;
+    } while (depth > 0);
   }
 
-  /** Names the first key that is read and that the object which begins here has twice. */
+  /** Refuses the object that starts here, naming its first duplicate name. */
   private refuseDuplicate(start: number, members: BodyShape | undefined): void {
-    // An item keeps the first of its faults.
+    // An item keeps its first problem.
     if (this.isInItem && this.item && faults.has(this.item)) return;
     if (this.text.length > MAX_SEARCHED) {
       this.refuse(this.path, 'must not hold a name twice');
@@ -393,21 +389,25 @@ class BodyInspection {
     this.at = end;
   }
 
-  /** @throws ERR_VALIDATION unless the fault is in an item that is judged alone: that keeps the first of its faults */
+  /** Records the problem if it is in an item judged alone, which keeps its first. @throws ERR_VALIDATION otherwise */
   private refuse(path: readonly (string | number)[], problem: string): void {
     if (!this.isInItem) throw fail('ERR_VALIDATION', { [nameOf(path)]: problem });
     const field = nameOf(path.length === 0 ? this.path.slice(0, 2) : path);
-    // An item that is no object is judged by that.
+    // An item that is not an object is refused for that.
     if (this.item && !faults.has(this.item)) faults.set(this.item, { [field]: problem });
   }
 }
+
+/** Whether a code occurs in numbers besides digits: . e E + - */
+const isNumberSign = (code: number): boolean =>
+  code === DOT || code === 0x65 || code === 0x45 || code === 0x2b || code === MINUS;
 
 const isDigit = (code: number): boolean => code >= ZERO && code <= NINE;
 
 const isNamed = (name: string, members: BodyShape | undefined): boolean =>
   members === undefined || Object.hasOwn(members, name);
 
-/** How many members of an object are read. */
+/** Counts the members of an object that are read. */
 function countNamed(object: object, members: BodyShape | undefined): number {
   if (members === undefined) return Object.keys(object).length;
   let count = 0;
@@ -415,7 +415,7 @@ function countNamed(object: object, members: BodyShape | undefined): number {
   return count;
 }
 
-/** A path as details name it; the empty one is the body. */
+/** Writes a path as `details` name it; the empty path is the body. */
 function nameOf(path: readonly (string | number)[]): string {
   return path.length === 0 ? 'body' : fieldName(path.join('.'));
 }

@@ -2,18 +2,18 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
 
-/** How many items a page has where the caller does not say, and at most. */
+/** How many items a page has by default, and at most. */
 const DEFAULT_LIMIT = 50;
 const MAX_LIMIT = 500;
 
-/** How large the parts of a page's items may be together that agents can make large. */
+/** The total size of those parts of a page's items that agents can make large, in bytes. */
 const PAGE_BYTES = 8 * 1024 * 1024;
 
-/** A whole number written in digits as a number; anything else as it came, for the validation to refuse. */
+/** Converts digits to a number; any other text is kept, for the validation to refuse. */
 const toWhole = ({ value }: { value: unknown }) =>
   typeof value === 'string' && /^\d{1,9}$/.test(value) ? Number(value) : value;
 
-/** What every list takes: how many items, and where the page before ended. Lists with filters extend it. */
+/** The query of every list: how many items, and where the last page ended. Lists with filters extend it. */
 export class PageQuery {
   @ApiPropertyOptional({
     description: 'How many items to give.',
@@ -35,7 +35,7 @@ export class PageQuery {
   cursor?: string;
 }
 
-/** What every page of a list answers besides its items. */
+/** The fields of every page besides its items. */
 export class PageEnd {
   @ApiProperty({
     description: 'Where the next page begins; null on the last.',
@@ -53,16 +53,16 @@ export interface Page<T> {
   next_cursor: string | null;
 }
 
-/** The id that every item of the page must be below: `WHERE id < $1 ORDER BY id DESC LIMIT $2`, `limit + 1` rows. */
+/** The id that bounds the page: `WHERE id < $1 ORDER BY id DESC LIMIT $2`, with `limit + 1` rows. */
 export function olderThan(query: Pick<PageQuery, 'cursor'>): number {
   return query.cursor === undefined ? Number.MAX_SAFE_INTEGER : Number(query.cursor);
 }
 
 /**
- * Makes a page of rows that were selected newest first.
- * @param rows one more than `limit` where there is a next page
- * @param cursorOf what the next page must be below, given this page's last row: its id, where that is the order
- * @param viewOf what is shown of a row; the row itself, where it is left out
+ * Builds a page of rows that were selected newest first.
+ * @param rows one more than `limit` if there is a next page
+ * @param cursorOf the bound of the next page, from this page's last row: its id if the list is in the order of ids
+ * @param viewOf converts a row to an item; the row itself by default
  */
 export function pageOf<Row>(
   rows: readonly Row[],
@@ -89,7 +89,7 @@ export function pageOf<Row>(
   };
 }
 
-/** How many of the rows make a page that is not too large; at least one, at most `limit`. */
+/** How many rows fit into a page by their size; at least one, at most `limit`. */
 export function fitting(rows: readonly { bytes: number }[], limit: number): number {
   let bytes = 0;
   const cut = rows.findIndex((row, i) => {

@@ -6,7 +6,7 @@ import { type AnswerLimits, stopReading } from './answer-limits';
 import { retryHeaders, toEnvelope } from './error-filter';
 import { API_HEADERS } from './security-headers';
 
-/** Headers that decide who calls, where a request goes or where it ends. Two of one kind are read differently by others. */
+/** Headers that decide the caller, the target or the end of a request. Proxies differ in which of two they read. */
 const SINGLE_HEADERS = new Set([
   'host',
   'authorization',
@@ -17,20 +17,20 @@ const SINGLE_HEADERS = new Set([
   'x-enrollment-token',
 ]);
 
-/** How often a connection may ask for an upgrade; every time costs some listeners until it closes. */
+/** How often a connection may ask for an upgrade: each time adds listeners until it closes. */
 const MAX_UPGRADES = 4;
 
 /**
- * Answers in the envelope what Node or PostgreSQL would refuse in other words, or what Node takes but a proxy may read as
- * another request: a missing or second `Host`, a transfer coding that is not exactly `chunked`, an unknown expectation,
- * `%00` in the path, `CONNECT`. `Upgrade` is ignored, as RFC 9110 allows.
+ * Refuses in our envelope what Node or PostgreSQL would refuse in their own words, and what Node accepts but a proxy may read
+ * as another request: a missing or second `Host`, a transfer coding other than `chunked`, an unknown expectation, `%00` in
+ * the path, `CONNECT`. `Upgrade` is ignored, as RFC 9110 allows.
  */
 export function checkProtocol(http: FastifyInstance, answers: AnswerLimits): void {
   const server = http.server as Server;
   http.addHook('onRequest', ({ raw }, reply, done) => {
     const problem = framingProblem(raw);
     if (problem) {
-      // Where its body ends is not certain, so nothing behind it can be read as a request.
+      // The end of its body is uncertain, so what follows can't be read as a request.
       reply.raw.shouldKeepAlive = false;
       done(problem);
     } else if (raw.url?.includes('%00')) {
@@ -45,24 +45,24 @@ export function checkProtocol(http: FastifyInstance, answers: AnswerLimits): voi
     socket.on('error', () => socket.destroy());
     answers.whenAnswered(socket, () => answerOnSocket(socket, fail('ERR_METHOD_NOT_ALLOWED')));
   });
-  // Without a listener Node answers the request, but loses what arrived behind it.
+  // Without a listener Node answers the request, but loses what arrived after it.
   const upgrades = new WeakMap<Socket, number>();
-  server.on('upgrade', (request: IncomingMessage, socket: Socket, behind: Buffer) => {
+  server.on('upgrade', (request: IncomingMessage, socket: Socket, rest: Buffer) => {
     const count = (upgrades.get(socket) ?? 0) + 1;
     upgrades.set(socket, count);
     const destroy = () => socket.destroy();
     socket.on('error', destroy);
     answers.whenAnswered(socket, () => {
       socket.removeListener('error', destroy);
-      // The server adds its own again.
+      // The server adds these listeners again.
       for (const event of ['timeout', 'pause', 'resume']) socket.removeAllListeners(event);
-      socket.unshift(Buffer.concat([headWithoutUpgrade(request, count < MAX_UPGRADES), behind]));
+      socket.unshift(Buffer.concat([headWithoutUpgrade(request, count < MAX_UPGRADES), rest]));
       server.emit('connection', socket);
     });
   });
 }
 
-/** Says why it is not certain what a request is, or where it ends. */
+/** Why it is uncertain what a request means or where it ends; undefined if it is not. */
 function framingProblem({ httpVersion, headers, rawHeaders }: IncomingMessage): ApiError | undefined {
   // Source: RFC 9112, sections 3.2 and 6.1.
   if (httpVersion === '1.1' && headers.host === undefined)
@@ -83,7 +83,7 @@ function framingProblem({ httpVersion, headers, rawHeaders }: IncomingMessage): 
   return undefined;
 }
 
-/** The head of a request as bytes, without what asks for another protocol. */
+/** Serializes the head of a request without the headers that ask for an upgrade. */
 function headWithoutUpgrade(request: IncomingMessage, keepAlive: boolean): Buffer {
   const { method, url, httpVersion, rawHeaders } = request;
   const lines = [`${method} ${url} HTTP/${httpVersion}`];
@@ -98,14 +98,14 @@ function headWithoutUpgrade(request: IncomingMessage, keepAlive: boolean): Buffe
   );
 }
 
-/** Answers what could not be read as HTTP, or did not arrive in time; then the connection closes. */
+/** Answers a request that can't be parsed or did not arrive in time, and closes the connection. */
 export function answerUnreadable(error: NodeJS.ErrnoException, socket: Socket, answers: AnswerLimits): void {
   if (!socket.writable || error.code === 'ECONNRESET') {
     socket.destroy();
     return;
   }
   stopReading(socket);
-  // Bytes behind a request that ends the connection are nobody's request.
+  // Bytes after a request that ends the connection belong to no request.
   if (error.code === 'HPE_CLOSED_CONNECTION') answers.whenAnswered(socket, () => socket.destroySoon());
   else answers.whenAnswered(socket, () => answerOnSocket(socket, unreadable(error.code)));
 }
@@ -120,7 +120,7 @@ const UNREADABLE: Record<string, [status: number, problem: string]> = {
   ERR_HTTP_REQUEST_TIMEOUT: [408, 'did not arrive in time'],
 };
 
-/** Writes an error to a socket that has no response, and closes the connection. */
+/** Writes an error directly to a socket, and closes the connection. */
 function answerOnSocket(socket: Socket, error: ApiError): void {
   const body = JSON.stringify(toEnvelope(error));
   const headers = Object.entries({
@@ -134,7 +134,7 @@ function answerOnSocket(socket: Socket, error: ApiError): void {
 }
 
 /**
- * Refuses a body that is compressed: unpacked it could be of any size.
+ * Refuses a compressed body: its unpacked size has no limit.
  * @throws ERR_VALIDATION as 415, naming the header
  */
 export function refuseEncoded({ headers }: FastifyRequest): void {

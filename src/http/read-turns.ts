@@ -3,26 +3,27 @@ import type { FastifyInstance } from 'fastify';
 import { hasHungUp } from './hang-up';
 import { declarationOf } from './route-declaration';
 
-/** How many reads for operators are made at once; on SQLite one blocks the others in any case. */
+/** How many reads of operators run at once. On SQLite one blocks the others in any case. */
 const MAX_READS = 8;
 
+/** A read that waits to start. */
 interface Read {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
   readonly begin: () => void;
-  /** Whether it has waited for two turns: a request and the end of its connection arrive in a turn each. */
+  /** True after two turns of the event loop: a request and the end of its connection arrive in one turn each. */
   isDue: boolean;
 }
 
 /**
- * Has operators' reads begin in turns of the event loop, a few at once: between two of them it shows who has hung up, and a
- * page of 8 MiB is not made for nobody.
+ * Starts operators' reads in separate turns of the event loop, a few at once: disconnected clients are noticed between two
+ * reads, and no page of 8 MiB is built for them.
  */
 export class ReadTurns {
   private readonly waiting: Read[] = [];
   private readonly running = new Set<IncomingMessage>();
 
-  /** Takes over when they begin. Call it behind the hooks that admit callers. */
+  /** Takes over when reads start. Call it after the hooks that admit callers. */
   guard(http: FastifyInstance): void {
     http.addHook('preHandler', (request, reply, done) => {
       const { raw } = request;
@@ -34,7 +35,7 @@ export class ReadTurns {
       reply.raw.once('close', () => this.end(raw));
       afterTwoTurns(() => {
         read.isDue = true;
-        this.next();
+        this.startNext();
       });
     });
     http.addHook('onSend', (request, _reply, _payload, done) => {
@@ -43,8 +44,8 @@ export class ReadTurns {
     });
   }
 
-  /** Begins the read that waits for longest, if there is room; those whose callers have hung up are dropped. */
-  private next(): void {
+  /** Starts the read that has waited longest, if there is room; drops those whose clients have disconnected. */
+  private startNext(): void {
     while (this.running.size < MAX_READS && this.waiting[0]?.isDue) {
       const { request, response, begin } = this.waiting.shift() as Read;
       if (!hasHungUp(request, response)) {
@@ -52,13 +53,13 @@ export class ReadTurns {
         begin();
         return;
       }
-      // It may be open still, half of it.
+      // Half of the connection may still be open.
       request.destroy();
     }
   }
 
   private end(request: IncomingMessage): void {
-    if (this.running.delete(request) && this.waiting.length > 0) afterTwoTurns(() => this.next());
+    if (this.running.delete(request) && this.waiting.length > 0) afterTwoTurns(() => this.startNext());
   }
 }
 

@@ -3,8 +3,8 @@ import type { FastifyInstance, FastifyReply } from 'fastify';
 import type { ControlPlaneRequest } from './control-plane-request';
 
 /**
- * Told of a request that ended.
- * @param isAnswered whether all of its answer was sent: if not, its caller gave up before, or the connection broke
+ * Receives a request that ended.
+ * @param isAnswered whether its whole answer was sent; if not, its client disconnected
  */
 export type RequestEndListener = (
   request: ControlPlaneRequest,
@@ -12,32 +12,33 @@ export type RequestEndListener = (
   isAnswered: boolean,
 ) => void;
 
-/** In place of a status, or of its class, of requests whose caller gave up before the answer was sent. */
+/** Replaces the status of requests whose client disconnected before the answer was sent. */
 export const UNANSWERED = 'unanswered';
 
-const OPEN = Symbol('a request that has not ended');
+/** The request of a response, until it ends. */
+const OPEN = Symbol('open request');
 
 interface Response extends ServerResponse {
   [OPEN]?: { readonly request: ControlPlaneRequest; readonly reply: FastifyReply };
 }
 
 /**
- * Tells of the end of each request, once. Fastify tells of those that were answered: callers whose time runs out while the
- * server is slow would leave no trace, and the service would look well.
+ * Reports the end of each request, once. Fastify reports only those that were answered: clients that time out while the
+ * server is slow would leave no trace, and the service would look healthy.
  */
 export class RequestEnds {
   private readonly listeners: RequestEndListener[] = [];
 
   constructor(http: FastifyInstance) {
-    const tell = (response: Response, isAnswered: boolean): void => {
+    const report = (response: Response, isAnswered: boolean): void => {
       const open = response[OPEN];
       if (!open) return;
       response[OPEN] = undefined;
       for (const listener of this.listeners) listener(open.request, open.reply, isAnswered);
     };
-    // One function for all: it is called for every request. In the next turn, when a claim that waited knows for how long.
+    // One function for all requests, not a closure for each. In the next turn, when a claim has recorded how long it waited.
     function onClose(this: Response): void {
-      if (this[OPEN]) setImmediate(tell, this, this.writableFinished);
+      if (this[OPEN]) setImmediate(report, this, this.writableFinished);
     }
     http.addHook('onRequest', (request, reply, done) => {
       const response: Response = reply.raw;
@@ -46,12 +47,12 @@ export class RequestEnds {
       done();
     });
     http.addHook('onResponse', (_request, reply, done) => {
-      tell(reply.raw, reply.raw.writableFinished);
+      report(reply.raw, reply.raw.writableFinished);
       done();
     });
   }
 
-  /** Calls back when a request has ended. */
+  /** Subscribes to the ends of requests. */
   onEnd(listener: RequestEndListener): void {
     this.listeners.push(listener);
   }

@@ -3,7 +3,7 @@ import type { FastifyInstance } from 'fastify';
 import helmet, { type HelmetOptions } from 'helmet';
 import { routeOf } from './route-declaration';
 
-/** What helmet sets under these options, worked out once: it is the same for every request. */
+/** The headers that helmet sets with these options, computed once: they are the same for every request. */
 function headersOf(options: Readonly<HelmetOptions>): Readonly<Record<string, string>> {
   const headers: Record<string, string> = {};
   const recorder = {
@@ -18,12 +18,12 @@ function headersOf(options: Readonly<HelmetOptions>): Readonly<Record<string, st
   return Object.freeze(headers);
 }
 
-// Whoever ends TLS says so (Strict-Transport-Security): a deployment without it must work.
+// Strict-Transport-Security is for the proxy that terminates TLS: a deployment without TLS must work.
 const strictTransportSecurity = false;
 
 /**
- * The headers of an answer that is data: nothing in it may be run, framed, guessed at, read by other sites or kept. The
- * headers that concern only documents are left out. A route may replace `cache-control` by its own.
+ * The headers of data: it must not be executed, framed, sniffed, read by other sites or cached. Headers that concern only
+ * documents are left out. A route may set its own `cache-control`.
  */
 export const API_HEADERS: Readonly<Record<string, string>> = Object.freeze({
   ...headersOf({
@@ -43,7 +43,7 @@ export const API_HEADERS: Readonly<Record<string, string>> = Object.freeze({
   'cache-control': 'no-store',
 });
 
-/** The headers of the documentation's page and its files, under which Swagger UI runs. */
+/** The headers of the documentation's page and files; Swagger UI works with them. */
 const PAGE_HEADERS = headersOf({
   strictTransportSecurity,
   contentSecurityPolicy: {
@@ -58,7 +58,7 @@ const PAGE_HEADERS = headersOf({
   },
 });
 
-/** Puts its headers on every answer, errors and unknown paths included. Call it before other hooks: they may refuse. */
+/** Sets the headers of every answer, errors and unknown paths included. Call it before other hooks, which may refuse. */
 export function secureAnswers(http: FastifyInstance): void {
   http.addHook('onRequest', (request, reply, done) => {
     reply.headers(routeOf(request).url?.startsWith('/docs') ? PAGE_HEADERS : API_HEADERS);

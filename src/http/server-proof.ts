@@ -4,19 +4,19 @@ import type { AddressInfo, Socket } from 'node:net';
 import type { FastifyInstance } from 'fastify';
 import { writePrivately } from '../database/private-file';
 
-/** What a caller who wants proof sends to `/healthz`: 32 random bytes in hex. */
+/** The request header of a challenge to `/healthz`: 32 random bytes in hex. */
 export const CHALLENGE_HEADER = 'x-control-plane-challenge';
-/** What the server answers: the HMAC of the challenge and of the address that the caller reached. */
+/** The answer's header: the HMAC of the challenge and of the address that the client reached. */
 export const PROOF_HEADER = 'x-control-plane-proof';
 
-/** What a running server leaves beside its database for the command line of the same machine. */
+/** The file that a running server writes beside its database, for the command line of the same machine. */
 export interface ServerFile {
   /** Where it listens. */
   readonly url: string;
   readonly pid: number;
-  /** Which database it has, by `databaseIdentity`. */
+  /** The database that it serves, by `databaseIdentity`. */
   readonly database: string;
-  /** Made at each start and known to whoever may read the file. */
+  /** Random at each start; everyone who may read the file knows it. */
   readonly secret: string;
 }
 
@@ -24,14 +24,14 @@ type Reached = Pick<Socket, 'localAddress' | 'localPort'>;
 
 const hmac = (secret: string, challenge: string, address = '', port = 0): Buffer =>
   createHmac('sha256', secret)
-    // An IPv4 caller of a socket for both families shows as ::ffff:192.0.2.1 on one side only.
+    // On a dual-stack socket an IPv4 client is ::ffff:192.0.2.1 on one side only.
     .update(`${challenge}\n${address.replace(/^::ffff:/i, '')}\n${port}`)
     .digest();
 
 /**
- * Whether an answer was given by the process that wrote the file. The address is part of it, so that another program
- * can't pass the challenge on to the server and the answer back.
- * @param address the remote address of the caller's own socket
+ * Whether an answer came from the process that wrote the file. The address is part of the proof, so that another program
+ * can't relay the challenge to the server and the answer back.
+ * @param address the remote address of the client's socket
  */
 export function isProof(
   proof: string,
@@ -46,8 +46,7 @@ export function isProof(
 }
 
 /**
- * Lets the command line find the server and know it for what it is before it sends a token: another program may listen
- * on the port by now.
+ * Lets the command line find the server and verify it before it sends a token: another program may have taken the port.
  */
 export class ServerProof {
   private readonly secret = randomBytes(32).toString('base64url');
@@ -64,7 +63,7 @@ export class ServerProof {
     });
   }
 
-  /** Writes the file, readable for its owner only. The server must listen by now. */
+  /** Writes the file, readable only by its owner. Call it when the server listens. @throws Error it can't be written */
   publish(path: string, database: string): void {
     const { address, port, family } = this.http.server.address() as AddressInfo;
     const host = address === '0.0.0.0' ? '127.0.0.1' : address === '::' ? '::1' : address;
@@ -74,13 +73,13 @@ export class ServerProof {
     this.path = path;
   }
 
-  /** Takes the file away, unless another server has written its own since. */
-  withdraw(): void {
+  /** Removes the file, unless another server has replaced it. */
+  unpublish(): void {
     if (this.path === undefined) return;
     try {
       if (readFileSync(this.path, 'utf8').includes(this.secret)) rmSync(this.path, { force: true });
     } catch {
-      // It is gone, which is what was wanted; one that stays proves nothing without this process.
+      // Missing is fine. A file that stays proves nothing without this process.
     }
     this.path = undefined;
   }

@@ -1,19 +1,19 @@
 /**
- * What no name holds: control characters, lone surrogates, line separators, and invisible characters (direction marks,
- * zero-width characters, tags). With them, two different names can look the same, and a name can hide in a list or
- * reorder the line around it.
+ * Characters that names must not hold: control characters, lone surrogates, line separators, and invisible characters
+ * (direction marks, zero-width characters, tags). With them, two different names can look the same, and a name can hide in a
+ * list or reorder the line around it.
  */
 const HIDDEN = '\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}';
 
-/** The same for the OpenAPI document: no hidden characters, and no space around. */
+/** The pattern of a name for the OpenAPI document: no hidden characters, and no space around it. */
 export const NAME_PATTERN = `^(?:[^\\s${HIDDEN}](?:[^${HIDDEN}]*[^\\s${HIDDEN}])?)?$`;
 
 const hidden = new RegExp(`[${HIDDEN}]`, 'u');
 
 /**
- * What is wrong with a text as a name, hostname, key, label or target. Free values, which strangers may have chosen, are
- * not asked: they are kept as they were sent.
- * @returns undefined if it is right; the empty text is
+ * The problem of a text as a name, hostname, key, label or target. Free values are not checked: they are kept as they were
+ * sent.
+ * @returns undefined if the text is valid; the empty text is
  */
 export function nameProblem(text: string): string | undefined {
   if (hidden.test(text))
@@ -21,12 +21,12 @@ export function nameProblem(text: string): string | undefined {
   return text.trim() === text ? undefined : 'must not begin or end with a space';
 }
 
-/** How long a field's name in `details` can be, in UTF-16 units. */
+/** The longest name of a field in `details`, in UTF-16 units. */
 const MAX_FIELD = 200;
 
 /**
- * Writes a path of a request, such as `tasks.3.spec.host`, as `details` name it. Senders choose the names of members, so
- * the path is cut, and U+0000 and lone surrogates become U+FFFD: databases and parsers refuse those.
+ * Writes a path of a request, such as `tasks.3.spec.host`, as `details` name it. Clients choose the names of members, so the
+ * path is cut, and U+0000 and lone surrogates, which databases and parsers refuse, become U+FFFD.
  */
 export const fieldName = (path: string): string =>
   path.slice(0, MAX_FIELD).toWellFormed().replaceAll('\0', '\ufffd');

@@ -1,6 +1,6 @@
 import { registerDecorator } from 'class-validator';
 
-/** Longer texts, of however many digits after the second, are no timestamps that a request may hold. */
+/** The longest timestamp that a request may hold, in characters. */
 const MAX_LENGTH = 64;
 
 const FIRST = Date.parse('0000-01-01T00:00:00.000Z');
@@ -10,8 +10,8 @@ const RFC_3339 =
   /^(\d{4})-(\d{2})-(\d{2})[Tt](\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d{2}):(\d{2}))$/;
 
 /**
- * Reads an RFC 3339 timestamp strictly: real dates only, an offset or Z required, no leap seconds.
- * @returns milliseconds since the epoch, cut off below; undefined where it is not one
+ * Parses an RFC 3339 timestamp strictly: real dates only, an offset or Z required, no leap seconds.
+ * @returns ms since the epoch, fractions cut off; undefined if it is not a timestamp
  */
 export function parseTimestamp(text: string): number | undefined {
   const match = RFC_3339.exec(text);
@@ -32,11 +32,11 @@ export function parseTimestamp(text: string): number | undefined {
   const millis = Number((match[7] ?? '').padEnd(3, '0').slice(0, 3));
   const local = date.getTime() + ((hour * 60 + minute) * 60 + second) * 1_000 + millis;
   const instant = local - (match[8] === '-' ? -1 : 1) * (offsetHours * 60 + offsetMinutes) * 60_000;
-  // An offset can lead beyond the years that four digits can write.
+  // With an offset, the instant can lie outside the years 0 to 9999.
   return instant >= FIRST && instant <= LAST ? instant : undefined;
 }
 
-/** The value is a text that {@link parseTimestamp} reads. */
+/** The value is a text that {@link parseTimestamp} accepts. */
 export function IsTimestamp(): PropertyDecorator {
   return (target, property) =>
     registerDecorator({

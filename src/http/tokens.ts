@@ -1,10 +1,10 @@
 import { hash, randomBytes, scrypt, timingSafeEqual } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 
-/** Whose token it is: an agent's, an operator's, or one to enroll agents with. */
+/** The prefix of an agent's token, an operator's token, or an enrollment token. */
 export type TokenPrefix = 'dcpa_' | 'dcpo_' | 'dcpe_';
 
-/** A token that an operator makes may be good for ten years at most, in seconds. */
+/** The longest lifetime of a token that an operator creates, in seconds: ten years. */
 export const MAX_TOKEN_LIFETIME_S = 3_650 * 86_400;
 
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz';
@@ -24,13 +24,13 @@ function base62(value: bigint, length: number): string {
 
 const checksum = (text: string): string => base62(BigInt(crc32(text)), CHECKSUM_LENGTH);
 
-/** Makes a token of 256 random bits, with a checksum by which a typo shows without a look into the database. */
+/** Creates a token of 256 random bits, with a checksum that reveals typos without a query. */
 export function mintToken(prefix: TokenPrefix): string {
   const text = prefix + base62(BigInt(`0x${randomBytes(SECRET_BYTES).toString('hex')}`), SECRET_LENGTH);
   return text + checksum(text);
 }
 
-/** Whether a text has the form of a token of ours and its checksum is right. */
+/** Whether a text has the form of one of our tokens and a valid checksum. */
 export function isWellFormed(prefix: TokenPrefix, token: string): boolean {
   if (token.length !== prefix.length + SECRET_LENGTH + CHECKSUM_LENGTH || !token.startsWith(prefix))
     return false;
@@ -40,17 +40,17 @@ export function isWellFormed(prefix: TokenPrefix, token: string): boolean {
   );
 }
 
-/** The tokens of agents that were taken over from the original control plane: random UUIDs. */
+/** The tokens of agents imported from the original control plane: random UUIDs. */
 const IMPORTED = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
-/** Whether a token has the form of those that the original control plane gave to its agents. */
+/** Whether a token has the form of the original control plane's. */
 export const isImportedToken = (token: string): boolean => IMPORTED.test(token);
 
-/** Whether a text can be an agent's token, so that it is worth a look into the database. */
+/** Whether a text can be an agent's token, so that it is worth a query. */
 export const isAgentToken = (token: string): boolean =>
   isWellFormed('dcpa_', token) || isImportedToken(token);
 
-/** What is stored of a token: its SHA-256 in hex. A plain hash is enough, for nobody can guess 256 random bits. */
+/** Hashes a token for storage: SHA-256 in hex. A plain hash is enough, because 256 random bits can't be guessed. */
 export function hashToken(token: string): string {
   return hash('sha256', token, 'hex');
 }
@@ -60,7 +60,7 @@ const HASH_LENGTH = 64;
 const LEFT = Buffer.alloc(HASH_LENGTH);
 const RIGHT = Buffer.alloc(HASH_LENGTH);
 
-/** Compares two hashes, in hex, in a time that does not depend on where they differ. */
+/** Compares two hashes in constant time. */
 export function sameHash(a: string, b: string): boolean {
   if (a.length !== b.length) return false;
   if (a.length !== HASH_LENGTH) return timingSafeEqual(Buffer.from(a), Buffer.from(b));
@@ -69,13 +69,13 @@ export function sameHash(a: string, b: string): boolean {
   return timingSafeEqual(LEFT, RIGHT);
 }
 
-/** The cost: 32 MiB and about a fifth of a second of one core. Source: OWASP's Password Storage Cheat Sheet, scrypt. */
+/** Costs 32 MiB and about 200 ms of one core. Source: OWASP's Password Storage Cheat Sheet, scrypt. */
 const SCRYPT = { N: 2 ** 15, r: 8, p: 3, maxmem: 64 * 1024 * 1024 };
 const SLOW_HASH = /^scrypt\$([\w-]+)\$([\w-]+)$/;
 
 /**
- * What is stored of a secret that a person chose, which can be guessed: `scrypt$salt$key`. It is worked out beside the event
- * loop; a caller sees to it that strangers can't ask for many.
+ * Hashes a secret that a person chose, which can be guessed, for storage: `scrypt$salt$key`. It runs outside the event loop;
+ * the caller must limit how often clients can cause it.
  */
 export async function hashSecret(secret: string, salt = randomBytes(16)): Promise<string> {
   const key = await new Promise<Buffer>((resolve, reject) => {
@@ -84,7 +84,7 @@ export async function hashSecret(secret: string, salt = randomBytes(16)): Promis
   return `scrypt$${salt.toString('base64url')}$${key.toString('base64url')}`;
 }
 
-/** Whether what is stored is of this secret. Takes as long as {@link hashSecret}. */
+/** Whether a stored hash is of this secret. Takes as long as {@link hashSecret}. */
 export async function isHashOf(stored: string, secret: string): Promise<boolean> {
   const salt = SLOW_HASH.exec(stored)?.[1];
   return salt !== undefined && sameHash(stored, await hashSecret(secret, Buffer.from(salt, 'base64url')));

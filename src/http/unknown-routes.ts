@@ -2,9 +2,9 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { type ApiError, fail } from '../errors';
 
 /**
- * Answers paths that nobody serves with 404 and known paths with another method with 405 and `Allow`, before the body
- * is read. Call it before the routes are added: it learns them as they come.
- * @param charge counts such a request against its sender; what it rejects with is answered instead
+ * Answers unknown paths with 404, and other methods of known paths with 405 and `Allow`, before the body is read. Call it
+ * before the routes are added: it learns them as they are added.
+ * @param charge counts such a request against its client; an error that it rejects with is answered instead
  */
 export function answerUnknownRoutes(
   http: FastifyInstance,
@@ -40,7 +40,7 @@ export function answerUnknownRoutes(
   }
 }
 
-/** A route's path as a pattern; the documentation's own files (`*`) are left to their handler. */
+/** Converts a route's path to a pattern. */
 function patternOf(url: string): RegExp {
   const text = url
     .split('/')

@@ -6,10 +6,10 @@ import { GuardedErrors } from '../http/api-errors';
 import { LineBudget } from './line-budget';
 import { Meter } from './meter';
 
-/** Lines a second, and at once, on what can't be read: while the database is away it is so at every scrape. */
+/** Log lines per second, and at once, about failed reads: while the database is away every scrape fails. */
 const FAILURE_LINES: [perSecond: number, burst: number] = [1 / 60, 5];
 
-/** What Prometheus scrapes. */
+/** Serves the metrics to Prometheus. */
 @ApiTags('telemetry')
 @Controller()
 export class ExpositionController {

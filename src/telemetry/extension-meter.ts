@@ -7,30 +7,31 @@ import {
   Meter,
 } from './meter';
 
-/** How many sets of label values an extension's instrument can tell apart at most. */
+/** The most sets of label values that an extension's instrument may have. */
 const MAX_SERIES = 2_000;
 
-/** What an extension's instrument is made from. */
+/** The options of an extension's instrument. */
 export type ExtensionInstrumentOptions<Label extends string> = Omit<InstrumentOptions<Label>, 'splitBy'>;
 
-/** The process's metrics as extensions get at them: each series they make has the rules of names and cardinality. */
+/** The process's metrics for extensions: their instruments keep the rules of names and cardinality. */
 @Injectable()
 export class ExtensionMeter {
   constructor(private readonly meter: Meter) {}
 
-  /** @throws Error the name or a label breaks the rules, or the name is taken */
+  /** Declares a counter. @throws Error the name or a label breaks the rules, or the name is taken */
   counter<Label extends string = never>(
     options: ExtensionInstrumentOptions<Label>,
   ): CounterInstrument<Label> {
     return this.meter.counter(bounded(options));
   }
 
-  /** @throws Error the name or a label breaks the rules, or the name is taken */
+  /** Declares a gauge. @throws Error the name or a label breaks the rules, or the name is taken */
   gauge<Label extends string = never>(options: ExtensionInstrumentOptions<Label>): GaugeInstrument<Label> {
     return this.meter.gauge(bounded(options));
   }
 
   /**
+   * Declares a histogram.
    * @param options.buckets upper bounds in the unit of the name, ascending
    * @throws Error the name or a label breaks the rules, or the name is taken
    */

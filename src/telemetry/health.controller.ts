@@ -6,7 +6,7 @@ import { HealthCheck } from '../http/access.decorators';
 import { ApiErrors } from '../http/api-errors';
 import { Lifecycle } from './lifecycle';
 
-/** The routes below: monitors ask them all the time. */
+/** The routes below, which monitors call all the time. */
 export const HEALTH_PATHS: ReadonlySet<string> = new Set(['/healthz', '/livez', '/readyz']);
 
 class Health {

@@ -6,8 +6,8 @@ import { fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
 
 /**
- * Bounds how many requests are worked on at once. One counts from when its body is there until it is answered, so that
- * slow senders take nobody's place; a claim that waits for work costs next to nothing and counts apart.
+ * Limits how many requests are handled at once. A request counts from when its body is complete until it is answered, so that
+ * slow senders do not count; a claim that waits for work costs almost nothing and is counted separately.
  */
 @Injectable()
 export class InFlight {
@@ -24,7 +24,7 @@ export class InFlight {
     return this.waiting;
   }
 
-  /** How many requests are worked on, without claims that wait. */
+  /** How many requests are handled, without claims that wait. */
   get working(): number {
     return this.unanswered.size - this.waiting;
   }
@@ -34,20 +34,20 @@ export class InFlight {
     return this.connections.size;
   }
 
-  /** Refuses requests over the limit, where it can before their body is read; those that are exempt never. */
+  /** Refuses requests over the limit, before their body is read if possible. Exempt requests are never refused. */
   guard(http: FastifyInstance, exempt: (request: FastifyRequest) => boolean): void {
     const { unanswered, connections } = this;
     const check = (request: FastifyRequest) =>
       unanswered.size - this.waiting >= this.settings.maxInFlight && !exempt(request) ? tooMany() : undefined;
-    // One function for all: it is called for every request.
+    // One function for all requests, not a closure for each.
     function leave(this: ServerResponse): void {
       unanswered.delete(this);
     }
     http.addHook('onRequest', (request, _reply, done) => done(check(request)));
     http.addHook('preValidation', (request, reply, done) => {
-      // Again, for many may have been let in while their bodies were on the way.
+      // Checked again: many may have been admitted while their bodies arrived.
       const refusal = check(request);
-      // Who hung up has closed already, and would be counted forever.
+      // A response that is closed already emits no `close`, and would be counted forever.
       if (!refusal && !reply.raw.destroyed) unanswered.add(reply.raw.once('close', leave));
       done(refusal);
     });
@@ -57,9 +57,9 @@ export class InFlight {
   }
 
   /**
-   * Counts a request that is worked on as one that waits.
-   * @returns what counts it as worked on again
-   * @throws ERR_UNAVAILABLE too many wait already
+   * Counts a request as waiting instead of handled.
+   * @returns a function that counts it as handled again
+   * @throws ERR_UNAVAILABLE too many requests wait
    */
   wait(): () => void {
     if (this.waiting >= this.settings.maxWaitingClaims) throw tooMany();
@@ -69,7 +69,7 @@ export class InFlight {
     };
   }
 
-  /** Ends every connection on which there is nothing to answer: the idle ones, and who is slow to say what it wants. */
+  /** Closes every connection without a request to answer: idle ones, and those whose request is still arriving. */
   hangUp(): void {
     const busy = new Set([...this.unanswered].map(({ socket }) => socket));
     for (const socket of this.connections) if (!busy.has(socket)) socket.destroy();

@@ -1,44 +1,44 @@
 /**
- * The part of the drain in which calls that waited when it began are answered: late enough that load balancers send their
+ * The part of the drain in which calls that were waiting at its start are answered: late enough that load balancers send the
  * next call elsewhere.
  */
 const WAITING_RELEASED = { from: 0.5, to: 0.9 };
-/** The part for calls that came after it began: their callers have most likely been answered once already. */
+/** The part in which later calls are answered: most of their callers have been answered once already. */
 const LATE_RELEASED = { from: 0.9, to: 1 };
-/** Over how long after the drain callers that were answered empty come back, in milliseconds. */
+/** Over how long after the drain the callers of empty answers return, in ms. */
 const RETURN_SPREAD_MS = 2_000;
 
-/** Where the process is between start and stop. Whoever holds requests open listens for the drain and the stop. */
+/** The state of the process between start and stop. Code that holds requests open listens for the drain and the stop. */
 export class Lifecycle {
   private readonly drain = new AbortController();
   private readonly stop = new AbortController();
   private drainBeganAt = 0;
   private drainMs = 0;
 
-  /** @param serves whether the process is a server; a command that works on the database alone makes nothing at its start */
+  /** @param serves whether the process is a server; a command that works on the database creates nothing at its start */
   constructor(readonly serves = true) {}
 
-  /** True from the moment the process was asked to stop: it still serves, but should get no new requests. */
+  /** True once the process is told to stop: it still serves, but should get no new requests. */
   get draining(): boolean {
     return this.drain.signal.aborted;
   }
 
-  /** True when the drain is over: the listener closes, and nothing may wait any more. */
+  /** True after the drain: the listener closes, and no request may wait any longer. */
   get stopping(): boolean {
     return this.stop.signal.aborted;
   }
 
-  /** Aborts when the process is asked to stop. */
+  /** Aborts when the process is told to stop. */
   get drainSignal(): AbortSignal {
     return this.drain.signal;
   }
 
-  /** Aborts when the drain is over. */
+  /** Aborts when the drain ends. */
   get signal(): AbortSignal {
     return this.stop.signal;
   }
 
-  /** Says that the process will stop in so many milliseconds: readiness goes false at once. */
+  /** Starts the drain: readiness is false at once. @param ms its length */
   beginDrain(ms: number): void {
     this.drainBeganAt = performance.now();
     this.drainMs = ms;
@@ -46,11 +46,11 @@ export class Lifecycle {
   }
 
   /**
-   * When to answer a call that waits in the drain, by `performance.now()`: never in the past. Each call that waited before
-   * gets a moment of its own in the second half of the drain, when load balancers know; each that came later one in the last
-   * tenth. A caller that is answered at once comes back at once, until its quota is used up.
-   * @param waitsSince when the call came, by `performance.now()`
-   * @returns infinity if only the stop answers it: the call came when others were being answered already
+   * Picks when to answer a call that waits during the drain, in ms of `performance.now()`; never in the past. A call that
+   * waited before gets a random time in the second half of the drain, when load balancers have noticed; a later call one in
+   * the last tenth. A caller that is answered at once returns at once, until its quota is used up.
+   * @param waitsSince when the call arrived, in ms of `performance.now()`
+   * @returns infinity if only the stop answers it, because others were already being answered when it arrived
    */
   pickReleaseTime(waitsSince: number): number {
     const { from, to } = waitsSince < this.drainBeganAt ? WAITING_RELEASED : LATE_RELEASED;
@@ -61,8 +61,9 @@ export class Lifecycle {
   }
 
   /**
-   * How long the caller of an empty answer should stay away, in milliseconds: until the drain is over, and a little longer, so
-   * that not all come at once to a process that has just started. @returns undefined if the process does not drain
+   * Picks how long the caller of an empty answer should wait before it returns, in ms: until the drain is over plus a random
+   * time, so that callers do not all return at once to a process that has just started.
+   * @returns undefined if the process does not drain
    */
   pickReturnDelay(): number | undefined {
     if (!this.draining) return undefined;
@@ -70,7 +71,7 @@ export class Lifecycle {
     return restMs + Math.random() * RETURN_SPREAD_MS;
   }
 
-  /** Says that the process stops: everything that waits is answered. */
+  /** Ends the drain: every request that waits is answered. */
   beginStop(): void {
     this.drain.abort();
     this.stop.abort();

@@ -1,12 +1,12 @@
-/** Bounds how many lines something may write to the log: a token bucket. */
+/** Limits how many log lines a source may write: a token bucket. */
 export class LineBudget {
   private left: number;
   private refilledAt: number;
 
   /**
-   * @param perSecond lines a second in the long run
+   * @param perSecond lines per second in the long run
    * @param burst lines at once
-   * @param now the time in milliseconds
+   * @param now a monotonic clock, in ms
    */
   constructor(
     private readonly perSecond: number,
@@ -17,7 +17,7 @@ export class LineBudget {
     this.refilledAt = now();
   }
 
-  /** Takes one line. @returns whether there was one */
+  /** Takes one line. @returns false if none is left */
   take(): boolean {
     const now = this.now();
     this.left = Math.min(this.burst, this.left + ((now - this.refilledAt) / 1_000) * this.perSecond);

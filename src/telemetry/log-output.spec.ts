@@ -1,6 +1,6 @@
 import { LogOutput, type Sink } from './log-output';
 
-/** An output that a test breaks and mends. */
+/** An output that a test breaks and repairs. */
 class TestSink implements Sink {
   readonly blocks = true;
   text = '';

@@ -2,40 +2,40 @@ import { fstatSync, write as writeToFile } from 'node:fs';
 import type { DestinationStream } from 'pino';
 import { Clock, toTimestamp } from '../clock';
 
-/** How much of the log waits in memory, in bytes; what comes beyond it is dropped and counted. */
+/** How much of the log may wait in memory, in bytes; further lines are dropped and counted. */
 const MAX_WAITING = 4 * 1024 * 1024;
 /** The most bytes in one write. */
 const MAX_CHUNK = 64 * 1024;
-/** Lines are written together: at this many bytes at once, else after this time. */
+/** Lines are written in batches: at this many bytes, or after this time. */
 const BATCH_BYTES = 16_000;
 const BATCH_MS = 100;
-/** How soon a write that failed is tried again: a full disk stays full for a while, a pipe that is full does not. */
+/** When a failed write is retried, in ms: a full disk stays full for a while, a full pipe does not. */
 const RETRY_MS = 1_000;
 const RETRY_BUSY_MS = 50;
-/** How long a flush waits at most. */
+/** How long a flush waits at most, in ms. */
 const FLUSH_MS = 500;
 
-/** Where bytes go. */
+/** Where the log is written. */
 export interface Sink {
-  /** Whether a write may hold a thread, which the process can't end without. */
+  /** Whether a write may block a thread, which would keep the process from ending. */
   readonly blocks: boolean;
-  /** Writes bytes without blocking the event loop, and says how many it could write. */
+  /** Writes bytes without blocking the event loop, and reports how many were written. */
   write(bytes: Buffer, done: (error: NodeJS.ErrnoException | null, written: number) => void): void;
 }
 
 /**
- * The log's way to standard output. It never blocks, never throws and takes a bounded amount of memory, whatever becomes of
- * the output: a full disk, a reader that has stalled or gone. When writing works again, one line says how many were dropped.
+ * Writes the log to standard output. It never blocks, never throws and uses limited memory, even if the disk is full or the
+ * reader stalls or goes away. When writing works again, one line says how many lines were dropped.
  */
 export class LogOutput implements DestinationStream {
   private lines: string[] = [];
   private waitingBytes = 0;
-  /** What is being written, or is to be written again. */
+  /** The bytes that are being written, or must be retried. */
   private chunk: Buffer | undefined;
   private writing = false;
   private failing = false;
   private dropped = 0;
-  private allDropped = 0;
+  private droppedSinceStart = 0;
   private timer: NodeJS.Timeout | undefined;
   private flushers: (() => void)[] = [];
 
@@ -45,22 +45,22 @@ export class LogOutput implements DestinationStream {
     private readonly clock = new Clock(),
   ) {}
 
-  /** True while a thread is writing: on a disk that hangs or a terminal that is stopped, forever. */
+  /** True while a thread is writing; forever on a disk that hangs or a terminal that is stopped. */
   get hangs(): boolean {
     return this.writing && this.sink.blocks;
   }
 
   /** How many lines were dropped since the start. */
-  get droppedInAll(): number {
-    return this.allDropped;
+  get droppedTotal(): number {
+    return this.droppedSinceStart;
   }
 
-  /** Takes a line, or drops it if too much waits already. */
+  /** Accepts a line; drops it if too many bytes wait. */
   write(line: string): void {
     const size = Buffer.byteLength(line);
     if (this.waitingBytes + size > this.maxWaiting) {
       this.dropped++;
-      this.allDropped++;
+      this.droppedSinceStart++;
       return;
     }
     this.lines.push(line);
@@ -106,13 +106,13 @@ export class LogOutput implements DestinationStream {
     }
     this.waitingBytes -= written;
     const rest = this.chunk?.subarray(written);
-    // The rest of a chunk that was written in part comes first, so that no line is torn for good.
+    // The rest of a partly written chunk comes first, so that no line stays torn.
     this.chunk = rest && rest.length > 0 ? rest : undefined;
     if (this.chunk === undefined) this.reportDropped();
     this.writeNext();
   }
 
-  /** Once there is room for more than the next burst, or a slow reader would get such a line after every few. */
+  /** Reports dropped lines once half of the memory is free: otherwise a slow reader would get a report every few lines. */
   private reportDropped(): void {
     if (this.dropped === 0 || this.waitingBytes > this.maxWaiting / 2) return;
     const { dropped } = this;
@@ -125,7 +125,7 @@ export class LogOutput implements DestinationStream {
   private takeChunk(): Buffer | undefined {
     if (this.lines.length === 0) return undefined;
     let count = 0;
-    // By the length in UTF-16 units: near enough for a bound.
+    // The length in UTF-16 units is close enough for a limit.
     for (let size = 0; count < this.lines.length && (count === 0 || size < MAX_CHUNK); count++)
       size += this.lines[count]?.length ?? 0;
     return Buffer.from(this.lines.splice(0, count).join(''));
@@ -138,15 +138,15 @@ export class LogOutput implements DestinationStream {
 
 const ignoreError = (): void => undefined;
 
-/** Takes everything and keeps nothing. */
+/** Discards everything. */
 const NOWHERE: Sink = {
   blocks: false,
   write: (bytes, done) => process.nextTick(done, null, bytes.length),
 };
 
 /**
- * How standard output is written to. A pipe or socket goes by Node's stream, which waits for its reader without a thread; a
- * write in a thread would wait in the kernel, and the process could not end before its reader went on.
+ * Chooses how to write to standard output. A pipe or socket uses Node's stream, which waits for its reader without a thread:
+ * a write in a thread would wait in the kernel, and the process could not end before the reader continues.
  */
 function standardOutput(): Sink {
   try {
@@ -154,7 +154,7 @@ function standardOutput(): Sink {
     if (!stats.isFIFO() && !stats.isSocket())
       return { blocks: true, write: (bytes, done) => writeToFile(1, bytes, done) };
     const { stdout } = process;
-    // Each write is told of its own error. Once for the process, however many loggers it has.
+    // Each write reports its own error. Added once for the process, even with several loggers.
     if (!stdout.listeners('error').includes(ignoreError)) stdout.on('error', ignoreError);
     return {
       blocks: false,
@@ -163,7 +163,7 @@ function standardOutput(): Sink {
       },
     };
   } catch {
-    // Closed: nobody wants the log.
+    // Standard output is closed.
     return NOWHERE;
   }
 }

@@ -5,12 +5,12 @@ import { currentTrace } from '../tracing';
 import { LineBudget } from './line-budget';
 import { LogOutput } from './log-output';
 
-/** Lines a second, and at once, about the server's errors. Where each request fails, they say all the same. */
+/** Log lines per second, and at once, about the server's errors: if every request fails, they all say the same. */
 const ERROR_LINES: [perSecond: number, burst: number] = [10, 100];
 
 /**
- * Makes the process's logger: JSON lines on standard output, buffered so that a request never waits for the log. Where traces
- * are sent, each line names the one that it belongs to.
+ * Creates the process's logger: JSON lines on standard output, buffered so that a request never waits for the log. If traces
+ * are sent, each line names its trace.
  */
 export function createLogger(
   settings: Pick<Settings, 'logLevel'> & Partial<Pick<Settings, 'traces'>>,
@@ -30,22 +30,22 @@ export function createLogger(
   );
 }
 
-/** Where a logger writes, if that is ours. */
+/** The output of a logger; undefined if it is not a {@link LogOutput}. */
 export function outputOf(logger: Logger): LogOutput | undefined {
   const output = (logger as unknown as Record<symbol, unknown>)[pino.symbols.streamSym];
   return output instanceof LogOutput ? output : undefined;
 }
 
-/** Ends the process when the log is written, or can't be, or half a second has passed. */
+/** Ends the process once the log is written, can't be written, or 500 ms have passed. */
 export function exitProcess(logger: Logger, code: number): void {
   logger.flush(() => {
-    // A write that hangs in the kernel: Node would wait for its thread forever.
+    // If a write hangs in the kernel, Node would wait for its thread forever.
     if (outputOf(logger)?.hangs) process.kill(process.pid, 'SIGKILL');
     process.exit(code);
   });
 }
 
-/** An error for the log, with its causes. Its other fields are left out: a database's hold what clients sent. */
+/** Describes an error and its causes for the log, without its other fields: a database error's hold what clients sent. */
 function describeError(error: unknown): unknown {
   if (!(error instanceof Error)) return typeof error;
   const { name, message, stack, cause } = error;
@@ -53,7 +53,7 @@ function describeError(error: unknown): unknown {
   return { name, message, stack, code, query, cause: cause === undefined ? undefined : describeError(cause) };
 }
 
-/** Nest's logger over ours: `logger.log(message)` or `logger.log({facts}, message)`. */
+/** Nest's logger on top of pino: `logger.log(message)` or `logger.log({facts}, message)`. */
 @Injectable()
 export class NestLogger implements LoggerService {
   private readonly errors = new LineBudget(...ERROR_LINES);
@@ -62,7 +62,7 @@ export class NestLogger implements LoggerService {
   constructor(private readonly logger: Logger) {}
 
   log(message: unknown, ...rest: unknown[]): void {
-    // Nest tells every route and module that it maps; that is for whoever debugs.
+    // Nest logs every route and module that it maps; that is for debugging.
     const context = rest.at(-1);
     const fromNest = ['RouterExplorer', 'RoutesResolver', 'InstanceLoader', 'NestFactory', 'NestApplication'];
     this.write(fromNest.includes(String(context)) ? 'debug' : 'info', message, rest);
@@ -104,10 +104,4 @@ export class NestLogger implements LoggerService {
     else if (rest.length > 1) this.logger[level]({ context, detail: String(rest[0]) }, String(message));
     else this.logger[level]({ context }, String(message));
   }
-}
-
-/** The client's request id where it is fit to be written to a log, else one of ours. */
-export function requestIdOf(headers: Record<string, unknown>, make: () => string): string {
-  const given = headers['x-request-id'];
-  return typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given) ? given : make();
 }

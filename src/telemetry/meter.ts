@@ -2,34 +2,34 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Injectable } from '@nestjs/common';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 
-/** What every series of this program begins with. */
+/** The prefix of every metric of this program. */
 const PREFIX = 'control_plane_';
 
-/** How many sets of label values an instrument tells apart that does not say; what comes beyond them is counted as {@link OTHER}. */
+/** The default limit on an instrument's sets of label values; further ones are counted as {@link OTHER}. */
 const MAX_SERIES = 500;
-/** The value of every label of what is not told apart. */
+/** The value of every label beyond the limit. */
 const OTHER = 'other';
-/** How long the text of a scrape is used again, in milliseconds: many scrapers cost as much as one. */
+/** How long the text of a scrape is reused, in ms: many scrapers cost as much as one. */
 const REUSED_MS = 1_000;
-/** How long what a scrape reads may take in all, in milliseconds: Prometheus gives up after 10 s by default. */
+/** How long all reads of a scrape may take together, in ms: Prometheus gives up after 10 s by default. */
 const READING_MS = 5_000;
-/** After so many milliseconds of reading, others have a turn: a scrape must not hold everybody up. */
+/** After this time, in ms, a scrape yields to the event loop, so that it does not delay requests. */
 const SLICE_MS = 5;
 
 const NAME = /^[a-z][a-z0-9]*(?:_[a-z0-9]+)*$/;
-/** Endings that the exposition gives a meaning of its own. */
+/** Suffixes with a meaning in the exposition format. */
 const RESERVED_ENDING = /_(?:total|count|sum|bucket|created)$/;
-/** Labels that grow with the fleet, its targets or its callers; and those that Prometheus gives a meaning of its own. */
+/** Labels whose values grow with the fleet, its targets or its callers; and labels with a meaning in Prometheus. */
 const UNBOUNDED_LABELS = new Set([
   ...['agent', 'agent_id', 'hostname', 'host', 'address', 'ip', 'target', 'url', 'query', 'token'],
   ...['task', 'task_id', 'lease', 'lease_id', 'id', 'trace_id', 'user', 'operator', 'message', 'error'],
   ...['le', 'quantile', 'job', 'instance'],
 ]);
 
-/** Values of an instrument's labels. */
+/** The values of an instrument's labels. */
 export type LabelValues<Label extends string> = Readonly<Record<Label, string>>;
 
-/** What an instrument is made from. */
+/** The options of an instrument. */
 export interface InstrumentOptions<Label extends string> {
   /** Without `control_plane_`: lower case, words joined by `_`, the unit last; `_total` at the end of counters and only there. */
   readonly name: string;
@@ -37,44 +37,44 @@ export interface InstrumentOptions<Label extends string> {
   readonly help: string;
   /** At most four; never one whose values grow with agents, targets, tasks or callers. */
   readonly labels?: readonly Label[];
-  /** Labels that an operator has named, beside those. */
+  /** Further labels, which an operator has configured. */
   readonly splitBy?: readonly string[];
-  /** How many sets of label values it tells apart; what comes beyond them is counted as `other`. 500 if it is left out. */
+  /** How many sets of label values it may have; further ones are counted as `other`. Default: 500. */
   readonly maxSeries?: number;
 }
 
-/** Counts what happened since the process started. */
+/** Counts events since the process started. */
 export interface CounterInstrument<Label extends string> {
   /** @param by a finite number, not below 0 */
   add(labels: LabelValues<Label>, by?: number): void;
 }
 
-/** Shows a value as it is now. */
+/** Shows a current value. */
 export interface GaugeInstrument<Label extends string> {
   set(labels: LabelValues<Label>, value: number): void;
-  /** Forgets all values: for those that a scrape is about to set. */
+  /** Removes all values, before a scrape sets them again. */
   reset(): void;
 }
 
-/** Shows how values are distributed. */
+/** Shows the distribution of values. */
 export interface HistogramInstrument<Label extends string> {
   observe(labels: LabelValues<Label>, value: number): void;
-  /** Shows a set of label values before there is a value: the first one is an increase then. */
+  /** Shows a set of label values before its first value, so that the first value is an increase. */
   begin(labels: LabelValues<Label>): void;
 }
 
-/** Shows how values are distributed that are there at the scrape. */
+/** Shows the distribution of values at the time of the scrape. */
 export interface SnapshotInstrument {
   /**
-   * @param counts how many values are in each bucket and not in one before it, those beyond the last bound at the end
+   * @param counts how many values are in each bucket alone, those beyond the last bound at the end
    * @param sum of all values
    */
   set(counts: readonly number[], sum: number): void;
 }
 
 /**
- * The process's own metrics, as `GET /metrics` shows them. An instrument is declared once, in the constructor of who counts; a name
- * that breaks the rules of Prometheus, that is taken, or whose labels have no bound stops the start. Rules:
+ * The process's own metrics, as `GET /metrics` shows them. Each class that counts declares its instruments in its constructor.
+ * A name that breaks the rules of Prometheus or is taken, or a label without bounded values, stops the start. Rules:
  * https://prometheus.io/docs/practices/naming/
  */
 @Injectable()
@@ -105,24 +105,24 @@ export class Meter {
     );
   }
 
-  /** The type of the text that {@link expose} gives. */
+  /** The content type of the text of {@link expose}. */
   get contentType(): string {
     return this.registry.contentType;
   }
 
-  /** Shows what another registry has, too: of the process as a whole, which may serve more than one application. */
+  /** Adds the metrics of another registry, such as those of the process, which may run several applications. */
   include(registry: Registry): void {
     this.included.push(registry);
   }
 
-  /** @throws Error the name or a label breaks the rules, or the name is taken */
+  /** Declares a counter. @throws Error the name or a label breaks the rules, or the name is taken */
   counter<Label extends string = never>(options: InstrumentOptions<Label>): CounterInstrument<Label> {
     const counter = new Counter(this.checked(options, 'counter'));
     const fold = this.folder(options);
     return { add: (labels, by = 1) => counter.inc(fold(labels), by) };
   }
 
-  /** @throws Error the name or a label breaks the rules, or the name is taken */
+  /** Declares a gauge. @throws Error the name or a label breaks the rules, or the name is taken */
   gauge<Label extends string = never>(options: InstrumentOptions<Label>): GaugeInstrument<Label> {
     const gauge = new Gauge(this.checked(options, 'gauge'));
     const isSingle = [...(options.labels ?? []), ...(options.splitBy ?? [])].length === 0;
@@ -131,7 +131,7 @@ export class Meter {
       set: (labels, value) => gauge.set(fold(labels), value),
       reset: () => {
         gauge.reset();
-        // One without labels would be 0.
+        // A gauge without labels would show 0.
         if (isSingle) gauge.remove();
         fold = this.folder(options);
       },
@@ -139,6 +139,7 @@ export class Meter {
   }
 
   /**
+   * Declares a histogram.
    * @param options.buckets upper bounds in the unit of the name, ascending
    * @throws Error the name or a label breaks the rules, or the name is taken
    */
@@ -157,8 +158,8 @@ export class Meter {
   }
 
   /**
-   * A histogram of what is there at the scrape, not of what has happened: set it before each. Its numbers go down as well as up, so
-   * that `histogram_quantile` takes them without `rate`.
+   * Declares a histogram of the values that exist at a scrape, instead of past events; set it before each scrape. Its numbers
+   * go up and down, so use `histogram_quantile` without `rate`.
    * @param options.buckets upper bounds in the unit of the name, ascending
    * @throws Error the name breaks the rules, or is taken
    */
@@ -186,7 +187,7 @@ export class Meter {
     };
   }
 
-  /** A gauge without labels that is read at each scrape; undefined is no value. */
+  /** Declares a gauge without labels that is read at each scrape; undefined is no value. */
   readGauge(options: InstrumentOptions<never>, read: () => number | undefined): void {
     const gauge = this.gauge(options);
     this.onScrape(() => {
@@ -196,18 +197,18 @@ export class Meter {
     });
   }
 
-  /** A counter that somebody else keeps, and that is read at each scrape. If what is read goes down, it stays. */
+  /** Declares a counter that is read from elsewhere at each scrape. It never goes down, even if what is read does. */
   readCounter(options: InstrumentOptions<never>, read: () => number): void {
     const counter = new Counter(this.checked(options, 'counter'));
-    let most = 0;
+    let highest = 0;
     this.onScrape(() => {
-      most = Math.max(most, read());
+      highest = Math.max(highest, read());
       counter.reset();
-      counter.inc(most);
+      counter.inc(highest);
     });
   }
 
-  /** The same for a counter with one label whose values are in the code: the counts by what it says. They must not go down. */
+  /** Does the same for a counter with one label: `read` gives a count for each of its values. They must not go down. */
   tallies<Label extends string>(
     options: InstrumentOptions<Label> & { readonly labels: readonly [Label] },
     read: () => Readonly<Record<string, number>>,
@@ -222,16 +223,16 @@ export class Meter {
   }
 
   /**
-   * Has this done before each scrape, to set what is only known then. If it fails, or is not done in time, its values are those of the
-   * scrape before.
+   * Runs `work` before each scrape, to set values that are only known then. If it fails or takes too long, its values stay those
+   * of the last scrape.
    */
   onScrape(work: () => Promise<void> | void): void {
     this.beforeScrape.push(work);
   }
 
   /**
-   * The exposition in the text format of Prometheus. Scrapes within a second of one another share it.
-   * @param onFailure is told why values are missing
+   * Renders the metrics in the text format of Prometheus. Scrapes within a second share one rendering.
+   * @param onFailure receives the errors of reads that failed
    */
   expose(onFailure: (error: unknown) => void): Promise<string> {
     const now = this.now();
@@ -241,14 +242,14 @@ export class Meter {
     return text;
   }
 
-  /** The exposition as it is at this instant; see {@link expose}. */
+  /** Renders the metrics as they are now; see {@link expose}. */
   async collect(onFailure: (error: unknown) => void): Promise<string> {
     let overdue: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
       overdue = setTimeout(() => reject(new Error('it took too long')), READING_MS);
     });
     late.catch(() => undefined);
-    // From the last to the first: the count of failures was declared first, and shows those of this scrape.
+    // In reverse order: the count of failures was declared first, and must include those of this scrape.
     let since = performance.now();
     for (const work of this.beforeScrape.toReversed()) {
       await Promise.race([attempt(work), late]).catch((error: unknown) => {
@@ -284,7 +285,7 @@ export class Meter {
     return { name: PREFIX + name, help, labelNames: [...labels, ...splitBy], registers: [this.registry] };
   }
 
-  /** Folds sets of label values beyond the limit into one. */
+  /** Returns a function that replaces sets of label values beyond the limit by one common set. */
   private folder<Label extends string>({
     labels: own = [],
     splitBy = [],

@@ -21,23 +21,23 @@ import {
   TracerProvider,
 } from '@opentelemetry/sdk-trace';
 import type { Logger } from 'pino';
-import type { TraceSettings } from '../settings';
+import type { TraceSettings } from '../trace-settings';
 import { type SpanStart, setTracing, type TraceContext, type Tracing } from '../tracing';
 
-/** The name that spans are under if OTEL_SERVICE_NAME says no other. */
+/** The service's name unless OTEL_SERVICE_NAME sets another. */
 const SERVICE_NAME = 'dns-agent-control-plane';
-/** How often it is logged that spans are not taken, in milliseconds. */
-const COMPLAIN_EVERY_MS = 60_000;
+/** How often lost spans are logged, in ms. */
+const WARN_INTERVAL_MS = 60_000;
 
 const KINDS = { server: SpanKind.SERVER, consumer: SpanKind.CONSUMER } as const;
 
 /**
- * Begins to send traces by OTLP over HTTP, as the `OTEL_*` variables say; the endpoint, headers and timeouts of the exporter
- * are read by OpenTelemetry itself. The only file that loads OpenTelemetry.
- * @returns what sends the spans that wait, for at most so many milliseconds, and ends it
+ * Starts sending traces by OTLP over HTTP, as the `OTEL_*` variables say; OpenTelemetry itself reads the endpoint, headers and
+ * timeouts of the exporter. This is the only file that loads OpenTelemetry.
+ * @returns a function that sends the waiting spans, within the given time in ms, and ends tracing
  */
 export function startTracing(settings: TraceSettings, logger: Logger): (withinMs: number) => Promise<void> {
-  const ids = new ChosenIds();
+  const ids = new PresetIds();
   const exporter = new WatchedExporter(new OTLPTraceExporter(), settings.batch.maxQueueSize, logger);
   const provider = new TracerProvider({
     resource: defaultResource()
@@ -47,12 +47,12 @@ export function startTracing(settings: TraceSettings, logger: Logger): (withinMs
     sampler: samplerOf(settings),
     idGenerator: ids,
     spanProcessors: [
-      // The first: what does not fit behind it is dropped without a word.
+      // First in the list, because the batch processor drops spans silently if its queue is full.
       { onEnd: (span) => exporter.expect(span), onStart: noop, forceFlush: done, shutdown: done },
       new BatchSpanProcessor({ exporter, ...settings.batch }),
     ],
   });
-  // Global, so that an extension's own use of OpenTelemetry joins the same traces.
+  // Global, so that spans of extensions that use OpenTelemetry themselves join the same traces.
   context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
   trace.setGlobalTracerProvider(provider);
   setTracing(new OpenTelemetryTracing(provider.getTracer(SERVICE_NAME), ids, exporter));
@@ -62,7 +62,7 @@ export function startTracing(settings: TraceSettings, logger: Logger): (withinMs
     const late = new Promise<void>((resolve) => {
       timer = setTimeout(resolve, withinMs);
     });
-    // What could not be sent is logged by the exporter.
+    // The exporter logs the spans that could not be sent.
     await Promise.race([provider.shutdown().catch(() => undefined), late]);
     clearTimeout(timer);
   };
@@ -71,12 +71,12 @@ export function startTracing(settings: TraceSettings, logger: Logger): (withinMs
 class OpenTelemetryTracing implements Tracing {
   constructor(
     private readonly tracer: ReturnType<TracerProvider['getTracer']>,
-    private readonly ids: ChosenIds,
+    private readonly ids: PresetIds,
     private readonly exporter: WatchedExporter,
   ) {}
 
   get lost(): number {
-    return this.exporter.lostInAll;
+    return this.exporter.lostTotal;
   }
 
   start(name: string, { parent, kind, attributes, links, startedAt, spanId }: SpanStart): Span {
@@ -103,8 +103,8 @@ function spanOf(parent: Span | TraceContext): Span {
   return trace.wrapSpanContext({ traceId, spanId, traceFlags: flags, isRemote: true });
 }
 
-/** Random ids, unless the id of the next span is known to others already. */
-class ChosenIds extends RandomIdGenerator {
+/** Generates random ids, unless the id of the next span is given. */
+class PresetIds extends RandomIdGenerator {
   next: string | undefined;
 
   override generateSpanId(): string {
@@ -129,19 +129,18 @@ const noop = (): void => undefined;
 const done = (): Promise<void> => Promise.resolve();
 
 /**
- * Counts the spans that are lost, and says so once a minute. Nothing of the error's text: it may hold what the collector
- * answered.
+ * Counts lost spans, and logs them once a minute, without the error's text, which may hold what the collector answered.
  */
 class WatchedExporter implements SpanExporter {
   /** How many spans were lost since the start. */
-  lostInAll = 0;
+  lostTotal = 0;
   private lost = 0;
   private isFailing = false;
-  private complainedAt = Number.NEGATIVE_INFINITY;
+  private warnedAt = Number.NEGATIVE_INFINITY;
   /** How many spans wait to be sent. */
   private waiting = 0;
   private dropped = 0;
-  private saidFullAt = Number.NEGATIVE_INFINITY;
+  private warnedFullAt = Number.NEGATIVE_INFINITY;
 
   constructor(
     private readonly exporter: SpanExporter,
@@ -149,17 +148,17 @@ class WatchedExporter implements SpanExporter {
     private readonly logger: Logger,
   ) {}
 
-  /** Counts a span that is about to wait to be sent, or to be dropped if too many do. */
+  /** Counts a span that will wait to be sent, or be dropped if too many wait. */
   expect(span: ReadableSpan): void {
     if ((span.spanContext().traceFlags & TraceFlags.SAMPLED) === 0) return;
     if (this.waiting < this.maxWaiting) {
       this.waiting++;
       return;
     }
-    this.lostInAll++;
+    this.lostTotal++;
     this.dropped++;
-    if (performance.now() - this.saidFullAt < COMPLAIN_EVERY_MS) return;
-    this.saidFullAt = performance.now();
+    if (performance.now() - this.warnedFullAt < WARN_INTERVAL_MS) return;
+    this.warnedFullAt = performance.now();
     this.logger.warn(
       { spans: this.dropped, waiting: this.waiting },
       'more spans end than the collector of traces takes, and some are lost; take a share of the traces',
@@ -171,7 +170,7 @@ class WatchedExporter implements SpanExporter {
     this.waiting = Math.max(0, this.waiting - spans.length);
     this.exporter.export(spans, (result) => {
       // OpenTelemetry's ExportResultCode.SUCCESS.
-      if (result.code === 0) this.onTaken();
+      if (result.code === 0) this.onAccepted();
       else this.onLost(spans.length, result.error);
       done(result);
     });
@@ -181,18 +180,18 @@ class WatchedExporter implements SpanExporter {
     return this.exporter.shutdown();
   }
 
-  private onTaken(): void {
+  private onAccepted(): void {
     if (this.isFailing) this.logger.info('the collector of traces takes spans again');
     this.isFailing = false;
-    this.complainedAt = Number.NEGATIVE_INFINITY;
+    this.warnedAt = Number.NEGATIVE_INFINITY;
   }
 
   private onLost(count: number, error: unknown): void {
     this.isFailing = true;
-    this.lostInAll += count;
+    this.lostTotal += count;
     this.lost += count;
-    if (performance.now() - this.complainedAt < COMPLAIN_EVERY_MS) return;
-    this.complainedAt = performance.now();
+    if (performance.now() - this.warnedAt < WARN_INTERVAL_MS) return;
+    this.warnedAt = performance.now();
     this.logger.warn(
       { spans: this.lost, reason: reasonOf(error) },
       'the collector of traces did not take spans, which are lost; the service goes on without',
@@ -201,7 +200,7 @@ class WatchedExporter implements SpanExporter {
   }
 }
 
-/** A code of the system's, or the status of the collector's answer. */
+/** The system's error code, or the status of the collector's answer. */
 function reasonOf(error: unknown): string {
   const { code, cause } = Object(error) as { code?: unknown; cause?: unknown };
   if (typeof code === 'number') return `status ${code}`;

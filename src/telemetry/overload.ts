@@ -4,14 +4,14 @@ import type { Database } from '../database/database';
 import { fail } from '../errors';
 import type { Settings } from '../settings';
 
-/** How often the event loop's delay is judged, and how finely it is measured, in milliseconds. */
+/** How often the event loop's delay is evaluated, and its resolution, in ms. */
 const WINDOW_MS = 500;
 const RESOLUTION_MS = 10;
 
 /**
- * Turns requests away before they cost anything when the process can't keep up: the event loop is late, or the writer's
- * queue is long. At the limit, what takes on new work goes (claims, enqueues); at twice the limit, everything but
- * health does, so that agents can still extend and report what they hold.
+ * Sheds load: refuses requests before they cost anything if the event loop is late or the write queue is long. At the limit,
+ * requests for new work (claims, enqueues) are refused; at twice the limit, everything but health. In between, agents can
+ * still extend and report what they hold.
  */
 export class Overload {
   private readonly delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS });
@@ -24,7 +24,7 @@ export class Overload {
     private readonly database: Pick<Database, 'writeQueueDepth'>,
   ) {}
 
-  /** Begins to measure; once the application is there, for what its start costs is no overload. */
+  /** Starts measuring. Call it when the application is built: the cost of its start is no overload. */
   start(): void {
     this.delay.enable();
     this.timer = setInterval(() => {
@@ -33,42 +33,42 @@ export class Overload {
     }, WINDOW_MS).unref();
   }
 
-  /** Takes in how late the event loop was in one window, in milliseconds. */
+  /** Records the event loop's delay in one window, in ms. */
   observe(delayMs: number): void {
     this.delayBeforeMs = this.delayMs;
     this.delayMs = delayMs;
   }
 
-  /** How late the event loop was on the average of the last window, in milliseconds. */
+  /** The event loop's mean delay in the last window, in ms. */
   get loopDelayMs(): number {
     return this.delayMs;
   }
 
-  /** The load in terms of the limit: 1 is at the limit, 2 twice that. */
+  /** The load as a multiple of the limit. */
   get level(): number {
     return Math.max(
-      // One late window is a hiccup, such as a single large request; two in a row are not.
+      // One late window is a hiccup, such as a single large request; two in a row are overload.
       Math.min(this.delayMs, this.delayBeforeMs) / this.settings.maxEventLoopDelayMs,
       this.database.writeQueueDepth / this.settings.maxWriteQueue,
     );
   }
 
-  /** @throws ERR_UNAVAILABLE where a request must be turned away; `first` marks those that go first */
-  check(first: boolean): void {
-    if (this.level >= (first ? 1 : 2)) {
+  /** @param isShedFirst whether it asks for new work @throws ERR_UNAVAILABLE the request must be refused */
+  check(isShedFirst: boolean): void {
+    if (this.level >= (isShedFirst ? 1 : 2)) {
       throw fail('ERR_UNAVAILABLE', { reason: 'overload' }, { retryAfterMs: 1_000 + Math.random() * 4_000 });
     }
   }
 
-  /** Puts the check before everything else that a request costs. */
+  /** Adds the check as a hook. Call it before hooks that cost more. */
   guard(
     http: FastifyInstance,
-    shedFirst: (request: FastifyRequest) => boolean,
-    exempt: (request: FastifyRequest) => boolean,
+    isShedFirst: (request: FastifyRequest) => boolean,
+    isExempt: (request: FastifyRequest) => boolean,
   ): void {
     http.addHook('onRequest', (request, _reply, done) => {
       try {
-        if (!exempt(request)) this.check(shedFirst(request));
+        if (!isExempt(request)) this.check(isShedFirst(request));
         done();
       } catch (error) {
         done(error as Error);
@@ -76,6 +76,7 @@ export class Overload {
     });
   }
 
+  /** Stops measuring. */
   close(): void {
     clearInterval(this.timer);
     this.delay.disable();

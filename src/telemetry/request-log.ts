@@ -12,56 +12,56 @@ import type { Settings } from '../settings';
 import { HEALTH_PATHS } from './health.controller';
 import { LineBudget } from './line-budget';
 
-/** An answer that took longer than this, without the time that a claim waited for work, is logged. */
+/** Answers that took longer than this are logged, in ms, not counting the time that a claim waited for work. */
 const SLOW_MS = 1_000;
-/** How often what was summed up is logged. */
-const SUM_MS = 60_000;
-/** Callers that are summed up one by one in that time; all others are summed up together. */
+/** How often summaries are logged, in ms. */
+const SUMMARY_INTERVAL_MS = 60_000;
+/** How many callers get a summary of their own; all others share one. */
 const MAX_CALLERS = 500;
-/** Kinds of failure that are told apart for one caller. */
+/** How many kinds of failure the summary of one caller distinguishes. */
 const MAX_FAILURES = 20;
-/** Agents' ids that are named of those that one caller claimed in vain. */
+/** How many claimed agent ids the summary of one caller names. */
 const MAX_CLAIMED = 10;
-/** Lines a second, and at once, for failures; and apart from them, so that strangers can't hide those, for the rest. */
+/** Log lines per second, and at once: for failures, and separately for the rest, so that neither can hide the other. */
 const LINES: [perSecond: number, burst: number] = [20, 500];
 
 const READS = new Set(['GET', 'HEAD', 'OPTIONS']);
 
-/** Requests of one caller that got no line of their own: who it is, and how many by method, route and status. */
-interface Sum {
-  who: object;
+/** The requests of one caller that got no line of their own, counted by method, route and status. */
+interface Summary {
+  caller: object;
   counts: Map<
     string,
     { method: string; route: string; status: number | 'any' | typeof UNANSWERED; count: number }
   >;
-  /** Ids of agents that it claimed to be, and could not prove. */
+  /** Ids of agents that it claimed to be without valid credentials. */
   claimed: Set<number>;
 }
 
 /**
- * Logs requests: never a token, a header or a body. With `all` a line for each. With `errors` those that failed, were slow,
- * or changed something for an operator; a caller's repeated failures become one line a minute, so that no one can fill the
- * disk: at most 40 lines a second, and 501 a minute for what was summed up.
+ * Logs requests, without tokens, headers or bodies. With `all`, one line each. With `errors`, those that failed, were slow, or
+ * changed something for an operator; the repeated failures of a caller become one line per minute. No client can fill the
+ * disk: at most 40 lines per second, and 501 summaries per minute, are written.
  */
 export class RequestLog {
   private readonly failures = new LineBudget(...LINES);
   private readonly others = new LineBudget(...LINES);
-  private readonly sums = new Map<string, Sum>();
-  private readonly beyond: Sum = { who: { callers: 'others' }, counts: new Map(), claimed: new Set() };
-  private readonly timer = setInterval(() => this.logSums(), SUM_MS).unref();
+  private readonly summaries = new Map<string, Summary>();
+  private readonly beyond: Summary = { caller: { callers: 'others' }, counts: new Map(), claimed: new Set() };
+  private readonly timer = setInterval(() => this.logSummaries(), SUMMARY_INTERVAL_MS).unref();
 
   constructor(
     private readonly logger: Logger,
     private readonly mode: Settings['logRequests'],
   ) {}
 
-  /** Logs the requests of a server from now on, and answers each with its id. */
+  /** Logs the requests of a server from now on, and adds the id to each answer. */
   attach(http: FastifyInstance, ends: RequestEnds): void {
     http.addHook('onRequest', (request, reply, done) => {
       reply.header('x-request-id', request.id);
       done();
     });
-    // For the routes that have facts alone: every other answer would pay for it.
+    // Only on routes with facts: the hook costs time on every answer.
     http.addHook('onRoute', (route) => {
       const { logFacts } = (route.config as { declared?: RouteDeclaration } | undefined)?.declared ?? {};
       if (!logFacts) return;
@@ -72,32 +72,32 @@ export class RequestLog {
     });
     ends.onEnd((request, reply, isAnswered) => {
       if (this.mode === 'all') this.logLine(request, reply, isAnswered);
-      else this.judge(request, reply, isAnswered);
+      else this.logOrSummarize(request, reply, isAnswered);
     });
   }
 
-  /** Logs what was summed up, and begins again. */
-  logSums(): void {
-    for (const sum of [...this.sums.values(), this.beyond]) {
-      const counts = [...sum.counts.values()];
+  /** Logs the summaries, and starts new ones. */
+  logSummaries(): void {
+    for (const summary of [...this.summaries.values(), this.beyond]) {
+      const counts = [...summary.counts.values()];
       if (counts.length === 0) continue;
       const level = counts.some(({ status }) => Number(status) >= 500) ? 'warn' : 'info';
       const count = counts.reduce((total, each) => total + each.count, 0);
-      const claimed = sum.claimed.size > 0 ? { claimed_agent_ids: [...sum.claimed] } : {};
-      this.logger[level]({ ...sum.who, ...claimed, count, requests: counts }, 'requests summed up');
+      const claimed = summary.claimed.size > 0 ? { claimed_agent_ids: [...summary.claimed] } : {};
+      this.logger[level]({ ...summary.caller, ...claimed, count, requests: counts }, 'requests summed up');
     }
-    this.sums.clear();
+    this.summaries.clear();
     this.beyond.counts.clear();
     this.beyond.claimed.clear();
   }
 
-  /** Logs what is summed up, and stops. */
+  /** Logs the last summaries, and stops. */
   close(): void {
     clearInterval(this.timer);
-    this.logSums();
+    this.logSummaries();
   }
 
-  private judge(request: ControlPlaneRequest, reply: FastifyReply, isAnswered: boolean): void {
+  private logOrSummarize(request: ControlPlaneRequest, reply: FastifyReply, isAnswered: boolean): void {
     const status = isAnswered ? reply.statusCode : UNANSWERED;
     const isChange = request.operator !== undefined && !READS.has(request.method);
     if (
@@ -105,20 +105,24 @@ export class RequestLog {
       ((status === UNANSWERED || status < 400) && reply.elapsedTime - waitedMs(request) > SLOW_MS)
     ) {
       if (this.others.take()) this.logLine(request, reply, isAnswered);
-      else this.sumUp(request, status);
+      else this.summarize(request, status);
     } else if (status !== UNANSWERED && status >= 400) {
-      // A load balancer asks every second: of a server's own failures only these are summed up from the second on.
+      // Load balancers check health every second: of the server's own failures, only these are summarized.
       const isAlways = status >= 500 && !HEALTH_PATHS.has(routeOf(request));
-      const isFirst = !this.sums.has(keyOf(request)) && this.sums.size < MAX_CALLERS;
+      const isFirst = !this.summaries.has(keyOf(request)) && this.summaries.size < MAX_CALLERS;
       if (isFirst)
-        this.sums.set(keyOf(request), { who: whoIs(request), counts: new Map(), claimed: new Set() });
+        this.summaries.set(keyOf(request), {
+          caller: describeCaller(request),
+          counts: new Map(),
+          claimed: new Set(),
+        });
       if ((isAlways || isFirst) && this.failures.take()) this.logLine(request, reply, isAnswered);
-      else this.sumUp(request, status);
+      else this.summarize(request, status);
     }
   }
 
-  private sumUp(request: ControlPlaneRequest, status: number | typeof UNANSWERED): void {
-    const { counts, claimed } = this.sums.get(keyOf(request)) ?? this.beyond;
+  private summarize(request: ControlPlaneRequest, status: number | typeof UNANSWERED): void {
+    const { counts, claimed } = this.summaries.get(keyOf(request)) ?? this.beyond;
     const claimedId = claimedAgentId(request);
     if (claimedId !== undefined && claimed.size < MAX_CLAIMED) claimed.add(claimedId);
     const { method } = request;
@@ -162,21 +166,21 @@ export class RequestLog {
 
 const routeOf = (request: FastifyRequest): string => request.routeOptions.url ?? 'unknown';
 
-/** The id of the agent that a caller said to be who was not let in as one: a number, so that nothing of it can be a token. */
+/** The agent id that a refused caller claimed: parsed as a number, so that it can't be a token. */
 function claimedAgentId({ agent, headers, refusal }: ControlPlaneRequest): number | undefined {
   const isRefused = refusal?.status === 401 || refusal?.status === 403 || refusal?.status === 429;
   return agent || !isRefused ? undefined : parseId(String(headers['x-agent-id']));
 }
 
-/** The id in a path that names what the request is about. */
+/** The id in the path of a route. */
 function idInPath({ routeOptions: { url }, params }: ControlPlaneRequest, route: string): number | undefined {
   return url?.startsWith(route) ? parseId(String((params as { id?: unknown })?.id)) : undefined;
 }
 
-/** Whose requests are summed up together: an agent's, an operator's, or those of an address without credentials. */
-function whoIs(request: ControlPlaneRequest): object {
+/** Describes a caller: an agent, an operator, or an address without credentials. */
+function describeCaller(request: ControlPlaneRequest): object {
   const { agent, operator } = request;
-  // A host has a whole /64 of IPv6.
+  // One IPv6 host has a whole /64.
   const address = normalizeIp(clientAddress(request), 64);
   if (agent) return { agent_id: agent.id, address };
   return operator ? { operator: operator.name, address } : { address };

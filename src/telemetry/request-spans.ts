@@ -8,11 +8,11 @@ import { markFailed, parseTraceparent, tracing } from '../tracing';
 import { HEALTH_PATHS } from './health.controller';
 import { LineBudget } from './line-budget';
 
-/** Requests of strangers that get a span, a second and at once: they must not crowd out the others. */
-const STRANGERS: [perSecond: number, burst: number] = [20, 100];
+/** Requests without credentials that get a span, per second and at once: they must not crowd out the others. */
+const ANONYMOUS: [perSecond: number, burst: number] = [20, 100];
 
 const READS = new Set(['GET', 'HEAD']);
-/** Others are a stranger's to invent: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ */
+/** Other methods are counted together, since clients can invent them: https://opentelemetry.io/docs/specs/semconv/http/http-spans/ */
 export const METHODS: ReadonlySet<string> = new Set([
   'GET',
   'HEAD',
@@ -24,17 +24,18 @@ export const METHODS: ReadonlySet<string> = new Set([
 ]);
 
 /**
- * Makes a span for each request: its method, the pattern of its route and its status; never a path, query, header or body. The
- * caller's trace goes on if its credentials are good. What is refused before its body is read has a span of no length.
+ * Creates a span for each request, with its method, the pattern of its route and its status; never a path, query, header or
+ * body. It continues the caller's trace if the caller is authenticated. A request that is refused before its body is read gets
+ * a span without duration.
  */
 export class RequestSpans {
-  private readonly strangers = new LineBudget(...STRANGERS);
+  private readonly anonymous = new LineBudget(...ANONYMOUS);
   private readonly clock = new Clock();
 
   /** Traces the requests of a server from now on, if traces are sent. */
   attach(http: FastifyInstance, ends: RequestEnds): void {
     if (!tracing) return;
-    // Not before: the callbacks of a body's stream would lose the span.
+    // Not earlier: the callbacks of the body's stream would lose the span.
     http.addHook('preValidation', (request, reply, done) => {
       const span = this.begin(request, reply);
       if (tracing && span) tracing.run(span, done);
@@ -49,15 +50,15 @@ export class RequestSpans {
   private begin(request: ControlPlaneRequest, reply: FastifyReply): Span | undefined {
     const { url: route } = request.routeOptions;
     const method = METHODS.has(request.method) ? request.method : '_OTHER';
-    const isKnown = request.agent !== undefined || request.operator !== undefined;
-    const isAsked =
+    const isAuthenticated = request.agent !== undefined || request.operator !== undefined;
+    const isProbe =
       route !== undefined && (HEALTH_PATHS.has(route) || (route === '/metrics' && READS.has(method)));
-    const isTraced = !isAsked && (isKnown || this.strangers.take());
+    const isTraced = !isProbe && (isAuthenticated || this.anonymous.take());
     const span = isTraced
       ? tracing?.start(route === undefined ? 'unknown' : `${method} ${route}`, {
           kind: 'server',
-          // A stranger does not decide which traces are taken.
-          parent: isKnown ? parseTraceparent(request.headers.traceparent) : undefined,
+          // Clients without credentials must not decide which traces are sampled.
+          parent: isAuthenticated ? parseTraceparent(request.headers.traceparent) : undefined,
           startedAt: this.clock.now() - reply.elapsedTime,
           attributes: {
             'http.request.method': method,

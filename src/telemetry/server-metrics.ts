@@ -16,36 +16,36 @@ import type { Meter } from './meter';
 import type { Overload } from './overload';
 import { METHODS } from './request-spans';
 
-/** Upper bounds in seconds: each service level of the contract is one of them. */
+/** Upper bounds in seconds; they include each service level of the contract. */
 const REQUEST_BUCKETS = [
   0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 1, 2.5, 5, 10,
 ];
 const COMMIT_BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5];
 const UNIT_BUCKETS = [1, 2, 5, 10, 20, 50, 100, 200, 512];
 
-/** Routes, with their methods and classes of status: there are a few hundred, and extensions may add theirs. */
+/** Routes by method and class of status: a few hundred, and those of extensions. */
 const MAX_REQUEST_SERIES = 2_000;
 
-/** Gauges of prom-client that end like a counter, so that Prometheus' own linter complains: the same is shown under another name. */
+/** Gauges of prom-client named like counters, which Prometheus' linter reports; the same values exist under other names. */
 const MISNAMED = [
   'nodejs_active_handles_total',
   'nodejs_active_requests_total',
   'nodejs_active_resources_total',
 ];
 
-/** Why requests to a route can be turned away. */
-const OF_ANYBODY = ['quota', 'overload', 'in_flight'];
-const OF_CALLERS = [...OF_ANYBODY, 'authentication', 'forbidden'];
+/** The reasons for which requests to a route can be refused, by the route's access. */
+const OF_PUBLIC = ['quota', 'overload', 'in_flight'];
+const OF_CALLERS = [...OF_PUBLIC, 'authentication', 'forbidden'];
 const OF_AGENTS = [...OF_CALLERS, 'disk', 'database'];
 
-/** The quotas that there are, besides those of extensions. */
+/** All quotas, except those of extensions. */
 const QUOTAS = [
   ...QUOTA_ROUTES,
   ...['register-per-ip', 'register-total', 'public', 'health', 'operator', 'parse-failures', 'failed-auth'],
   ...['metrics_bytes_per_day', 'observations_bytes_per_day'],
 ];
 
-/** What the process is observed by. */
+/** The parts of the process that are observed. */
 export interface Observed {
   readonly settings: Pick<Settings, 'database' | 'minFreeDisk'>;
   readonly version: string;
@@ -59,7 +59,7 @@ export interface Observed {
   readonly log: LogOutput | undefined;
 }
 
-/** Declares and keeps the series of the process itself: its requests, its database, its bounds and its runtime. */
+/** Declares and updates the metrics of the process itself: its requests, database, limits and runtime. */
 export function observeProcess(meter: Meter, http: FastifyInstance, observed: Observed): void {
   observeRuntime(meter, observed);
   observeRequests(meter, http, observed);
@@ -68,7 +68,7 @@ export function observeProcess(meter: Meter, http: FastifyInstance, observed: Ob
 
 let runtime: Registry | undefined;
 
-/** prom-client's own metrics of the runtime, once for the process: what observes it can't be stopped. */
+/** prom-client's metrics of the runtime, created once for the process: its observers can't be stopped. */
 function runtimeMetrics(): Registry {
   if (runtime) return runtime;
   runtime = new Registry();
@@ -115,7 +115,7 @@ function observeRuntime(
   );
   meter.readCounter(
     { name: 'log_lines_dropped_total', help: 'Lines of the log that its output did not take.' },
-    () => log?.droppedInAll ?? 0,
+    () => log?.droppedTotal ?? 0,
   );
 }
 
@@ -138,14 +138,14 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
     help: 'Requests that were over a quota, by which.',
     labels: ['quota'],
   });
-  // A series that begins with a burst shows no increase: what alerts ask for begins with its route.
+  // A series that starts with a burst shows no increase: the series that alerts use start with their route.
   for (const quota of QUOTAS) quotas.add({ quota }, 0);
   http.addHook('onRoute', ({ url, method, config }) => {
     const { declared } = (config ?? {}) as { declared?: RouteDeclaration };
     if (!declared) return;
     const route = patternOf(url);
     const isAgents = declared.access.kind === 'agent' || declared.quota !== undefined;
-    const reasons = declared.access.kind === 'public' ? OF_ANYBODY : OF_CALLERS;
+    const reasons = declared.access.kind === 'public' ? OF_PUBLIC : OF_CALLERS;
     for (const reason of isAgents ? OF_AGENTS : reasons) refused.add({ route, reason }, 0);
     for (const each of isAgents ? [method].flat() : [])
       for (const status of ['2xx', '5xx', UNANSWERED]) durations.begin({ method: each, route, status });
@@ -171,7 +171,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
   http.server.on('drop', () => {
     dropped.limit++;
   });
-  // Before the answer to it: Fastify's own listener comes first and stays.
+  // Fastify's own listener comes first and stays; it answers.
   http.server.on('clientError', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'ECONNRESET') dropped.unreadable++;
   });
@@ -197,7 +197,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
 
 const routeOf = ({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): string => patternOf(url);
 
-/** The pattern of a route; all pages of the documentation are one. */
+/** The pattern of a route; all pages of the documentation count as one. */
 const patternOf = (url: string): string => (url.startsWith('/docs') ? '/docs' : url);
 
 function observeDatabase(
@@ -253,7 +253,7 @@ function observeDatabase(
     meter.readGauge(
       {
         name: 'disk_watermark_bytes',
-        help: 'Below so many free bytes nothing is stored that is not needed; 0 is never.',
+        help: 'With fewer free bytes on the disk, bulk writes are refused; 0 never refuses.',
       },
       () => settings.minFreeDisk,
     );

@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -26,7 +26,7 @@ import { Lifecycle } from '../../src/telemetry/lifecycle';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
-const CLI = join(__dirname, '../../dist/cli.js');
+const CLI = join(__dirname, '../../dist/main.js');
 /** So that the program's first line finds the Node that the tests run on. */
 const NODE_FIRST = `${dirname(process.execPath)}:${process.env.PATH}`;
 
@@ -696,6 +696,7 @@ describe('the command line with a server', () => {
       ['agents list --config-status', ofQuery('/v1/agents', 'config_status')],
       ['task list --state', ofQuery('/v1/tasks', 'state')],
       ['task list --outcome', ofQuery('/v1/tasks', 'outcome')],
+      ['tasks list --outcome', ofQuery('/v1/tasks', 'outcome')],
       ['task cancel --outcome', ofBody('/v1/tasks/cancel', 'outcome')],
       ['task cancel --state', ofBody('/v1/tasks/cancel', 'state')],
       ['task retry --state', ofBody('/v1/tasks/retry', 'state')],
@@ -731,7 +732,6 @@ describe('the command line with a server', () => {
 
   it.each([
     ['an unknown command', ['tsk']],
-    ['no command', []],
     ['no command of a group', ['task']],
     ['an unknown option', ['task', 'list', '--colour']],
     ['an id that is none', ['task', 'get', '0']],
@@ -766,6 +766,35 @@ describe('the command line with a server', () => {
   ])('says what is wrong with %j, and which command explains it', async (args, said, command) => {
     const help = ['control-plane', command, '--help'].filter((part) => part !== '').join(' ');
     expect(await cli(args)).toEqual({ code: 2, stdout: '', stderr: `error: ${said}\nRun \`${help}\`.\n` });
+  });
+
+  it.each([
+    ['tasks', 'list'],
+    ['configs', 'list'],
+    ['tokens', 'list'],
+  ])('takes the plural: %s %s', async (plural, command) => {
+    expect(await cli([plural, command, '--json'])).toEqual(
+      await cli([plural.slice(0, -1), command, '--json']),
+    );
+  });
+
+  it.each([['--help'], ['task list'], ['doctor --help']])('loads nothing of the server for %s', (line) => {
+    const listLoaded = `process.on('exit', () => console.error(JSON.stringify(Object.keys(require.cache))));
+      require(${JSON.stringify(CLI)});`;
+    const { stdout, stderr } = spawnSync(
+      process.execPath,
+      ['-e', listLoaded, 'control-plane', ...line.split(' ')],
+      {
+        env: { PATH: NODE_FIRST, CONTROL_PLANE_URL: 'http://127.0.0.1:3', CONTROL_PLANE_TOKEN: ADMIN_TOKEN },
+        encoding: 'utf8',
+      },
+    );
+    const loaded: string[] = JSON.parse(stderr.trim().split('\n').at(-1) as string);
+    expect(stdout === '').toBe(line === 'task list');
+    expect(loaded.some((file) => file.includes('/node_modules/commander/'))).toBe(true);
+    const heavy =
+      /\/node_modules\/(?:@nestjs|@opentelemetry|better-sqlite3|class-validator|fastify|pg|pino|rxjs|semver|typeorm)\/|\/dist\/(?:app|hooks|extension-loader)\.js$/;
+    expect(loaded.filter((file) => heavy.test(file))).toEqual([]);
   });
 
   it('explains every command, with an example', async () => {

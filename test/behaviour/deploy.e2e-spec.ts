@@ -119,7 +119,7 @@ describe('the Dockerfile', () => {
     const [check] = all('HEALTHCHECK');
     const path = /http:\/\/127\.0\.0\.1:8080(\/\w+)/.exec(check as string)?.[1] as string;
     expectPublic(path);
-    expect(JSON.parse(all('ENTRYPOINT')[0] as string)).toEqual(['node', '/opt/control-plane/dist/cli.js']);
+    expect(JSON.parse(all('ENTRYPOINT')[0] as string)).toEqual(['node', '/opt/control-plane/dist/main.js']);
     expect(all('CMD').at(-1)).toBe('["serve"]');
     expect(all('EXPOSE')).toEqual(['8080']);
   });
@@ -313,7 +313,7 @@ describe('the unit for systemd', () => {
   const environment = Object.fromEntries((Service.Environment ?? []).map((each) => each.split('=', 2)));
 
   it('starts the program as a user of its own and again after a failure', () => {
-    expect(Service.ExecStart).toEqual(['/usr/bin/node /opt/control-plane/dist/cli.js serve']);
+    expect(Service.ExecStart).toEqual(['/usr/bin/node /opt/control-plane/dist/main.js serve']);
     expect(Service.User?.[0]).not.toBe('root');
     expect([Service.Restart, Service.RestartPreventExitStatus]).toEqual([['on-failure'], ['2']]);
     expect(Unit.StartLimitIntervalSec).toEqual(['0']);
@@ -496,7 +496,7 @@ describe('the commands of the documents', () => {
 
   it('in containers go to services that there are, by the name that the image gives the program', () => {
     expect(image('RUN').join()).toContain(
-      'ln -s /opt/control-plane/dist/cli.js /usr/local/bin/control-plane',
+      'ln -s /opt/control-plane/dist/main.js /usr/local/bin/control-plane',
     );
     const { services } = parse(text('deploy/compose.yaml'), { merge: true });
     const compose = all(

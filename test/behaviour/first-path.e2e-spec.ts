@@ -53,7 +53,7 @@ describe('the first path', () => {
   let authorization: string;
 
   beforeAll(async () => {
-    const server = run('dist/main.js', [], {
+    const server = run('dist/main.js', ['serve'], {
       CONTROL_PLANE_BIND: '127.0.0.1:0',
       // So that an agent says soon what came of a configuration.
       CONTROL_PLANE_HEARTBEAT_TIMEOUT_MS: '2000',

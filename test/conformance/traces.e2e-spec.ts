@@ -1,8 +1,9 @@
 import { trace } from '../../src/extension-api';
 import { JobRunner } from '../../src/scheduling/job-runner';
-import { readSettings, type TraceSettings } from '../../src/settings';
+import { readSettings } from '../../src/settings';
 import { createLogger } from '../../src/telemetry/logger';
 import { startTracing } from '../../src/telemetry/otlp';
+import type { TraceSettings } from '../../src/trace-settings';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 import { OtlpReceiver, type SentSpan } from '../helpers/otlp-receiver';
 

@@ -51,7 +51,7 @@ export async function run(args: readonly string[], options: RunOptions = {}): Pr
         },
       },
       readInput: () => Buffer.from(options.input ?? ''),
-      interruption: () => options.signal ?? new AbortController().signal,
+      interruptSignal: () => options.signal ?? new AbortController().signal,
     });
     return ended;
   } finally {
@@ -65,7 +65,7 @@ export function spawnCommand(
   args: readonly string[],
   { cwd, env, input = '' }: RunOptions = {},
 ): Promise<Ended> {
-  const child = spawn(process.execPath, [join(__dirname, '../../dist/cli.js'), ...args], {
+  const child = spawn(process.execPath, [join(__dirname, '../../dist/main.js'), ...args], {
     cwd,
     env: { ...CHILD_ENV, ...settingsOf(env) },
   });

@@ -12,8 +12,8 @@ export default async function setup() {
   globalThis.stopPostgres = stop;
   const template = `${prefix}template`;
   const migrated = await createDatabase(url, template);
-  const server = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
-  execFileSync(process.execPath, [server, '--migrate-only'], {
+  const program = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
+  execFileSync(process.execPath, [program, 'migrate'], {
     env: { CONTROL_PLANE_DATABASE_URL: migrated, CONTROL_PLANE_LOG_LEVEL: 'error' },
     stdio: ['ignore', 'ignore', 'inherit'],
   });

@@ -8,8 +8,8 @@ import { fileURLToPath } from 'node:url';
 export default function setup() {
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-template-'));
   const template = join(folder, 'template.db');
-  const server = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
-  execFileSync(process.execPath, [server, '--migrate-only'], {
+  const program = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
+  execFileSync(process.execPath, [program, 'migrate'], {
     env: { CONTROL_PLANE_DATABASE_URL: `sqlite://${template}`, CONTROL_PLANE_LOG_LEVEL: 'error' },
     stdio: ['ignore', 'ignore', 'inherit'],
   });

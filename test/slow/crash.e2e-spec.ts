@@ -440,11 +440,11 @@ describe('the process', () => {
     expect(second.errors()).toMatch(/newer version.*FromTheFuture9999999999999/);
   });
 
-  it('applies migrations and ends with --migrate-only; refuses a database without them where it may not apply them', async () => {
+  it('applies migrations and ends with migrate; refuses a database without them where it may not apply them', async () => {
     const refused = ServerProcess.spawn(folder, { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
     expect((await once(refused.child, 'exit'))[0]).toBe(1);
-    expect(refused.errors()).toMatch(/--migrate-only/);
-    const migrated = ServerProcess.spawn(folder, {}, ['--migrate-only']);
+    expect(refused.errors()).toMatch(/control-plane migrate/);
+    const migrated = ServerProcess.spawn(folder, {}, ['migrate']);
     expect((await once(migrated.child, 'exit'))[0]).toBe(0);
     const server = await ServerProcess.start(folder, { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
     expect((await fetch(`${server.url}/readyz`)).status).toBe(200);

@@ -563,7 +563,7 @@ describe('an extension that is taken away', () => {
     await server.stop();
   });
 
-  it('has its migrations recorded apart, in order, and applied by --migrate-only', async () => {
+  it('has its migrations recorded apart, in order, and applied by migrate', async () => {
     const folder = await workplace();
     const unmigrated = serve(folder, './whois-kind', [], { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
     expect(await finish(unmigrated)).toMatchObject({
@@ -571,7 +571,7 @@ describe('an extension that is taken away', () => {
       // A test's database has the program's own.
       errors: expect.stringContaining('lacks 1 migration(s)'),
     });
-    const first = await finish(serve(folder, './whois-kind', ['--migrate-only']));
+    const first = await finish(serve(folder, './whois-kind', ['migrate']));
     expect(first).toMatchObject({ code: 0, output: expect.stringContaining(MIGRATION) });
     expect(await rowsOf(folder, 'SELECT * FROM migrations_whois_kind')).toEqual([
       { name: MIGRATION.split('/')[1] },
@@ -759,7 +759,7 @@ describe('a faulty extension', () => {
          } });`,
       ),
     });
-    const { code, errors } = await finish(serve(folder, './faulty', ['--migrate-only']));
+    const { code, errors } = await finish(serve(folder, './faulty', ['migrate']));
     expect([code, errors]).toEqual([1, 'Extension faulty has a migration that failed, Broken: half way\n']);
     expect(await rowsOf(folder, 'SELECT * FROM mine')).toEqual([]);
     await expect(rowsOf(folder, 'SELECT * FROM other')).rejects.toThrow('other');

@@ -214,7 +214,7 @@ onShared('a server of PostgreSQL', () => {
       body: '{}',
     });
     expect(register.status).toBe(200);
-    const doctor = await finish(run('cli.js', url, ['doctor']));
+    const doctor = await finish(run('main.js', url, ['doctor']));
     expect(doctor.output).toMatch(/ok {4}database/);
     server.child.kill('SIGTERM');
     expect(await once(server.child, 'exit')).toEqual([0, null]);
@@ -321,7 +321,7 @@ onShared('a server of PostgreSQL', () => {
         await makeDatabase(`ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0`),
       );
       expect(await refused(url)).toMatch(/^The encoding of the database .* is SQL_ASCII/);
-      const doctor = await finish(run('cli.js', url, ['doctor']));
+      const doctor = await finish(run('main.js', url, ['doctor']));
       expect(doctor).toMatchObject({
         code: 1,
         output: expect.stringMatching(/FAIL {2}database .*SQL_ASCII/),

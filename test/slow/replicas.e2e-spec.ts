@@ -422,8 +422,8 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       const database = await server.create('versions');
       const older = Replica.spawn(folder, database, { env: { MIGRATE_ON_START: 'false' } });
       expect((await once(older.child, 'exit'))[0]).toBe(1);
-      expect(older.output()).toMatch(/--migrate-only/);
-      const migrated = Replica.spawn(folder, database, { args: ['--migrate-only'] });
+      expect(older.output()).toMatch(/control-plane migrate/);
+      const migrated = Replica.spawn(folder, database, { args: ['migrate'] });
       expect((await once(migrated.child, 'exit'))[0]).toBe(0);
       await server.session('versions', (rows) =>
         rows(`INSERT INTO migrations (timestamp, name) VALUES (9999999999999, 'FromTheFuture9999999999999')`),

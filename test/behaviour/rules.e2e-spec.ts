@@ -1,0 +1,101 @@
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+
+const CHECK = join(__dirname, '../../scripts/check-rules.mjs');
+const WORDS = 'scripts/exempt/words.txt';
+
+describe('the rules of the architecture', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+  });
+  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+  function write(files: Record<string, string>): void {
+    for (const [name, content] of Object.entries(files)) {
+      mkdirSync(dirname(join(folder, name)), { recursive: true });
+      writeFileSync(join(folder, name), content);
+    }
+  }
+
+  function check(...args: string[]): { code: number | null; problems: string[] } {
+    const { status, stderr } = spawnSync(process.execPath, [CHECK, ...args], {
+      cwd: folder,
+      encoding: 'utf8',
+    });
+    return { code: status, problems: stderr.split('\n').filter((line) => line !== '') };
+  }
+
+  it.each([
+    ['src/agents/a.ts', '// Tries anew.', '"anew": write: again'],
+    ['src/agents/a.ts', 'const admitPassedOver = 1;', '"PassedOver": write: missed, skipped'],
+    [
+      'src/agents/a.ts',
+      '/**\n * Who hung up is not answered. */',
+      '"Who hung": write: a caller that, an agent that',
+    ],
+    [
+      'test/slow/a.e2e-spec.ts',
+      'it("asks\n\nwhoever serves")',
+      '"whoever": write: the caller, a client, anyone who',
+    ],
+    ['docs/extending.md', 'It is at\nthe most: at the most 5.', '"at the most": write: at most'],
+    ['migrations/1-a.ts', '// so many rows', '"so many": write: the number: n tasks, limit bytes'],
+    ['README.md', 'Tokens are withdrawn.', '"withdrawn": write: revoke'],
+  ])('name the word to use instead in %s: %j', (file, content, problem) => {
+    write({ [file]: content });
+    const line = content.split('\n').length;
+    const expected = file.startsWith('docs') || content.includes('Who hung') ? 2 : line;
+    expect(check()).toEqual({ code: 1, problems: [`${file}:${expected}: ${problem}`] });
+  });
+
+  it.each([
+    ['src/a.ts', `const ACTION = 'operator-token.withdraw'; proof.withdraw();`],
+    ['docs/architecture.md', 'Who are you, and how often may you?\n\n- `quota`: who asks?'],
+    ['src/a.ts', 'const upload = putOut; // hearsay, amendment'],
+    ['CHANGELOG.md', 'Whoever asks anew.'],
+  ])('let other text in %s be: %j', (file, content) => {
+    write({ [file]: content });
+    expect(check()).toEqual({ code: 0, problems: [] });
+  });
+
+  it('exempt files of the list, as long as they need it', () => {
+    write({
+      'src/a.ts': '// anew',
+      'src/b.ts': '// anew',
+      'src/c.ts': '// again',
+      [WORDS]: 'src/a.ts\nsrc/c.ts\nsrc/gone.ts\n',
+    });
+    const deleteEntry = (file: string) =>
+      `${WORDS}: ${file} keeps the rule now: delete the entry (npm run rules -- --prune)`;
+    expect(check().problems).toEqual([
+      'src/b.ts:1: "anew": write: again',
+      deleteEntry('src/c.ts'),
+      deleteEntry('src/gone.ts'),
+    ]);
+    expect(check('--prune').problems).toEqual(['src/b.ts:1: "anew": write: again']);
+    expect(readFileSync(join(folder, WORDS), 'utf8')).toBe('src/a.ts\n');
+    write({ 'src/b.ts': '// again' });
+    expect(check()).toEqual({ code: 0, problems: [] });
+    expect(existsSync(join(folder, 'scripts/exempt/dialect.txt'))).toBe(false);
+  });
+
+  it('keep the database behind its folder', () => {
+    const statement = 'if (tx.dialect.concurrent || this.database.isShared) return;';
+    write({
+      'src/agents/a.ts': statement,
+      'src/database/a.ts': statement,
+      'src/leases/a.ts': `\n${statement} // dialect.concurrent`,
+      'src/leases/b.ts': '// dialect.concurrent is false on SQLite',
+      'scripts/exempt/dialect.txt': 'src/agents/a.ts\n',
+    });
+    const { code, problems } = check();
+    expect(code).toBe(1);
+    expect(problems).toEqual([
+      expect.stringMatching(/^src\/leases\/a\.ts:2: "dialect\.concurrent": only src\/database knows/),
+      expect.stringMatching(/^src\/leases\/a\.ts:2: "isShared": only src\/database knows/),
+    ]);
+  });
+});
