@@ -1,7 +1,7 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { Field } from '../http/item-fields';
 import { PageEnd, PageQuery } from '../http/pagination';
-import { type ItemProblem, Items } from '../http/validation';
 import { WINDOW_SCOPES, type WindowScope } from './window.entity';
 
 /** Which windows to list. */
@@ -77,22 +77,28 @@ export class WindowPage extends PageEnd {
 /** The ceiling of one window: of a target where a kind and a target are given, of a kind, or of everything. */
 export class LimitInput {
   /** One of the kinds that there are; left out for the ceiling over everything. */
-  @ApiProperty({ required: false, type: String, nullable: true, example: 'dns' })
+  @Field({ type: 'string', optional: true, minLength: 1, maxLength: 512, example: 'dns' })
   kind?: string | null;
 
   /** The target within the kind, in any spelling of it. */
-  @ApiProperty({ required: false, type: String, nullable: true, example: '192.0.2.53:53' })
+  @Field({
+    type: 'string',
+    optional: true,
+    minLength: 1,
+    maxLength: 512,
+    with: 'kind',
+    example: '192.0.2.53:53',
+  })
   target?: string | null;
 
   /** The most that may be ready and leased together; null lifts the limit. */
-  @ApiProperty({ type: Number, nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
+  @Field({ type: 'integer', nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
   ceiling!: number | null;
 }
 
 /** Ceilings to set, all or none. */
 export class SetLimitsRequest {
-  @ApiProperty({ type: [LimitInput], minItems: 1, maxItems: 1_000 })
-  @Items(checkLimits)
+  @Field({ type: 'list', items: LimitInput, noun: 'limit', minItems: 1, maxItems: 1_000 })
   limits!: LimitInput[];
 }
 
@@ -100,40 +106,4 @@ export class SetLimitsRequest {
 export class SetLimitsResponse {
   @ApiProperty({ type: [WindowView] })
   windows!: WindowView[];
-}
-
-const LIMIT_FIELDS = new Set(['kind', 'target', 'ceiling']);
-
-function checkLimits(value: unknown): ItemProblem | undefined {
-  if (!Array.isArray(value) || value.length < 1 || value.length > 1_000)
-    return ['', 'must be a list of 1 to 1000 limits'];
-  const seen = new Set<string>();
-  for (let i = 0; i < value.length; i++) {
-    const item = value[i] as Record<string, unknown>;
-    if (typeof item !== 'object' || item === null || Array.isArray(item)) return [i, 'must be an object'];
-    for (const name of Object.keys(item))
-      if (!LIMIT_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a limit'];
-    for (const name of ['kind', 'target'] as const) {
-      const text = item[name];
-      if (
-        text !== undefined &&
-        text !== null &&
-        (typeof text !== 'string' || text.length < 1 || text.length > 512)
-      ) {
-        return [`${i}.${name}`, 'must be a string of 1 to 512 characters'];
-      }
-    }
-    if (item.target && !item.kind) return [`${i}.target`, 'must come with a kind'];
-    const { ceiling } = item;
-    if (
-      ceiling !== null &&
-      !(Number.isInteger(ceiling) && (ceiling as number) >= 0 && (ceiling as number) <= 1_000_000)
-    ) {
-      return [`${i}.ceiling`, 'must be an integer from 0 to 1000000, or null'];
-    }
-    const key = `${item.kind ?? ''}\0${item.target ?? ''}`;
-    if (seen.has(key)) return [i, 'names a window that is in the list already'];
-    seen.add(key);
-  }
-  return undefined;
 }
