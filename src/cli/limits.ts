@@ -17,7 +17,7 @@ import {
   verb,
 } from './verbs';
 
-const WINDOW = ['scope', 'kind', 'target', 'ceiling', 'ready', 'leased', 'waiting', 'updated_at'];
+const WINDOW = ['scope', 'kind', 'target', 'limit', 'leased', 'queued', 'available'];
 
 /** From the widest. */
 const SCOPES = ['global', 'kind', 'target'];
@@ -91,7 +91,7 @@ function setLimit(terminal: Terminal, options: Common, place: Place, limit: numb
   return perform(
     terminal,
     options,
-    put('/v1/concurrency/limits', { limits: [{ ...place, ceiling: limit }] }),
+    put('/v1/concurrency/limits', { limits: [{ ...place, limit }] }),
     ({ windows }) => table(windows, WINDOW),
   );
 }
@@ -136,8 +136,7 @@ function listWindows(
   });
 }
 
-const isInUse = ({ ceiling, ready, leased, waiting }: Shown): boolean =>
-  ceiling !== null || ready + leased + waiting > 0;
+const isInUse = ({ limit, leased, queued }: Shown): boolean => limit !== null || leased + queued > 0;
 
 function byName(windows: readonly Shown[]): Shown[] {
   const compare = (a: string | null, b: string | null) => ((a ?? '') < (b ?? '') ? -1 : a === b ? 0 : 1);
@@ -156,7 +155,7 @@ async function listLimits(terminal: Terminal, options: Common, place: Place): Pr
   do {
     const path = `/v1/concurrency/windows${query({ ...place, limit: MAX_PAGE, cursor })}`;
     const page = JSON.parse(await fetchText(terminal, options, get(path)));
-    items.push(...page.items.filter((window: Shown) => window.ceiling !== null));
+    items.push(...page.items.filter((window: Shown) => window.limit !== null));
     cursor = page.next_cursor ?? undefined;
   } while (cursor !== undefined);
   if (options.json) return terminal.printJson(JSON.stringify({ items, next_cursor: null }));

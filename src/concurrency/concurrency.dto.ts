@@ -31,7 +31,7 @@ export class WindowsQuery extends PageQuery {
   target?: string;
 }
 
-/** How many tasks of one scope are ready, leased and waiting. */
+/** How many tasks of one scope are leased and queued, and how many more may be leased. */
 export class WindowView {
   @ApiProperty({ enum: WINDOW_SCOPES, example: 'target' })
   scope!: WindowScope;
@@ -44,28 +44,21 @@ export class WindowView {
   @ApiProperty({ type: String, nullable: true, example: '192.0.2.53:53' })
   target!: string | null;
 
-  /** The most that may be ready and leased together; null is unlimited. */
+  /** The most that may be leased at once; null is unlimited. */
   @ApiProperty({ type: Number, nullable: true, example: 10 })
-  ceiling!: number | null;
+  limit!: number | null;
 
-  /** Queued tasks: each holds a slot. */
-  @ApiProperty({ example: 3 })
-  ready!: number;
-
-  /** Leased tasks: each holds a slot. */
+  /** Leased tasks: these count against the limit. */
   @ApiProperty({ example: 7 })
   leased!: number;
 
-  /** Tasks that wait for a slot. */
+  /** Tasks that can be leased once there is room. */
   @ApiProperty({ example: 120 })
-  waiting!: number;
+  queued!: number;
 
-  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
-  updated_at!: string;
-
-  /** When the row may go, if nothing counts in it by then. */
-  @ApiProperty({ format: 'date-time', example: '2026-01-02T00:00:00.000Z' })
-  expires_at!: string;
+  /** How many more may be leased; 0 also if more are leased than a lowered limit allows, null without a limit. */
+  @ApiProperty({ type: Number, nullable: true, example: 3 })
+  available!: number | null;
 }
 
 /** A page of windows. */
@@ -74,9 +67,9 @@ export class WindowPage extends PageEnd {
   items!: WindowView[];
 }
 
-/** The ceiling of one window: of a target where a kind and a target are given, of a kind, or of everything. */
+/** The limit of one window: of a target if a kind and a target are given, of a kind, or of everything. */
 export class LimitInput {
-  /** One of the kinds that there are; left out for the ceiling over everything. */
+  /** One of the kinds that there are; left out for the limit of everything. */
   @Field({ type: 'string', optional: true, minLength: 1, maxLength: 512, example: 'dns' })
   kind?: string | null;
 
@@ -91,18 +84,18 @@ export class LimitInput {
   })
   target?: string | null;
 
-  /** The most that may be ready and leased together; null lifts the limit. */
+  /** The most that may be leased at once; null lifts the limit. */
   @Field({ type: 'integer', nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
-  ceiling!: number | null;
+  limit!: number | null;
 }
 
-/** Ceilings to set, all or none. */
+/** Limits to set, all or none. */
 export class SetLimitsRequest {
   @Field({ type: 'list', items: LimitInput, noun: 'limit', minItems: 1, maxItems: 1_000 })
   limits!: LimitInput[];
 }
 
-/** The windows whose ceilings were set. */
+/** The windows whose limits were set. */
 export class SetLimitsResponse {
   @ApiProperty({ type: [WindowView] })
   windows!: WindowView[];
