@@ -292,7 +292,7 @@ async function begin() {
   await operator('POST', `/v1/agents/${disabled.id}/disable`);
   [before] = (await operator('GET', '/v1/configs?limit=1'))?.items.filter(({ in_force }) => in_force) ?? [];
   published = await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'], seed: run } });
-  await operator('PUT', '/v1/concurrency/limits', { limits: [{ ...LIMIT, ceiling: 2 }] });
+  await operator('PUT', '/v1/concurrency/limits', { limits: [{ ...LIMIT, limit: 2 }] });
   // The last never sends a heartbeat.
   const alive = [careless, ...others.slice(0, -1)];
   console.log(

@@ -2,6 +2,7 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { Transform } from 'class-transformer';
 import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
 import { IsName, OptionalIdInQuery } from '../http/fields';
+import { Field, shown } from '../http/item-fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { AgentBody, IsId } from '../http/validation';
 import {
@@ -15,7 +16,7 @@ import {
 } from './agent.entity';
 import { MAX_VERSION } from './agent-about';
 import { MAX_HOSTNAME } from './hostnames';
-import { AreLabelFilters, IsLabels, LABELS_SCHEMA, type Labels } from './labels';
+import { LABEL_FILTERS, LABELS, type Labels } from './labels';
 
 /** Who wants to become an agent. */
 @AgentBody()
@@ -148,15 +149,9 @@ export class AgentsQuery extends PageQuery {
   @IsName(MAX_HOSTNAME)
   hostname?: string;
 
-  @ApiPropertyOptional({
-    description:
-      'Only agents with this label, `name:value`; if it is given more than once, with all of them.',
-    type: [String],
-    example: ['region:fra'],
-  })
+  /** Only agents with this label, `name:value`; if it is given more than once, with all of them. */
   @Transform(({ value }) => (value === undefined ? undefined : [value].flat()))
-  @IsOptional()
-  @AreLabelFilters()
+  @Field({ ...LABEL_FILTERS, optional: true, example: ['region:fra'] })
   label?: string[];
 
   @ApiPropertyOptional({
@@ -225,9 +220,7 @@ export class CreateAgentRequest {
   @IsName(MAX_HOSTNAME)
   hostname?: string | null;
 
-  @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })
-  @IsOptional()
-  @IsLabels()
+  @Field({ ...LABELS, optional: true })
   labels?: Labels | null;
 }
 
@@ -246,8 +239,7 @@ export class RotateRequest {
 /** An agent's labels. */
 export class SetLabelsRequest {
   /** All that it is to have. */
-  @ApiProperty(LABELS_SCHEMA)
-  @IsLabels()
+  @Field(LABELS)
   labels!: Labels;
 }
 
@@ -329,7 +321,7 @@ export class AgentView {
   @ApiProperty({ type: String, nullable: true, example: 'probe-fra-1' })
   hostname!: string | null;
 
-  @ApiProperty(LABELS_SCHEMA)
+  @ApiProperty(shown(LABELS))
   labels!: Labels;
 
   /** The kinds of tasks that it asked for by claims of the last day, sorted; empty for one that has not claimed yet. */

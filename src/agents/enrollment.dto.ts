@@ -1,9 +1,9 @@
 import { ApiProperty } from '@nestjs/swagger';
-import { IsOptional } from 'class-validator';
 import { IsName, OptionalInteger } from '../http/fields';
+import { Field, shown } from '../http/item-fields';
 import { PageEnd } from '../http/pagination';
 import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
-import { IsLabels, LABELS_SCHEMA, type Labels } from './labels';
+import { LABELS, type Labels } from './labels';
 
 const MAX_USES = 1_000_000_000;
 
@@ -15,9 +15,7 @@ export class CreateEnrollmentTokenRequest {
   name!: string;
 
   /** Given to every agent that it enrolls. */
-  @ApiProperty({ ...LABELS_SCHEMA, selfRequired: false, nullable: true })
-  @IsOptional()
-  @IsLabels()
+  @Field({ ...LABELS, optional: true })
   labels?: Labels | null;
 
   /** How many agents it can enroll; any number if it is left out. */
@@ -37,7 +35,7 @@ export class EnrollmentTokenView {
   @ApiProperty({ example: 'probes in Frankfurt' })
   name!: string;
 
-  @ApiProperty(LABELS_SCHEMA)
+  @ApiProperty(shown(LABELS))
   labels!: Labels;
 
   /** Null if it is not limited. */

@@ -15,7 +15,7 @@ import { CommandError, EXIT } from './command-error';
 import { table } from './print';
 import type { Terminal } from './terminal';
 
-const WINDOW = ['scope', 'kind', 'target', 'ceiling', 'ready', 'leased', 'waiting', 'updated_at'];
+const WINDOW = ['scope', 'kind', 'target', 'limit', 'leased', 'queued', 'available'];
 
 /** From the widest to the narrowest. */
 const SCOPES = ['global', 'kind', 'target'];
@@ -102,7 +102,7 @@ function setLimit(
   return callAndPrint(
     terminal,
     options,
-    put('/v1/concurrency/limits', { limits: [{ ...key, ceiling: limit }] }),
+    put('/v1/concurrency/limits', { limits: [{ ...key, limit }] }),
     ({ windows }) => table(windows, WINDOW),
   );
 }
@@ -147,8 +147,7 @@ function listWindows(
   });
 }
 
-const isInUse = ({ ceiling, ready, leased, waiting }: Json): boolean =>
-  ceiling !== null || ready + leased + waiting > 0;
+const isInUse = ({ limit, leased, queued }: Json): boolean => limit !== null || leased + queued > 0;
 
 function byName(windows: readonly Json[]): Json[] {
   const compare = (a: string | null, b: string | null) => ((a ?? '') < (b ?? '') ? -1 : a === b ? 0 : 1);
@@ -167,7 +166,7 @@ async function listLimits(terminal: Terminal, options: ApiOptions, key: WindowKe
   do {
     const path = `/v1/concurrency/windows${queryString({ ...key, limit: MAX_PAGE, cursor })}`;
     const page = JSON.parse(await fetchText(terminal, options, get(path)));
-    items.push(...page.items.filter((window: Json) => window.ceiling !== null));
+    items.push(...page.items.filter((window: Json) => window.limit !== null));
     cursor = page.next_cursor ?? undefined;
   } while (cursor !== undefined);
   if (options.json) return terminal.printJson(JSON.stringify({ items, next_cursor: null }));

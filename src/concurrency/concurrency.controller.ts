@@ -23,11 +23,11 @@ export class ConcurrencyController {
     return this.concurrency.list(query);
   }
 
-  /** Sets ceilings; tasks over a ceiling wait until a slot frees. */
+  /** Sets limits; tasks beyond one wait until a lease ends. */
   @Put('limits')
   @Operator('operator')
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ operationId: 'setConcurrencyLimits', summary: 'Set ceilings on windows' })
+  @ApiOperation({ operationId: 'setConcurrencyLimits', summary: 'Set limits on windows' })
   @ApiOkResponse({ type: SetLimitsResponse })
   @GuardedErrors()
   async setLimits(

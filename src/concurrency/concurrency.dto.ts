@@ -1,7 +1,7 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsIn, IsOptional, IsString, MaxLength } from 'class-validator';
+import { Field } from '../http/item-fields';
 import { PageEnd, PageQuery } from '../http/pagination';
-import { type ItemProblem, Items } from '../http/validation';
 import { WINDOW_SCOPES, type WindowScope } from './window.entity';
 
 /** Which windows to list. */
@@ -31,7 +31,7 @@ export class WindowsQuery extends PageQuery {
   target?: string;
 }
 
-/** How many tasks of one scope are ready, leased and waiting. */
+/** How many tasks of one scope are leased and queued, and how many more may be leased. */
 export class WindowView {
   @ApiProperty({ enum: WINDOW_SCOPES, example: 'target' })
   scope!: WindowScope;
@@ -44,28 +44,21 @@ export class WindowView {
   @ApiProperty({ type: String, nullable: true, example: '192.0.2.53:53' })
   target!: string | null;
 
-  /** The most that may be ready and leased together; null is unlimited. */
+  /** The most that may be leased at once; null is unlimited. */
   @ApiProperty({ type: Number, nullable: true, example: 10 })
-  ceiling!: number | null;
+  limit!: number | null;
 
-  /** Queued tasks: each holds a slot. */
-  @ApiProperty({ example: 3 })
-  ready!: number;
-
-  /** Leased tasks: each holds a slot. */
+  /** Leased tasks: these count against the limit. */
   @ApiProperty({ example: 7 })
   leased!: number;
 
-  /** Tasks that wait for a slot. */
+  /** Tasks that can be leased once there is room. */
   @ApiProperty({ example: 120 })
-  waiting!: number;
+  queued!: number;
 
-  @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
-  updated_at!: string;
-
-  /** When the row may go, if nothing counts in it by then. */
-  @ApiProperty({ format: 'date-time', example: '2026-01-02T00:00:00.000Z' })
-  expires_at!: string;
+  /** How many more may be leased; 0 also if more are leased than a lowered limit allows, null without a limit. */
+  @ApiProperty({ type: Number, nullable: true, example: 3 })
+  available!: number | null;
 }
 
 /** A page of windows. */
@@ -74,66 +67,36 @@ export class WindowPage extends PageEnd {
   items!: WindowView[];
 }
 
-/** The ceiling of one window: of a target where a kind and a target are given, of a kind, or of everything. */
+/** The limit of one window: of a target if a kind and a target are given, of a kind, or of everything. */
 export class LimitInput {
-  /** One of the kinds that there are; left out for the ceiling over everything. */
-  @ApiProperty({ required: false, type: String, nullable: true, example: 'dns' })
+  /** One of the kinds that there are; left out for the limit of everything. */
+  @Field({ type: 'string', optional: true, minLength: 1, maxLength: 512, example: 'dns' })
   kind?: string | null;
 
   /** The target within the kind, in any spelling of it. */
-  @ApiProperty({ required: false, type: String, nullable: true, example: '192.0.2.53:53' })
+  @Field({
+    type: 'string',
+    optional: true,
+    minLength: 1,
+    maxLength: 512,
+    with: 'kind',
+    example: '192.0.2.53:53',
+  })
   target?: string | null;
 
-  /** The most that may be ready and leased together; null lifts the limit. */
-  @ApiProperty({ type: Number, nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
-  ceiling!: number | null;
+  /** The most that may be leased at once; null lifts the limit. */
+  @Field({ type: 'integer', nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
+  limit!: number | null;
 }
 
-/** Ceilings to set, all or none. */
+/** Limits to set, all or none. */
 export class SetLimitsRequest {
-  @ApiProperty({ type: [LimitInput], minItems: 1, maxItems: 1_000 })
-  @Items(checkLimits)
+  @Field({ type: 'list', items: LimitInput, noun: 'limit', minItems: 1, maxItems: 1_000 })
   limits!: LimitInput[];
 }
 
-/** The windows whose ceilings were set. */
+/** The windows whose limits were set. */
 export class SetLimitsResponse {
   @ApiProperty({ type: [WindowView] })
   windows!: WindowView[];
-}
-
-const LIMIT_FIELDS = new Set(['kind', 'target', 'ceiling']);
-
-function checkLimits(value: unknown): ItemProblem | undefined {
-  if (!Array.isArray(value) || value.length < 1 || value.length > 1_000)
-    return ['', 'must be a list of 1 to 1000 limits'];
-  const seen = new Set<string>();
-  for (let i = 0; i < value.length; i++) {
-    const item = value[i] as Record<string, unknown>;
-    if (typeof item !== 'object' || item === null || Array.isArray(item)) return [i, 'must be an object'];
-    for (const name of Object.keys(item))
-      if (!LIMIT_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a limit'];
-    for (const name of ['kind', 'target'] as const) {
-      const text = item[name];
-      if (
-        text !== undefined &&
-        text !== null &&
-        (typeof text !== 'string' || text.length < 1 || text.length > 512)
-      ) {
-        return [`${i}.${name}`, 'must be a string of 1 to 512 characters'];
-      }
-    }
-    if (item.target && !item.kind) return [`${i}.target`, 'must come with a kind'];
-    const { ceiling } = item;
-    if (
-      ceiling !== null &&
-      !(Number.isInteger(ceiling) && (ceiling as number) >= 0 && (ceiling as number) <= 1_000_000)
-    ) {
-      return [`${i}.ceiling`, 'must be an integer from 0 to 1000000, or null'];
-    }
-    const key = `${item.kind ?? ''}\0${item.target ?? ''}`;
-    if (seen.has(key)) return [i, 'names a window that is in the list already'];
-    seen.add(key);
-  }
-  return undefined;
 }

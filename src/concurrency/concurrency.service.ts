@@ -1,6 +1,6 @@
 import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression } from '@nestjs/schedule';
-import { Clock, toTimestamp } from '../clock';
+import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { type ErrorDetails, fail } from '../errors';
@@ -343,7 +343,7 @@ export class ConcurrencyService {
       const key = keyOf(scope, kind, target);
       if (seen.has(key)) problems[`limits.${i}`] ??= 'names a window that is in the list already';
       seen.add(key);
-      return { scope, kind, target, ceiling: limit.ceiling };
+      return { scope, kind, target, ceiling: limit.limit };
     });
     const named = Object.entries(problems).slice(0, MAX_PROBLEMS);
     if (named.length > 0) throw fail('ERR_VALIDATION', Object.fromEntries(named));
@@ -451,11 +451,9 @@ function viewOf(row: WindowEntity): WindowView {
     scope: row.scope,
     kind: row.kind || null,
     target: row.target || null,
-    ceiling: row.ceiling,
-    ready: row.ready,
+    limit: row.ceiling,
     leased: row.leased,
-    waiting: row.waiting,
-    updated_at: toTimestamp(row.updated_at),
-    expires_at: toTimestamp(row.expires_at),
+    queued: row.ready + row.waiting,
+    available: row.ceiling === null ? null : Math.max(0, row.ceiling - row.leased),
   };
 }

@@ -1,6 +1,7 @@
-import { ApiProperty } from '@nestjs/swagger';
+import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsObject } from 'class-validator';
 import { OptionalInteger } from '../http/fields';
+import { shown } from '../http/item-fields';
 import { PageEnd } from '../http/pagination';
 
 /** How long a bundle may be good for, in seconds, and is where the publisher does not say. */
@@ -153,15 +154,7 @@ export class ConfigChange {
   path!: string;
 
   /** What is there now, any JSON; left out of a removal. */
-  @ApiProperty({
-    required: false,
-    anyOf: [
-      { type: 'number', format: 'double', nullable: true },
-      ...(['string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
-      { type: 'array', items: {}, nullable: true },
-    ],
-    example: '192.0.2.53',
-  })
+  @ApiPropertyOptional(shown({ type: 'any', example: '192.0.2.53' }))
   value?: unknown;
 }
 

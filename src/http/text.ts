@@ -8,6 +8,14 @@ const HIDDEN = '\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}';
 /** The pattern of a name for the OpenAPI document: no hidden characters, and no space around it. */
 export const NAME_PATTERN = `^(?:[^\\s${HIDDEN}](?:[^${HIDDEN}]*[^\\s${HIDDEN}])?)?$`;
 
+/** What a text must be, besides its length. */
+export interface TextRule {
+  /** Tells what is wrong with a text; undefined if it is right. */
+  readonly problem: (text: string) => string | undefined;
+  /** How the OpenAPI document says it. */
+  readonly schema?: { readonly pattern?: string; readonly format?: string };
+}
+
 const hidden = new RegExp(`[${HIDDEN}]`, 'u');
 
 /**
@@ -33,3 +41,6 @@ export const fieldName = (path: string): string =>
 
 /** Whether a text can be a name: {@link nameProblem} finds nothing. */
 export const isName = (text: string): boolean => nameProblem(text) === undefined;
+
+/** The text is a name. */
+export const NAME: TextRule = { problem: nameProblem, schema: { pattern: NAME_PATTERN } };

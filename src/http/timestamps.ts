@@ -1,4 +1,5 @@
 import { registerDecorator } from 'class-validator';
+import type { TextRule } from './text';
 
 /** The longest timestamp that a request may hold, in characters. */
 const MAX_LENGTH = 64;
@@ -36,7 +37,18 @@ export function parseTimestamp(text: string): number | undefined {
   return instant >= FIRST && instant <= LAST ? instant : undefined;
 }
 
-/** The value is a text that {@link parseTimestamp} accepts. */
+/** The text is one that {@link parseTimestamp} reads. */
+export const TIMESTAMP: TextRule = {
+  problem: (text) => (isTimestamp(text) ? undefined : FORM),
+  schema: { format: 'date-time' },
+};
+
+const FORM = 'must be an RFC 3339 timestamp such as 2026-01-01T00:00:00Z';
+
+const isTimestamp = (text: string): boolean =>
+  text.length <= MAX_LENGTH && parseTimestamp(text) !== undefined;
+
+/** The value is a text that {@link parseTimestamp} reads. */
 export function IsTimestamp(): PropertyDecorator {
   return (target, property) =>
     registerDecorator({
@@ -44,9 +56,8 @@ export function IsTimestamp(): PropertyDecorator {
       target: target.constructor,
       propertyName: property as string,
       validator: {
-        validate: (value: unknown) =>
-          typeof value === 'string' && value.length <= MAX_LENGTH && parseTimestamp(value) !== undefined,
-        defaultMessage: () => 'must be an RFC 3339 timestamp such as 2026-01-01T00:00:00Z',
+        validate: (value: unknown) => typeof value === 'string' && isTimestamp(value),
+        defaultMessage: () => FORM,
       },
     });
 }

@@ -3,12 +3,13 @@ import { plainToInstance } from 'class-transformer';
 import {
   getMetadataStorage,
   registerDecorator,
+  type ValidationArguments,
   type ValidationError,
   ValidationTypes,
   validateSync,
 } from 'class-validator';
 import { type ErrorDetails, fail } from '../errors';
-import type { BodyShape } from './json-body';
+import type { BodyShape, MemberShape } from './json-body';
 import { fieldName } from './text';
 
 type Class<T extends object = object> = new () => T;
@@ -24,7 +25,8 @@ interface FieldCheck {
 
 /** What a class declares by decorators of class-validator. */
 interface Declared {
-  readonly fields: ReadonlySet<string>;
+  /** What is read of each field. */
+  readonly fields: ReadonlyMap<string, MemberShape>;
   /** Tells whether a value is right; undefined where a decorator is used that only the library can judge. */
   readonly isRight: ((value: object) => boolean) | undefined;
 }
@@ -36,7 +38,12 @@ function declaredBy(target: Class): Declared {
   if (!known) {
     const metadata = getMetadataStorage().getTargetValidationMetadatas(target, '', false, false);
     known = {
-      fields: new Set(metadata.map((entry) => entry.propertyName)),
+      fields: new Map([
+        ...metadata.map(({ propertyName }): [string, MemberShape] => [propertyName, {}]),
+        ...metadata
+          .filter(({ name }) => name === ITEMS)
+          .map(({ propertyName, constraints: [read] }): [string, MemberShape] => [propertyName, read()]),
+      ]),
       isRight: checkOf(target, metadata),
     };
     declared.set(target, known);
@@ -44,24 +51,19 @@ function declaredBy(target: Class): Declared {
   return known;
 }
 
-const fromAgents = new WeakMap<object, BodyShape>();
+const fromAgents = new WeakSet<object>();
 
 /**
- * Marks the body of an agent's request: fields that it does not declare are ignored, whatever is in them, since agents and
- * servers are upgraded in any order. In other bodies they are problems.
- * @param nested of which fields more is known than that they are read
+ * Marks the body of an agent's request: fields that it and the items of its lists do not declare are ignored, whatever is in
+ * them, since agents and servers are upgraded in any order. In other bodies they are problems.
  */
-export const AgentBody =
-  (nested: BodyShape = {}): ClassDecorator =>
-  (target) =>
-    void fromAgents.set(target, nested);
+export const AgentBody = (): ClassDecorator => (target) => void fromAgents.add(target);
+
+const isAgentBody = (target: object): boolean => fromAgents.has(target);
 
 /** What is read of a body of this class; undefined if it is all. */
 export function shapeOf(target: Class): BodyShape | undefined {
-  const nested = fromAgents.get(target);
-  return (
-    nested && { ...Object.fromEntries([...declaredBy(target).fields].map((name) => [name, {}])), ...nested }
-  );
+  return isAgentBody(target) ? Object.fromEntries(declaredBy(target).fields) : undefined;
 }
 
 type Metadata = ReturnType<ReturnType<typeof getMetadataStorage>['getTargetValidationMetadatas']>;
@@ -112,8 +114,7 @@ function checkOf(target: Class, metadata: Metadata): ((value: object) => boolean
 
 /**
  * Checks a plain value against a class with class-validator's decorators and gives an instance of it. Values are taken
- * as they are: nothing is converted or copied, so large lists cost nothing here; their items are checked by
- * {@link Items}.
+ * as they are: nothing is converted or copied.
  * @param path what to put before each field's name in the problems, such as `tasks.3.spec.`
  * @returns the problems by field, empty where there are none
  */
@@ -134,7 +135,7 @@ export function checkFields<T extends object>(
   for (const [name, given] of Object.entries(plain)) {
     const isField = fields.has(name);
     if (isField) (value as Record<string, unknown>)[name] = given;
-    if (fromAgents.has(target) || (!isField && unknown++ >= MAX_PROBLEMS)) continue;
+    if (isAgentBody(target) || (!isField && unknown++ >= MAX_PROBLEMS)) continue;
     // What operators write is compared with names, and PostgreSQL takes no text with this one; probes' values are kept as JSON.
     if (typeof given === 'string' && given.includes('\0'))
       problems[fieldName(path + name)] = 'must not hold the character U+0000';
@@ -191,19 +192,28 @@ const ITEMS = 'items';
 export type ItemProblem = [at: string | number, message: string];
 
 /**
- * Checks a list or map by a function of our own, in one pass, where a decorator per item would be too slow.
- * @param check the first problem, or undefined
+ * Checks a field as a whole, by a function that tells its first problem or undefined: a decorator for each field of each item
+ * is too slow for long lists. `Field` makes such a function of what it declares.
+ * @param check is told whether the body is an agent's, see {@link AgentBody}
+ * @param read what of the field is read from an agent's body
  */
-export function Items(check: (value: unknown) => ItemProblem | undefined): PropertyDecorator {
+export function Items(
+  check: (value: unknown, isAgents: boolean) => ItemProblem | undefined,
+  read: () => MemberShape = () => ({}),
+): PropertyDecorator {
+  // By the class of the body, which may inherit the field.
+  const problemOf = (value: unknown, args?: ValidationArguments) =>
+    check(value, args !== undefined && isAgentBody(args.object.constructor));
   return (target, property) =>
     registerDecorator({
       name: ITEMS,
       target: target.constructor,
       propertyName: property as string,
+      constraints: [read],
       validator: {
-        validate: (value: unknown) => check(value) === undefined,
+        validate: (value: unknown, args) => problemOf(value, args) === undefined,
         defaultMessage: (args) => {
-          const [at, message] = check(args?.value) ?? ['', ''];
+          const [at, message] = problemOf(args?.value, args) ?? ['', ''];
           // Encoded: a name may hold a line break, or `$property`, which the library would replace.
           return `${encodeURIComponent(fieldName(String(at)))}\n${message}`;
         },

@@ -1,9 +1,12 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Max, Min } from 'class-validator';
 import type { ErrorDetails } from '../errors';
-import { faultOf, type MemberShape, textOfMember } from '../http/json-body';
-import { AgentBody, IsId, type ItemProblem, Items, isId } from '../http/validation';
+import { Field, ID, itemCheck } from '../http/item-fields';
+import { faultOf, textOfMember } from '../http/json-body';
+import { AgentBody, IsId, isId } from '../http/validation';
 import { OUTCOMES, type Outcome } from './result.entity';
+
+const MAX_LEASES = 1_000;
 
 /** What a lease gives to its agent. */
 export class LeaseGrant {
@@ -42,12 +45,12 @@ export class ClaimRequest {
    * How many leases of each kind the agent is willing to hold at once, those that it holds already included. One claim grants
    * at most 256; the kinds share them in proportion.
    */
-  @ApiProperty({
-    type: 'object',
-    additionalProperties: { type: 'integer', minimum: 0 },
+  @Field({
+    type: 'map',
+    values: { type: 'integer', minimum: 0 },
+    noun: 'kind',
     example: { dns: 10, http: 2 },
   })
-  @Items(checkCapacities)
   capacities!: Record<string, number>;
 
   /** How long to wait for work where there is none, in milliseconds. */
@@ -82,8 +85,14 @@ export class ExtendRequest {
 
   // The page fills examples in, so they name no lease: it could be one that the authorized agent holds.
   /** At most 1,000 leases, each once. */
-  @ApiProperty({ type: [Number], maxItems: 1_000, example: [] })
-  @Items(checkLeaseIds)
+  @Field({
+    type: 'list',
+    items: ID,
+    noun: 'lease id',
+    maxItems: MAX_LEASES,
+    uniqueItems: true,
+    example: [],
+  })
   lease_ids!: number[];
 
   /** Counted from now, in milliseconds; taken as at least 10,000 and at most the lease duration. */
@@ -116,62 +125,53 @@ export class ExtendResponse {
 
 /** One thing that a check observed. */
 export class Observation {
-  @ApiProperty({ example: 'rtt_ms', minLength: 1, maxLength: 255 })
+  // What is observed is chosen by strangers, and so may its name be: any characters will do.
+  @Field({ type: 'string', minLength: 1, maxLength: 255, example: 'rtt_ms' })
   name!: string;
 
   /** Any JSON. */
-  @ApiProperty({
-    anyOf: [
-      { type: 'number', format: 'double', nullable: true },
-      ...(['string', 'boolean', 'object'] as const).map((type) => ({ type, nullable: true })),
-      { type: 'array', items: {}, nullable: true },
-    ],
-    example: 12.5,
-  })
+  @Field({ type: 'any', asSent: true, example: 12.5 })
   value!: unknown;
 
-  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 64, example: 'ms' })
+  @Field({ type: 'string', optional: true, maxLength: 64, example: 'ms' })
   unit?: string | null;
 }
 
 /** What came of one lease. */
 export class LeaseReport {
-  @ApiProperty({ example: 4711 })
+  @Field({ ...ID, example: 4711 })
   lease_id!: number;
 
   /** At most 1,000. */
-  @ApiProperty({ required: false, nullable: true, type: [Observation], maxItems: 1_000 })
+  @Field({ type: 'list', optional: true, items: Observation, noun: 'observation', maxItems: 1_000 })
   observations?: Observation[] | null;
 
   /** What the check came to; null if it is not said. */
-  @ApiProperty({ required: false, nullable: true, enum: [...OUTCOMES, null], example: 'success' })
+  @Field({ type: 'choice', optional: true, of: OUTCOMES, example: 'success' })
   outcome?: Outcome | null;
 
   /** Where the agent's own work stands in the trace, by W3C Trace Context. One that is malformed counts as none. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: String,
+  @Field({
+    type: 'unchecked',
+    optional: true,
+    shown: { type: String },
     example: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01',
   })
   traceparent?: string | null;
 }
 
-const MAX_LEASES = 1_000;
-
-/** What is read of a list of {@link LeaseReport}s. */
-const REPORTS: MemberShape = {
-  judgedAlone: MAX_LEASES,
-  members: {
-    lease_id: {},
-    outcome: {},
-    traceparent: {},
-    observations: { members: { name: {}, value: { asSent: true }, unit: {} } },
-  },
-};
+/** Reports, of which each is judged alone: see {@link judgeReport}. */
+const REPORTS = {
+  type: 'list',
+  items: LeaseReport,
+  noun: 'report',
+  maxItems: MAX_LEASES,
+  judgedAlone: true,
+  example: [],
+} as const;
 
 /** What came of leases, done or given back; at most 1,000 in all. Each is judged alone. */
-@AgentBody({ completed: REPORTS, cancelled: REPORTS })
+@AgentBody()
 export class ReportRequest {
   /** The caller's own id. */
   @ApiProperty({ example: 1 })
@@ -180,13 +180,11 @@ export class ReportRequest {
 
   // As in an extend: the examples name no lease.
   /** Leases whose task is done, whatever the outcome of the check. */
-  @ApiProperty({ type: [LeaseReport], maxItems: 1_000, example: [] })
-  @Items(checkReports)
+  @Field(REPORTS)
   completed!: unknown[];
 
   /** Leases given back: their tasks are tried again later. */
-  @ApiProperty({ type: [LeaseReport], maxItems: 1_000, example: [] })
-  @Items(checkReports)
+  @Field(REPORTS)
   cancelled!: unknown[];
 }
 
@@ -222,36 +220,7 @@ export class ReportResponse {
   rejected?: RejectedReport[];
 }
 
-const MAX_OBSERVATIONS = 1_000;
-const MAX_NAME = 255;
-const MAX_UNIT = 64;
-
-function checkCapacities(value: unknown): ItemProblem | undefined {
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    return ['', 'must be an object of kinds to numbers'];
-  for (const [kind, capacity] of Object.entries(value)) {
-    if (!Number.isSafeInteger(capacity) || capacity < 0) return [kind, 'must be an integer of at least 0'];
-  }
-  return undefined;
-}
-
-function checkLeaseIds(value: unknown): ItemProblem | undefined {
-  if (!Array.isArray(value) || value.length > MAX_LEASES)
-    return ['', `must be a list of at most ${MAX_LEASES} lease ids`];
-  const seen = new Set<unknown>();
-  for (let i = 0; i < value.length; i++) {
-    if (!isId(value[i])) return [i, 'must be an integer from 1 to 9007199254740991'];
-    if (seen.has(value[i])) return [i, 'is in the list already'];
-    seen.add(value[i]);
-  }
-  return undefined;
-}
-
-function checkReports(value: unknown): ItemProblem | undefined {
-  return Array.isArray(value) && value.length <= MAX_LEASES
-    ? undefined
-    : ['', `must be a list of at most ${MAX_LEASES} reports`];
-}
+const problemOfReport = itemCheck(LeaseReport);
 
 /**
  * Judges one item of a report.
@@ -263,25 +232,19 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     const { lease_id } = Object(item) as { lease_id?: unknown };
     return { lease_id: isId(lease_id) ? lease_id : 0, reason: 'invalid', details };
   };
-  if (typeof item !== 'object' || item === null || Array.isArray(item))
-    return invalid({ [path]: 'must be an object' });
-  const fault = faultOf(item);
+  // What the parser found is said first: of a name that is there twice, the value that is left may be right.
+  const fault = faultOf(Object(item));
   if (fault) return invalid(fault);
-  const { lease_id, observations, outcome, traceparent } = item as Record<string, unknown>;
-  if (!isGiven(lease_id)) return invalid({ [`${path}.lease_id`]: 'is required' });
-  if (!isId(lease_id))
-    return invalid({ [`${path}.lease_id`]: 'must be an integer from 1 to 9007199254740991' });
-  if (isGiven(outcome) && !OUTCOMES.includes(outcome as Outcome))
-    return invalid({ [`${path}.outcome`]: `must be one of ${OUTCOMES.join(', ')}` });
-  const problem = checkObservations(observations);
+  const problem = problemOfReport(item);
   if (problem) {
     const [at, message] = problem;
-    return invalid({ [`${path}.observations${at === '' ? '' : `.${at}`}`]: message });
+    return invalid({ [at === '' ? path : `${path}.${at}`]: message });
   }
+  const { lease_id, observations, outcome, traceparent } = item as LeaseReport;
   return {
     lease_id,
-    outcome: (outcome ?? null) as Outcome | null,
-    observations: (observations ?? []) as Observation[],
+    outcome: outcome ?? null,
+    observations: observations ?? [],
     // As the specification says: what can't be read is as if it were not there.
     traceparent: typeof traceparent === 'string' ? traceparent : null,
   };
@@ -294,29 +257,4 @@ export function textOfObservations(observations: readonly Observation[]): string
     return `{"name":${JSON.stringify(observation.name)},"value":${textOfMember(observation, 'value')}${unit}}`;
   });
   return `[${texts.join(',')}]`;
-}
-
-const isGiven = (value: unknown): boolean => value !== undefined && value !== null;
-
-function checkObservations(value: unknown): ItemProblem | undefined {
-  if (!isGiven(value)) return undefined;
-  if (!Array.isArray(value) || value.length > MAX_OBSERVATIONS) {
-    return ['', `must be a list of at most ${MAX_OBSERVATIONS} observations`];
-  }
-  for (let i = 0; i < value.length; i++) {
-    const observation = value[i] as Record<string, unknown>;
-    if (typeof observation !== 'object' || observation === null || Array.isArray(observation))
-      return [i, 'must be an object'];
-    const { name, unit } = observation;
-    // What is observed is chosen by strangers, and so may its name be: any characters will do.
-    if (!isGiven(name)) return [`${i}.name`, 'is required'];
-    if (typeof name !== 'string') return [`${i}.name`, 'must be a string'];
-    if (name.length < 1 || name.length > MAX_NAME)
-      return [`${i}.name`, `must have 1 to ${MAX_NAME} characters`];
-    if (!Object.hasOwn(observation, 'value')) return [`${i}.value`, 'is required'];
-    if (isGiven(unit) && typeof unit !== 'string') return [`${i}.unit`, 'must be a string'];
-    if (isGiven(unit) && (unit as string).length > MAX_UNIT)
-      return [`${i}.unit`, `must have at most ${MAX_UNIT} characters`];
-  }
-  return undefined;
 }

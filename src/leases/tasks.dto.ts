@@ -2,10 +2,11 @@ import { ApiProperty, ApiPropertyOptional, PickType } from '@nestjs/swagger';
 import { IsBoolean, IsIn, IsOptional, IsString, Matches, MaxLength } from 'class-validator';
 import { ATTEMPT_OUTCOMES, type AttemptOutcome } from '../agents/agent.entity';
 import { OptionalIdInQuery } from '../http/fields';
+import { Field } from '../http/item-fields';
 import { PageEnd, PageQuery } from '../http/pagination';
-import { nameProblem } from '../http/text';
-import { IsTimestamp, parseTimestamp } from '../http/timestamps';
-import { IsId, type ItemProblem, Items } from '../http/validation';
+import { NAME } from '../http/text';
+import { IsTimestamp, TIMESTAMP } from '../http/timestamps';
+import { IsId } from '../http/validation';
 import { LEASE_STATES, type LeaseState } from './lease.entity';
 import { Observation } from './leases.dto';
 import { OUTCOMES, type Outcome, STANDINGS, type Standing } from './result.entity';
@@ -17,18 +18,22 @@ const MAX_PRIORITY = 2_147_483_647;
 
 /** A task to enqueue. */
 export class TaskInput {
-  @ApiProperty({ example: 'dns' })
+  // Judged by the registry of kinds, with the spec.
+  @Field({ type: 'unchecked', shown: { type: String }, example: 'dns' })
   kind!: string;
 
   /** What to do, in the form of the kind; it may repeat the kind. */
-  @ApiProperty({ type: Object, example: { query: 'example.com', record_type: 'A' } })
+  @Field({
+    type: 'unchecked',
+    shown: { type: Object },
+    example: { query: 'example.com', record_type: 'A' },
+  })
   spec!: object;
 
   /** Higher goes first. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
+  @Field({
     type: 'integer',
+    optional: true,
     default: 0,
     minimum: -MAX_PRIORITY,
     maximum: MAX_PRIORITY,
@@ -37,30 +42,17 @@ export class TaskInput {
   priority?: number | null;
 
   /** Not before this instant: RFC 3339, such as `2030-01-01T00:00:00Z`. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: String,
-    format: 'date-time',
-    example: null,
-  })
+  @Field({ type: 'string', optional: true, rule: TIMESTAMP, example: null })
   run_at?: string | null;
 
   /** No attempt begins from this instant on; the task is dead then. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: String,
-    format: 'date-time',
-    example: null,
-  })
+  @Field({ type: 'string', optional: true, rule: TIMESTAMP, example: null })
   not_after?: string | null;
 
   /** How often it is tried before it is dead. */
-  @ApiProperty({
-    required: false,
-    nullable: true,
+  @Field({
     type: 'integer',
+    optional: true,
     default: 5,
     minimum: 1,
     maximum: MAX_ATTEMPTS,
@@ -72,21 +64,13 @@ export class TaskInput {
    * Such as `example.com/A/hourly`. While an unfinished task has this key, an equal one is not added: the answer names the one that is there. One of
    * another kind or spec is a conflict.
    */
-  @ApiProperty({
-    required: false,
-    nullable: true,
-    type: String,
-    minLength: 1,
-    maxLength: 255,
-    example: null,
-  })
+  @Field({ type: 'string', optional: true, minLength: 1, maxLength: 255, rule: NAME, example: null })
   unique_key?: string | null;
 }
 
 /** Tasks to enqueue, all or none. */
 export class EnqueueRequest {
-  @ApiProperty({ type: [TaskInput], minItems: 1, maxItems: MAX_TASKS })
-  @Items(checkTasks)
+  @Field({ type: 'list', items: TaskInput, noun: 'task', minItems: 1, maxItems: MAX_TASKS })
   tasks!: TaskInput[];
 }
 
@@ -434,53 +418,4 @@ export class TaskStats {
   /** How long ago the oldest queued task of any kind was created, in milliseconds; null where none is queued. */
   @ApiProperty({ type: 'integer', nullable: true, example: 5_300 })
   oldest_queued_age_ms!: number | null;
-}
-
-const TASK_FIELDS = new Set([
-  'kind',
-  'spec',
-  'priority',
-  'run_at',
-  'not_after',
-  'max_attempts',
-  'unique_key',
-]);
-
-const given = (value: unknown) => value !== undefined && value !== null;
-const isInteger = (value: unknown, min: number, max: number) =>
-  Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max;
-
-/** Checks everything but kind and spec, which the registry of kinds knows. */
-function checkTasks(value: unknown): ItemProblem | undefined {
-  if (!Array.isArray(value) || value.length < 1 || value.length > MAX_TASKS) {
-    return ['', `must be a list of 1 to ${MAX_TASKS} tasks`];
-  }
-  for (let i = 0; i < value.length; i++) {
-    const task = value[i] as Record<string, unknown>;
-    if (typeof task !== 'object' || task === null || Array.isArray(task)) return [i, 'must be an object'];
-    for (const name in task) if (!TASK_FIELDS.has(name)) return [`${i}.${name}`, 'is not a field of a task'];
-    const { priority, max_attempts, unique_key } = task;
-    if (given(priority) && !Number.isInteger(priority)) return [`${i}.priority`, 'must be an integer'];
-    if (given(priority) && !isInteger(priority, -MAX_PRIORITY, MAX_PRIORITY)) {
-      return [`${i}.priority`, `must be an integer from -${MAX_PRIORITY} to ${MAX_PRIORITY}`];
-    }
-    if (given(max_attempts) && !Number.isInteger(max_attempts))
-      return [`${i}.max_attempts`, 'must be an integer'];
-    if (given(max_attempts) && !isInteger(max_attempts, 1, MAX_ATTEMPTS)) {
-      return [`${i}.max_attempts`, `must be an integer from 1 to ${MAX_ATTEMPTS}`];
-    }
-    for (const name of ['run_at', 'not_after'] as const) {
-      const text = task[name];
-      if (given(text) && (typeof text !== 'string' || parseTimestamp(text) === undefined)) {
-        return [`${i}.${name}`, 'must be an RFC 3339 timestamp'];
-      }
-    }
-    if (!given(unique_key)) continue;
-    if (typeof unique_key !== 'string') return [`${i}.unique_key`, 'must be a string'];
-    if (unique_key.length < 1 || unique_key.length > 255)
-      return [`${i}.unique_key`, 'must have 1 to 255 characters'];
-    const problem = nameProblem(unique_key);
-    if (problem) return [`${i}.unique_key`, problem];
-  }
-  return undefined;
 }

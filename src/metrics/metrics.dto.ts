@@ -1,29 +1,36 @@
 import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
-import type { MemberShape } from '../http/json-body';
+import { Field } from '../http/item-fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { IsTimestamp } from '../http/timestamps';
-import { AgentBody, type ItemProblem, Items } from '../http/validation';
+import { AgentBody } from '../http/validation';
 
 /** How many samples an envelope holds at most, counters and gauges together. */
 export const MAX_SAMPLES = 1_000;
 
 /** One measured value. */
 export class Sample {
-  @ApiProperty({ example: 'queries_total', minLength: 1, maxLength: 255 })
+  // Names may be of what was observed, and so are kept whatever characters they have.
+  @Field({ type: 'string', minLength: 1, maxLength: 255, example: 'queries_total' })
   name!: string;
 
-  @ApiProperty({ type: Number, format: 'double', example: 1_042 })
+  @Field({ type: 'number', example: 1_042 })
   value!: number;
 
-  @ApiProperty({ required: false, nullable: true, type: String, maxLength: 64, example: '1' })
+  @Field({ type: 'string', optional: true, maxLength: 64, example: '1' })
   unit?: string | null;
 }
 
-const SAMPLES: MemberShape = { members: { name: {}, value: {}, unit: {} } };
+const SAMPLES = {
+  type: 'list',
+  optional: true,
+  items: Sample,
+  noun: 'sample',
+  maxItems: MAX_SAMPLES,
+} as const;
 
 /** What an agent measured at one instant: 1,000 samples in all at most. */
-@AgentBody({ counters: SAMPLES, gauges: SAMPLES })
+@AgentBody()
 export class MetricsRequest {
   /** The caller's own id; left out, null or 0 means the caller too. */
   @ApiProperty({ required: false, nullable: true, type: Number, minimum: 0, example: 1 })
@@ -40,13 +47,11 @@ export class MetricsRequest {
   timestamp!: string;
 
   /** Values that only grow. */
-  @ApiProperty({ required: false, nullable: true, type: [Sample], maxItems: MAX_SAMPLES })
-  @Items(checkSamples)
+  @Field(SAMPLES)
   counters?: Sample[] | null;
 
   /** Values that go up and down. */
-  @ApiProperty({ required: false, nullable: true, type: [Sample], maxItems: MAX_SAMPLES })
-  @Items(checkSamples)
+  @Field(SAMPLES)
   gauges?: Sample[] | null;
 }
 
@@ -111,26 +116,4 @@ export class MetricsPage extends PageEnd {
   /** Fewer than asked for where they would be too large together; `next_cursor` says whether there are more. */
   @ApiProperty({ type: [MetricsView] })
   items!: MetricsView[];
-}
-
-function checkSamples(value: unknown): ItemProblem | undefined {
-  if (value === undefined || value === null) return undefined;
-  if (!Array.isArray(value) || value.length > MAX_SAMPLES)
-    return ['', `must be a list of at most ${MAX_SAMPLES} samples`];
-  for (let i = 0; i < value.length; i++) {
-    const sample = value[i] as Record<string, unknown>;
-    if (typeof sample !== 'object' || sample === null || Array.isArray(sample))
-      return [i, 'must be an object'];
-    const { name, value: measured, unit } = sample;
-    // Names may be of what was observed, and so are kept whatever characters they have.
-    if (name === undefined || name === null) return [`${i}.name`, 'is required'];
-    if (typeof name !== 'string') return [`${i}.name`, 'must be a string'];
-    if (name.length < 1 || name.length > 255) return [`${i}.name`, 'must have 1 to 255 characters'];
-    if (measured === undefined || measured === null) return [`${i}.value`, 'is required'];
-    if (typeof measured !== 'number') return [`${i}.value`, 'must be a number'];
-    if (unit === undefined || unit === null) continue;
-    if (typeof unit !== 'string') return [`${i}.unit`, 'must be a string'];
-    if (unit.length > 64) return [`${i}.unit`, 'must have at most 64 characters'];
-  }
-  return undefined;
 }

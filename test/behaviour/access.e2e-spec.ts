@@ -717,7 +717,7 @@ describe('an operator', () => {
   const setLimits = (headers: Record<string, string>) =>
     server.request('PUT', '/v1/concurrency/limits', {
       headers,
-      body: { limits: [{ kind: 'dns', ceiling: 5 }] },
+      body: { limits: [{ kind: 'dns', limit: 5 }] },
     });
 
   it('may do what its role and those below may', async () => {

@@ -289,12 +289,12 @@ describe('the command line with a server', () => {
     await server.enqueue({ kind: 'tcp', spec: { host: '192.0.2.77', port: 443 } });
     const place = ['--kind', 'tcp', '--target', '192.0.2.77:443'];
     expect(await json('limits', 'set', ...place, '--limit', '3')).toMatchObject({
-      windows: [{ scope: 'target', kind: 'tcp', target: '192.0.2.77:443', ceiling: 3 }],
+      windows: [{ scope: 'target', kind: 'tcp', target: '192.0.2.77:443', limit: 3 }],
     });
     await json('limits', 'set', '--kind', 'http', '--limit', '0');
     expect((await json('limits', 'list')).items).toMatchObject([{ kind: 'http' }, { kind: 'tcp' }]);
     expect((await json('windows', 'list', '--scope', 'target', '--kind', 'tcp')).items).toContainEqual(
-      expect.objectContaining({ target: '192.0.2.77:443', ready: 1 }),
+      expect.objectContaining({ target: '192.0.2.77:443', queued: 1 }),
     );
     for (const of of [place, ['--kind', 'http']]) expect((await cli(['limits', 'lift', ...of])).code).toBe(0);
     expect((await json('limits', 'list')).items).toEqual([]);
@@ -325,7 +325,7 @@ describe('the command line with a server', () => {
       const args = ['windows', 'list', '--kind', 'trace', ...page];
       expect((await cli(args)).stdout).not.toContain('trace');
       expect((await cli(args)).stderr).toBe('none\n');
-      expect((await cli([...args, '--all'])).stdout).toMatch(/^target +trace +a\.example +- +0 +0 +0 /m);
+      expect((await cli([...args, '--all'])).stdout).toMatch(/^target +trace +a\.example +- +0 +0 +-$/m);
     }
     expect((await cli(['windows', 'list', '--limit', '2'])).stderr).toMatch(
       /^There is more: --cursor \d+\n$/,

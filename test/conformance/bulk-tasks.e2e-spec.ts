@@ -11,7 +11,7 @@ afterAll(() => server.stop());
 // Every case begins with tasks that have ended and limits that are lifted.
 afterEach(async () => {
   await cancel({ all: true });
-  const limits = [{ kind: 'dns', ceiling: null }];
+  const limits = [{ kind: 'dns', limit: null }];
   expect((await server.operator('PUT', '/v1/concurrency/limits', { limits })).status).toBe(200);
 });
 
@@ -126,7 +126,7 @@ describe('many tasks', () => {
 
   it('are cancelled in every state that is unfinished: the holder of a lease is told', async () => {
     const agent: Credentials = await server.register('bulk-cancel');
-    const limits = [{ kind: 'dns', ceiling: 2 }];
+    const limits = [{ kind: 'dns', limit: 2 }];
     await server.operator('PUT', '/v1/concurrency/limits', { limits });
     const ids = await server.enqueue(
       ...aimedAt('192.0.2.3', 4),
@@ -145,7 +145,7 @@ describe('many tasks', () => {
   });
 
   it('are let into the slots that a cancel freed, if they do not match themselves', async () => {
-    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 2 }] });
+    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 2 }] });
     const first = await server.enqueue(...aimedAt('192.0.2.4', 2));
     const second = await server.enqueue(...aimedAt('192.0.2.5', 3));
     expect((await cancel({ target: await targetOf(first[0] as number) })).body.changed).toBe(2);
@@ -157,7 +157,7 @@ describe('many tasks', () => {
     const ids = await server.enqueue(...aimedAt('192.0.2.6', 3, { max_attempts: 2 }));
     const target = await targetOf(ids[0] as number);
     await cancel({ target });
-    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 2 }] });
+    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 2 }] });
     expect((await retry({ target, dry_run: true })).body).toEqual({ matched: 3, changed: 0 });
     expect((await retry({ target, state: 'dead' })).body).toEqual({ matched: 0, changed: 0 });
     expect((await retry({ target, state: 'cancelled' })).body).toEqual({ matched: 3, changed: 3 });

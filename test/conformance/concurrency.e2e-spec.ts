@@ -34,11 +34,19 @@ async function inState(state: string): Promise<number[]> {
   return body.items.map((item: { id: number }) => item.id).reverse();
 }
 
-/** A window's ready, leased and waiting. */
+/** A window's ready, leased and waiting: how many of the queued are ready is in no answer. */
 async function counts(query: string): Promise<[number, number, number]> {
   const { body } = await windows(query);
   expect(body.items).toHaveLength(1);
-  return [body.items[0].ready, body.items[0].leased, body.items[0].waiting];
+  const { scope, kind, target, leased, queued } = body.items[0];
+  const rows = await server.rows<{ ready: number; leased: number; waiting: number }>(
+    `SELECT ready, leased, waiting FROM concurrency_windows
+     WHERE scope = '${scope}' AND kind = '${kind ?? ''}' AND target = '${target ?? ''}'`,
+  );
+  expect(rows).toMatchObject([{ leased }]);
+  const { ready, waiting } = rows[0] as (typeof rows)[0];
+  expect(ready + waiting).toBe(queued);
+  return [ready, leased, waiting];
 }
 
 /** Every counter is what a count of the tasks gives. */
@@ -83,7 +91,7 @@ describe('concurrency windows', () => {
       ['a kind', { kind: 'dns' }, 3],
       ['a target', { kind: 'dns', target: 'a' }, 4],
     ])('on %s holds the rest back', async (_, window, more) => {
-      await limit({ ...window, ceiling: 2 });
+      await limit({ ...window, limit: 2 });
       // The five of dns at a count in all three windows; the other two are each out of one.
       const { body } = await server.operator('POST', '/v1/tasks', {
         tasks: [at('a'), at('a'), at('a'), at('a'), at('a'), at('b'), ping('a')],
@@ -96,13 +104,13 @@ describe('concurrency windows', () => {
     });
 
     it('of zero lets nothing in', async () => {
-      await limit({ kind: 'dns', ceiling: 0 });
+      await limit({ kind: 'dns', limit: 0 });
       await server.enqueue(at('a'), ping('a'));
       expect(await claim(agent, { dns: 10, ping: 10 })).toMatchObject([{ kind: 'ping' }]);
     });
 
     it('holds in every window that a task is in, the narrowest first to be full', async () => {
-      await limit({ ceiling: 5 }, { kind: 'dns', ceiling: 4 }, { kind: 'dns', target: 'a', ceiling: 3 });
+      await limit({ limit: 5 }, { kind: 'dns', limit: 4 }, { kind: 'dns', target: 'a', limit: 3 });
       await server.enqueue(
         ...Array.from({ length: 5 }, () => at('a')),
         ...Array.from({ length: 5 }, () => at('b')),
@@ -116,7 +124,7 @@ describe('concurrency windows', () => {
     });
 
     it('goes for a scheduled task when it comes due, and for one that is retried', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       const [later] = await server.enqueue(at('a', { run_at: new Date(clock.now() + 2_000).toISOString() }));
       const [first] = await server.enqueue(at('a'));
       const [other] = await server.enqueue(at('a'));
@@ -128,7 +136,7 @@ describe('concurrency windows', () => {
     });
 
     it('does not take the slot of a task from it that goes back because its agent went out', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       const [held, next] = await server.enqueue(at('a'), at('a', { priority: 1 }));
       await cancel(next);
       await claim(agent);
@@ -138,7 +146,7 @@ describe('concurrency windows', () => {
     });
 
     it('holds after a restart', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       await server.stop({ keep: true });
       server = await TestServer.start({}, { clock, folder: server.folder });
       await server.enqueue(at('a'), at('a'));
@@ -154,7 +162,7 @@ describe('concurrency windows', () => {
 
     /** One task leased, and others waiting for its slot; the best of them is neither the first nor the last. */
     async function fill(): Promise<void> {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       [held] = (await server.enqueue(at('a'))) as [number];
       [lease] = await claim(agent);
       const ids = await server.enqueue(
@@ -187,14 +195,14 @@ describe('concurrency windows', () => {
     });
 
     it('by a cancelled task that is queued goes to the best that waits', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       const [queued, , better] = await server.enqueue(at('a'), at('a'), at('b', { priority: 1 }));
       await cancel(queued);
       expect(await inState('queued')).toEqual([better]);
     });
 
     it('by a task whose time is up goes to the best that waits', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       const not_after = new Date(clock.now() + 2_000).toISOString();
       // One that waits can run out of time too, and is let in by nobody.
       const [, , better] = await server.enqueue(
@@ -209,14 +217,14 @@ describe('concurrency windows', () => {
     });
 
     it('in one target is of no use to another, and goes to its own', async () => {
-      await limit({ kind: 'dns', target: 'a', ceiling: 1 }, { kind: 'dns', target: 'b', ceiling: 1 });
+      await limit({ kind: 'dns', target: 'a', limit: 1 }, { kind: 'dns', target: 'b', limit: 1 });
       const [a1, a2, b1] = await server.enqueue(at('a'), at('a'), at('b'), at('b', { priority: 9 }));
       await cancel(a1);
       expect(await inState('queued')).toEqual([a2, b1]);
     });
 
     it('in a kind goes past targets that are full', async () => {
-      await limit({ kind: 'dns', ceiling: 2 }, { kind: 'dns', target: 'a', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 2 }, { kind: 'dns', target: 'a', limit: 1 });
       const [a1, b1, a2, b2] = await server.enqueue(at('a'), at('b'), at('a', { priority: 9 }), at('b'));
       await cancel(b1);
       expect(await inState('queued')).toEqual([a1, b2]);
@@ -225,7 +233,7 @@ describe('concurrency windows', () => {
     });
 
     it('goes to the best of very many targets', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       const [first] = await server.enqueue(at('x'));
       const targets = Array.from({ length: 250 }, (_, i) => `t${String(i).padStart(3, '0')}`);
       const ids = await server.enqueue(...targets.map((target, i) => at(target, { priority: i })));
@@ -236,7 +244,7 @@ describe('concurrency windows', () => {
     });
 
     it('goes to the oldest of very many that are equally urgent', async () => {
-      await limit({ ceiling: 1 });
+      await limit({ limit: 1 });
       const [first] = await server.enqueue(at('x'));
       const targets = Array.from({ length: 250 }, (_, i) => `t${String(249 - i).padStart(3, '0')}`);
       const ids = await server.enqueue(...targets.map((target) => at(target)));
@@ -246,9 +254,9 @@ describe('concurrency windows', () => {
 
     it('goes past very many tasks of targets that are full, to the best of the others', async () => {
       await limit(
-        { ceiling: 3 },
-        { kind: 'dns', target: 'full', ceiling: 1 },
-        { kind: 'ping', target: 'full', ceiling: 1 },
+        { limit: 3 },
+        { kind: 'dns', target: 'full', limit: 1 },
+        { kind: 'ping', target: 'full', limit: 1 },
       );
       const [, , first] = await server.enqueue(at('full'), ping('full'), at('x'));
       await server.enqueue(
@@ -274,7 +282,7 @@ describe('concurrency windows', () => {
     });
 
     it('wakes a claim that waits', async () => {
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       const [first, second] = await server.enqueue(at('a'), at('a'));
       await claim(agent);
       const other = await server.register('probe-2');
@@ -294,17 +302,18 @@ describe('concurrency windows', () => {
         at('c', { priority: 1 }),
         at('d'),
       );
-      const answer = await limit({ kind: 'dns', ceiling: 4 });
+      const answer = await limit({ kind: 'dns', limit: 4 });
       expect(answer).toMatchObject({
         status: 200,
-        body: { windows: [{ scope: 'kind', kind: 'dns', ceiling: 4, ready: 2, leased: 2, waiting: 2 }] },
+        body: { windows: [{ scope: 'kind', kind: 'dns', limit: 4, leased: 2, queued: 4, available: 2 }] },
       });
       expect(await inState('queued')).toEqual([mid, high]);
       expect(await inState('waiting')).toEqual([low, mid2]);
 
       // Lower than what is leased: nothing is let in until enough have ended.
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       expect(await counts('?scope=kind')).toEqual([0, 2, 4]);
+      expect((await windows('?scope=kind')).body.items).toMatchObject([{ limit: 1, available: 0 }]);
       await report(agent, [leases[0]]);
       expect(await counts('?scope=kind')).toEqual([0, 1, 4]);
       await report(agent, [leases[1]]);
@@ -312,21 +321,21 @@ describe('concurrency windows', () => {
     });
 
     it('that raises or lifts one lets the best in', async () => {
-      await limit({ kind: 'dns', ceiling: 0 });
+      await limit({ kind: 'dns', limit: 0 });
       const ids = await server.enqueue(at('a'), at('b', { priority: 2 }), at('c', { priority: 1 }), at('d'));
       expect(await inState('queued')).toEqual([]);
-      await limit({ kind: 'dns', ceiling: 2 });
+      await limit({ kind: 'dns', limit: 2 });
       expect(await inState('queued')).toEqual([ids[1], ids[2]]);
-      const lifted = await limit({ kind: 'dns', ceiling: null });
-      expect(lifted.body.windows).toMatchObject([{ ceiling: null, ready: 4, waiting: 0 }]);
+      const lifted = await limit({ kind: 'dns', limit: null });
+      expect(lifted.body.windows).toMatchObject([{ limit: null, leased: 0, queued: 4, available: null }]);
       expect(await inState('queued')).toEqual(ids);
     });
 
     it('that lifts a wide one leaves the narrow ones in force', async () => {
-      await limit({ ceiling: 1 }, { kind: 'dns', ceiling: 3 }, { kind: 'dns', target: 'a', ceiling: 2 });
+      await limit({ limit: 1 }, { kind: 'dns', limit: 3 }, { kind: 'dns', target: 'a', limit: 2 });
       await server.enqueue(...Array.from({ length: 4 }, () => at('a')), at('b'), at('b'), ping('a'));
       expect(await counts('?scope=global')).toEqual([1, 0, 6]);
-      await limit({ ceiling: null });
+      await limit({ limit: null });
       expect(await counts('?scope=target&kind=dns&target=a')).toEqual([2, 0, 2]);
       expect(await counts('?scope=kind&kind=dns')).toEqual([3, 0, 3]);
       expect(await counts('?scope=global')).toEqual([4, 0, 3]);
@@ -334,43 +343,37 @@ describe('concurrency windows', () => {
 
     it('fits many tasks at once, over many targets', async () => {
       await server.enqueue(...Array.from({ length: 600 }, (_, i) => at(`t${i % 300}`, { priority: i })));
-      await limit({ ceiling: 10 });
+      await limit({ limit: 10 });
       expect(await counts('?scope=global')).toEqual([10, 0, 590]);
       const best = await server.rows('SELECT min(priority) AS least FROM tasks WHERE state = $1', 'queued');
       expect(best).toEqual([{ least: 590 }]);
-      await limit({ ceiling: 500 });
+      await limit({ limit: 500 });
       expect(await counts('?scope=global')).toEqual([500, 0, 100]);
       const next = await server.rows('SELECT min(priority) AS least FROM tasks WHERE state = $1', 'queued');
       expect(next).toEqual([{ least: 100 }]);
     });
 
     it('wakes a claim that waits', async () => {
-      await limit({ kind: 'dns', ceiling: 0 });
+      await limit({ kind: 'dns', limit: 0 });
       await server.enqueue(at('a'));
       const waiting = server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
-      await limit({ kind: 'dns', ceiling: 1 });
+      await limit({ kind: 'dns', limit: 1 });
       expect((await waiting).body.leases).toHaveLength(1);
     });
 
     it('answers with the windows in the form of the list', async () => {
       const { status, body } = await limit(
-        { ceiling: 1_000_000 },
-        { kind: 'dns', target: null, ceiling: 0 },
-        { kind: 'tcp', target: 'a:53', ceiling: 7 },
+        { limit: 1_000_000 },
+        { kind: 'dns', target: null, limit: 0 },
+        { kind: 'tcp', target: 'a:53', limit: 7 },
       );
-      const fresh = {
-        ready: 0,
-        leased: 0,
-        waiting: 0,
-        updated_at: '2026-01-01T00:00:00.000Z',
-        expires_at: '2026-01-02T00:00:00.000Z',
-      };
+      const fresh = { leased: 0, queued: 0 };
       expect([status, body.windows]).toEqual([
         200,
         [
-          { scope: 'global', kind: null, target: null, ceiling: 1_000_000, ...fresh },
-          { scope: 'kind', kind: 'dns', target: null, ceiling: 0, ...fresh },
-          { scope: 'target', kind: 'tcp', target: 'a:53', ceiling: 7, ...fresh },
+          { scope: 'global', kind: null, target: null, limit: 1_000_000, available: 1_000_000, ...fresh },
+          { scope: 'kind', kind: 'dns', target: null, limit: 0, available: 0, ...fresh },
+          { scope: 'target', kind: 'tcp', target: 'a:53', limit: 7, available: 7, ...fresh },
         ],
       ]);
       expect((await windows()).body).toEqual({ items: [...body.windows].reverse(), next_cursor: null });
@@ -414,8 +417,8 @@ describe('concurrency windows', () => {
           )
         ).map(({ name }) => name.trim());
       const [busy, idle] = await server.enqueue(at('busy'), at('idle'));
-      await limit({ kind: 'tcp', ceiling: 3 }, { kind: 'http', ceiling: 3 });
-      await limit({ kind: 'http', ceiling: null });
+      await limit({ kind: 'tcp', limit: 3 }, { kind: 'http', limit: 3 });
+      await limit({ kind: 'http', limit: null });
       await cancel(idle);
       const six = ['global', 'kind dns', 'kind http', 'kind tcp', 'target dns busy:53', 'target dns idle:53'];
       clock.advance(DAY_MS - 1);
@@ -447,12 +450,12 @@ describe('concurrency windows', () => {
   it('is never over its ceilings while all come at once, and its counters are true', async () => {
     const TARGETS = ['a', 'b', 'c', 'd'];
     const CEILINGS = [
-      { ceiling: 12 },
-      { kind: 'dns', ceiling: 9 },
-      { kind: 'ping', ceiling: 5 },
-      { kind: 'dns', target: 'a', ceiling: 2 },
-      { kind: 'dns', target: 'b', ceiling: 4 },
-      { kind: 'ping', target: 'a', ceiling: 1 },
+      { limit: 12 },
+      { kind: 'dns', limit: 9 },
+      { kind: 'ping', limit: 5 },
+      { kind: 'dns', target: 'a', limit: 2 },
+      { kind: 'dns', target: 'b', limit: 4 },
+      { kind: 'ping', target: 'a', limit: 1 },
     ];
     await limit(...CEILINGS);
     const agents = await Promise.all(Array.from({ length: 6 }, (_, i) => server.register(`storm-${i}`)));
@@ -532,7 +535,7 @@ describe('concurrency windows', () => {
     }
     const ended = await server.rows<{ state: string }>('SELECT DISTINCT state FROM tasks ORDER BY 1');
     for (const { state } of ended) expect(['completed', 'cancelled', 'dead']).toContain(state);
-    expect((await windows('?scope=global')).body.items).toMatchObject([{ ready: 0, leased: 0, waiting: 0 }]);
+    expect((await windows('?scope=global')).body.items).toMatchObject([{ leased: 0, queued: 0 }]);
   }, 60_000);
 });
 
@@ -550,24 +553,24 @@ describe('refused', () => {
   it.each<[string, unknown, string]>([
     ['nothing', undefined, 'limits'],
     ['an empty list', [], 'limits'],
-    ['1,001', Array.from({ length: 1_001 }, (_, i) => ({ kind: `k${i}`, ceiling: 1 })), 'limits'],
-    ['no object', [{ ceiling: 1 }, 5], 'limits.1'],
-    ['no ceiling', [{ kind: 'dns' }], 'limits.0.ceiling'],
-    ['a negative ceiling', [{ kind: 'dns', ceiling: -1 }], 'limits.0.ceiling'],
-    ['a fraction', [{ kind: 'dns', ceiling: 1.5 }], 'limits.0.ceiling'],
-    ['a ceiling too high', [{ kind: 'dns', ceiling: 1_000_001 }], 'limits.0.ceiling'],
-    ['a text', [{ kind: 'dns', ceiling: '5' }], 'limits.0.ceiling'],
-    ['a target without a kind', [{ target: 'a', ceiling: 1 }], 'limits.0.target'],
-    ['an empty kind', [{ kind: '', ceiling: 1 }], 'limits.0.kind'],
-    ['an empty target', [{ kind: 'dns', target: '', ceiling: 1 }], 'limits.0.target'],
-    ['a target too long', [{ kind: 'dns', target: 't'.repeat(513), ceiling: 1 }], 'limits.0.target'],
-    ['a kind that is no text', [{ kind: 5, ceiling: 1 }], 'limits.0.kind'],
-    ['another field', [{ kind: 'dns', ceiling: 1, scope: 'kind' }], 'limits.0.scope'],
+    ['1,001', Array.from({ length: 1_001 }, (_, i) => ({ kind: `k${i}`, limit: 1 })), 'limits'],
+    ['no object', [{ limit: 1 }, 5], 'limits.1'],
+    ['no limit', [{ kind: 'dns' }], 'limits.0.limit'],
+    ['a negative limit', [{ kind: 'dns', limit: -1 }], 'limits.0.limit'],
+    ['a fraction', [{ kind: 'dns', limit: 1.5 }], 'limits.0.limit'],
+    ['a limit too high', [{ kind: 'dns', limit: 1_000_001 }], 'limits.0.limit'],
+    ['a text', [{ kind: 'dns', limit: '5' }], 'limits.0.limit'],
+    ['a target without a kind', [{ target: 'a', limit: 1 }], 'limits.0.target'],
+    ['an empty kind', [{ kind: '', limit: 1 }], 'limits.0.kind'],
+    ['an empty target', [{ kind: 'dns', target: '', limit: 1 }], 'limits.0.target'],
+    ['a target too long', [{ kind: 'dns', target: 't'.repeat(513), limit: 1 }], 'limits.0.target'],
+    ['a kind that is no text', [{ kind: 5, limit: 1 }], 'limits.0.kind'],
+    ['another field', [{ kind: 'dns', limit: 1, scope: 'kind' }], 'limits.0.scope'],
     [
       'a window twice',
       [
-        { kind: 'dns', ceiling: 1 },
-        { kind: 'dns', target: null, ceiling: 2 },
+        { kind: 'dns', limit: 1 },
+        { kind: 'dns', target: null, limit: 2 },
       ],
       'limits.1',
     ],

@@ -168,7 +168,7 @@ describe('the server', () => {
     await claim(other, { dns: 1 });
     expect(await waited()).toEqual([3, 3.5]);
     // For its window to have room, it waits as for anything else.
-    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 1 }] });
+    await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 1 }] });
     await server.enqueue(dnsTask());
     clock.advance(3_000);
     const [task] = (await server.operator('GET', '/v1/tasks?state=leased')).body.items;
@@ -280,11 +280,11 @@ describe('the server', () => {
     const agent = await server.register('probe');
     const { status } = await server.operator('PUT', '/v1/concurrency/limits', {
       limits: [
-        { ceiling: 100 },
-        { kind: 'dns', ceiling: 3 },
-        { kind: 'tcp', target: 'a.example:1', ceiling: 1 },
-        { kind: 'tcp', target: 'b.example:1', ceiling: 2 },
-        { kind: 'tcp', target: 'c.example:1', ceiling: 2 },
+        { limit: 100 },
+        { kind: 'dns', limit: 3 },
+        { kind: 'tcp', target: 'a.example:1', limit: 1 },
+        { kind: 'tcp', target: 'b.example:1', limit: 2 },
+        { kind: 'tcp', target: 'c.example:1', limit: 2 },
       ],
     });
     expect(status).toBe(200);

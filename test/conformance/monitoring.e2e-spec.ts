@@ -19,7 +19,7 @@ describe('what the alerts, the rules and the dashboard ask for', () => {
       const agent = await server.register('probe-1');
       await server.enqueue(dnsTask(), dnsTask());
       const limited = await server.operator('PUT', '/v1/concurrency/limits', {
-        limits: [{ ceiling: 5 }, { kind: 'dns', ceiling: 4 }],
+        limits: [{ limit: 5 }, { kind: 'dns', limit: 4 }],
       });
       const published = await server.operator('POST', '/v1/configs', {
         config: { a: 1 },

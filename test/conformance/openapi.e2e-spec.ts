@@ -699,7 +699,7 @@ describe('what is sent and answered', () => {
     await call('PUT /v1/concurrency/limits', '/v1/concurrency/limits', {
       headers: operator,
       body: {
-        limits: [{ ceiling: 100 }, { kind: 'dns', ceiling: 0 }, { kind: 'dns', target: 'a', ceiling: null }],
+        limits: [{ limit: 100 }, { kind: 'dns', limit: 0 }, { kind: 'dns', target: 'a', limit: null }],
       },
     });
     await call('PUT /v1/concurrency/limits', '/v1/concurrency/limits', { headers: operator, body: {} });

@@ -191,8 +191,8 @@ describe('the audit log', () => {
     await as(token, 'POST', `/v1/tasks/${task.id}/cancel`);
     await as(token, 'POST', `/v1/tasks/${task.id}/retry`);
     await as(token, 'POST', `/v1/tasks/${task.id}/retry`);
-    await as(token, 'PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 5 }] });
-    await as(token, 'PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: null }] });
+    await as(token, 'PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 5 }] });
+    await as(token, 'PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: null }] });
     await as(token, 'DELETE', `/v1/agents/${agent.agent_id}`);
     await as(token, 'DELETE', `/v1/agents/${agent.agent_id}`);
     const entries = await audit(`?operator_token_id=${tokenId}`);
@@ -331,7 +331,7 @@ describe('the audit log', () => {
     ['configuration', () => server.operator('POST', '/v1/configs', { config: { a: 1 } })],
     [
       'a limit',
-      () => server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 1 }] }),
+      () => server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 1 }] }),
     ],
     ['an enrollment token', () => server.operator('POST', '/v1/enrollment-tokens', { name: 'a' })],
   ])('shows a log that tells nothing of %s that is there', async (_what, make) => {

@@ -38,9 +38,9 @@ describe('targets', () => {
 
     it('is held by a ceiling that was set in another spelling, and found in every one', async () => {
       for (const spelling of [...spellings, canonical]) {
-        expect(await limit({ kind, target: spelling, ceiling: 1 })).toMatchObject({
+        expect(await limit({ kind, target: spelling, limit: 1 })).toMatchObject({
           status: 200,
-          body: { windows: [{ scope: 'target', kind, target: canonical, ceiling: 1 }] },
+          body: { windows: [{ scope: 'target', kind, target: canonical, limit: 1 }] },
         });
       }
       const states: string[] = [];
@@ -60,7 +60,7 @@ describe('targets', () => {
             ids.map((id) => [id, canonical]),
           );
           const windows = await list('/v1/concurrency/windows', query);
-          expect(found(windows)).toMatchObject([{ target: canonical, ready: 1, waiting: specs.length - 1 }]);
+          expect(found(windows)).toMatchObject([{ target: canonical, leased: 0, queued: specs.length }]);
         }
       }
     });
@@ -101,14 +101,14 @@ describe('targets', () => {
     ['dns', 'ns.example:0', 'a DNS server'],
   ])('of %s can not be %j: a limit and a filter say what they can be', async (kind, target, form) => {
     const message = expect.stringContaining(form);
-    expect(await limit({ ceiling: 5 }, { kind, target, ceiling: 0 })).toMatchObject(
+    expect(await limit({ limit: 5 }, { kind, target, limit: 0 })).toMatchObject(
       refused('limits.1.target', message),
     );
     for (const path of ['/v1/tasks', '/v1/concurrency/windows'])
       expect(await list(path, { kind, target })).toMatchObject(refused('target', message));
     // All or none: the limit beside it was not set either.
     expect((await list('/v1/concurrency/windows', { scope: 'global' })).body.items).toMatchObject([
-      { ceiling: null },
+      { limit: null },
     ]);
   });
 
@@ -126,15 +126,15 @@ describe('targets', () => {
     async (kind) => {
       const message = 'must be one of dns, http, ping, tcp, trace';
       for (const target of [undefined, 'a']) {
-        expect(await limit({ kind, target, ceiling: 1 })).toMatchObject(refused('limits.0.kind', message));
+        expect(await limit({ kind, target, limit: 1 })).toMatchObject(refused('limits.0.kind', message));
       }
     },
   );
 
   it('that are one window can not be in a list twice, however they are spelt', async () => {
     const twice = [
-      { kind: 'ping', target: 'twice.example', ceiling: 1 },
-      { kind: 'ping', target: 'Twice.Example.', ceiling: 2 },
+      { kind: 'ping', target: 'twice.example', limit: 1 },
+      { kind: 'ping', target: 'Twice.Example.', limit: 2 },
     ];
     expect(await limit(...twice)).toMatchObject(
       refused('limits.1', 'names a window that is in the list already'),
@@ -143,12 +143,12 @@ describe('targets', () => {
   });
 
   it('stay with their kind: the resolver of the agents is no server of that name', async () => {
-    await limit({ kind: 'dns', target: 'resolver', ceiling: 0 });
+    await limit({ kind: 'dns', target: 'resolver', limit: 0 });
     const states = [];
     for (const server of [undefined, null, 'resolver'])
       states.push((await enqueue('dns', { query: 'a', server })).body.tasks[0].state);
     expect(states).toEqual(['waiting', 'waiting', 'queued']);
-    await limit({ kind: 'dns', target: 'resolver', ceiling: null });
+    await limit({ kind: 'dns', target: 'resolver', limit: null });
   });
 
   describe('a URL', () => {

@@ -184,7 +184,7 @@ describe('why a task does not run', () => {
 
   it('is its window, of a target', async () => {
     const agent = await taker({ dns: 20 });
-    await limit({ kind: 'dns', target: '192.0.2.1:53', ceiling: 2 }, { kind: 'dns', ceiling: 10 });
+    await limit({ kind: 'dns', target: '192.0.2.1:53', limit: 2 }, { kind: 'dns', limit: 10 });
     await server.enqueue(aimedAt('192.0.2.1'));
     expect(await claim(agent, { dns: 20 })).toHaveLength(1);
     await server.enqueue(aimedAt('192.0.2.1'), aimedAt('192.0.2.1'), aimedAt('192.0.2.1', { priority: 1 }));
@@ -225,11 +225,7 @@ describe('why a task does not run', () => {
 
   it('is the window that is furthest from having room; the change names all that lack some', async () => {
     await taker();
-    await limit(
-      { ceiling: 3 },
-      { kind: 'dns', ceiling: 2 },
-      { kind: 'dns', target: '192.0.2.1:53', ceiling: 1 },
-    );
+    await limit({ limit: 3 }, { kind: 'dns', limit: 2 }, { kind: 'dns', target: '192.0.2.1:53', limit: 1 });
     await server.enqueue(aimedAt('192.0.2.1'), aimedAt('192.0.2.2'), aimedAt('192.0.2.3'));
     const id = await enqueueOne(aimedAt('192.0.2.1'));
     expect(await why(id)).toMatchObject({
@@ -246,9 +242,9 @@ describe('why a task does not run', () => {
   it('does not count those before it that another window holds', async () => {
     await taker();
     await limit(
-      { kind: 'dns', ceiling: 1 },
-      { kind: 'dns', target: '192.0.2.1:53', ceiling: 0 },
-      { kind: 'dns', target: '192.0.2.2:53', ceiling: 2 },
+      { kind: 'dns', limit: 1 },
+      { kind: 'dns', target: '192.0.2.1:53', limit: 0 },
+      { kind: 'dns', target: '192.0.2.2:53', limit: 2 },
     );
     await server.enqueue(aimedAt('192.0.2.9'));
     await server.enqueue(...[1, 1, 1, 2, 2, 2].map((i) => aimedAt(`192.0.2.${i}`, { priority: 1 })));
@@ -258,8 +254,8 @@ describe('why a task does not run', () => {
       window: { scope: 'kind', before: 2 },
       changes: [{ action: 'raise_limit', scope: 'kind', limit: 4 }],
     });
-    const stateAt = async (ceiling: number) => {
-      await limit({ kind: 'dns', ceiling });
+    const stateAt = async (places: number) => {
+      await limit({ kind: 'dns', limit: places });
       return (await server.operator('GET', `/v1/tasks/${id}`)).body.state;
     };
     expect([await stateAt(3), await stateAt(4)]).toEqual(['waiting', 'queued']);
@@ -269,7 +265,7 @@ describe('why a task does not run', () => {
     const agent = await taker();
     await server.enqueue(dnsTask(), dnsTask());
     await clockedCompletions(agent, 2);
-    await limit({ kind: 'dns', ceiling: 0 });
+    await limit({ kind: 'dns', limit: 0 });
     expect((await why(await enqueueOne())).window).toMatchObject({ limit: 0, estimate_ms: null });
   });
 
@@ -277,7 +273,7 @@ describe('why a task does not run', () => {
     const agent = await taker();
     await server.enqueue(dnsTask(), dnsTask(), dnsTask(), dnsTask());
     await clockedCompletions(agent, 4);
-    await limit({ kind: 'dns', ceiling: 1 });
+    await limit({ kind: 'dns', limit: 1 });
     await server.enqueue(dnsTask(), dnsTask(), dnsTask());
     const id = await enqueueOne();
     // Four in the 8 s since the first: three places that must come free take 6 s.
@@ -285,7 +281,7 @@ describe('why a task does not run', () => {
     expect(window).toMatchObject({ before: 2, estimate_ms: 6_000 });
     expect(message).toContain('it may have a place in 6 s');
     // What was completed elsewhere says nothing of it.
-    await limit({ kind: 'dns', ceiling: null }, { kind: 'dns', target: '192.0.2.1:53', ceiling: 0 });
+    await limit({ kind: 'dns', limit: null }, { kind: 'dns', target: '192.0.2.1:53', limit: 0 });
     expect((await why(await enqueueOne(aimedAt('192.0.2.1')))).window.estimate_ms).toBeNull();
   });
 
@@ -406,7 +402,7 @@ describe('why a task does not run', () => {
 
   it('counts those that get the places of a task whose time is up meanwhile, in each window', async () => {
     const agent = await taker();
-    await limit({ kind: 'dns', ceiling: 1 }, { kind: 'dns', target: '192.0.2.1:53', ceiling: 1 });
+    await limit({ kind: 'dns', limit: 1 }, { kind: 'dns', target: '192.0.2.1:53', limit: 1 });
     const [, before] = await server.enqueue(
       aimedAt('192.0.2.3', { not_after: inMs(3_000) }),
       aimedAt('192.0.2.1', { priority: -5 }),
@@ -421,7 +417,7 @@ describe('why a task does not run', () => {
     await server.passKept(clock, 7_000);
     await limit(
       ...changes.slice(1).map((change: any) => ({
-        ...{ kind: change.kind, ceiling: change.limit },
+        ...{ kind: change.kind, limit: change.limit },
         ...(change.target === null ? {} : { target: change.target }),
       })),
     );
@@ -446,7 +442,7 @@ describe('why a task does not run', () => {
   });
 
   it('is several things at once: the change is all of them, in order', async () => {
-    await limit({ kind: 'dns', ceiling: 1 });
+    await limit({ kind: 'dns', limit: 1 });
     await server.enqueue(dnsTask());
     const run_at = inMs(5_000);
     const id = await enqueueOne(dnsTask({ run_at }));
@@ -508,7 +504,7 @@ describe('why a task does not run', () => {
 
   it('counts no more of what comes due before it than of what is there, and says that it is not all', async () => {
     await taker();
-    await limit({ kind: 'dns', ceiling: 0 });
+    await limit({ kind: 'dns', limit: 0 });
     const sooner = dnsTask({ run_at: inMs(1_000) });
     for (const count of [6_000, 4_001]) await server.enqueue(...Array.from({ length: count }, () => sooner));
     const id = await enqueueOne(dnsTask({ run_at: inMs(5_000) }));

@@ -61,7 +61,7 @@ describe('the tasks of operators', () => {
 
     it('answers with the state that each task is in', async () => {
       await server.operator('PUT', '/v1/concurrency/limits', {
-        limits: [{ kind: 'dns', target: 'full', ceiling: 0 }],
+        limits: [{ kind: 'dns', target: 'full', limit: 0 }],
       });
       const { body } = await post([
         dnsTask(),
@@ -259,7 +259,7 @@ describe('the tasks of operators', () => {
     });
 
     it('is held while the task is scheduled or waits', async () => {
-      await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 0 }] });
+      await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 0 }] });
       const later = await post([dnsTask({ unique_key: 'later', run_at: instant(60_000) })]);
       expect((await post([dnsTask({ unique_key: 'later' })])).body).toEqual(later.body);
       const waits = await post([dnsTask({ unique_key: 'waits' })]);

@@ -37,11 +37,11 @@ describe('what one database would take and another refuse', () => {
     ['POST', '/register', (text) => ({ hostname: text }), 'hostname'],
     ['POST', '/v1/operator-tokens', (text) => ({ name: text, role: 'viewer' }), 'name'],
     ['POST', '/v1/enrollment-tokens', (text) => ({ name: text }), 'name'],
-    ['PUT', '/v1/concurrency/limits', (text) => ({ limits: [{ kind: text, ceiling: 1 }] }), 'limits.0.kind'],
+    ['PUT', '/v1/concurrency/limits', (text) => ({ limits: [{ kind: text, limit: 1 }] }), 'limits.0.kind'],
     [
       'PUT',
       '/v1/concurrency/limits',
-      (text) => ({ limits: [{ kind: 'dns', target: text, ceiling: 1 }] }),
+      (text) => ({ limits: [{ kind: 'dns', target: text, limit: 1 }] }),
       'limits.0.target',
     ],
   ])('is no text: %s %s %#', async (method, path, bodyOf, field) => {

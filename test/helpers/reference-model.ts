@@ -567,7 +567,7 @@ export class ReferenceModel {
     const inside = (state: TaskState) =>
       this.tasks.filter((task) => task.state === state && windowsOf(task).includes(name)).length;
     return {
-      is: { ceiling, ready: inside('queued'), leased: inside('leased'), waiting: inside('waiting') },
+      is: { limit: ceiling, leased: inside('leased'), queued: inside('queued') + inside('waiting') },
     };
   }
 

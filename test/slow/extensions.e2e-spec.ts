@@ -306,7 +306,7 @@ describe('the example extension', () => {
       'tasks.3.spec.port',
     ]);
 
-    const limit = { kind: 'whois', target: 'whois.iana.org', ceiling: 1 };
+    const limit = { kind: 'whois', target: 'whois.iana.org', limit: 1 };
     expect(await server.operator('PUT', '/v1/concurrency/limits', { limits: [limit] })).toMatchObject({
       status: 200,
     });
@@ -319,7 +319,7 @@ describe('the example extension', () => {
     });
     expect(body.tasks.map(({ state }: any) => state)).toEqual(['queued', 'waiting', 'queued']);
     const windows = await server.operator('GET', '/v1/concurrency/windows?kind=whois&target=whois.iana.org');
-    expect(windows.body.items).toMatchObject([{ scope: 'target', ceiling: 1, ready: 1, waiting: 1 }]);
+    expect(windows.body.items).toMatchObject([{ scope: 'target', limit: 1, leased: 0, queued: 2 }]);
   });
 
   it('is in the API document, and not in the committed one', async () => {

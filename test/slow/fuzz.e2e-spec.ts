@@ -118,7 +118,7 @@ describe(`whatever is sent (FUZZ_SEED=${SEED})`, () => {
     expect((await server.request('GET', '/readyz')).body).toEqual({ status: 'ok' });
     const target = '192.0.2.99';
     await server.operator('PUT', '/v1/concurrency/limits', {
-      limits: [{ ceiling: null }, { kind: 'dns', ceiling: null }, { kind: 'dns', target, ceiling: null }],
+      limits: [{ limit: null }, { kind: 'dns', limit: null }, { kind: 'dns', target, limit: null }],
     });
     const agent = await server.register('after-the-storm');
     const [task] = await server.enqueue(dnsTask({ priority: 2_147_483_647 }, { server: target }));

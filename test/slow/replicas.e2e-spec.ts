@@ -254,7 +254,7 @@ async function setCeilings(replica: Replica): Promise<void> {
     headers: OPERATOR,
     body: JSON.stringify({
       limits: CEILINGS.flatMap(([target, ceiling]) =>
-        ceiling === null ? [] : [{ kind: 'dns', target, ceiling }],
+        ceiling === null ? [] : [{ kind: 'dns', target, limit: ceiling }],
       ),
     }),
   });

@@ -58,7 +58,7 @@ onShared('replicas on one database', () => {
     await claim(first, 1);
     await first.enqueue(dnsTask());
     expect((await claim(second, 1)).body.leases).toHaveLength(1);
-    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 1 }] });
+    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 1 }] });
     const [id] = await second.enqueue(dnsTask());
     const why = async (server: TestServer) => (await server.operator('GET', `/v1/tasks/${id}/why`)).body;
     expect(await why(first)).toMatchObject({ reason: 'window_full', agents: { online: 1, with_room: 0 } });
@@ -324,7 +324,7 @@ onShared('replicas on one database', () => {
   );
 
   it('let in a task that was passed over because somebody had locked it', async () => {
-    const limits = [{ kind: 'dns', target: 'ns.example', ceiling: 1 }];
+    const limits = [{ kind: 'dns', target: 'ns.example', limit: 1 }];
     await first.operator('PUT', '/v1/concurrency/limits', { limits });
     const [one, other] = await first.enqueue(
       dnsTask({}, { server: 'ns.example' }),
@@ -372,7 +372,7 @@ onShared('replicas on one database', () => {
   });
 
   it('give each task to one of many claims, and never more than a ceiling allows', async () => {
-    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', ceiling: 30 }] });
+    await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 30 }] });
     await first.enqueue(
       ...Array.from({ length: 200 }, (_, i) => dnsTask({}, { server: `192.0.2.${i % 7}` })),
     );

@@ -411,13 +411,10 @@ describe('tasks and leases', () => {
       }
       case 'ceiling': {
         const { kind, target, ceiling } = operation;
-        const [window] = await service(ConcurrencyService).setCeilings(OPERATOR, [{ kind, target, ceiling }]);
-        return {
-          ceiling: window?.ceiling,
-          ready: window?.ready,
-          leased: window?.leased,
-          waiting: window?.waiting,
-        };
+        const [window] = await service(ConcurrencyService).setCeilings(OPERATOR, [
+          { kind, target, limit: ceiling },
+        ]);
+        return { limit: window?.limit, leased: window?.leased, queued: window?.queued };
       }
       case 'reap':
         await service(QueueUpkeep).reap();

@@ -60,7 +60,7 @@ const step = fc.oneof(
       do: fc.constant('limit' as const),
       kind: maybe(kind),
       target: maybe(target),
-      ceiling: fc.option(fc.nat({ max: 4 }), { nil: null, freq: 5 }),
+      limit: fc.option(fc.nat({ max: 4 }), { nil: null, freq: 5 }),
     }),
   },
   {
@@ -125,9 +125,9 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
   async function begin(): Promise<void> {
     await operator('POST', '/v1/tasks/cancel', { all: true });
     const lifted = [
-      { ceiling: null },
-      ...KINDS.map((kind) => ({ kind, ceiling: null })),
-      ...KINDS.flatMap((kind) => [0, 1, 2].map((i) => ({ kind, target: targetOf(kind, i), ceiling: null }))),
+      { limit: null },
+      ...KINDS.map((kind) => ({ kind, limit: null })),
+      ...KINDS.flatMap((kind) => [0, 1, 2].map((i) => ({ kind, target: targetOf(kind, i), limit: null }))),
     ];
     await limit(lifted);
     for (const { agent_id } of agents ?? []) await operator('DELETE', `/v1/agents/${agent_id}`);
@@ -161,9 +161,9 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
         return;
       }
       case 'limit': {
-        const { kind, target, ceiling } = one;
+        const { kind, target, limit: places } = one;
         const aimed = kind !== undefined && target !== undefined;
-        await limit([{ kind, ...(aimed ? { target: targetOf(kind, target) } : {}), ceiling }]);
+        await limit([{ kind, ...(aimed ? { target: targetOf(kind, target) } : {}), limit: places }]);
         return;
       }
       case 'heartbeat':
@@ -242,10 +242,10 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
     return named;
   }
 
-  const limitOf = ({ kind, target, limit: ceiling }: WhyChange) => ({
+  const limitOf = ({ kind, target, limit: places }: WhyChange) => ({
     ...(kind ? { kind } : {}),
     ...(target ? { target } : {}),
-    ceiling,
+    limit: places,
   });
 
   /** The agents that are online and take the kind. */
@@ -265,7 +265,7 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
     if (changes.some(({ action }) => action !== 'raise_limit')) return;
     const least = changes.map(limitOf);
     const i = which % least.length;
-    await limit(least.map((one, j) => (i === j ? { ...one, ceiling: (one.ceiling as number) - 1 } : one)));
+    await limit(least.map((one, j) => (i === j ? { ...one, limit: (one.limit as number) - 1 } : one)));
     expect(await stateOf(id)).toBe('waiting');
   }
 

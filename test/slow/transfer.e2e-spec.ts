@@ -165,7 +165,7 @@ async function makeInstance(): Promise<Instance> {
     headers: { 'x-enrollment-token': enrollment },
   });
   await server.operator('DELETE', `/v1/agents/${two.agent_id}`);
-  await put('/v1/concurrency/limits', { limits: [{ kind: 'dns', target: 'full.example', ceiling: 1 }] });
+  await put('/v1/concurrency/limits', { limits: [{ kind: 'dns', target: 'full.example', limit: 1 }] });
 
   await server.enqueue(
     ...Array.from({ length: 5 }, (_, i) => dnsTask({ priority: 100 - i, max_attempts: i === 1 ? 1 : 5 })),
