@@ -14,7 +14,7 @@ import {
   readerOptions,
   refuseOpenElsewhere,
   takeGeneration,
-  unopened,
+  toOpenError,
   watchName,
   writerOptions,
 } from './sqlite';
@@ -99,7 +99,7 @@ export class SqliteDatabase extends Database {
     let reader: DataSource | undefined;
     try {
       await writer.initialize().catch((error: unknown) => {
-        throw unopened(target, error);
+        throw toOpenError(target, error);
       });
       const applied = await migrate(writer, writer.createQueryRunner(), extensions, migrateOnStart);
       const generation = await takeGeneration(writer);
@@ -141,7 +141,7 @@ export class SqliteDatabase extends Database {
     refuseForeign(target);
     const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
     await source.initialize().catch((error: unknown) => {
-      throw unopened(target, error);
+      throw toOpenError(target, error);
     });
     try {
       return await work(new SqliteStatements(source.createQueryRunner(), sqliteDialect));

@@ -84,7 +84,7 @@ export function openToRead(path: string): Sqlite.Database {
 }
 
 /** What to tell of an error at opening: SQLite's own is about the file, anything else is passed on. */
-export function unopened(target: SqliteTarget, error: unknown): unknown {
+export function toOpenError(target: SqliteTarget, error: unknown): unknown {
   // By its name: the class is the one of the first copy of the driver that the process loaded.
   if ((error as Error | undefined)?.name !== 'SqliteError') return error;
   // SQLite calls a folder a failure of the disk.
@@ -129,7 +129,7 @@ export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) 
         `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
       );
     }
-    throw unopened(target, error);
+    throw toOpenError(target, error);
   }
   const held = lock;
   return (nothingCameOfIt = false) => {
@@ -174,7 +174,7 @@ function isLocked(target: SqliteTarget, path: string): boolean {
     return false;
   } catch (error) {
     if (isBusy(error)) return true;
-    throw unopened(target, error);
+    throw toOpenError(target, error);
   } finally {
     db?.close();
   }

@@ -191,7 +191,7 @@ export class WriteQueue {
       // SQLite may have rolled back already (disk full, I/O error); a second ROLLBACK then says so and changes nothing.
       await this.runner.query('ROLLBACK').catch(() => undefined);
       this.failure = error;
-      if (isOfDisk(error) && this.options.makeRoom()) {
+      if (isDiskError(error) && this.options.makeRoom()) {
         this.waiting.unshift(...taken);
         return;
       }
@@ -264,7 +264,7 @@ export class WriteQueue {
       return () => answerStored(unit, value, tx.effects);
     } catch (error) {
       // The disk's fault and not the unit's: it concerns all.
-      if (isOfDisk(error)) throw error;
+      if (isDiskError(error)) throw error;
       // Fails where SQLite gave up the whole transaction: then the batch is lost, and the caller of this says so.
       await this.runner.query('ROLLBACK TO unit');
       await this.runner.query('RELEASE unit');
@@ -276,7 +276,7 @@ export class WriteQueue {
 /** Does a stored unit's effects and answers its caller. An effect that throws keeps nobody else from being answered. */
 function answerStored(unit: Unit, value: unknown, effects: Effects): void {
   try {
-    effects.take();
+    effects.apply();
     unit.resolve(value);
   } catch (error) {
     unit.reject(error);
@@ -291,7 +291,7 @@ const notStored = (cause: unknown): Error =>
   });
 
 /** Whether the disk is full, or can't be read or written. A full one fails in several ways: the log's index can't grow. */
-const isOfDisk = (error: unknown): boolean => /^SQLITE_(?:FULL|IOERR)/.test(codeOf(error));
+const isDiskError = (error: unknown): boolean => /^SQLITE_(?:FULL|IOERR)/.test(codeOf(error));
 
 /** SQLite's extended code. */
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');
