@@ -22,7 +22,7 @@ export async function storeHeartbeats(tx: Transaction, heartbeats: readonly Hear
        SELECT agent_id FROM agent_heartbeats WHERE ${isAmong('agent_id', '$2')} ORDER BY agent_id ${forUpdate()})
      UPDATE agent_heartbeats SET last_heartbeat_at = ${greatest('agent_heartbeats.last_heartbeat_at', 'r.at')}
      FROM locked JOIN ${rowset('$1', { agent_id: 'integer', at: 'integer' })} AS r ON r.agent_id = locked.agent_id
-     WHERE agent_heartbeats.agent_id = locked.agent_id AND ${tx.dialect.isBoundTo('agent_heartbeats.agent_id', '$2')}`,
+     WHERE agent_heartbeats.agent_id = locked.agent_id AND ${tx.dialect.prefilterByList('agent_heartbeats.agent_id', '$2')}`,
     JSON.stringify(heartbeats),
     JSON.stringify(heartbeats.map(({ agent_id }) => agent_id)),
   );

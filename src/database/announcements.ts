@@ -18,12 +18,16 @@ const PROBE_MS = 1_000;
 const ANSWER_MS = 2_000;
 const CONNECT_MS = 5_000;
 
-/** Sends announcements to the other replicas, in the transaction that they are about. */
+/**
+ * Sends announcements to the other replicas, in the transaction that they are about. All of it is sent before this returns, so
+ * that what is sent next shares the flight.
+ */
 export async function publish(
   client: Queryable,
   sender: string,
   announcements: readonly Announcement[],
 ): Promise<void> {
+  const sent: Promise<unknown>[] = [];
   for (let i = 0; i < announcements.length; ) {
     const batch: Announcement[] = [];
     let bytes = sender.length + 20;
@@ -34,8 +38,9 @@ export async function publish(
       batch.push(next);
       i++;
     } while (i < announcements.length);
-    await client.query('SELECT pg_notify($1, $2)', [CHANNEL, JSON.stringify([sender, batch])]);
+    sent.push(client.query('SELECT pg_notify($1, $2)', [CHANNEL, JSON.stringify([sender, batch])]));
   }
+  await Promise.all(sent);
 }
 
 /**

@@ -16,7 +16,7 @@ import { DatabaseError } from './database-error';
 import { refuseForeign } from './foreign';
 import { identities, quoted } from './postgres';
 import { putInPlace } from './private-file';
-import { unopened } from './sqlite';
+import { toOpenError } from './sqlite';
 import type { Statements, Transaction } from './statements';
 
 /** "dcpb" as SQLite's application_id: the file is a backup, and nobody has started on it yet. */
@@ -80,7 +80,7 @@ export async function backUp(
     return { file: path, bytes: size };
   } catch (error) {
     if (error instanceof DatabaseError || options.signal.aborted) throw error;
-    if (!statSync(target.path).isFile()) throw unopened(target, error);
+    if (!statSync(target.path).isFile()) throw toOpenError(target, error);
     throw new DatabaseError(`The backup could not be written: ${(error as Error).message}`);
   } finally {
     for (const suffix of ['', '-journal', '-wal', '-shm']) rmSync(unfinished + suffix, { force: true });

@@ -9,3 +9,13 @@ export class DatabaseInUse extends DatabaseError {}
 
 /** It is another program's. */
 export class ForeignDatabase extends DatabaseError {}
+
+/** Something that was written could not be put on the disk: what the disk has is unknown from then on. */
+export class SyncFailed extends DatabaseError {
+  constructor(override readonly cause: Error) {
+    super(
+      `What was written could not be put on the disk (${cause.message}), so this process stops: what the disk has is unknown, ` +
+        'and another try would not tell. Look at the disk before you start again.',
+    );
+  }
+}

@@ -9,8 +9,8 @@ export interface Dialect {
   readonly name: 'sqlite' | 'postgres';
   /** The condition that a column is one of a parameter's numbers, which holds a JSON array of them. */
   isAmong(column: string, parameter: string): string;
-  /** The same, for a table that is joined with a rowset of these numbers: as far as it keeps the join from reading all. */
-  isBoundTo(column: string, parameter: string): string;
+  /** Redundant filter on a table that is joined with a rowset of these numbers, so that PostgreSQL uses its index. */
+  prefilterByList(column: string, parameter: string): string;
   /** A table expression over a parameter that holds a JSON array of objects, with the columns named. */
   rowset(parameter: string, columns: Readonly<Record<string, ColumnType>>): string;
   /** Whether others write at the same time, so that what a unit decides by must be locked. */
@@ -40,8 +40,8 @@ export interface Dialect {
 export const sqliteDialect: Dialect = {
   name: 'sqlite',
   isAmong: (column, parameter) => `${column} IN (SELECT value FROM json_each(${parameter}))`,
-  // The rows of the set are looked up one by one anyway; by another condition, the set would be read for each row.
-  isBoundTo: (_column, parameter) => `${parameter} IS NOT NULL`,
+  // SQLite looks up the rows of the set one by one anyway; with a filter, it would read the set again for each row.
+  prefilterByList: (_column, parameter) => `${parameter} IS NOT NULL`,
   rowset: (parameter, columns) =>
     `(SELECT ${Object.keys(columns)
       .map((column) => `value ->> '${column}' AS ${column}`)
@@ -68,7 +68,7 @@ const amongArray = (column: string, parameter: string): string =>
 export const postgresDialect: Dialect = {
   name: 'postgres',
   isAmong: amongArray,
-  isBoundTo: amongArray,
+  prefilterByList: amongArray,
   rowset: (parameter, columns) =>
     `(SELECT ${Object.keys(columns).join(', ')} FROM json_to_recordset(${parameter}::json) AS row(${Object.entries(
       columns,

@@ -22,7 +22,7 @@ export class Effects {
   }
 
   /** Does all of them, whatever some of them throw. @throws the first of what they throw */
-  take(): void {
+  apply(): void {
     const failures: unknown[] = [];
     for (const effect of this.effects) {
       try {
@@ -37,18 +37,18 @@ export class Effects {
 
   /**
    * Does a part of the unit that can fail alone: what it throws undoes its changes and its effects, and is in the answer.
-   * @param isOfUnit tells of what it throws whether the unit as a whole is at an end; that is thrown on
+   * @param endsUnit tells of what it throws whether the unit as a whole is at an end; that is thrown on
    */
   async attempt<T>(
     statements: Pick<Statements, 'run'>,
     part: () => Promise<T>,
-    isOfUnit: (reason: unknown) => boolean = () => false,
+    endsUnit: (reason: unknown) => boolean = () => false,
   ): Promise<PromiseSettledResult<T>> {
     const before = this.effects.length;
     await statements.run('SAVEPOINT part');
     const [outcome] = await Promise.allSettled([part()]);
     if (outcome.status === 'rejected') {
-      if (isOfUnit(outcome.reason)) throw outcome.reason;
+      if (endsUnit(outcome.reason)) throw outcome.reason;
       this.effects.length = before;
       await statements.run('ROLLBACK TO part');
     }

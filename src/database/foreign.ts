@@ -3,7 +3,7 @@ import type Sqlite from 'better-sqlite3';
 import type { DataSource } from 'typeorm';
 import type { SqliteTarget } from '../settings';
 import { ForeignDatabase } from './database-error';
-import { openToRead, unopened } from './sqlite';
+import { openToRead, toOpenError } from './sqlite';
 
 /** The name of the migration that every database of this program begins with. */
 const FIRST_MIGRATION = 'Initial1764000000000';
@@ -37,7 +37,7 @@ export function refuseForeign(target: SqliteTarget): void {
             'CONTROL_PLANE_DATABASE_URL',
     );
   } catch (error) {
-    throw unopened(target, error);
+    throw toOpenError(target, error);
   } finally {
     file?.close();
   }

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import type Sqlite from 'better-sqlite3';
 import { DatabaseError } from './database-error';
 import { isOriginal } from './foreign';
-import { openToRead, unopened } from './sqlite';
+import { openToRead, toOpenError } from './sqlite';
 
 /** An agent as the original control plane keeps it. */
 export interface OriginalAgent {
@@ -58,7 +58,7 @@ export class OriginalDatabase {
       return original;
     } catch (error) {
       file?.close();
-      throw unopened({ type: 'sqlite', path }, error);
+      throw toOpenError({ type: 'sqlite', path }, error);
     }
   }
 
@@ -140,7 +140,7 @@ export class OriginalDatabase {
       const { code, message } = error as { code?: unknown; message: string };
       if (/^SQLITE_(CORRUPT|NOTADB|IOERR|ERROR)/.test(String(code)))
         throw this.damaged(`${message} (${code})`);
-      throw unopened({ type: 'sqlite', path: this.path }, error);
+      throw toOpenError({ type: 'sqlite', path: this.path }, error);
     }
   }
 

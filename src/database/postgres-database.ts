@@ -11,23 +11,23 @@ import type { BucketTable } from './bucket-table';
 import { Database, type DatabaseStats } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
-import { type Deliver, Effects } from './effects';
+import { type Announcement, type Deliver, Effects } from './effects';
 import { knownMigrations, lackingMigrations, migrate } from './migrations';
 import {
-  cameSecond,
   checkServer,
-  explained,
+  driverErrorOf,
+  isConnectionBroken,
   isConnectionLost,
   isDiskFull,
   isReadOnly,
-  isSpoilt,
-  LOCK_MS,
-  mayRunAgain,
+  isRetryable,
+  isUniqueViolation,
+  LOCK_TIMEOUT_MS,
   NOW,
-  ofDriver,
   PostgresStatements,
   poolOptions,
   refuseTransactionPooling,
+  toCallerError,
   unknownEffect,
 } from './postgres';
 import { PostgresBuckets } from './postgres-buckets';
@@ -39,7 +39,7 @@ import type { Statements, Transaction } from './statements';
 const MAX_RERUNS = 3;
 
 /** How often the clock is looked at when nothing is written, in milliseconds. */
-const CLOCK_MS = 5_000;
+const OBSERVE_CLOCK_MS = 5_000;
 
 /** Any number that other programs on the same server do not lock by. */
 const MIGRATION_LOCK = 6_214_503_001;
@@ -50,7 +50,7 @@ const JOB_LOCKS = 62_145;
 /** The first of the two numbers of the locks that units take by name. */
 const NAMED_LOCKS = 62_146;
 
-const ASK_TIME = `SELECT ${NOW} AS now`;
+const SELECT_NOW = `SELECT ${NOW} AS now`;
 
 /** How long the disk counts as full after the server said so, in milliseconds. */
 const DISK_FULL_MS = 30_000;
@@ -59,7 +59,7 @@ const DISK_FULL_MS = 30_000;
 const SIZE_MS = 60_000;
 
 /** Begins, and asks for the time, in one round trip. Said aloud: the database's default may be another isolation. */
-const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${ASK_TIME}`;
+const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${SELECT_NOW}`;
 
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
@@ -100,7 +100,7 @@ export class PostgresDatabase extends Database {
       // By another connection: one that listens is told of its own notifications even if it hears no others.
       (payload) => this.pool.query('SELECT pg_notify($1, $2)', [CHANNEL, payload]),
     );
-    this.timer = setInterval(() => void this.lookAtClock().catch(() => undefined), CLOCK_MS).unref();
+    this.timer = setInterval(() => void this.observeClock().catch(() => undefined), OBSERVE_CLOCK_MS).unref();
   }
 
   /**
@@ -129,7 +129,7 @@ export class PostgresDatabase extends Database {
     try {
       await source.initialize();
     } catch (error) {
-      throw unreached(error);
+      throw toConnectError(error);
     }
     try {
       await checkServer(new PostgresStatements(poolOf(source), source.manager));
@@ -138,12 +138,12 @@ export class PostgresDatabase extends Database {
       const lacking = await lackingMigrations(source, runner, extensions).finally(() => runner.release());
       const applied = lacking.length > 0 ? await migrateAlone(target, extensions, migrateOnStart) : [];
       const database = new PostgresDatabase(source, clock, target, applied);
-      await database.lookAtClock();
+      await database.observeClock();
       await database.announcements.connect();
       return database;
     } catch (error) {
       await source.destroy();
-      throw unusable(error);
+      throw toStartError(error);
     }
   }
 
@@ -154,7 +154,7 @@ export class PostgresDatabase extends Database {
       migrations: knownMigrations(),
     });
     await source.initialize().catch((error: unknown) => {
-      throw unreached(error);
+      throw toConnectError(error);
     });
     try {
       return await work(new PostgresStatements(poolOf(source), source.manager));
@@ -176,8 +176,9 @@ export class PostgresDatabase extends Database {
         return await this.attempt(work);
       } catch (error) {
         if (isDiskFull(error)) this.diskFullUntil = performance.now() + DISK_FULL_MS;
-        if (isReadOnly(error)) this.dropIdle();
-        if (!(mayRunAgain(error) || cameSecond(error)) || reruns === MAX_RERUNS) throw explained(error);
+        if (isReadOnly(error)) this.closeIdle();
+        if (!(isRetryable(error) || isUniqueViolation(error)) || reruns === MAX_RERUNS)
+          throw toCallerError(error);
         // Not at once and not both together: they would meet again.
         await sleep(Math.random() * 20 * 2 ** reruns);
       }
@@ -190,7 +191,7 @@ export class PostgresDatabase extends Database {
         return await work(this.reader);
       } catch (error) {
         // The pool has closed the connection on which it failed.
-        if (!mayRunAgain(error) || reruns === MAX_RERUNS) throw explained(error);
+        if (!isRetryable(error) || reruns === MAX_RERUNS) throw toCallerError(error);
       }
     }
   }
@@ -215,8 +216,8 @@ export class PostgresDatabase extends Database {
   }
 
   private async runExclusively(name: string, work: () => Promise<void>): Promise<boolean> {
-    const client = await take(this.pool).catch((error: unknown) => {
-      throw explained(error);
+    const client = await acquireClient(this.pool).catch((error: unknown) => {
+      throw toCallerError(error);
     });
     let broken: Error | undefined;
     try {
@@ -237,9 +238,9 @@ export class PostgresDatabase extends Database {
       }
       return true;
     } catch (error) {
-      throw explained(error);
+      throw toCallerError(error);
     } finally {
-      giveBack(client, broken);
+      releaseClient(client, broken);
     }
   }
 
@@ -288,7 +289,7 @@ export class PostgresDatabase extends Database {
   }
 
   private async attempt<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
-    const client = await take(this.pool);
+    const client = await acquireClient(this.pool);
     this.attempts++;
     let tx: UnitOfWork;
     let broken: Error | undefined;
@@ -300,21 +301,23 @@ export class PostgresDatabase extends Database {
         this.deliver(...announcement),
       );
       value = await this.inside.run(true, () => work(tx));
-      await publish(client, this.announcements.id, tx.effects.announcements);
       committingSince = performance.now();
-      await inSpan('commit', () => commit(client), { 'control_plane.units': 1 });
+      const { announcements } = tx.effects;
+      await inSpan('commit', () => commit(client, this.announcements.id, announcements), {
+        'control_plane.units': 1,
+      });
       this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: false });
     } catch (error) {
       if (committingSince !== undefined)
         this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: true });
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
       const { cause = error } = error as Error;
-      broken = isSpoilt(cause) ? (cause as Error) : await rollBack(client);
+      broken = isConnectionBroken(cause) ? (cause as Error) : await rollBack(client);
       throw error;
     } finally {
-      giveBack(client, broken);
+      releaseClient(client, broken);
     }
-    tx.effects.take();
+    tx.effects.apply();
     return value;
   }
 
@@ -329,7 +332,7 @@ export class PostgresDatabase extends Database {
   }
 
   /** Closes the connections that nobody uses: they lead to the same server as one that turned out to be of no use. */
-  private dropIdle(): void {
+  private closeIdle(): void {
     for (let left = this.pool.idleCount; left > 0; left--)
       this.pool.connect().then(
         (client) => client.release(true),
@@ -337,15 +340,17 @@ export class PostgresDatabase extends Database {
       );
   }
 
-  private async lookAtClock(): Promise<void> {
+  private async observeClock(): Promise<void> {
     const askedAt = performance.now();
-    const { rows } = await this.pool.query<{ now: number }>(ASK_TIME);
+    const { rows } = await this.pool.query<{ now: number }>(SELECT_NOW);
     this.serverClock.observe(rows[0]?.now as number, askedAt);
   }
 }
 
 class UnitOfWork extends PostgresStatements implements Transaction {
   readonly effects: Effects;
+  /** Of the statement that made the transaction fail, until it is undone to a savepoint. */
+  private failure: unknown;
 
   constructor(
     client: pg.PoolClient,
@@ -365,9 +370,21 @@ class UnitOfWork extends PostgresStatements implements Transaction {
     this.effects.add([topic, message]);
   }
 
-  /** Where two got into each other's way the part is not at fault: the unit is run again as a whole. */
-  attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
-    return this.effects.attempt(this, part, mayRunAgain);
+  /**
+   * Of statements in one flight, the first that fails says why. Those behind it only say that one failed (25P02), or that they
+   * were not prepared (26000), and may be heard of first.
+   */
+  protected override causeOf(error: unknown): unknown {
+    if (isConnectionLost(error)) return error;
+    this.failure ??= error;
+    return this.failure;
+  }
+
+  /** If two got into each other's way, the part is not at fault: the unit is run again as a whole. */
+  async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
+    const outcome = await this.effects.attempt(this, part, isRetryable);
+    if (outcome.status === 'rejected') this.failure = undefined;
+    return outcome;
   }
 
   async lockRows(table: string, ids: readonly number[], mode: 'update' | 'share' = 'update'): Promise<void> {
@@ -385,16 +402,16 @@ class UnitOfWork extends PostgresStatements implements Transaction {
   }
 
   async lockName(name: string, mode: 'shared' | 'exclusive', waitMs?: number): Promise<void> {
-    const take = mode === 'shared' ? 'pg_advisory_xact_lock_shared' : 'pg_advisory_xact_lock';
-    // Bound to this statement: what comes after it waits as long as ever.
-    if (waitMs !== undefined) await this.run(`SET LOCAL lock_timeout = ${Math.round(waitMs)}`);
-    await this.rows(`SELECT ${take}($1, hashtext($2)) IS NULL AS taken`, NAMED_LOCKS, name);
-    if (waitMs !== undefined) await this.run(`SET LOCAL lock_timeout = ${LOCK_MS}`);
+    const acquire = mode === 'shared' ? 'pg_advisory_xact_lock_shared' : 'pg_advisory_xact_lock';
+    const lock = () => this.rows(`SELECT ${acquire}($1, hashtext($2)) IS NULL AS taken`, NAMED_LOCKS, name);
+    const wait = (ms: number) => this.run(`SET LOCAL lock_timeout = ${Math.round(ms)}`);
+    // The time limit is for this statement alone; all three go out in one flight.
+    await (waitMs === undefined ? lock() : Promise.all([wait(waitMs), lock(), wait(LOCK_TIMEOUT_MS)]));
   }
 }
 
 /** What to tell where no connection could be made: the server said why, or there is none. */
-function unreached(error: unknown): DatabaseError {
+function toConnectError(error: unknown): DatabaseError {
   const { message, code } = error as NodeJS.ErrnoException;
   // Where a name has several addresses, the error of all of them has no message.
   const text = `The PostgreSQL server can't be used: ${message || code}`;
@@ -402,14 +419,14 @@ function unreached(error: unknown): DatabaseError {
 }
 
 /** What to tell if the server refuses something at the start that its operator can mend; anything else is passed on. */
-function unusable(thrown: unknown): unknown {
-  const error = ofDriver(thrown);
+function toStartError(thrown: unknown): unknown {
+  const error = driverErrorOf(thrown);
   if (!(error instanceof pg.DatabaseError)) return thrown;
   if (error.code === '42501')
     return new DatabaseError(
       `The database's user lacks a right (${error.message}): make it the owner of the database, or grant it CREATE ON SCHEMA public.`,
     );
-  return /^(?:08|25006|28|3D|53|57)/.test(error.code ?? '') ? unreached(error) : thrown;
+  return /^(?:08|25006|28|3D|53|57)/.test(error.code ?? '') ? toConnectError(error) : thrown;
 }
 
 /** TypeORM's pool; the unit of work takes its connections from there. */
@@ -418,22 +435,32 @@ function poolOf(source: DataSource): pg.Pool {
 }
 
 /** A connection that is lost says so to the statement that runs; as an event that nobody hears it would end the process. */
-const heard = (): void => undefined;
+const ignoreError = (): void => undefined;
 
 /** Takes a connection out of the pool. */
-async function take(pool: pg.Pool): Promise<pg.PoolClient> {
-  return (await pool.connect()).on('error', heard) as pg.PoolClient;
+async function acquireClient(pool: pg.Pool): Promise<pg.PoolClient> {
+  return (await pool.connect()).on('error', ignoreError) as pg.PoolClient;
 }
 
 /** Gives a connection back to its pool, which closes it where it is broken. */
-function giveBack(client: pg.PoolClient, broken?: Error | boolean): void {
+function releaseClient(client: pg.PoolClient, broken?: Error | boolean): void {
   client.release(broken);
-  client.off('error', heard);
+  client.off('error', ignoreError);
 }
 
-/** @throws ERR_UNAVAILABLE where the connection was lost: nobody knows whether the unit is stored */
-async function commit(client: pg.PoolClient): Promise<void> {
-  const { command } = await client.query('COMMIT').catch((error: unknown) => {
+/**
+ * Sends the announcements and commits, in one flight: if they fail, so does the transaction, and COMMIT rolls it back.
+ * @throws ERR_UNAVAILABLE if the connection was lost: nobody knows whether the unit is stored
+ */
+async function commit(
+  client: pg.PoolClient,
+  sender: string,
+  announcements: readonly Announcement[],
+): Promise<void> {
+  const [, { command }] = await Promise.all([
+    publish(client, sender, announcements),
+    client.query('COMMIT'),
+  ]).catch((error: unknown) => {
     throw isConnectionLost(error) ? unknownEffect(error) : error;
   });
   // PostgreSQL's answer to a COMMIT after a statement that failed; somebody caught the error and went on.

@@ -9,14 +9,14 @@ import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
 /** How long a connection may take, a statement may run, and a transaction may stand idle, in milliseconds. */
-const CONNECT_MS = 5_000;
-const STATEMENT_MS = 10_000;
+const CONNECT_TIMEOUT_MS = 5_000;
+const STATEMENT_TIMEOUT_MS = 10_000;
 /** How long a statement waits for what another transaction has locked. */
-export const LOCK_MS = 9_000;
+export const LOCK_TIMEOUT_MS = 9_000;
 /** Well below the time of a lock: what a replica that is cut off has locked is free before others give up. */
-const IDLE_IN_TRANSACTION_MS = 2_000;
+const IDLE_IN_TRANSACTION_TIMEOUT_MS = 2_000;
 /** When a connection that has gone silent is given up: the server ends a statement before. */
-const ANSWER_MS = 12_000;
+const QUERY_TIMEOUT_MS = 12_000;
 
 /**
  * Every statement that many rows depend on has an index made for it. The planner goes by statistics, which are always
@@ -28,9 +28,9 @@ const PLANNER = ['enable_bitmapscan', 'enable_mergejoin', 'enable_seqscan', 'jit
 );
 
 const LIMITS = [
-  `SET statement_timeout = ${STATEMENT_MS}`,
-  `SET lock_timeout = ${LOCK_MS}`,
-  `SET idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_MS}`,
+  `SET statement_timeout = ${STATEMENT_TIMEOUT_MS}`,
+  `SET lock_timeout = ${LOCK_TIMEOUT_MS}`,
+  `SET idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_TIMEOUT_MS}`,
 ];
 
 /** Ids and instants stay below 2^53, and so do sums of counters: they are numbers here. */
@@ -56,9 +56,11 @@ export function poolOptions(
     installExtensions: false,
     extra: {
       application_name: 'control-plane',
-      connectionTimeoutMillis: CONNECT_MS,
-      ...(limited ? { query_timeout: ANSWER_MS } : {}),
+      connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+      ...(limited ? { query_timeout: QUERY_TIMEOUT_MS } : {}),
       keepAlive: true,
+      // Statements that nobody awaits between them go out in one flight; the server runs them in their order.
+      pipeline: true,
       // By statements: poolers refuse parameters of the connection.
       ...(session === '' ? {} : { onConnect: (client: Queryable) => client.query(session) }),
       types: {
@@ -85,7 +87,7 @@ export class PostgresStatements implements Statements {
   ) {}
 
   async rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
-    return (await this.client.query(prepared(sql, values))).rows as Row[];
+    return (await this.query(sql, values)).rows as Row[];
   }
 
   async first<Row>(sql: string, ...values: SqlValue[]): Promise<Row | undefined> {
@@ -93,7 +95,18 @@ export class PostgresStatements implements Statements {
   }
 
   async run(sql: string, ...values: SqlValue[]): Promise<number> {
-    return (await this.client.query(prepared(sql, values))).rowCount ?? 0;
+    return (await this.query(sql, values)).rowCount ?? 0;
+  }
+
+  /** What to throw if a statement failed. */
+  protected causeOf(error: unknown): unknown {
+    return error;
+  }
+
+  private query(sql: string, values: SqlValue[]): Promise<pg.QueryResult> {
+    return this.client.query(prepared(sql, values)).catch((error: unknown) => {
+      throw this.causeOf(error);
+    });
   }
 }
 
@@ -212,10 +225,10 @@ export async function connectionsOfOthers(statements: Statements): Promise<numbe
 }
 
 /** Two units got into each other's way; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
-const AGAIN = new Set(['40001', '40P01']);
+const RETRYABLE = new Set(['40001', '40P01']);
 
 /** A statement that a connection has prepared is gone there, or its result would be another now. Source: the same. */
-const isStale = (error: unknown): boolean =>
+const isPlanStale = (error: unknown): boolean =>
   codeOf(error) === '26000' ||
   // "cached plan must not change result type", in the language of the server: told by the routine that raises it.
   (codeOf(error) === '0A000' && (error as { routine?: string }).routine === 'RevalidateCachedQuery');
@@ -230,52 +243,56 @@ export const isDiskFull = (error: unknown): boolean => codeOf(error) === '53100'
 const UNIQUE_VIOLATION = '23505';
 
 /** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 55, 57, 58. */
-const AWAY = /^(?:08|53|57|58|25P03$|25006$|55P03$|XX000$)/;
+const UNAVAILABLE = /^(?:08|53|57|58|25P03$|25006$|55P03$|XX000$)/;
 
 /** The server ends the connection, or does not let one begin. */
-const ENDED = /^(?:08|57P|25P03$)/;
+const CONNECTION_ENDED = /^(?:08|57P|25P03$)/;
 
 /** What node-postgres says of a connection that is lost or can't be had; it has no codes for that. */
-const LOST =
+const CONNECTION_LOST =
   /^(?:Connection terminated|Query read timeout|timeout e|Client (?:was closed|has encountered a connection error)|Cannot use a pool)/;
 
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');
 
 /** What the driver said, where TypeORM has wrapped it. */
-export const ofDriver = (error: unknown): unknown =>
+export const driverErrorOf = (error: unknown): unknown =>
   error instanceof QueryFailedError ? (error.driverError as unknown) : error;
 
 /** Whether the same unit of work may succeed when it is run again at once. */
-export const mayRunAgain = (error: unknown): boolean =>
-  AGAIN.has(codeOf(error)) || isStale(error) || isReadOnly(error);
+export const isRetryable = (error: unknown): boolean =>
+  RETRYABLE.has(codeOf(error)) || isPlanStale(error) || isReadOnly(error);
 
 /** Whether a connection is of no use any more after an error: it is lost, or would fail with it again. */
-export const isSpoilt = (error: unknown): boolean =>
-  isConnectionLost(error) || isStale(error) || isReadOnly(error);
+export const isConnectionBroken = (error: unknown): boolean =>
+  isConnectionLost(error) || isPlanStale(error) || isReadOnly(error);
 
 /**
  * Whether another unit added the same unique row first: run again, this one finds it. A unit that is at fault itself fails
  * again.
  */
-export const cameSecond = (error: unknown): boolean => codeOf(error) === UNIQUE_VIOLATION;
+export const isUniqueViolation = (error: unknown): boolean => codeOf(error) === UNIQUE_VIOLATION;
 
 /** Whether the connection is lost, or none could be had: by what the socket, the driver or the server says. */
 export function isConnectionLost(error: unknown): boolean {
-  if (error instanceof pg.DatabaseError) return ENDED.test(codeOf(error));
+  if (error instanceof pg.DatabaseError) return CONNECTION_ENDED.test(codeOf(error));
   // The socket's errors are not instances of this realm's Error where a test runs in one of its own.
   if (error instanceof ApiError || error instanceof DatabaseError || !types.isNativeError(error))
     return false;
   // The socket's; where a host has several addresses, one error for all of them.
   return (
-    'syscall' in error || (error instanceof AggregateError && 'code' in error) || LOST.test(error.message)
+    'syscall' in error ||
+    (error instanceof AggregateError && 'code' in error) ||
+    CONNECTION_LOST.test(error.message)
   );
 }
 
 /** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
-export function explained(thrown: unknown): unknown {
-  const error = ofDriver(thrown);
+export function toCallerError(thrown: unknown): unknown {
+  const error = driverErrorOf(thrown);
   const isServerError = error instanceof pg.DatabaseError;
-  const away = isServerError ? AWAY.test(codeOf(error)) || mayRunAgain(error) : isConnectionLost(error);
+  const away = isServerError
+    ? UNAVAILABLE.test(codeOf(error)) || isRetryable(error)
+    : isConnectionLost(error);
   return away ? unavailable('The database cannot answer now; try again later.', error) : thrown;
 }
 

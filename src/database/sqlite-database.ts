@@ -3,22 +3,26 @@ import { DataSource } from 'typeorm';
 import { type Clock, SteadyClock } from '../clock';
 import type { Extension } from '../extensions';
 import type { Settings, SqliteTarget } from '../settings';
+import { Checkpointer, type LogState } from './checkpointer';
 import { Database, type DatabaseStats } from './database';
+import { SyncFailed } from './database-error';
 import { sqliteDialect } from './dialect';
 import { DiskSpace, type FreeSpace } from './disk-space';
 import { refuseForeign } from './foreign';
 import { knownMigrations, migrate } from './migrations';
 import {
   checkPath,
+  leaveLogToQueue,
   lockDatabase,
   readerOptions,
   refuseOpenElsewhere,
   takeGeneration,
-  unopened,
+  toOpenError,
   watchName,
   writerOptions,
 } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
+import { type SyncFile, WriteAheadLog } from './write-ahead-log';
 import { WriteQueue } from './write-queue';
 
 /** How long the database may take to show that it takes writes, in milliseconds. */
@@ -30,6 +34,10 @@ export interface DatabaseReplacements {
   readonly freeSpace?: FreeSpace;
   /** How long another program may hold the lock of a SQLite file, in milliseconds. */
   readonly lockWaitMs?: number;
+  /** Puts the log of a SQLite file on its disk. */
+  readonly sync?: SyncFile;
+  /** How many pages of the log of a SQLite file are copied into it at a time. */
+  readonly checkpointPages?: number;
 }
 
 /** A SQLite file, which this process has for itself, or a database in memory. */
@@ -40,6 +48,8 @@ export class SqliteDatabase extends Database {
   /** The writer runs one after the other anyway; those that are queued share its commit. */
   readonly maxGatheredUnits = Number.POSITIVE_INFINITY;
   private readonly queue: WriteQueue;
+  private readonly checkpointer: Checkpointer | undefined;
+  private isDiskUnknown = false;
   private closed: Promise<void> | undefined;
   private probing: Promise<unknown> | undefined;
 
@@ -50,25 +60,41 @@ export class SqliteDatabase extends Database {
     private readonly reader: Statements,
     private readonly unlock: () => void,
     private readonly generation: number,
-    hasItsName: () => boolean,
+    private readonly file: string | undefined,
+    private readonly log: WriteAheadLog | undefined,
     private readonly disk: DiskSpace | undefined,
     readonly clock: Clock,
     /** Names of the migrations that were applied when it was opened. */
     readonly applied: readonly string[],
-    lockWaitMs: number | undefined,
-    private readonly file: string | undefined,
+    { lockWaitMs, checkpointPages }: DatabaseReplacements,
   ) {
     super();
-    this.queue = new WriteQueue(writer.createQueryRunner(), sqliteDialect, {
+    const runner = writer.createQueryRunner();
+    const hasFileItsName = file === undefined ? () => true : watchName(file);
+    this.queue = new WriteQueue(runner, sqliteDialect, {
       clock,
       generation,
-      hasItsName,
+      hasItsName: () => hasFileItsName() && (log?.hasItsName() ?? true),
       lockWaitMs,
+      log,
+      afterCommit: () => this.checkpointer?.afterCommit() ?? Promise.resolve(),
       deliver: (topic, message) => this.deliver(topic, message),
       makeRoom: () => this.disk?.release() ?? false,
-      onFenced: (reason) => this.lose(reason),
+      onFenced: (reason) => {
+        this.isDiskUnknown = reason instanceof SyncFailed;
+        this.lose(reason);
+      },
       onCommit: (commit) => this.committed(commit),
     });
+    this.checkpointer =
+      file === undefined
+        ? undefined
+        : new Checkpointer(
+            file,
+            async () => (await runner.query('PRAGMA wal_checkpoint(NOOP)'))[0] as LogState,
+            (error) => this.queue.fence(new SyncFailed(error)),
+            checkpointPages,
+          );
   }
 
   /**
@@ -85,8 +111,9 @@ export class SqliteDatabase extends Database {
     }: Pick<Settings, 'migrateOnStart'> & Partial<Pick<Settings, 'minFreeDisk'>>,
     entities: DataSource['options']['entities'],
     extensions: readonly Extension[],
-    { clock = new SteadyClock(), freeSpace, lockWaitMs }: DatabaseReplacements = {},
+    replacements: DatabaseReplacements = {},
   ): Promise<SqliteDatabase> {
+    const { clock = new SteadyClock(), freeSpace, sync } = replacements;
     // First: SQLite, which looks into it next, leaves files beside what it opens by another name.
     const isInMemory = target.path === ':memory:';
     const file = isInMemory ? undefined : checkPath(target.path);
@@ -99,19 +126,20 @@ export class SqliteDatabase extends Database {
       entities,
     });
     let reader: DataSource | undefined;
+    let log: WriteAheadLog | undefined;
     try {
       await writer.initialize().catch((error: unknown) => {
-        throw unopened(target, error);
+        throw toOpenError(target, error);
       });
       const applied = await migrate(writer, writer.createQueryRunner(), extensions, migrateOnStart);
       const generation = await takeGeneration(writer);
-      // From here on the queue waits, for SQLite's own waiting would hold up the event loop.
-      await writer.query('PRAGMA busy_timeout = 0');
+      if (file !== undefined) await leaveLogToQueue(writer);
       // A database in memory exists on one connection only, so its reads wait their turn in the queue.
       reader = isInMemory
         ? writer
         : await new DataSource({ ...readerOptions(target), entities }).initialize();
       const statements = new SqliteStatements(reader.createQueryRunner(), sqliteDialect);
+      log = file === undefined ? undefined : new WriteAheadLog(file, sync);
       const disk = isInMemory ? undefined : new DiskSpace(target.path, minFreeDisk, freeSpace);
       await disk?.start();
       return new SqliteDatabase(
@@ -120,14 +148,15 @@ export class SqliteDatabase extends Database {
         statements,
         unlock,
         generation,
-        file === undefined ? () => true : watchName(file),
+        file,
+        log,
         disk,
         clock,
         applied,
-        lockWaitMs,
-        file,
+        replacements,
       );
     } catch (error) {
+      await log?.close();
       if (reader?.isInitialized) await reader.destroy();
       if (writer.isInitialized) await writer.destroy();
       unlock(true);
@@ -143,7 +172,7 @@ export class SqliteDatabase extends Database {
     refuseForeign(target);
     const source = new DataSource({ ...readerOptions(target), migrations: knownMigrations() });
     await source.initialize().catch((error: unknown) => {
-      throw unopened(target, error);
+      throw toOpenError(target, error);
     });
     try {
       return await work(new SqliteStatements(source.createQueryRunner(), sqliteDialect));
@@ -214,12 +243,16 @@ export class SqliteDatabase extends Database {
     await Promise.race([this.probing, late]).finally(() => clearTimeout(overdue));
   }
 
-  /** Writes what waits, then closes the connections and gives the lock back. */
+  /** Writes what waits, then closes the connections and gives the lock back, unless a sync failed: then the process must end. */
   close(): Promise<void> {
     this.closed ??= (async () => {
       await this.queue.idle();
       await this.disk?.stop();
-      if (this.source.isInitialized) await this.source.destroy();
+      await this.checkpointer?.stop();
+      await this.log?.close();
+      if (this.source !== this.writer && this.source.isInitialized) await this.source.destroy();
+      // Its close would copy the log into the database, which may no longer be what was written to it.
+      if (this.isDiskUnknown) return;
       if (this.writer.isInitialized) await this.writer.destroy();
       this.unlock();
     })();

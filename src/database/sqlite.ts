@@ -10,6 +10,7 @@ import {
   readSync,
   realpathSync,
   rmSync,
+  type Stats,
   statSync,
 } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -22,7 +23,7 @@ import { DatabaseError, DatabaseInUse } from './database-error';
 /** What the writer's connection must have, and what SQLite answers when it has it. */
 const PRAGMAS = [
   ['journal_mode', 'wal'],
-  // 2 is FULL: the log is on the disk before a commit returns, so an answered write survives a power cut.
+  // 2 is FULL: the log is on the disk before a commit returns, until the write queue syncs it: leaveLogToQueue().
   ['synchronous', 2],
   ['foreign_keys', 1],
   ['busy_timeout', 5_000],
@@ -47,6 +48,9 @@ export function writerOptions(target: SqliteTarget): DataSourceOptions {
       }
       // A page that changes often is copied into the database once for many commits, and the pauses of it are rare.
       db.pragma('wal_autocheckpoint = 8000');
+      // Only macOS knows these: SQLite's own syncs empty the drive's cache there too, as libuv's do.
+      db.pragma('fullfsync = 1');
+      db.pragma('checkpoint_fullfsync = 1');
       db.pragma('cache_size = -65536');
       db.pragma('temp_store = MEMORY');
       db.pragma('journal_size_limit = 67108864');
@@ -84,7 +88,7 @@ export function openToRead(path: string): Sqlite.Database {
 }
 
 /** What to tell of an error at opening: SQLite's own is about the file, anything else is passed on. */
-export function unopened(target: SqliteTarget, error: unknown): unknown {
+export function toOpenError(target: SqliteTarget, error: unknown): unknown {
   // By its name: the class is the one of the first copy of the driver that the process loaded.
   if ((error as Error | undefined)?.name !== 'SqliteError') return error;
   // SQLite calls a folder a failure of the disk.
@@ -129,7 +133,7 @@ export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) 
         `Another process is using ${target.path}. Stop it first: SQLite serves one process.`,
       );
     }
-    throw unopened(target, error);
+    throw toOpenError(target, error);
   }
   const held = lock;
   return (nothingCameOfIt = false) => {
@@ -174,7 +178,7 @@ function isLocked(target: SqliteTarget, path: string): boolean {
     return false;
   } catch (error) {
     if (isBusy(error)) return true;
-    throw unopened(target, error);
+    throw toOpenError(target, error);
   } finally {
     db?.close();
   }
@@ -183,9 +187,12 @@ function isLocked(target: SqliteTarget, path: string): boolean {
 const isBusy = (error: unknown): boolean =>
   String((error as { code?: unknown } | null)?.code).startsWith('SQLITE_BUSY');
 
-/** Watches whether a path still leads to the file that it leads to now. @returns what tells whether it does */
-export function watchName(path: string): () => boolean {
-  const { dev, ino } = statSync(path);
+/**
+ * Watches whether a path still leads to a file.
+ * @param file the one that it leads to now, if left out
+ * @returns what tells whether it does
+ */
+export function watchName(path: string, { dev, ino }: Stats = statSync(path)): () => boolean {
   return () => {
     const now = statSync(path, { throwIfNoEntry: false });
     return now?.dev === dev && now.ino === ino;
@@ -276,4 +283,18 @@ export async function takeGeneration(writer: DataSource): Promise<number> {
     await writer.query('ROLLBACK').catch(() => undefined);
     throw error;
   }
+}
+
+/**
+ * Leaves it to the write queue to sync commits and to run checkpoints. First brings all that is in the log into the
+ * database file and onto the disk: a process before this one may have ended because it could not sync it. While another
+ * program reads an older state, what that needs stays in the log, and is copied by a later checkpoint.
+ */
+export async function leaveLogToQueue(writer: DataSource): Promise<void> {
+  // From here on the queue waits for other programs, for SQLite's own waiting would block the event loop.
+  await writer.query('PRAGMA busy_timeout = 0');
+  await writer.query('PRAGMA wal_checkpoint(TRUNCATE)');
+  await writer.query('PRAGMA wal_autocheckpoint = 0');
+  // A commit is written and not synced, a checkpoint syncs both files: https://www.sqlite.org/pragma.html#pragma_synchronous
+  await writer.query('PRAGMA synchronous = NORMAL');
 }

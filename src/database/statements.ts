@@ -25,7 +25,8 @@ export interface Transaction extends Statements {
    */
   readonly now: number;
   /**
-   * Has this done once the unit is committed, before its caller is answered; dropped when it is rolled back. What it
+   * Has this done once the unit is committed, so that others can read it, and before its caller is answered; dropped when it is
+   * rolled back. What it
    * throws is thrown at the caller, though the unit is stored.
    */
   afterCommit(effect: () => void): void;

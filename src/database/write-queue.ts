@@ -4,16 +4,19 @@ import type { Span } from '@opentelemetry/api';
 import type { QueryRunner } from 'typeorm';
 import type { Clock } from '../clock';
 import { fail } from '../errors';
-import { contextOf, detached, endWith, linkTo, startBelow, startChild, within } from '../tracing';
+import { contextOf, detached, endSpan, endWith, linkTo, startBelow, startChild, within } from '../tracing';
 import type { Commit } from './database';
-import { DatabaseError, DatabaseInUse } from './database-error';
+import { DatabaseError, DatabaseInUse, SyncFailed } from './database-error';
 import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';
 import { SqliteStatements, type Transaction } from './statements';
+import { isSyncFailure, type WriteAheadLog } from './write-ahead-log';
 
 /** How many units one commit takes at most, and for how long it goes on taking them. */
 const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
+/** If so many units wait, they are run while the sync before them runs; fewer gather until it ends. */
+const ENOUGH_UNITS = 64;
 /** How many of them the span of a commit names. */
 const MAX_LINKS = 64;
 
@@ -79,7 +82,11 @@ export interface WriteQueueOptions {
   readonly makeRoom: () => boolean;
   /** Tells whether the file still has the name that it was opened by. */
   readonly hasItsName: () => boolean;
-  /** Called once when that is another file, or another process has opened it to write: this one never writes again. */
+  /** Puts commits on the disk. Left out for a database in memory. */
+  readonly log?: Pick<WriteAheadLog, 'written' | 'inFlight'>;
+  /** Called after each commit; the next one begins when it resolves. */
+  readonly afterCommit?: () => Promise<void>;
+  /** Called once when this process may never write again: another one writes, the file is gone, or a sync failed. */
   readonly onFenced: (reason: Error) => void;
   /** Is told of each commit. */
   readonly onCommit?: (commit: Commit) => void;
@@ -87,9 +94,19 @@ export interface WriteQueueOptions {
   readonly lockWaitMs?: number;
 }
 
+/** A unit that ran. */
+interface RanUnit {
+  readonly unit: Unit;
+  /** Answers its caller, to be called once the commit is on the disk. */
+  readonly answer: () => void;
+  /** Undefined if it threw. */
+  readonly effects?: Effects;
+}
+
 /**
  * The one writer of a SQLite file. Units wait in a queue; each drain takes what waits, gives every unit a savepoint of
- * its own inside one `BEGIN IMMEDIATE`, commits once, and answers only then. A unit that throws is undone alone.
+ * its own inside one `BEGIN IMMEDIATE`, and commits once. A unit that throws is undone alone. The log is synced beside the
+ * event loop, and only then are the units answered; the next ones run meanwhile.
  */
 export class WriteQueue {
   private readonly waiting: Unit[] = [];
@@ -98,6 +115,9 @@ export class WriteQueue {
   private fenced: Error | undefined;
   private failure: unknown;
   private batches = 0;
+  /** Resolves when the commits so far are answered. */
+  private answered: Promise<unknown> = Promise.resolve();
+  private onEnough: (() => void) | undefined;
 
   constructor(
     private readonly runner: QueryRunner,
@@ -128,7 +148,7 @@ export class WriteQueue {
   /**
    * Does the work in a transaction and answers when it is on the disk.
    * Not re-entrant: a unit that called this would wait for itself, so that is refused.
-   * @throws ERR_UNAVAILABLE when the commit fails; nothing of the unit is stored then.
+   * @throws ERR_UNAVAILABLE when the commit fails; nothing is stored then, or nobody knows, as the message says
    */
   run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     if (this.insideUnit) {
@@ -140,37 +160,61 @@ export class WriteQueue {
     const span = startChild('unit_of_work');
     const answered = new Promise<T>((resolve, reject) => {
       this.waiting.push({ work, resolve: resolve as (value: unknown) => void, reject, span });
+      if (this.waiting.length === ENOUGH_UNITS) this.onEnough?.();
       this.draining ??= detached(() => this.drain());
     });
     return span ? endWith(span, answered) : answered;
   }
 
-  /** Resolves when everything that waited is committed. */
+  /** Resolves when everything that waited is on the disk and answered, or refused. */
   async idle(): Promise<void> {
     while (this.draining) await this.draining;
+    await this.answered;
+  }
+
+  /** Refuses all writes from now on, and says why. */
+  fence(reason: Error): void {
+    if (this.fenced) return;
+    this.fenced = reason;
+    this.options.onFenced(reason);
   }
 
   private async drain(): Promise<void> {
-    // One turn of the event loop, so that all requests that have arrived share the commit.
-    await nextTurn();
     while (this.waiting.length > 0) {
+      await this.gather();
       await this.commitBatch();
-      await nextTurn();
+      await this.options.afterCommit?.();
     }
     this.draining = undefined;
   }
 
+  /** Waits until enough units are there to be worth a commit. */
+  private async gather(): Promise<void> {
+    // One turn of the event loop, so that all requests that have arrived share the commit.
+    await nextTurn();
+    // Whatever is committed while a sync runs waits for the next one. To commit it now would only make more commits.
+    while (this.options.log?.inFlight && this.waiting.length < ENOUGH_UNITS) {
+      const enough = new Promise<void>((resolve) => {
+        this.onEnough = resolve;
+      });
+      await Promise.race([this.options.log.inFlight, enough]);
+    }
+  }
+
   private async commitBatch(): Promise<void> {
     const taken: Unit[] = [];
-    const answers: (() => void)[] = [];
+    const ran: RanUnit[] = [];
     this.batches++;
     let committingSince = performance.now();
-    const tell = (failed: boolean) =>
+    let span: Span | undefined;
+    const ended = (failure?: { error: unknown }): void => {
+      if (span) endSpan(span, failure);
       this.options.onCommit?.({
         units: taken.length,
         durationMs: performance.now() - committingSince,
-        failed,
+        failed: failure !== undefined,
       });
+    };
     try {
       await this.begin();
       const until = performance.now() + MAX_BATCH_MS;
@@ -178,20 +222,20 @@ export class WriteQueue {
         const unit = this.waiting.shift();
         if (!unit) break;
         taken.push(unit);
-        answers.push(await this.runUnit(unit));
+        ran.push(await this.runUnit(unit));
       }
       committingSince = performance.now();
-      await this.commit(taken);
+      span = startCommit(taken);
+      await this.runner.query('COMMIT');
       markTransaction(this.runner, false);
-      this.failure = undefined;
-      tell(false);
     } catch (error) {
-      tell(true);
+      ended({ error });
       markTransaction(this.runner, false);
       // SQLite may have rolled back already (disk full, I/O error); a second ROLLBACK then says so and changes nothing.
       await this.runner.query('ROLLBACK').catch(() => undefined);
       this.failure = error;
-      if (isOfDisk(error) && this.options.makeRoom()) {
+      if (isSyncFailure(error)) this.fence(new SyncFailed(error as Error));
+      else if (isDiskError(error) && this.options.makeRoom()) {
         this.waiting.unshift(...taken);
         return;
       }
@@ -201,22 +245,23 @@ export class WriteQueue {
       for (const unit of taken) unit.reject(lost);
       return;
     }
-    for (const answer of answers) answer();
-  }
-
-  /** Ends the transaction, in one span for all units: below the first that is traced, with links to the others. */
-  private async commit(units: readonly Unit[]): Promise<void> {
-    const work = () => this.runner.query('COMMIT');
-    const [first, ...others] = units.flatMap(({ span }) => span ?? []);
-    const span =
-      first &&
-      startBelow(
-        first,
-        'commit',
-        { 'control_plane.units': units.length },
-        others.slice(0, MAX_LINKS).map((unit) => linkTo(contextOf(unit), 'unit')),
-      );
-    await (span ? endWith(span, work()) : work());
+    // At once, and not after the sync: others can read the change from now on.
+    const answers = ran.map(applyEffects);
+    const onDisk = (): void => {
+      this.failure = undefined;
+      ended();
+      for (const answer of answers) answer();
+    };
+    if (!this.options.log) {
+      onDisk();
+      return;
+    }
+    this.answered = this.options.log.written().then(onDisk, (error: Error) => {
+      ended({ error });
+      this.fence(new SyncFailed(error));
+      const unknown = unknownEffect(error);
+      for (const unit of taken) unit.reject(unknown);
+    });
   }
 
   /**
@@ -225,8 +270,10 @@ export class WriteQueue {
    * @throws the driver's error if it takes too long; DatabaseInUse if another process serves the file
    */
   private async begin(): Promise<void> {
-    const { generation, hasItsName, onFenced, lockWaitMs = LOCK_WAIT_MS } = this.options;
+    const { generation, hasItsName, lockWaitMs = LOCK_WAIT_MS } = this.options;
     for (let waitedMs = 0, pauseMs = 1; ; pauseMs = Math.min(2 * pauseMs, MAX_PAUSE_MS)) {
+      // A sync may have failed meanwhile.
+      if (this.fenced) throw this.fenced;
       try {
         await this.runner.query('BEGIN IMMEDIATE');
         break;
@@ -242,46 +289,67 @@ export class WriteQueue {
     const [row] = (await this.runner.query('PRAGMA user_version')) as { user_version: number }[];
     const isOurs = row?.user_version === generation;
     if (isOurs && hasItsName()) return;
-    this.fenced = isOurs
+    const reason = isOurs
       ? new DatabaseError(
-          'The database file was moved, removed or replaced while in use, so this process stops. What it stored last is in the ' +
-            'log beside the name that the file had: give it that name back before you start again.',
+          'The database file, or the log beside it, was moved, removed or replaced while in use, so this process stops. What it ' +
+            'stored last is in the log beside the name that the file had: give it that name back before you start again.',
         )
       : new DatabaseInUse(
           'Another process has opened the database to write. This one has stored all that it answered, and stops.',
         );
-    onFenced(this.fenced);
-    throw this.fenced;
+    this.fence(reason);
+    throw reason;
   }
 
-  /** Runs one unit in its savepoint. @returns what answers its caller, to be called after the commit. */
-  private async runUnit(unit: Unit): Promise<() => void> {
+  /** Runs one unit in its savepoint. */
+  private async runUnit(unit: Unit): Promise<RanUnit> {
     const tx = new UnitOfWork(this.runner, this.dialect, this.options.clock.now(), this.options.deliver);
     await this.runner.query('SAVEPOINT unit');
     try {
       const value = await this.inside.run(true, () => within(unit.span, () => unit.work(tx)));
       await this.runner.query('RELEASE unit');
-      return () => answerStored(unit, value, tx.effects);
+      return { unit, effects: tx.effects, answer: () => unit.resolve(value) };
     } catch (error) {
       // The disk's fault and not the unit's: it concerns all.
-      if (isOfDisk(error)) throw error;
+      if (isDiskError(error)) throw error;
       // Fails where SQLite gave up the whole transaction: then the batch is lost, and the caller of this says so.
       await this.runner.query('ROLLBACK TO unit');
       await this.runner.query('RELEASE unit');
-      return () => unit.reject(error);
+      return { unit, answer: () => unit.reject(error) };
     }
   }
 }
 
-/** Does a stored unit's effects and answers its caller. An effect that throws keeps nobody else from being answered. */
-function answerStored(unit: Unit, value: unknown, effects: Effects): void {
+/** Begins one span for a commit: below the first unit that is traced, with links to the others. */
+function startCommit(units: readonly Unit[]): Span | undefined {
+  const [first, ...others] = units.flatMap(({ span }) => span ?? []);
+  return (
+    first &&
+    startBelow(
+      first,
+      'commit',
+      { 'control_plane.units': units.length },
+      others.slice(0, MAX_LINKS).map((unit) => linkTo(contextOf(unit), 'unit')),
+    )
+  );
+}
+
+/** Does the effects of a unit that is committed. @returns what answers its caller: an effect that throws harms nobody else */
+function applyEffects({ unit, answer, effects }: RanUnit): () => void {
   try {
-    effects.take();
-    unit.resolve(value);
+    effects?.apply();
+    return answer;
   } catch (error) {
-    unit.reject(error);
+    return () => unit.reject(error);
   }
 }
+
+const unknownEffect = (cause: unknown): Error =>
+  fail('ERR_UNAVAILABLE', undefined, {
+    message: 'The disk failed before the change was on it, so it may be stored or not; try again.',
+    retryAfterMs: 1_000,
+    cause,
+  });
 
 const notStored = (cause: unknown): Error =>
   fail('ERR_UNAVAILABLE', undefined, {
@@ -291,7 +359,7 @@ const notStored = (cause: unknown): Error =>
   });
 
 /** Whether the disk is full, or can't be read or written. A full one fails in several ways: the log's index can't grow. */
-const isOfDisk = (error: unknown): boolean => /^SQLITE_(?:FULL|IOERR)/.test(codeOf(error));
+const isDiskError = (error: unknown): boolean => /^SQLITE_(?:FULL|IOERR)/.test(codeOf(error));
 
 /** SQLite's extended code. */
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');

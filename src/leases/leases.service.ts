@@ -789,7 +789,7 @@ export class LeasesService {
          agent_id: 'integer',
          error: 'text',
        })} AS r
-       WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
+       WHERE tasks.id = r.id AND ${tx.dialect.prefilterByList('tasks.id', '$3')}`,
       JSON.stringify(
         ends.map(({ id, to, attempts, run_at, reason, attempt }) => ({
           ...{ id, state: to, attempts, run_at, reason },

@@ -263,7 +263,7 @@ export class TasksService {
       `UPDATE tasks SET state = r.state, reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $2,
          not_after = CASE WHEN not_after > $2 THEN not_after END
        FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r
-       WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
+       WHERE tasks.id = r.id AND ${tx.dialect.prefilterByList('tasks.id', '$3')}`,
       JSON.stringify(tasks.map(({ id }, i) => ({ id, state: states[i] }))),
       tx.now,
       JSON.stringify(tasks.map(({ id }) => id)),
@@ -345,7 +345,7 @@ export class TasksService {
       const states = await this.depth.readyStates(tx, tasks);
       await tx.run(
         `UPDATE tasks SET state = r.state, updated_at = $2
-         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE tasks.id = r.id AND ${tx.dialect.isBoundTo('tasks.id', '$3')}`,
+         FROM ${tx.dialect.rowset('$1', { id: 'integer', state: 'text' })} AS r WHERE tasks.id = r.id AND ${tx.dialect.prefilterByList('tasks.id', '$3')}`,
         JSON.stringify(tasks.map(({ id }, i) => ({ id, state: states[i] }))),
         now,
         JSON.stringify(tasks.map(({ id }) => id)),

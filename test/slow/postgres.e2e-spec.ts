@@ -2,12 +2,14 @@ import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, connect, createServer } from 'node:net';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import pg from 'pg';
+import type { Database } from '../../src/database/database';
 import { openDatabase } from '../../src/database/open-database';
+import type { Transaction } from '../../src/database/statements';
 import { LeasesService } from '../../src/leases/leases.service';
 import { parseDatabaseUrl } from '../../src/settings';
 import { ADMIN_TOKEN, CHILD_ENV, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
@@ -37,6 +39,64 @@ async function administer(sql: string, database?: string): Promise<void> {
 
 async function until(isSo: () => Promise<boolean>): Promise<void> {
   while (!(await isSo())) await new Promise((resolve) => setTimeout(resolve, 25));
+}
+
+/** The way to a server: counts what the client sends, and can be cut. */
+class Way {
+  /** How often the direction changed from answers to requests: each is a round trip. */
+  flights = 0;
+  private readonly sockets = new Set<Socket>();
+  private isAnswering = true;
+
+  private constructor(
+    private readonly server: Server,
+    readonly port: number,
+  ) {}
+
+  static async to(url: string): Promise<Way> {
+    const { hostname, port } = new URL(url);
+    const server = createServer();
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const way = new Way(server, (server.address() as AddressInfo).port);
+    server.on('connection', (socket) => way.join(socket, connect(Number(port), hostname)));
+    return way;
+  }
+
+  private join(client: Socket, upstream: Socket): void {
+    let isAnswered = true;
+    for (const [from, to] of [
+      [client, upstream],
+      [upstream, client],
+    ] as const) {
+      this.sockets.add(from);
+      from.on('error', () => undefined).on('close', () => to.destroy());
+    }
+    client.on('data', (chunk) => {
+      if (isAnswered) this.flights++;
+      isAnswered = false;
+      upstream.write(chunk);
+    });
+    upstream.on('data', (chunk) => {
+      isAnswered = true;
+      if (this.isAnswering) client.write(chunk);
+    });
+  }
+
+  stopAnswers(): void {
+    this.isAnswering = false;
+  }
+
+  /** Ends all connections; new ones can be made. */
+  cut(): void {
+    this.isAnswering = true;
+    for (const socket of this.sockets) socket.destroy();
+    this.sockets.clear();
+  }
+
+  end(): void {
+    this.server.close();
+    this.cut();
+  }
 }
 
 onShared('a server of PostgreSQL', () => {
@@ -203,6 +263,138 @@ onShared('a server of PostgreSQL', () => {
     } finally {
       await server.stop();
     }
+  });
+
+  describe('a unit of work that sends statements without awaiting between them', () => {
+    let server: TestServer;
+    let way: Way;
+    let database: Database;
+
+    beforeEach(async () => {
+      server = await TestServer.start();
+      const [{ name }] = await server.rows('SELECT current_database() AS name');
+      way = await Way.to(SERVER);
+      const target = parseDatabaseUrl(addressOf(name, { port: String(way.port) }));
+      if (typeof target === 'string') throw new Error(target);
+      database = await openDatabase({ database: target, migrateOnStart: false, poolSize: 2 });
+      await server.rows('CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY, text text UNIQUE)');
+      await server.rows(
+        'CREATE TABLE pages (note text REFERENCES notes (text) DEFERRABLE INITIALLY DEFERRED)',
+      );
+    });
+    afterEach(async () => {
+      await database.close();
+      way.end();
+      await server.rows('DROP TABLE pages, notes');
+      await server.stop();
+    });
+
+    const note = (tx: Transaction, text: string) =>
+      tx.first<{ id: number }>('INSERT INTO notes (text) VALUES ($1) RETURNING id', text);
+    const stored = async () =>
+      (await server.rows('SELECT text FROM notes ORDER BY id')).map(({ text }: { text: string }) => text);
+
+    it('has them in one flight, in their order, and what it announces in that of the commit', async () => {
+      const texts = ['a', 'b', 'c', 'd'];
+      const one = () =>
+        database.write(async (tx) => {
+          tx.announce('topic', 'heard');
+          const ids = await Promise.all(texts.map((text) => note(tx, text)));
+          await tx.run('DELETE FROM notes WHERE text = $1', 'd');
+          return ids.map((row) => row?.id);
+        });
+      await one();
+      await server.rows('DELETE FROM notes');
+      const before = way.flights;
+      expect(await one()).toEqual([5, 6, 7, 8]);
+      expect(await stored()).toEqual(['a', 'b', 'c']);
+      // BEGIN, the four, the DELETE, the notification with COMMIT; and on the way back as many.
+      expect(way.flights - before).toEqual(4);
+    });
+
+    it('is undone by one that fails, and told of that one; the connection serves the next', async () => {
+      await database.write((tx) => note(tx, 'taken'));
+      for (let attempt = 0; attempt < 3; attempt++) {
+        const unit = database.write((tx) =>
+          // Statements that this connection has not prepared yet, so that the server refuses to parse them too.
+          Promise.all([
+            note(tx, 'before'),
+            tx.first(`SELECT $1::int / 0 AS attempt_${attempt}`, 1),
+            tx.run(`SELECT $1::int AS again_${attempt}`, 1),
+            tx.run(`SELECT $1::int AS again_${attempt}`, 2),
+          ]),
+        );
+        await expect(unit).rejects.toMatchObject({ code: '22012' });
+      }
+      const parts = await database.write(async (tx) => {
+        const part = await tx.attempt(() =>
+          Promise.all([note(tx, 'undone'), note(tx, 'taken'), tx.run('SELECT $1::int AS later', 1)]),
+        );
+        await Promise.all([note(tx, 'after'), tx.run('SELECT $1::int AS later', 1)]);
+        return part;
+      });
+      expect(parts).toMatchObject({ status: 'rejected', reason: { code: '23505' } });
+      expect(await stored()).toEqual(['taken', 'after']);
+    });
+
+    it('is told that nothing is stored if the commit is refused, and announces nothing', async () => {
+      const heard: string[] = [];
+      server.database.onAnnouncement('topic', (message) => heard.push(message));
+      const unit = database.write((tx) => {
+        tx.announce('topic', 'of nothing');
+        return Promise.all([note(tx, 'a'), tx.run('INSERT INTO pages (note) VALUES ($1)', 'missing')]);
+      });
+      await expect(unit).rejects.toMatchObject({ code: '23503' });
+      await database.write(async (tx) => tx.announce('topic', 'of something'));
+      await until(async () => heard.length > 0);
+      expect(heard).toEqual(['of something']);
+      expect(await stored()).toEqual([]);
+    });
+
+    it('is told that the database is away, for all of them, if the connection is cut', async () => {
+      const outcomes = database.write((tx) => {
+        const sent = ['a', 'b', 'c'].map((text) => note(tx, text));
+        way.cut();
+        return Promise.allSettled(sent).then((settled) => {
+          expect(settled.map(({ status }) => status)).toEqual(['rejected', 'rejected', 'rejected']);
+          throw (settled[0] as PromiseRejectedResult).reason;
+        });
+      });
+      await expect(outcomes).rejects.toMatchObject({ code: 'ERR_UNAVAILABLE', retryable: true });
+      expect(await stored()).toEqual([]);
+    });
+
+    it('is told that its effect is unknown if the connection is cut while it commits', async () => {
+      const unit = database.write(async (tx) => {
+        tx.announce('topic', 'heard');
+        await note(tx, 'a');
+        way.stopAnswers();
+        // The server has the commit, and its answer does not come.
+        setTimeout(() => way.cut(), 300);
+      });
+      await expect(unit).rejects.toMatchObject({
+        code: 'ERR_UNAVAILABLE',
+        message: expect.stringContaining('before it said whether'),
+      });
+      expect(await stored()).toEqual(['a']);
+    });
+
+    it('waits for a lock by name as long as it is told, and for others as long as ever', async () => {
+      const holds = Promise.withResolvers<void>();
+      const release = Promise.withResolvers<void>();
+      const holder = database.write(async (tx) => {
+        await tx.lockName('a', 'exclusive', 50);
+        holds.resolve();
+        await release.promise;
+        return tx.first<object>('SHOW lock_timeout');
+      });
+      await holds.promise;
+      await expect(database.write((tx) => tx.lockName('a', 'shared', 50))).rejects.toMatchObject({
+        code: 'ERR_UNAVAILABLE',
+      });
+      release.resolve();
+      expect(await holder).toEqual({ lock_timeout: '9s' });
+    });
   });
 
   it('prints nothing of deprecated calls, in the server and in what an operator runs', async () => {
