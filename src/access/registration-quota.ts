@@ -94,7 +94,7 @@ export class RegistrationQuota {
   }
 }
 
-/** Who registers, and what its bucket answered before. */
+/** The caller that registers, and what its bucket answered before. */
 interface Registrant {
   readonly throttler: QuotaThrottler | undefined;
   readonly caller: string;

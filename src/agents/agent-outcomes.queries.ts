@@ -7,12 +7,12 @@ export const HOUR_MS = 60 * MINUTE_MS;
 /** The spans that attempts of the last hour are counted in, in milliseconds; older ones are rolled up to hours. */
 export const SPAN_MS = 10 * MINUTE_MS;
 /**
- * An error that says what went wrong is not hidden by what ends without a word within so long, in milliseconds: an agent whose
+ * An error that says what went wrong is not hidden by silent ends within this time, in milliseconds: an agent whose
  * disk is full says so once, and then lets its leases expire.
  */
 const SPEAKS_MS = HOUR_MS;
 
-/** An agent fails if so many of its attempts ended in the last hour, and more than half of them badly. */
+/** An agent fails if at least this number of its attempts ended in the last hour, and more than half of them badly. */
 const MIN_ENDED = 5;
 
 /** In the order of the table's columns. */

@@ -41,7 +41,7 @@ export function listNewestCredentials(statements: Statements, limit: number): Pr
 }
 
 /**
- * Locks agents by ascending ids and reads what they may do: in one statement, for it is in the way of every claim and report.
+ * Locks agents by ascending ids and reads what they may do: in one statement, because it is in the way of every claim and report.
  * @param mode `share` keeps others from changing them; `update` also from locking them so
  * @returns by id; unknown ones are left out
  */

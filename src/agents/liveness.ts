@@ -26,7 +26,7 @@ const FLUSHED_AT_ONCE = 5_000;
  * {@link Continuity.runningSince}, and than a flush takes.
  */
 const STORED_AHEAD_MS = 8_000;
-/** So many agents' heartbeats may wait in memory, and of so many it is known what is stored; others' are written at once. */
+/** How many agents' heartbeats may wait in memory, and of how many it is known what is stored; those of others are written at once. */
 const REMEMBERED_AGENTS = 100_000;
 
 const NOTHING: ReadonlyMap<number, number> = new Map();

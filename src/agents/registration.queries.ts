@@ -9,7 +9,7 @@ export type AgentOnTrial = Pick<AgentEntity, 'id' | 'state' | 'registered_at' | 
   day: number | null;
 };
 
-/** The token of an earlier holder, from whom the agent was taken; undefined if this is none that works. */
+/** The token of an earlier holder that lost the agent; undefined if it does not work. */
 export async function findOwnerToken(
   tx: Transaction,
   agentId: number,

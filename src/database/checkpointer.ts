@@ -18,7 +18,7 @@ export interface CheckpointFailure {
   readonly isUnsynced: boolean;
 }
 
-/** So many pages of the log, 32 MiB, are copied at a time: a page that changes often is copied once for many commits. */
+/** How many pages of the log, 32 MiB, are copied at a time: a page that changes often is copied once for many commits. */
 const PAGES = 8_000;
 
 /** So few pages are copied while commits wait. */

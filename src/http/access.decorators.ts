@@ -5,7 +5,7 @@ import type { Role } from './control-plane-request';
 
 export const ACCESS = Symbol('access');
 
-/** Whom a route lets in. */
+/** The callers that a route lets in. */
 export type Access =
   | {
       kind: 'public';
@@ -44,12 +44,12 @@ export const Operator = (role: Role) =>
 
 /**
  * The same, unless the setting says that anybody may. What could be public is also shown to a token that was right lately
- * while the database does not say whether it still is: who watches must see an outage, not lose sight.
+ * while the database does not say whether it still is: monitoring must see an outage, not go blind.
  */
 export const OperatorUnless = (publicIf: 'metricsPublic', role: Role) =>
   applyDecorators(Operator(role), SetMetadata(ACCESS, { kind: 'operator', role, publicIf } satisfies Access));
 
-/** Whom a route lets in under these settings. */
+/** The callers that a route lets in under these settings. */
 export function accessUnder(access: Access, settings: Pick<Settings, 'metricsPublic'>): Access {
   const isPublic = access.kind === 'operator' && access.publicIf !== undefined && settings[access.publicIf];
   return isPublic ? { kind: 'public' } : access;

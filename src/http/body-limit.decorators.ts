@@ -9,7 +9,7 @@ export const MEDIUM_BODY = 64 * 1024;
 /** The largest body that a route can take, in bytes. */
 export const MAX_BODY = 4 * 1024 * 1024;
 
-/** Takes bodies of up to so many bytes, 4 MiB at most. A route without it takes 16 KiB. */
+/** Takes bodies of up to this number of bytes, 4 MiB at most. A route without it takes 16 KiB. */
 export function BodyLimit(bytes: number): MethodDecorator {
   if (!Number.isInteger(bytes) || bytes < 1 || bytes > MAX_BODY)
     throw new Error(`@BodyLimit(${bytes}): the limit must be from 1 to ${MAX_BODY} bytes`);

@@ -3,7 +3,7 @@ import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
 import type { ApiError } from '../errors';
 
-/** Who calls on an agent's route. */
+/** The caller on an agent's route. */
 export interface AgentIdentity {
   readonly id: number;
   /** The SHA-256 of the token that it showed: what is written for it is written only while that token still works. */
@@ -14,7 +14,7 @@ export interface AgentIdentity {
 export const ROLES = ['viewer', 'operator', 'admin'] as const;
 export type Role = (typeof ROLES)[number];
 
-/** Who calls on an operator's route. */
+/** The caller on an operator's route. */
 export interface OperatorIdentity {
   /** 0 where no token was used: the process itself, or its command line. */
   readonly tokenId: number;
@@ -24,7 +24,7 @@ export interface OperatorIdentity {
   readonly address: string;
 }
 
-/** How the service charges a quota that is counted by what came of the request. */
+/** How the service charges a quota that is counted by the outcome of the request. */
 export interface Charge {
   /** How long until the quota lets a success in, in milliseconds, as it was when the request came; 0 if it does. */
   readonly waitMs: number;
@@ -41,7 +41,7 @@ export interface Charge {
   beforeLookup(): void;
 }
 
-/** A request once it is admitted: who it is from, and how to charge what is charged by its outcome. */
+/** A request once it is admitted: its caller, and how to charge what is charged by its outcome. */
 export interface ControlPlaneRequest extends FastifyRequest {
   agent?: AgentIdentity;
   operator?: OperatorIdentity;

@@ -54,7 +54,7 @@ export const HangUp = createParamDecorator((_: unknown, context: ExecutionContex
   return controller.signal;
 });
 
-/** The `Idempotency-Key` header, where there is one. */
+/** The `Idempotency-Key` header, if there is one. */
 export const IdempotencyKey = createParamDecorator(
   (_: unknown, context: ExecutionContext): string | undefined => {
     const key = requestOf(context).headers['idempotency-key'];
@@ -62,7 +62,7 @@ export const IdempotencyKey = createParamDecorator(
   },
 );
 
-/** The `User-Agent` header, where there is one: what the caller says of itself. */
+/** The `User-Agent` header, if there is one: what the caller says of itself. */
 export const UserAgent = createParamDecorator(
   (_: unknown, context: ExecutionContext): string | undefined => requestOf(context).headers['user-agent'],
 );

@@ -21,7 +21,7 @@ import type { Transaction } from '../../src/database/statements';
 const PAGE = 4_096;
 const WAL_HEADER = 32;
 
-/** Resolves after so many turns of the event loop: whatever could happen by then has happened. */
+/** Resolves after this number of turns of the event loop: what could happen by then has happened. */
 const turns = async (count = 20): Promise<void> => {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve));
 };
@@ -206,7 +206,11 @@ describe('a commit on SQLite', () => {
       writes: 12,
       checkpointPages: 40,
     },
-    { while: 'so many write that commits do not wait for syncs', writers: 1_000, writes: 1 },
+    {
+      while: 'more units wait than one commit takes, and commits do not wait for syncs',
+      writers: 1_000,
+      writes: 1,
+    },
   ])('keeps what was answered when the power is cut at any time, while $while', async (load) => {
     const { writers, writes, checkpointPages } = load;
     /** The files as they were when each sync began. The disk has no less once it has ended. */
@@ -298,7 +302,7 @@ describe('a commit on SQLite', () => {
       ]);
     });
 
-    it('of an earlier process is in the database before anything rests on it', async () => {
+    it('of an earlier process is in the database before anything depends on it', async () => {
       await start();
       await database.write(note('kept'));
       const copy = join(folder, 'copy');
