@@ -68,7 +68,7 @@ describe('a disk that is nearly full', () => {
   it('takes what the fleet and an emergency need', async () => {
     free = 99 * MIB;
     await seen(true);
-    const limits = [{ kind: 'dns', ceiling: 5 }];
+    const limits = [{ kind: 'dns', limit: 5 }];
     const other = await server.register();
     const claim = await server.agent(agent, '/claim', { capacities: { dns: 2 } });
     expect(claim.body.leases).toHaveLength(2);

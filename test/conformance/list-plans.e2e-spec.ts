@@ -120,11 +120,7 @@ describe('a list with a filter', () => {
 
     beforeAll(async () => {
       const agent = await server.register('probe-2');
-      const ceilings = [
-        { ceiling: 3 },
-        { kind: 'dns', ceiling: 2 },
-        { kind: 'dns', target: 'resolver', ceiling: 2 },
-      ];
+      const limits = [{ limit: 3 }, { kind: 'dns', limit: 2 }, { kind: 'dns', target: 'resolver', limit: 2 }];
       const claim = async () =>
         (await server.agent(agent, '/claim', { capacities: { http: 1 } })).body.leases[0];
       [ids.backoff] = await server.enqueue({ kind: 'http', spec: { url: 'http://a.example/' } });
@@ -134,7 +130,7 @@ describe('a list with a filter', () => {
       await claim();
       await server.agent(agent, '/claim', { capacities: { tcp: 1 } });
       [ids.queued] = await server.enqueue({ kind: 'tcp', spec: { host: 'c.example', port: 1 } });
-      await server.operator('PUT', '/v1/concurrency/limits', { limits: ceilings });
+      await server.operator('PUT', '/v1/concurrency/limits', { limits });
       [ids.waiting] = await server.enqueue(dns(), dns()).then(([, second]) => [second]);
       [ids.scheduled] = await server.enqueue(dns({ run_at: '2100-01-01T00:00:00Z' }));
     });

@@ -70,7 +70,7 @@ if (!disk) console.warn('Skipped, for it needs the right to mount a file system:
       statuses.add((await server.agent(agent, '/heartbeat')).status);
     }
     statuses.add((await server.operator('POST', `/v1/agents/${other.agent_id}/revoke`)).status);
-    const limits = [{ kind: 'dns', ceiling: 1 }];
+    const limits = [{ kind: 'dns', limit: 1 }];
     statuses.add((await server.operator('PUT', '/v1/concurrency/limits', { limits })).status);
     statuses.add((await server.operator('POST', `/v1/tasks/${leases[0].task_id}/cancel`)).status);
     expect([...statuses]).toEqual([200]);
