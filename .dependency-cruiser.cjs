@@ -20,7 +20,10 @@ const MAY_IMPORT = {
   telemetry: [...LEAVES, 'http', 'database'],
 
   agents: [...SHARED, ...LEAVES, 'config', 'operators'],
-  leases: [...SHARED, ...LEAVES, 'concurrency', 'agents', 'operators'],
+  kinds: [...SHARED, ...LEAVES],
+  queue: [...SHARED, ...LEAVES, 'kinds', 'concurrency'],
+  leases: [...SHARED, ...LEAVES, 'kinds', 'concurrency', 'queue', 'agents'],
+  tasks: [...SHARED, ...LEAVES, 'kinds', 'concurrency', 'queue', 'agents', 'leases', 'operators'],
   metrics: [...SHARED, ...LEAVES, 'agents', 'operators'],
   config: [...SHARED, ...LEAVES, 'operators'],
   concurrency: [...SHARED, ...LEAVES, 'operators'],
@@ -31,7 +34,7 @@ const MAY_IMPORT = {
     'app',
     'extension-loader',
     ...['database', 'http', 'telemetry', ...LEAVES],
-    ...['config', 'operators', 'agents', 'leases'],
+    ...['config', 'operators', 'agents', 'tasks'],
   ],
 
   access: ['http', 'database', 'scheduling', ...LEAVES, 'agents', 'operators'],

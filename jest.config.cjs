@@ -48,6 +48,7 @@ const SQLITE_ONLY = [
 ];
 /** In test/slow: about several processes on one database, and about getting there. */
 const POSTGRES_ONLY = [
+  'mutants',
   'postgres',
   'replicas',
   'load-balancer',
@@ -66,8 +67,8 @@ module.exports = {
     {
       displayName: 'unit',
       testEnvironment: 'node',
-      roots: ['<rootDir>/src'],
-      testMatch: ['**/*.spec.ts'],
+      roots: ['<rootDir>/src', '<rootDir>/bench'],
+      testMatch: ['**/*.spec.{ts,mjs}'],
       transform,
     },
     { ...onSqlite(folder('behaviour')), displayName: 'behaviour' },

@@ -1,12 +1,22 @@
 // The measure of what HTTP and JSON cost here: Fastify with the same exchanges and no work behind them. It keeps
-// nothing, checks nothing and logs nothing. bench.mjs starts it as a process of its own.
+// nothing, checks nothing and logs nothing. The benchmark starts it as a process of its own.
 import { fastify } from 'fastify';
 
 const http = fastify({ bodyLimit: 4 * 1024 * 1024 });
 
+let nextId = 1;
+
+http.get('/healthz', async () => ({ status: 'ok' }));
+
+http.post('/register', async () => ({
+  agent_id: nextId++,
+  auth_token: `dcpa_${'x'.repeat(49)}`,
+  lease_duration_ms: 60_000,
+  heartbeat_timeout_ms: 45_000,
+}));
+
 http.post('/heartbeat', async ({ body }) => ({ agent_id: body.agent_id, next_deadline_ms: 45_000 }));
 
-let nextId = 1;
 http.post('/claim', async ({ body }) => ({
   leases: Array.from({ length: body.capacities.dns }, () => {
     const id = nextId++;
@@ -19,6 +29,16 @@ http.post('/claim', async ({ body }) => ({
     };
   }),
 }));
+
+http.post('/extend', async ({ body }) => ({
+  outcomes: body.lease_ids.map((id) => ({ lease_id: id, new_deadline_ms: 60_000 })),
+  revoked: [],
+}));
+
+http.post('/metrics', async (_, reply) => {
+  reply.code(202);
+  return { accepted: true, id: String(nextId++) };
+});
 
 http.post('/report', async ({ body }) => ({ acknowledged: body.completed.length }));
 

@@ -1,20 +1,13 @@
 // Runs a simulation of the original control plane's agent against the built server, in real time, and prints how much it gets
 // done: node bench/original-agent.mjs [seconds [default | raised]]. What the agent does, and what came out: docs/from-the-original.md.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ADMIN_TOKEN, startServer } from './processes.mjs';
+import { OPERATOR, ROLL_OUT, startServer } from './processes.mjs';
 
 const SECONDS = Number(process.argv[2] ?? 300);
 const ASKED = process.argv[3];
-/** Only what a run says is set: the program's own defaults are what is measured. */
-const DEFAULTS = {
-  CONTROL_PLANE_QUOTA_HEARTBEAT: undefined,
-  CONTROL_PLANE_QUOTA_CLAIM: undefined,
-  CONTROL_PLANE_QUOTA_REPORT: undefined,
-  CONTROL_PLANE_LEASE_DURATION_MS: undefined,
-};
 /** What docs/from-the-original.md recommends. */
 const RAISED = {
-  ...DEFAULTS,
+  ...ROLL_OUT,
   CONTROL_PLANE_QUOTA_HEARTBEAT: '30/1m,10',
   CONTROL_PLANE_QUOTA_CLAIM: '300/1m,60',
   CONTROL_PLANE_QUOTA_EXTEND: '60/1m,20',
@@ -22,7 +15,8 @@ const RAISED = {
 };
 /** Those under the same settings run at the same time, each on a server of its own. */
 const RUNS = [
-  ['default', DEFAULTS, [34, 100]],
+  // The agents' quotas are the program's own defaults.
+  ['default', ROLL_OUT, [34, 100]],
   ['raised', RAISED, [34, 100, 600]],
 ];
 
@@ -34,7 +28,7 @@ const SPECS = {
   trace: (i) => ({ host: `host-${i}.example.com` }),
 };
 const KINDS = Object.keys(SPECS);
-/** So many checks of each kind at once. */
+/** The number of checks of each kind at once. */
 const CAPACITY = 4;
 const CHECK_MS = 50;
 const HEARTBEAT_MS = 5_000;
@@ -129,18 +123,17 @@ class OriginalAgent {
 
 async function measure(server, name, tasks, together) {
   try {
-    const operator = { authorization: `Bearer ${ADMIN_TOKEN}` };
     const list = Array.from({ length: tasks }, (_, i) => {
       const kind = KINDS[i % KINDS.length];
       return { kind, spec: SPECS[kind](i) };
     });
-    await server.post('/v1/tasks', { tasks: list }, operator);
+    await server.post('/v1/tasks', { tasks: list }, OPERATOR);
     const agent = new OriginalAgent(
       server.url,
       await server.post('/register', { hostname: 'original' }),
       together,
     );
-    const read = async (path) => (await fetch(server.url + path, { headers: operator })).json();
+    const read = async (path) => (await fetch(server.url + path, { headers: OPERATOR })).json();
     const startedAt = performance.now();
     const running = agent.run();
     const seconds = () => (performance.now() - startedAt) / 1_000;
@@ -188,7 +181,7 @@ for (const [name, settings, sizes] of RUNS.filter(([quotas]) => ASKED === undefi
   ]);
   // One after the other: each takes a processor for a second when it starts.
   const servers = [];
-  for (const [i] of cases.entries()) servers.push(await startServer(`${name}-${i}`, settings));
+  for (const _ of cases) servers.push(await startServer('sqlite', { settings }));
   console.table(
     await Promise.all(cases.map(([tasks, together], i) => measure(servers[i], name, tasks, together))),
   );

@@ -1,194 +1,295 @@
-// The processes that a bench measures, and how to talk to them.
-import { spawn } from 'node:child_process';
+// The processes that a bench measures, and the databases that they are measured on. What is started here ends with the bench,
+// however that ends.
+import { execFileSync, fork, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
-import { Agent, request } from 'node:http';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { createDatabase, startPostgres } from '../scripts/postgres.mjs';
+import { Connection } from './connection.mjs';
+import { COMMITS } from './wire.mjs';
 
 const HOST = '127.0.0.1';
-const START_MS = 20_000;
-const STOP_MS = 10_000;
+const START_MS = 60_000;
+const STOP_MS = 20_000;
 
 export const ADMIN_TOKEN = 'bench-admin-token-of-no-value';
+export const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}` };
+
+/** What an operator sets to roll a fleet out from one address, and to enqueue for it with one token. Quotas of agents are the defaults. */
+export const ROLL_OUT = {
+  CONTROL_PLANE_REGISTER_PER_IP: '1000000/1m,1000000',
+  CONTROL_PLANE_REGISTER_TOTAL: '1000000/1h,1000000',
+  CONTROL_PLANE_QUOTA_OPERATOR: '1000000/1m,1000000',
+};
+
+/** Quotas that are enforced and so high that none is met, and leases that do not run out between claim and report on a slow machine. */
+export const UNTHROTTLED = {
+  ...ROLL_OUT,
+  CONTROL_PLANE_QUOTA_HEARTBEAT: '1000000/1s,1000000',
+  CONTROL_PLANE_QUOTA_CLAIM: '1000000/1s,1000000',
+  CONTROL_PLANE_QUOTA_REPORT: '1000000/1s,1000000',
+  CONTROL_PLANE_QUOTA_METRICS: '1000000/1s,1000000',
+  CONTROL_PLANE_QUOTA_PUBLIC: '1000000/1s,1000000',
+  CONTROL_PLANE_LEASE_DURATION_MS: '3600000',
+};
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'control-plane-bench-'));
 const running = new Set();
 
-// However the bench ends, what it started ends with it.
 process.on('exit', () => {
   for (const child of running) child.kill('SIGKILL');
   rmSync(folder, { recursive: true, force: true });
 });
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
 
-/** Has the servers that are started from now on keep their data in PostgreSQL; it ends with {@link stopDatabase}. */
-export async function usePostgres() {
-  postgres = await startPostgres('bench');
-}
-
 let postgres;
 
-export async function stopDatabase() {
-  await postgres?.stop();
+/** The PostgreSQL of this run, started when it is first asked for: the address of its server, for an administrator. */
+export async function postgresUrl() {
+  postgres ??= startPostgres('bench');
+  return (await postgres).url;
 }
 
-/** Makes an empty database. @returns its address */
-async function newDatabase(name) {
-  return postgres
-    ? createDatabase(postgres.url, postgres.prefix + name)
-    : `sqlite://${join(folder, `${name}.db`)}`;
+/** Ends the PostgreSQL of this run, if there is one. */
+export async function stopPostgres() {
+  if (postgres) await (await postgres).stop();
+}
+
+let databases = 0;
+
+/** Makes an empty database. @param {'sqlite' | 'postgres'} kind @returns its address */
+export async function newDatabase(kind) {
+  databases += 1;
+  if (kind === 'sqlite') return `sqlite://${join(folder, `${databases}.db`)}`;
+  const url = await postgresUrl();
+  return createDatabase(url, `${(await postgres).prefix}${databases}`);
+}
+
+/** What a server of a bench needs to be told besides what is measured. */
+export const settingsOf = (database, port) => ({
+  CONTROL_PLANE_BIND: `${HOST}:${port}`,
+  CONTROL_PLANE_DATABASE_URL: database,
+  CONTROL_PLANE_SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
+  CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
+  CONTROL_PLANE_DRAIN_MS: '0',
+});
+
+/**
+ * Starts the built server on an empty database.
+ * @param kind which database
+ * @param options.settings what else is set: by default, quotas that nobody meets
+ * @param options.core the core that it is pinned to
+ */
+export async function startServer(kind, { settings = UNTHROTTLED, core } = {}) {
+  return startOn(await newDatabase(kind), settings, core);
+}
+
+/** Starts servers on one empty database in PostgreSQL. @returns them, and the database's address */
+export async function startReplicas(count, { settings = UNTHROTTLED } = {}) {
+  const database = await newDatabase('postgres');
+  const servers = await Promise.all(Array.from({ length: count }, () => startOn(database, settings)));
+  return { servers, database };
+}
+
+const startOn = (database, settings, core) =>
+  start('../dist/main.js', (port) => ({ env: { ...settingsOf(database, port), ...settings }, core }));
+
+/** Starts the bare Fastify process. */
+export const startBare = ({ core } = {}) => start('./bare.mjs', (port) => ({ args: [String(port)], core }));
+
+// Only what a process needs: a CONTROL_PLANE_ variable of the caller would change what is measured.
+const { PATH, HOME, TMPDIR } = process.env;
+const ENVIRONMENT = { PATH, HOME, TMPDIR, NODE_ENV: 'production' };
+
+async function start(script, options) {
+  const port = await freePort();
+  const { args = [], env = {}, core } = options(port);
+  const log = openSync('/dev/null', 'w');
+  const argv = [
+    ...(core === undefined ? [] : ['taskset', '-c', String(core)]),
+    ...[process.execPath, '--expose-gc', '--import', pathOf('./probe.mjs'), pathOf(script), ...args],
+  ];
+  const child = spawn(argv[0], argv.slice(1), {
+    env: { ...ENVIRONMENT, ...env },
+    cwd: folder,
+    stdio: ['ignore', log, 'pipe', 'ipc'],
+  });
+  closeSync(log);
+  const server = new ServerProcess(child, port, script);
+  await server.listening();
+  return server;
+}
+
+/** A server that is measured. */
+class ServerProcess {
+  #child;
+  #exit;
+  #over;
+  /** The end of what it said on standard error: to people, and of what goes wrong. */
+  #said = '';
+  #connection;
+
+  constructor(child, port, script) {
+    this.#child = child;
+    this.script = script;
+    this.port = port;
+    this.url = `http://${HOST}:${port}`;
+    this.#connection = new Connection(port);
+    running.add(child);
+    child.stderr.setEncoding('utf8').on('data', (text) => {
+      this.#said = (this.#said + text).slice(-4_000);
+    });
+    this.#exit = once(child, 'close').then(([code, signal]) => {
+      running.delete(child);
+      this.#over = `${script} ended by ${signal ?? `code ${code}`}\n${this.#said}`;
+    });
+  }
+
+  /** @throws the process ended, or does not serve in time */
+  async listening() {
+    for (const until = Date.now() + START_MS; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
+      if (this.#over) throw new Error(this.#over);
+      const answer = await this.#connection.request('GET', '/healthz').catch(() => undefined);
+      if (answer) return;
+      if (Date.now() > until) throw new Error(`${this.script} did not start within ${START_MS} ms`);
+    }
+  }
+
+  /** Sends a JSON body. @returns the parsed answer @throws its status is not 2xx */
+  post(path, body, headers) {
+    return this.#connection.post(path, body, headers);
+  }
+
+  /** Sends a request; see Connection. */
+  request(method, path, options) {
+    return this.#connection.request(method, path, options);
+  }
+
+  /** Reads an answer as text, as the admin. @throws its status is not 200 */
+  async get(path) {
+    const { status, text } = await this.#connection.request('GET', path, { headers: OPERATOR });
+    if (status !== 200) throw new Error(`GET ${path}: ${status} ${text.slice(0, 300)}`);
+    return text;
+  }
+
+  /** What the process has used so far; see probe.mjs. @param collect whether garbage is collected first */
+  async usage({ collect = false } = {}) {
+    const answer = once(this.#child, 'message');
+    this.#child.send({ collect });
+    return (await Promise.race([answer, this.#ended()]))[0];
+  }
+
+  /** How many commits it has made; undefined if it does not count them. */
+  async commits() {
+    const { text } = await this.request('GET', '/metrics', { headers: OPERATOR });
+    const value = new RegExp(`^${COMMITS} (\\d+)`, 'm').exec(text)?.[1];
+    return value === undefined ? undefined : Number(value);
+  }
+
+  /** What the thread of the event loop has used of the processor, in ms: to 10 ms. */
+  loopMs() {
+    const { pid } = this.#child;
+    const fields = readFileSync(`/proc/${pid}/task/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
+    return (Number(fields[11]) + Number(fields[12])) * 10;
+  }
+
+  async stop() {
+    this.#connection.close();
+    this.#child.kill('SIGTERM');
+    const overdue = setTimeout(() => this.#child.kill('SIGKILL'), STOP_MS);
+    await this.#exit;
+    clearTimeout(overdue);
+  }
+
+  async #ended() {
+    await this.#exit;
+    throw new Error(this.#over);
+  }
 }
 
 /**
- * Starts the built server on an empty database. Its quotas are enforced and so high that none is met.
- * @param settings what is to be set otherwise; undefined is the program's own default
+ * Starts a script of the bench as a process of its own.
+ * @param options.core the core that it is pinned to
+ * @param options.onEvent is told what it says by itself: messages with an `event`
+ * @returns `ask` sends a message and gives its answer; `stop` ends it
  */
-export async function startServer(name, settings = {}) {
-  return startOn(await newDatabase(name), settings);
-}
-
-/** Starts servers on one empty database. */
-export async function startReplicas(name, count) {
-  const database = await newDatabase(name);
-  return Promise.all(Array.from({ length: count }, () => startOn(database)));
-}
-
-function startOn(database, settings = {}) {
-  return start(
-    '../dist/main.js',
-    () => [],
-    (port) => ({
-      CONTROL_PLANE_BIND: `${HOST}:${port}`,
-      CONTROL_PLANE_DATABASE_URL: database,
-      CONTROL_PLANE_SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
-      CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
-      CONTROL_PLANE_LOG_LEVEL: 'info',
-      CONTROL_PLANE_QUOTA_REGISTER: 'off',
-      CONTROL_PLANE_REGISTER_PER_IP: 'off',
-      CONTROL_PLANE_REGISTER_TOTAL: 'off',
-      CONTROL_PLANE_QUOTA_OPERATOR: 'off',
-      CONTROL_PLANE_QUOTA_HEARTBEAT: '1000000/1s,1000000',
-      CONTROL_PLANE_QUOTA_CLAIM: '1000000/1s,1000000',
-      CONTROL_PLANE_QUOTA_REPORT: '1000000/1s,1000000',
-      // A lease must not run out between its claim and its report on a slow machine.
-      CONTROL_PLANE_LEASE_DURATION_MS: '600000',
-      ...settings,
-    }),
-  );
-}
-
-/** Starts the bare Fastify process. */
-export function startBare() {
-  return start(
-    './bare.mjs',
-    (port) => [String(port)],
-    () => ({}),
-  );
-}
-
-async function start(script, args, settings) {
-  const port = await freePort();
-  // Only what a process needs: a CONTROL_PLANE_ variable of the caller would change what is measured.
-  const { PATH, HOME, TMPDIR } = process.env;
-  const env = { PATH, HOME, TMPDIR, NODE_ENV: 'production', ...settings(port) };
+export function startScript(script, { args = [], env = {}, core, onEvent = () => undefined } = {}) {
   const log = openSync('/dev/null', 'w');
-  const argv = [pathOf(script), ...args(port)];
-  const child = spawn(process.execPath, argv, { env, cwd: folder, stdio: ['ignore', log, 'inherit'] });
-  closeSync(log);
-  running.add(child);
-  let over;
-  const exited = new Promise((resolve) => {
-    child.once('exit', (code, signal) => {
-      running.delete(child);
-      over = `${script} ended by ${signal ?? `code ${code}`}`;
-      resolve();
-    });
+  const child = fork(pathOf(script), args, {
+    env: { ...ENVIRONMENT, ...env },
+    cwd: folder,
+    stdio: ['ignore', log, 'inherit', 'ipc'],
   });
-  const agent = new Agent({ keepAlive: true });
-  for (const until = Date.now() + START_MS; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
-    if (over) throw new Error(over);
-    if (await answers(agent, port)) break;
-    if (Date.now() > until) throw new Error(`${script} did not start within ${START_MS} ms`);
-  }
+  closeSync(log);
+  // Its threads are made after this, and inherit it.
+  if (core !== undefined) execFileSync('taskset', ['-a', '-c', '-p', String(core), String(child.pid)]);
+  running.add(child);
+  const exit = once(child, 'exit').then(() => running.delete(child));
+  let answered;
+  child.on('message', (message) => (message.event ? onEvent(message) : answered.resolve(message)));
+  exit.then(() => answered?.reject(new Error(`${script} ended`)));
   return {
-    url: `http://${HOST}:${port}`,
-    /** Resident memory in MiB. */
-    memory: () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))[1]) / 1024,
-    /** What the thread of the event loop has used of the processor, in ms: to 10 ms. */
-    loopMs: () => {
-      const fields = readFileSync(`/proc/${child.pid}/task/${child.pid}/stat`, 'utf8')
-        .split(') ')[1]
-        .split(' ');
-      return (Number(fields[11]) + Number(fields[12])) * 10;
-    },
-    /** Reads an answer as text, as the admin. @throws where the status is not 2xx */
-    get: async (path) => {
-      const { status, text } = await send(agent, port, 'GET', path, '', {
-        authorization: `Bearer ${ADMIN_TOKEN}`,
+    ask: (message) => {
+      answered = Promise.withResolvers();
+      child.send(message);
+      return answered.promise.then(({ error, ...answer }) => {
+        if (error) throw new Error(`${script}: ${error}`);
+        return answer;
       });
-      if (status < 200 || status > 299) throw new Error(`GET ${path}: ${status} ${text.slice(0, 300)}`);
-      return text;
-    },
-    /** Sends a JSON body. @returns the parsed answer @throws where the status is not 2xx */
-    post: async (path, body, headers = {}) => {
-      const { status, text } = await send(agent, port, 'POST', path, JSON.stringify(body), headers);
-      if (status < 200 || status > 299) throw new Error(`POST ${path}: ${status} ${text.slice(0, 300)}`);
-      return JSON.parse(text);
     },
     stop: async () => {
-      agent.destroy();
-      child.kill('SIGTERM');
+      child.disconnect();
       const overdue = setTimeout(() => child.kill('SIGKILL'), STOP_MS);
-      await exited;
+      await exit;
       clearTimeout(overdue);
     },
   };
 }
 
-function answers(agent, port) {
-  return send(agent, port, 'GET', '/healthz').then(
-    () => true,
-    () => false,
-  );
-}
-
-function send(agent, port, method, path, body = '', headers = {}) {
-  return new Promise((resolve, reject) => {
-    const length = Buffer.byteLength(body);
-    const outgoing = request(
-      {
-        host: HOST,
-        port,
-        path,
-        method,
-        agent,
-        headers: { 'content-type': 'application/json', 'content-length': length, ...headers },
-      },
-      (response) => {
-        const chunks = [];
-        response.on('data', (chunk) => chunks.push(chunk));
-        response.on('error', reject);
-        response.on('end', () =>
-          resolve({ status: response.statusCode, text: Buffer.concat(chunks).toString() }),
-        );
-      },
-    );
-    outgoing.on('error', reject);
-    outgoing.end(body);
+/** The cores that this process may use. Fewer than two, or none if processes can't be pinned. */
+export function pinnableCores() {
+  try {
+    execFileSync('taskset', ['-V'], { stdio: 'ignore' });
+  } catch {
+    return [];
+  }
+  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1];
+  return list.split(',').flatMap((range) => {
+    const [first, last = first] = range.split('-').map(Number);
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
   });
 }
 
-function freePort() {
-  return new Promise((resolve, reject) => {
+/** How long the cores of the machine were busy since it started, in ms, all together. */
+export function machineBusyMs() {
+  const [user, nice, system, , , irq, softirq] = readFileSync('/proc/stat', 'utf8')
+    .split('\n', 1)[0]
+    .split(/ +/)
+    .slice(1)
+    .map(Number);
+  return (user + nice + system + irq + softirq) * 10;
+}
+
+/** How many files, and so sockets, this process may have open. */
+export const maxOpenFiles = () =>
+  Number(/^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))[1]);
+
+/** A port below those that connections are made from: one of those could meet itself, and be taken for the server. */
+async function freePort() {
+  for (let i = 0; i < 100; i++) {
+    const port = 10_000 + Math.floor(Math.random() * 20_000);
     const probe = createServer();
-    probe.once('error', reject);
-    probe.listen(0, HOST, () => {
-      const { port } = probe.address();
-      probe.close(() => resolve(port));
+    const isFree = await new Promise((resolve) => {
+      probe.once('error', () => resolve(false));
+      probe.listen(port, HOST, () => resolve(true));
     });
-  });
+    if (!isFree) continue;
+    await once(probe.close(), 'close');
+    return port;
+  }
+  throw new Error('no port is free');
 }

@@ -1,5 +1,5 @@
-// A probe in some 300 lines: registers, heartbeats, claims tasks, does them and reports; with --keys it fetches and
-// verifies configurations (config-bundle.mjs). It looks names up itself; --check adds other kinds.
+// A complete probe in about 300 lines: it registers, sends heartbeats, claims tasks, runs them and reports. With --keys it
+// fetches and verifies configurations (config-bundle.mjs). It does DNS lookups itself; --check adds other kinds.
 import { randomUUID } from 'node:crypto';
 import { promises as dns } from 'node:dns';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -13,33 +13,33 @@ import { lockIdentity } from './identity-lock.mjs';
 
 const USAGE = `Usage: node examples/agent.mjs [options]
   --server URL     the control plane (default: http://127.0.0.1:8080)
-  --hostname NAME  the agent's name; one that is alive elsewhere is refused (default: this machine's)
-  --identity FILE  where id and token are kept, one file for each agent (default: agent-identity.json)
-  --tasks N        end after N tasks; otherwise work until Ctrl-C, which gives back what is not done
-  --check FILE     do further kinds: a module whose default export maps kinds to functions, may be repeated;
+  --hostname NAME  the agent's name; refused if an agent of that name is alive (default: this machine's)
+  --identity FILE  where id and token are stored, one file for each agent (default: agent-identity.json)
+  --tasks N        end after N tasks; otherwise work until Ctrl-C, which gives unfinished leases back
+  --check FILE     add kinds: a module whose default export maps kinds to functions, may be repeated;
                    such as examples/whois-kind/check.mjs
-  --keys FILE      fetch configurations, and accept those signed by these keys: $URL/.well-known/jwks.json, got by a
-                   way that is trusted
+  --keys FILE      fetch configurations, and accept those signed by these keys: $URL/.well-known/jwks.json, fetched
+                   over a trusted channel
   --help           this text`;
 
 const options = readOptions();
 
 const CAPACITY = 10;
 const WAIT_MS = 20_000;
-/** When a claim asks for some of the kinds only: 12 claims a minute are within the quota. */
+/** The wait of a claim for only some of the kinds, in ms: 12 claims a minute are within the quota. */
 const SHORT_WAIT_MS = 5_000;
-// Longer than the server may hold a claim open.
+// Longer than the server can hold a claim open.
 const TIMEOUT_MS = WAIT_MS + 15_000;
-/** How long it tries to give its leases back when it is stopped. */
+/** How long it tries to give its leases back when it is stopped, in ms. */
 const LEAVE_MS = 10_000;
 
 let identity;
 
-/** Aborts at Ctrl-C or SIGTERM; a second signal ends the process at once. */
+/** Aborts on Ctrl-C or SIGTERM; a second signal ends the process at once. */
 const stop = new AbortController();
 const stopped = new Promise((resolve) => stop.signal.addEventListener('abort', resolve));
 
-/** For each kind what does it: a spec goes in, `{outcome, observations}` comes out. */
+/** The check of each kind: a function from the spec to `{outcome, observations}`. */
 const checks = { dns: resolve };
 
 function readOptions() {
@@ -71,7 +71,7 @@ function readOptions() {
   }
 }
 
-/** What is printed may come from strangers: characters that change what a terminal shows are escaped. */
+/** Escapes characters that change what a terminal shows: the text may come from other systems. */
 const printable = (text) =>
   text.replace(
     /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
@@ -80,14 +80,14 @@ const printable = (text) =>
 const say = (line) => console.log(printable(line));
 const warn = (line) => console.error(printable(line));
 
-/**
- * Calls the control plane until it answers. Every call may be sent again after a failure: the server sees to that.
- * @param body what to POST; without it, GET
- * @param signal ends the call without an answer
- */
-/** What operators see as this agent's version. */
+/** The version that operators see for this agent. */
 const USER_AGENT = 'dns-agent-example/1';
 
+/**
+ * Calls the control plane until it answers. A failed call can be repeated: the server ensures that it takes effect once.
+ * @param body the body of a POST; without it, GET
+ * @param signal ends the call without an answer
+ */
 async function call(path, body, { headers = {}, signal } = {}) {
   for (let attempt = 1; ; attempt++) {
     let waitMs = Math.min(30_000, 500 * 2 ** attempt) * (0.5 + Math.random() / 2);
@@ -106,7 +106,7 @@ async function call(path, body, { headers = {}, signal } = {}) {
       const answer = await response.json();
       const retryAfter = Number(response.headers.get('retry-after'));
       if (response.ok) {
-        // The server stops: until then another call would be of no use.
+        // The server is stopping: another call before that time would be useless.
         if (retryAfter > 0) await sleep(retryAfter * 1_000, undefined, { signal });
         return answer;
       }
@@ -134,8 +134,8 @@ function hintAt(path, status) {
 }
 
 /**
- * Goes on as who it was, or registers. A hostname may register once in ten minutes, and not while its agent counts as
- * alive, so a restarted agent needs the token that it had.
+ * Uses the stored identity, or registers. A hostname can register once in ten minutes, and not while its agent counts as alive,
+ * so a restarted agent needs its old token.
  * @returns how long until the next heartbeat is due
  */
 async function identify() {
@@ -144,7 +144,7 @@ async function identify() {
     const kept = JSON.parse(readFileSync(file, 'utf8'));
     if (kept.server === server && kept.hostname === hostname) identity = kept;
   } catch {
-    // The first start.
+    // There is no file at the first start.
   }
   if (identity) {
     try {
@@ -152,46 +152,46 @@ async function identify() {
       say(`agent ${identity.agent_id}, as ${file} says`);
       return deadlineMs;
     } catch (error) {
-      // The token has expired, somebody else was given the name, or the server has another database. If the name was
-      // ours, the old token, which goes with the registration, gets it back.
+      // The token has expired, another agent got the name, or the server has another database. If the name was ours, the
+      // registration gets it back, because it sends the old token.
       if (error.status !== 401) throw error;
       warn(`The server does not accept the token in ${file}; registering again.`);
     }
   }
-  // An answer that is lost is asked for again, for the same agent.
+  // With the key, a repeated call after a lost answer returns the same agent.
   identity = await call('/register', { hostname }, { headers: { 'idempotency-key': randomUUID() } });
   writeFileSync(file, JSON.stringify({ server, hostname, ...identity }), { mode: 0o600 });
   say(`registered ${hostname} as agent ${identity.agent_id}`);
   return beat();
 }
 
-/** The bundle that was accepted last is kept beside the identity. */
+/** The file of the last accepted bundle, beside the identity. */
 const configFile = options.identity.replace(/(\.json)?$/, '.config.json');
 
-/** The revision that was seen last, and what the next heartbeats say came of it. */
+/** The last revision that was announced, and its status for the next heartbeats. */
 let seenRevision;
 let configStatus = {};
 
-/** Says that the agent lives, and hears which configuration is in force. @returns how long that is good for */
+/** Sends a heartbeat, and learns which configuration is in force. @returns when the next one is due at the latest, in ms */
 async function beat() {
   const answer = await call('/heartbeat', { agent_id: identity.agent_id, ...configStatus });
   const { next_deadline_ms, config_revision } = answer;
   if (config_revision && config_revision !== seenRevision) {
     seenRevision = config_revision;
-    // Not awaited: heartbeats go on while it is fetched.
+    // Not awaited, so that heartbeats continue meanwhile.
     if (options.keys) configure(config_revision).catch(giveUp);
     else say(`configuration ${config_revision} is in force; with --keys FILE it would be fetched`);
   }
   return next_deadline_ms;
 }
 
-/** Fetches the configuration in force, and uses it only if it is genuine and not older than the last. */
+/** Fetches the configuration in force, and uses it only if it is genuine and not older than the last one. */
 async function configure(revision) {
   if (readLast(configFile)?.revision !== revision) {
     try {
       const bundle = await call('/config');
       const config = acceptBundle(bundle, options.keys, configFile);
-      // Here an agent puts it to use; if that fails, it says so in the same way.
+      // An agent would apply it here, and report a failure in the same way.
       say(`configuration ${bundle.revision}: ${JSON.stringify(config)}`);
       revision = bundle.revision;
     } catch (error) {
@@ -211,7 +211,7 @@ async function keepAlive(deadlineMs) {
   }
 }
 
-/** Looks a name up. What goes wrong with the lookup is a finding like any other: the task is done. */
+/** Does a DNS lookup. A failed lookup is a result too: the task is completed. */
 async function resolve(spec) {
   const resolver = new dns.Resolver({ timeout: 2_000, tries: 2 });
   const startedAt = performance.now();
@@ -230,12 +230,12 @@ async function resolve(spec) {
   }
 }
 
-/** How many claims there were. */
+/** How many claims were sent. */
 let claims = 0;
 
 /**
- * Divides what is left among the kinds, since a claim is granted its capacity of each. If there are fewer tasks left than
- * kinds, each claim asks for the next kinds.
+ * Divides the remaining tasks among the kinds, because a claim is granted its capacity for each kind. If fewer tasks are left
+ * than kinds, each claim asks for the next kinds.
  */
 function capacitiesFor(left) {
   const kinds = Object.keys(checks);
@@ -246,15 +246,15 @@ function capacitiesFor(left) {
   );
 }
 
-/** Waits for work. @returns at most so many leases; none if there was nothing to do, or the agent is stopped */
+/** Waits for work. @returns at most `left` leases; none if there is no work, or the agent is stopped */
 async function claim(left) {
   const capacities = capacitiesFor(left);
   const kinds = Object.keys(checks).length;
   const isForAll = Object.keys(capacities).length === kinds;
-  // The first round looks at each kind, to find what is there at once.
+  // The first claims do not wait, so that each kind is asked for at once.
   const wait_ms = isForAll ? WAIT_MS : claims <= kinds ? 0 : SHORT_WAIT_MS;
   try {
-    // The key makes a repeated claim give the same leases, so that none is lost with an answer that did not arrive.
+    // With the key, a repeated claim returns the same leases, so that a lost answer loses none.
     const { leases } = await call(
       '/claim',
       { agent_id: identity.agent_id, capacities, wait_ms },
@@ -262,26 +262,26 @@ async function claim(left) {
     );
     return leases;
   } catch (error) {
-    // The server grants nothing to a caller that has hung up.
+    // The server grants nothing to a caller that has disconnected.
     if (stop.signal.aborted) return [];
     throw error;
   }
 }
 
-/** What a task is about, in a word: the first value of its spec. */
+/** Returns the target of a task for messages: the first value of its spec. */
 function targetOf({ kind: _, query, host, url, ...others }) {
   const value = query ?? host ?? url ?? Object.values(others)[0] ?? '';
   return typeof value === 'string' ? value : JSON.stringify(value);
 }
 
-/** Does what was claimed, until it is done or the agent is stopped, and reports: what is not done is given back. */
+/** Runs the claimed tasks until they are done or the agent is stopped, and reports; unfinished leases are given back. */
 async function work(leases) {
   const completed = new Map();
   const done = leases.map(async ({ lease_id, kind, spec, traceparent }) => {
     const what = `lease ${lease_id}: ${kind} ${targetOf(spec)}`;
     try {
       const result = await checks[kind](spec);
-      // An agent that sends traces itself names its own span here, which is below the lease's.
+      // An agent that sends traces puts its own span here, a child of the lease's.
       completed.set(lease_id, { lease_id, traceparent, ...result });
       const seen = (result.observations ?? [])
         .map(({ name, value }) => `${name}=${JSON.stringify(value)}`)
@@ -298,7 +298,7 @@ async function work(leases) {
   const report = { agent_id: identity.agent_id, completed: [...completed.values()], cancelled };
   if (cancelled.length > 0) say(`given back: ${cancelled.map(({ lease_id }) => lease_id).join(', ')}`);
   const { rejected = [] } = await call('/report', report);
-  // One that is rejected does not end the agent: the others were taken, and its task is tried again when the lease ends.
+  // A rejected lease does not end the agent: the others were accepted, and its task is retried when the lease ends.
   for (const { lease_id, reason, details } of rejected)
     warn(`lease ${lease_id} was rejected: ${reason} ${details ? JSON.stringify(details) : ''}`);
 }

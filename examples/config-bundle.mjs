@@ -1,13 +1,13 @@
-// What makes a configuration bundle safe to use: its signature, its age, and the memory of what was accepted before.
+// Checks whether a configuration bundle is safe to use: by its signature, its expiry, and the last accepted bundle.
 import { createPublicKey, verify } from 'node:crypto';
 import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
 
 /**
- * Checks a bundle, and keeps it as the one that was accepted last.
+ * Checks a bundle, and stores it as the last accepted one.
  * @param keysFile the pinned keys: a JWK set, or one JWK
- * @param stateFile the bundle that was accepted last; made by the first
+ * @param stateFile the last accepted bundle; created with the first
  * @returns the configuration
- * @throws where it must not be used
+ * @throws Error the bundle must not be used
  */
 export function acceptBundle(bundle, keysFile, stateFile) {
   const keys = readKeys(keysFile);
@@ -18,7 +18,7 @@ export function acceptBundle(bundle, keysFile, stateFile) {
   return bundle.config;
 }
 
-/** @returns the pinned keys @throws if the file can't be read, or holds no key that could verify a bundle */
+/** Reads the pinned keys. @throws Error the file can't be read, or has no key that could verify a bundle */
 export function readKeys(file) {
   let pinned;
   try {
@@ -32,7 +32,7 @@ export function readKeys(file) {
   return keys;
 }
 
-/** RFC 8785: members sorted by UTF-16 units; numbers and texts as JSON.stringify writes them. */
+/** Serializes by RFC 8785: members sorted by UTF-16 units; numbers and strings as JSON.stringify writes them. */
 function canonical(value) {
   if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`;
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
@@ -42,12 +42,12 @@ function canonical(value) {
   return `{${members.join(',')}}`;
 }
 
-/** @throws where the signature is not one of the pinned keys' over this bundle */
+/** Verifies the signature. @throws Error it is not a signature of this bundle by one of the pinned keys */
 function checkSignature({ signature, revision, seq, issued_at, expires_at, config }, keys) {
   const [, encodedHeader, encodedSignature] = /^([\w-]+)\.\.([\w-]+)$/.exec(signature) ?? [];
   if (!encodedHeader) throw new Error('the signature is not a detached JWS');
   const header = JSON.parse(Buffer.from(encodedHeader, 'base64url').toString());
-  // The header comes from whoever made the bundle: it chooses among our keys, and nothing else.
+  // The header is not trusted: it may choose one of our keys, and nothing else.
   if (header.alg !== 'EdDSA' || 'crit' in header || 'b64' in header)
     throw new Error('the signature is not a plain EdDSA one');
   const key = keys.find(({ kid }) => typeof kid === 'string' && kid === header.kid);
@@ -64,9 +64,9 @@ function checkSignature({ signature, revision, seq, issued_at, expires_at, confi
   if (!genuine) throw new Error('the signature does not fit: the bundle was changed, or is not from there');
 }
 
-/** @throws where a genuine bundle is too old */
+/** Checks the age of a genuine bundle. @throws Error it has expired, or is older than the last accepted one */
 function checkAge({ seq, revision, expires_at }, last) {
-  // Written so that what is no date counts as expired, and what is no number as too low.
+  // Written so that an invalid date counts as expired, and an invalid number as too low.
   if (!(Date.parse(expires_at) > Date.now())) throw new Error(`it expired at ${expires_at}`);
   if (!(Number.isSafeInteger(seq) && seq >= (last?.seq ?? 1)))
     throw new Error(`its seq ${seq} is below ${last?.seq}, which was accepted before`);
@@ -74,7 +74,7 @@ function checkAge({ seq, revision, expires_at }, last) {
     throw new Error(`its seq ${seq} was accepted before with another revision`);
 }
 
-/** The bundle that was accepted last; undefined before the first. */
+/** Reads the last accepted bundle; undefined before the first. */
 export function readLast(file) {
   try {
     return JSON.parse(readFileSync(file, 'utf8'));
@@ -84,7 +84,7 @@ export function readLast(file) {
   }
 }
 
-/** Whole or not at all, and on the disk: a seq that is forgotten lets an old bundle in. */
+/** Stores a bundle atomically and durably: if its seq were lost, an older bundle would be accepted. */
 function writeLast(file, bundle) {
   const unfinished = `${file}.new`;
   const handle = openSync(unfinished, 'w', 0o600);

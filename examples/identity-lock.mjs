@@ -1,10 +1,10 @@
-// Keeps two agents off one identity file: to the server they are one agent. They share its capacity and its quotas, and
-// if one registers again, the other's token is void.
+// Prevents two agents from using one identity file. To the server they would be one agent: they would share its capacity and its
+// quotas, and if one registered again, the other's token would be revoked.
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 
 /**
- * Takes the identity file for this process until it exits. A lock whose process is gone is taken over.
- * @returns undefined, or the id of the process that has it
+ * Locks the identity file until this process exits. Replaces a lock whose process is gone.
+ * @returns undefined, or the id of the process that holds the lock
  */
 export function lockIdentity(file) {
   const lock = `${file}.lock`;
@@ -22,12 +22,12 @@ export function lockIdentity(file) {
   }
 }
 
-/** The process that has the lock; undefined if it is gone. */
+/** Returns the id of the process that holds the lock; undefined if it is gone. */
 function holderOf(lock) {
   let pid;
   try {
     pid = Number(readFileSync(lock, 'utf8'));
-    // Our own id is left from before a restart, as in a container, where the agent is always process 1.
+    // Our own id is from before a restart, for example in a container, where the agent is always process 1.
     if (!(pid > 0) || pid === process.pid) return undefined;
     process.kill(pid, 0);
     return pid;

@@ -1,7 +1,7 @@
-// What an agent does with a configuration bundle before it uses it. Prints the configuration, or why it must not be used.
-//   curl -s $URL/.well-known/jwks.json > keys.json     once, by a way that is trusted: these keys are pinned
+// Verifies a configuration bundle as an agent does. Prints the configuration, or why it must not be used.
+//   curl -s $URL/.well-known/jwks.json > keys.json     once, over a trusted channel: these keys are pinned
 //   curl -s $URL/config -H ... | node examples/verify-config.mjs --keys keys.json --state last-config.json
-// keys.json: a JWK set, or one JWK. last-config.json: the bundle that was accepted last; made by the first.
+// keys.json: a JWK set, or one JWK. last-config.json: the last accepted bundle; created with the first.
 import { text } from 'node:stream/consumers';
 import { parseArgs } from 'node:util';
 import { acceptBundle } from './config-bundle.mjs';

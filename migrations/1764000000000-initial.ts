@@ -1,12 +1,15 @@
 import type { MigrationInterface, QueryRunner } from 'typeorm';
 import { columnTypes, isShared } from './column-types';
 
-/** The first schema. Instants are milliseconds UTC in `*_at` columns; ids are never reused. */
+/** The states that tasks are counted by. */
+const COUNTS = ['scheduled', 'queued', 'leased', 'completed', 'cancelled', 'dead'];
+
+/** Creates the first schema. Instants are milliseconds UTC in `*_at` columns; ids are never reused. */
 export class Initial1764000000000 implements MigrationInterface {
   name = 'Initial1764000000000';
 
   async up(runner: QueryRunner): Promise<void> {
-    const { identity, bigint } = columnTypes(runner);
+    const { identity, bigint, keyedOnly } = columnTypes(runner);
     const statements = [
       `CREATE TABLE enrollment_tokens (
         id ${identity},
@@ -40,20 +43,20 @@ export class Initial1764000000000 implements MigrationInterface {
       )`,
       `CREATE UNIQUE INDEX agents_hostname ON agents (hostname_key)
         WHERE hostname_key IS NOT NULL AND state <> 'deleted'`,
-      // Those that registered openly a short while ago: who never comes back is found without reading the fleet.
-      // Operators' lists.
+      // For operators' lists.
       `CREATE INDEX agents_by_state ON agents (state, id)`,
       `CREATE INDEX agents_by_enrollment_token ON agents (enrollment_token_id, id)
         WHERE enrollment_token_id IS NOT NULL`,
+      // Agents that registered openly a short while ago: finds those that never returned without reading the fleet.
       `CREATE INDEX agents_on_trial ON agents (trial_ends_at) WHERE trial_ends_at IS NOT NULL`,
-      // Few agents have any, so they are not columns of each.
+      // In a table of their own, because few agents have any.
       `CREATE TABLE agent_owner_tokens (
         agent_id ${bigint} NOT NULL REFERENCES agents (id),
         token_hash text NOT NULL,
         expires_at ${bigint},
         PRIMARY KEY (agent_id, token_hash)
       )`,
-      // Apart from the agents and narrow: a commit of many heartbeats writes few pages.
+      // Separate from the agents and narrow, so that a commit of many heartbeats writes few pages.
       `CREATE TABLE agent_heartbeats (
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
         last_heartbeat_at ${bigint} NOT NULL
@@ -65,14 +68,54 @@ export class Initial1764000000000 implements MigrationInterface {
         PRIMARY KEY (agent_id, name)
       )`,
       `CREATE INDEX agent_labels_by_value ON agent_labels (name, value, agent_id)`,
-      // A row an agent, of its last day.
+      // One row for each agent: its usage of the last day.
       `CREATE TABLE agent_usage (
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
         day integer NOT NULL,
         metrics_bytes ${bigint} NOT NULL,
         observations_bytes ${bigint} NOT NULL
       )`,
-      // Apart from the heartbeats: it changes with a roll-out only.
+      `CREATE TABLE agent_kinds (
+        agent_id ${bigint} NOT NULL REFERENCES agents (id),
+        kind text NOT NULL,
+        asked_at ${bigint} NOT NULL,
+        capacity integer CHECK (capacity > 0),
+        PRIMARY KEY (agent_id, kind)
+      )`,
+      // Without asked_at, which changes often: the index would change with it.
+      `CREATE INDEX agent_kinds_by_kind ON agent_kinds (kind, agent_id)`,
+      // No reference to the agent: counts are written a little later, and must not fail if the agent was deleted meanwhile.
+      `CREATE TABLE agent_outcomes (
+        agent_id ${bigint} NOT NULL,
+        span_ms ${bigint} NOT NULL,
+        starts_at ${bigint} NOT NULL,
+        success ${bigint} NOT NULL,
+        timeout ${bigint} NOT NULL,
+        error ${bigint} NOT NULL,
+        unsaid ${bigint} NOT NULL,
+        cancelled ${bigint} NOT NULL,
+        expired ${bigint} NOT NULL,
+        PRIMARY KEY (agent_id, span_ms, starts_at)
+      )`,
+      // To roll up and to delete. Without the counts, so that it does not change with them.
+      `CREATE INDEX agent_outcomes_by_time ON agent_outcomes (span_ms, starts_at)`,
+      // Few spans in a healthy fleet are in it: finds failing agents without reading the others.
+      `CREATE INDEX agent_outcomes_failed ON agent_outcomes (span_ms, starts_at, agent_id)
+        WHERE error + cancelled + expired > 0`,
+      `CREATE TABLE agent_last_errors (
+        agent_id ${bigint} NOT NULL PRIMARY KEY,
+        at ${bigint} NOT NULL,
+        task_id ${bigint} NOT NULL,
+        outcome text NOT NULL CHECK (outcome IN ('timeout', 'error', 'cancelled', 'expired')),
+        message text
+      )`,
+      `CREATE TABLE agent_about (
+        agent_id ${bigint} NOT NULL PRIMARY KEY,
+        version text NOT NULL,
+        said_at ${bigint} NOT NULL
+      )`,
+      `CREATE INDEX agent_about_by_version ON agent_about (version, agent_id)`,
+      // Separate from the heartbeats, because it changes only during a roll-out.
       `CREATE TABLE agent_config_states (
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
         revision text NOT NULL,
@@ -80,10 +123,10 @@ export class Initial1764000000000 implements MigrationInterface {
         message text,
         reported_at ${bigint} NOT NULL
       )`,
-      // Operators' view of a roll-out.
-      `CREATE INDEX agent_config_states_by_revision ON agent_config_states (revision, status)`,
+      // For operators' view of a roll-out. The agent is its last column, so that a page of a list is read in order.
+      `CREATE INDEX agent_config_states_by_revision ON agent_config_states (revision, status, agent_id)`,
 
-      // Replicas on one database tell each other here that the service runs.
+      // Here replicas on one database record that the service runs.
       `CREATE TABLE service_continuity (
         id integer NOT NULL PRIMARY KEY CHECK (id = 1),
         since ${bigint} NOT NULL,
@@ -115,7 +158,7 @@ export class Initial1764000000000 implements MigrationInterface {
         "after" text,
         hash text NOT NULL
       )`,
-      // Operators' lists, each in the order that it is shown in.
+      // For operators' lists, each in the order that is shown.
       `CREATE INDEX audit_log_by_time ON audit_log (at, id)`,
       `CREATE INDEX audit_log_by_subject ON audit_log (subject, at, id)`,
       `CREATE INDEX audit_log_by_action ON audit_log (action, at, id)`,
@@ -127,80 +170,124 @@ export class Initial1764000000000 implements MigrationInterface {
       )`,
       `INSERT INTO audit_head (id, last_id, last_hash) VALUES (1, 0, '')`,
 
+      // A task's row changes only when an attempt fails and when the task ends: the tables below hold whether an open task is
+      // scheduled, queued or leased. No index has a column that changes, so that PostgreSQL writes the new version into the same
+      // page and updates no index.
       `CREATE TABLE tasks (
         id ${identity},
         kind text NOT NULL,
         target text NOT NULL,
         spec text NOT NULL,
-        state text NOT NULL
-          CHECK (state IN ('scheduled', 'waiting', 'queued', 'leased', 'completed', 'cancelled', 'dead')),
+        state text NOT NULL CHECK (state IN ('open', 'completed', 'cancelled', 'dead')),
         priority integer NOT NULL,
         run_at ${bigint},
         not_after ${bigint},
         attempts integer NOT NULL,
         max_attempts integer NOT NULL,
         unique_key text,
-        lease_id ${bigint},
         reason text,
+        traceparent text,
         created_at ${bigint} NOT NULL,
         updated_at ${bigint} NOT NULL,
         finished_at ${bigint},
-        CHECK ((state = 'leased') = (lease_id IS NOT NULL))
+        CHECK ((state = 'open') = (finished_at IS NULL))
       )`,
-      // The hot states, each by the order it is taken in.
-      `CREATE INDEX tasks_queued ON tasks (kind, priority DESC, id) WHERE state = 'queued'`,
-      `CREATE INDEX tasks_waiting ON tasks (kind, target, priority DESC, id) WHERE state = 'waiting'`,
-      // The best of all waiting tasks of a kind, whatever their target.
-      `CREATE INDEX tasks_waiting_by_rank ON tasks (kind, priority DESC, id) WHERE state = 'waiting'`,
-      `CREATE INDEX tasks_scheduled ON tasks (run_at, id) WHERE state = 'scheduled'`,
-      `CREATE INDEX tasks_not_after ON tasks (not_after)
-        WHERE not_after IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued')`,
-      `CREATE UNIQUE INDEX tasks_unique_key ON tasks (unique_key)
-        WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'waiting', 'queued', 'leased')`,
-      // Operators' lists and retention.
-      `CREATE INDEX tasks_by_kind_and_state ON tasks (kind, state, id)`,
-      `CREATE INDEX tasks_by_target ON tasks (target, id)`,
-      `CREATE INDEX tasks_finished ON tasks (finished_at) WHERE finished_at IS NOT NULL`,
-
-      `CREATE TABLE task_counts (
+      // The id is an expression, here and below, so that a look-up by id matches only the primary key: the planner's statistics of a
+      // table that is often empty are wrong, and it could choose this index.
+      `CREATE INDEX tasks_by_kind ON tasks (kind, (id + 0))`,
+      `CREATE INDEX tasks_by_target ON tasks (target, (id + 0))`,
+      // A lane holds tasks that are equal for a claim: of one kind, and of one target if that has had a limit. The best task of a
+      // target's lane is stored here, so that a claim finds the lanes to take from without reading each.
+      `CREATE TABLE lanes (
+        id ${identity},
         kind text NOT NULL,
-        state text NOT NULL,
-        count ${bigint} NOT NULL,
-        PRIMARY KEY (kind, state)
+        target text NOT NULL,
+        is_open integer NOT NULL CHECK (is_open IN (0, 1)),
+        queued ${bigint} NOT NULL CHECK (queued >= 0),
+        head_rank integer,
+        head_id ${bigint},
+        UNIQUE (kind, target)
+      )`,
+      `CREATE INDEX lanes_open ON lanes (kind, head_rank, head_id) WHERE is_open = 1 AND head_id IS NOT NULL`,
+      // Tasks that may be claimed, in the order of claiming: rank is the negative priority, so that both columns ascend. A claim
+      // deletes rows from it.
+      `CREATE TABLE ready (
+        lane_id ${bigint} NOT NULL,
+        rank integer NOT NULL,
+        task_id ${bigint} NOT NULL,
+        kind text NOT NULL,
+        ready_at ${bigint} NOT NULL,
+        not_after ${bigint},
+        PRIMARY KEY (lane_id, rank, task_id)
+      )${keyedOnly}`,
+      `CREATE INDEX ready_by_kind ON ready (kind, (task_id + 0))`,
+      `CREATE TABLE scheduled (
+        task_id ${bigint} NOT NULL PRIMARY KEY,
+        kind text NOT NULL,
+        run_at ${bigint} NOT NULL
+      )`,
+      `CREATE INDEX scheduled_due ON scheduled (run_at, task_id)`,
+      `CREATE INDEX scheduled_by_kind ON scheduled (kind, (task_id + 0))`,
+      // Scheduled and queued tasks that have a not_after.
+      `CREATE TABLE task_expiries (
+        not_after ${bigint} NOT NULL,
+        task_id ${bigint} NOT NULL,
+        PRIMARY KEY (not_after, task_id)
+      )${keyedOnly}`,
+      // The unique keys of unfinished tasks.
+      `CREATE TABLE unique_keys (
+        unique_key text NOT NULL PRIMARY KEY,
+        task_id ${bigint} NOT NULL
+      )${keyedOnly}`,
+      // For operators' lists and for retention.
+      `CREATE TABLE finished_tasks (
+        kind text NOT NULL,
+        state text NOT NULL CHECK (state IN ('completed', 'cancelled', 'dead')),
+        finished_at ${bigint} NOT NULL,
+        task_id ${bigint} NOT NULL,
+        PRIMARY KEY (kind, state, finished_at, task_id)
+      )${keyedOnly}`,
+      // Each unit of work adds a row for each kind that it changed, and a job sums them up, so that no row is changed by all units.
+      `CREATE TABLE task_counts (
+        kind text NOT NULL PRIMARY KEY,
+        ${COUNTS.map((state) => `${state} ${bigint} NOT NULL`).join(',\n        ')}
+      )`,
+      `CREATE TABLE task_count_deltas (
+        kind text NOT NULL,
+        ${COUNTS.map((state) => `${state} ${bigint} NOT NULL`).join(',\n        ')}
       )`,
 
-      // No reference to the agent: to delete one, all leases would be read, or each would pay for one more index.
+      // An attempt, with its report. No reference to the task or the agent: each would cost an index or a look-up for every lease.
       `CREATE TABLE leases (
         id ${identity},
-        task_id ${bigint} NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
+        task_id ${bigint} NOT NULL,
         agent_id ${bigint} NOT NULL,
+        kind text NOT NULL,
         attempt integer NOT NULL,
         state text NOT NULL CHECK (state IN ('active', 'completed', 'cancelled', 'expired', 'revoked')),
         granted_at ${bigint} NOT NULL,
         deadline_at ${bigint} NOT NULL,
         lifetime_ends_at ${bigint} NOT NULL,
-        ended_at ${bigint}
-      )`,
-      // At most one live lease for a task, whatever the code does.
-      `CREATE UNIQUE INDEX leases_active_task ON leases (task_id) WHERE state = 'active'`,
-      `CREATE INDEX leases_active_deadline ON leases (deadline_at) WHERE state = 'active'`,
-      `CREATE INDEX leases_active_agent ON leases (agent_id) WHERE state = 'active'`,
-      `CREATE INDEX leases_by_task ON leases (task_id, id)`,
-
-      `CREATE TABLE results (
-        id ${identity},
-        task_id ${bigint} NOT NULL REFERENCES tasks (id) ON DELETE CASCADE,
-        lease_id ${bigint} NOT NULL UNIQUE,
-        agent_id ${bigint} NOT NULL,
-        standing text NOT NULL CHECK (standing IN ('final', 'attempt', 'late')),
-        report text NOT NULL CHECK (report IN ('completed', 'cancelled')),
+        ended_at ${bigint},
+        ending text CHECK (ending IN ('success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired', 'revoked')),
+        report text CHECK (report IN ('completed', 'cancelled')),
         outcome text CHECK (outcome IN ('success', 'timeout', 'error')),
-        observations text NOT NULL,
-        received_at ${bigint} NOT NULL
+        observations text,
+        error text,
+        reported_at ${bigint},
+        CHECK ((state = 'active') = (ended_at IS NULL) AND (state = 'active') = (ending IS NULL)),
+        CHECK ((report IS NULL) = (reported_at IS NULL))
       )`,
-      // One final result for a task, whatever the code does.
-      `CREATE UNIQUE INDEX results_final ON results (task_id) WHERE standing = 'final'`,
-      `CREATE INDEX results_by_task ON results (task_id)`,
+      // Each of these expresses in another way that a lease is live, so that a query matches only its own index: with another's it
+      // could read all live leases. The unique index allows at most one live lease for a task, because a task has one kind.
+      `CREATE UNIQUE INDEX leases_live ON leases (kind, task_id) WHERE ending IS NULL`,
+      `CREATE INDEX leases_live_by_deadline ON leases (deadline_at) WHERE ended_at IS NULL`,
+      `CREATE INDEX leases_live_by_agent ON leases (agent_id, kind) WHERE state = 'active'`,
+      `CREATE INDEX leases_by_task ON leases (task_id, (id + 0))`,
+      // For operators' lists of tasks by the outcome of the last attempt. Most succeed: the other outcomes have partial indexes.
+      `CREATE INDEX leases_failed_by_kind ON leases (kind, ending, ended_at, task_id) WHERE ending <> 'success'`,
+      `CREATE INDEX leases_failed_by_agent ON leases (agent_id, ending, ended_at, task_id) WHERE ending <> 'success'`,
+      `CREATE INDEX leases_succeeded_by_agent ON leases (agent_id, ended_at, task_id) WHERE ending = 'success'`,
 
       `CREATE TABLE idempotency_keys (
         scope text NOT NULL,
@@ -235,37 +322,43 @@ export class Initial1764000000000 implements MigrationInterface {
         signature text NOT NULL
       )`,
 
+      // Only windows that an operator has limited; counts leases alone.
       `CREATE TABLE concurrency_windows (
         id ${identity},
         scope text NOT NULL CHECK (scope IN ('global', 'kind', 'target')),
         kind text NOT NULL,
         target text NOT NULL,
-        ceiling integer CHECK (ceiling >= 0),
-        ready ${bigint} NOT NULL CHECK (ready >= 0),
+        slots integer NOT NULL CHECK (slots >= 0),
         leased ${bigint} NOT NULL CHECK (leased >= 0),
-        waiting ${bigint} NOT NULL CHECK (waiting >= 0),
-        updated_at ${bigint} NOT NULL,
-        expires_at ${bigint} NOT NULL
+        moved_through ${bigint},
+        UNIQUE (kind, target, scope)
       )`,
-      // The row of everything is there from the start: whoever counts tasks locks it.
-      `INSERT INTO concurrency_windows (scope, kind, target, ready, leased, waiting, updated_at, expires_at)
-        VALUES ('global', '', '', 0, 0, 0, 0, 0)`,
-      `CREATE UNIQUE INDEX concurrency_windows_key ON concurrency_windows (kind, target, scope)`,
-      `CREATE INDEX concurrency_windows_ceiling ON concurrency_windows (scope, kind, target) WHERE ceiling IS NOT NULL`,
-      `CREATE INDEX concurrency_windows_kinds ON concurrency_windows (kind) WHERE scope = 'kind'`,
-      `CREATE INDEX concurrency_windows_waiting ON concurrency_windows (kind, target)
-        WHERE scope = 'target' AND waiting > 0`,
-      `CREATE INDEX concurrency_windows_expiry ON concurrency_windows (expires_at)`,
+      `CREATE INDEX concurrency_windows_by_scope ON concurrency_windows (scope, id)`,
+      // Targets whose tasks are being moved to a lane of their own.
+      `CREATE INDEX concurrency_windows_moving ON concurrency_windows (kind, target) WHERE moved_through IS NOT NULL`,
     ];
     if (isShared(runner)) {
-      // Rows change often and never what is indexed: what each page leaves free takes the new version, and the indexes
-      // stay as they are.
-      for (const table of ['agent_heartbeats', 'agent_usage', 'concurrency_windows', 'task_counts'])
+      // Rows change often, but no indexed column: the free space of each page takes the new version, and no index changes.
+      for (const table of [
+        'agent_heartbeats',
+        'agent_usage',
+        'agent_kinds',
+        'agent_outcomes',
+        'concurrency_windows',
+        'task_counts',
+        'lanes',
+      ])
         statements.push(`ALTER TABLE ${table} SET (fillfactor = 50)`);
-      // The front of a queue is where the dead rows are, and each claim walks past them.
-      for (const table of ['tasks', 'leases'])
-        statements.push(`ALTER TABLE ${table} SET (autovacuum_vacuum_scale_factor = 0.02)`);
-      // A process that has its database for itself keeps its quotas in memory.
+      // Each row changes once: the new version goes into the same page.
+      for (const table of ['tasks', 'leases']) statements.push(`ALTER TABLE ${table} SET (fillfactor = 50)`);
+      // Vacuum after a number of rows rather than a share of the table, which may be empty or huge: dead rows are at the front of the
+      // queue, and a claim must not read past many.
+      for (const table of ['tasks', 'leases', 'ready', 'scheduled', 'task_count_deltas'])
+        statements.push(
+          `ALTER TABLE ${table} SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
+            autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 5000)`,
+        );
+      // Only on PostgreSQL: on SQLite the only process keeps its quotas in memory.
       statements.push(`CREATE UNLOGGED TABLE quota_buckets (
         key text NOT NULL PRIMARY KEY,
         debt bigint NOT NULL,
@@ -279,7 +372,7 @@ export class Initial1764000000000 implements MigrationInterface {
     for (const statement of statements) await runner.query(statement);
   }
 
-  /** Migrations go forward only: undoing one on SQLite would cascade into rows that are still wanted. */
+  /** Fails: migrations go forward only, because undoing one on SQLite would cascade into rows that are still needed. */
   down(): Promise<void> {
     return Promise.reject(new Error('Migrations go forward only; restore a backup instead.'));
   }

@@ -1,4 +1,4 @@
-// Builds examples/whois-kind as its team would: by itself, against the built program as an installed package.
+// Builds examples/whois-kind as an extension's team would: separately, against the built program as an installed package.
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, rmSync, symlinkSync } from 'node:fs';
 

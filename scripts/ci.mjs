@@ -1,11 +1,11 @@
-// The checks and the tests, both always run; the last line is the real count. Zero tests is a failure.
+// Runs the checks and the tests, the tests even if a check fails. The last line is the count of tests; zero tests is a failure.
 import { spawn } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { relative } from 'node:path';
 
 const RESULTS = '.cache/jest.json';
 
-/** How many of the slowest files are listed. */
+/** How many of the slowest test files are printed. */
 const SHOWN = 20;
 
 function run(...args) {
@@ -23,7 +23,7 @@ function run(...args) {
 function counts() {
   try {
     const results = JSON.parse(readFileSync(RESULTS, 'utf8'));
-    // A file that could not be loaded has no tests to count, and is a failure all the same.
+    // A file that could not be loaded has no tests, but is a failure.
     const failed = results.numFailedTests + results.numRuntimeErrorTestSuites;
     return { passed: results.numPassedTests, failed };
   } catch {
@@ -31,7 +31,7 @@ function counts() {
   }
 }
 
-/** Names the files that take longest: where the suite's time goes. */
+/** Prints the slowest test files. */
 function printSlowest() {
   let results;
   try {
@@ -46,7 +46,7 @@ function printSlowest() {
     }))
     .sort((a, b) => b.seconds - a.seconds);
   console.log(
-    `\nThe ${Math.min(SHOWN, files.length)} slowest test files, in seconds (a file that runs on both databases is there twice):`,
+    `\nThe ${Math.min(SHOWN, files.length)} slowest test files, in seconds (a file that runs on both databases is listed twice):`,
   );
   for (const { file, seconds } of files.slice(0, SHOWN))
     console.log(`${seconds.toFixed(1).padStart(7)}  ${file}`);

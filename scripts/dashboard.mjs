@@ -1,4 +1,4 @@
-// Writes deploy/grafana/dashboard.json; with --check, fails where the committed one differs.
+// Writes deploy/grafana/dashboard.json; with --check, fails if the committed one differs.
 import { readFileSync, writeFileSync } from 'node:fs';
 
 const FILE = 'deploy/grafana/dashboard.json';
@@ -7,12 +7,12 @@ const RED = 'red';
 const YELLOW = 'yellow';
 const GREEN = 'green';
 
-/** A series name with its prefix. */
+/** Adds the prefix to a series name. */
 const cp = (name) => `control_plane_${name}`;
-/** What each replica shows alike, once. */
+/** A value that is the same on each replica, once. */
 const once = (name, ...by) =>
   by.length > 0 ? `max by (${by.join(', ')}) (${cp(name)})` : `max(${cp(name)})`;
-/** What each replica counts, as events a second of all. */
+/** Events per second of all replicas together. */
 const rate = (name, ...by) =>
   `sum by (${by.join(', ')}) (rate(${cp(name)}[$__rate_interval]))`.replace(' by () ', '');
 const quantile = (q, name, ...by) =>
@@ -20,15 +20,15 @@ const quantile = (q, name, ...by) =>
 const IN_SERVICE = 'fleet:control_plane_agents_in_service:max';
 const KIND = '{kind=~"$kind"}';
 
-/** Colours from values on. */
+/** Thresholds: each colour from its value up. */
 const steps = (...from) => [
   { color: GREEN, value: null },
   ...from.map(([color, value]) => ({ color, value })),
 ];
 
 /**
- * One panel. `queries` are `[expression, legend]`.
- * @param options.from values from which it is yellow or red
+ * Builds one panel. `queries` are `[expression, legend]`.
+ * @param options.from the values from which it is yellow or red
  */
 function panel(type, title, description, unit, queries, options = {}) {
   const { from = [], min = 0, max, width = type === 'stat' ? 4 : 8, stacked = false } = options;
@@ -79,7 +79,7 @@ const graph = (...args) => panel('timeseries', ...args);
 
 const ROWS = {
   Fleet: [
-    stat('Agents in service', 'Active or draining, heard of or not.', 'short', [[IN_SERVICE]]),
+    stat('Agents in service', 'Active or draining, silent or not.', 'short', [[IN_SERVICE]]),
     stat(
       'Silent',
       'In service, with the last heartbeat older than twice the timeout, as a share of the fleet.',
@@ -94,7 +94,7 @@ const ROWS = {
     ),
     stat(
       'Failing',
-      'Agents whose work of the last hour did not end well. Which: control-plane agents list --failing.',
+      'Agents whose attempts of the last hour mostly failed. To list them: control-plane agents list --failing.',
       'short',
       [[once('agents_failing')]],
       { from: [[YELLOW, 1]] },
@@ -106,7 +106,7 @@ const ROWS = {
       [[`(${once('config_expires_timestamp_seconds')} > 0) - time()`]],
       { min: null },
     ),
-    stat('Replicas', 'How many answer scrapes.', 'short', [['sum(up{job="control-plane"})']]),
+    stat('Replicas', 'Replicas that answer scrapes.', 'short', [['sum(up{job="control-plane"})']]),
     stat(
       'Versions',
       'More than one: an upgrade is not finished.',
@@ -125,7 +125,7 @@ const ROWS = {
     ),
     graph(
       'Age of the last heartbeats',
-      'Of agents in service, now: a quarter, half and nearly all are younger. An agent sends one every 15 s.',
+      'Of agents in service, now: 25, 50 and 95 percent are younger. An agent sends one every 15 s.',
       's',
       [0.25, 0.5, 0.95].map((q) => [
         `histogram_quantile(${q}, max by (le) (${cp('agent_heartbeat_age_seconds_bucket')}))`,
@@ -135,7 +135,7 @@ const ROWS = {
     ),
     graph(
       'Roll-out of the configuration',
-      'What agents in service said of the revision in force.',
+      'What agents in service reported about the revision in force.',
       'short',
       [[once('config_agents', 'state'), '{{state}}']],
       { stacked: true },
@@ -148,7 +148,7 @@ const ROWS = {
       'short',
       [
         [
-          `max by (kind, state) (${cp('tasks')}{kind=~"$kind", state=~"scheduled|queued|leased|waiting"})`,
+          `max by (kind, state) (${cp('tasks')}{kind=~"$kind", state=~"scheduled|queued|leased"})`,
           '{{kind}} {{state}}',
         ],
       ],
@@ -156,35 +156,37 @@ const ROWS = {
     ),
     graph(
       'Age of the oldest queued task',
-      'From its enqueueing. A task that was scheduled is old when it comes due: read it with the next panel.',
+      'Since it was enqueued. A scheduled task is already old when it becomes due: compare with the next panel.',
       's',
       [[`max by (kind) (${cp('oldest_queued_task_age_seconds')}${KIND})`, '{{kind}}']],
       { from: [[RED, 1_800]] },
     ),
     graph(
       'How long tasks wait for an agent',
-      'From when they could run until they are claimed: 95 of 100 wait no longer.',
+      'From when they could run until they are claimed; 95 percent wait at most this long.',
       's',
       [[quantile(0.95, 'task_wait_seconds', 'kind').replace('_bucket', `_bucket${KIND}`), '{{kind}}']],
       { from: [[RED, 300]] },
     ),
-    graph('Enqueued', 'Tasks a second.', 'ops', [[rate(`tasks_enqueued_total${KIND}`, 'kind'), '{{kind}}']]),
+    graph('Enqueued', 'Tasks per second.', 'ops', [
+      [rate(`tasks_enqueued_total${KIND}`, 'kind'), '{{kind}}'],
+    ]),
     graph(
       'Ended without a result',
-      'Tasks an hour, by why. Which: control-plane task list --state dead.',
+      'Tasks per hour, by reason. To list them: control-plane task list --state dead.',
       'short',
       [[`sum by (kind, reason) (increase(${cp('tasks_dead_total')}${KIND}[1h]))`, '{{kind}} {{reason}}']],
     ),
     graph(
       'Tasks in the database',
-      'Ended ones are kept for TASK_RETENTION_DAYS.',
+      'Finished tasks are kept for TASK_RETENTION_DAYS.',
       'short',
       [[`sum by (state) (max by (kind, state) (${cp('tasks')}{kind=~"$kind"}))`, '{{state}}']],
       { stacked: true },
     ),
   ],
   Leases: [
-    graph('Granted and ended', 'Leases a second.', 'ops', [
+    graph('Granted and ended', 'Leases per second.', 'ops', [
       [rate(`leases_granted_total${KIND}`), 'granted'],
       [rate(`leases_completed_total${KIND}`), 'completed'],
       [rate(`leases_cancelled_total${KIND}`), 'cancelled'],
@@ -194,14 +196,14 @@ const ROWS = {
     ]),
     graph(
       'Outcomes',
-      'How checks ended, per second. A timeout is a finding and no failure of the agent.',
+      'Outcomes of checks per second. A timeout is a result, not a failure of the agent.',
       'ops',
       [[rate(`leases_completed_total${KIND}`, 'outcome'), '{{outcome}}']],
       { stacked: true },
     ),
     graph(
       'Share that expires',
-      'Of the leases that ended in 30 minutes: work done twice.',
+      'Of the leases that ended in 30 minutes: their work is done twice.',
       'percentunit',
       [
         [
@@ -213,50 +215,53 @@ const ROWS = {
     ),
     graph(
       'How long leases are held',
-      'From the claim to the report: half, and 95 of 100, take no longer.',
+      'From the claim to the report; 50 and 95 percent take at most this long.',
       's',
       [0.5, 0.95].map((q) => [
         quantile(q, 'lease_held_seconds', 'kind').replace('_bucket', `_bucket${KIND}`),
         `{{kind}} p${q * 100}`,
       ]),
     ),
-    graph('Rejected reports', 'A second, by why: what was measured had no effect.', 'ops', [
+    graph('Rejected reports', 'Per second, by reason: these results had no effect.', 'ops', [
       [rate('reports_rejected_total', 'reason'), '{{reason}}'],
     ]),
     graph(
       'Claims that wait',
-      'Long polls that are open. Few, with tasks queued: agents are busy, or limits are reached.',
+      'Open long polls. If they are few while tasks are queued, agents are busy or limits are reached.',
       'short',
       [[`sum by (instance) (${cp('long_polls')})`, '{{instance}}']],
     ),
   ],
   Windows: [
-    graph('Everything: worked on and limit', 'No limit, no line.', 'short', [
-      [`max(${cp('window_leased')}{scope="global"})`, 'worked on'],
+    graph('All tasks: leased and limit', 'Without a limit there is no line.', 'short', [
+      [`max(${cp('window_leased')}{scope="global"})`, 'leased'],
       [`max(${cp('window_limit')}{scope="global"})`, 'limit'],
     ]),
-    graph('Room left', 'How many more tasks may be worked on at once, where that is limited.', 'short', [
+    graph('Room left', 'How many more tasks may be leased, for windows with a limit.', 'short', [
       [once('window_available', 'scope', 'kind'), '{{scope}} {{kind}}'],
     ]),
     graph(
       "Targets' windows with a limit",
-      'With room, full, and down to one task at once or none.',
+      'With room, full, and limited to one task at once or none.',
       'short',
       [[once('target_windows', 'state'), '{{state}}']],
       { stacked: true },
     ),
+    graph('Queued for stopped targets', 'Tasks whose target has a limit of 0.', 'short', [
+      [`max by (kind) (${cp('tasks_stopped')}{kind=~"$kind"})`, '{{kind}}'],
+    ]),
   ],
   Server: [
     graph(
       'Requests',
-      "Agents' requests a second, by endpoint.",
+      "Agents' requests per second, by endpoint.",
       'reqps',
       [['endpoint:control_plane_http_requests:rate5m', '{{endpoint}}']],
       { stacked: true },
     ),
     graph(
       'Slower than the service level',
-      'Share over its bound: register and report 500 ms, heartbeat 300, claim 400, extend 350, metrics and config 600. From 5 % on P95 is over it.',
+      'Share of requests above the bound: register and report 500 ms, heartbeat 300, claim 400, extend 350, metrics and config 600. From 5 % the P95 is above it.',
       'percentunit',
       [
         [
@@ -278,29 +283,35 @@ const ROWS = {
       ],
       { from: [[RED, 0.001]] },
     ),
-    graph('P95 by route', "All routes, operators' too, without the time that a claim asked to wait.", 's', [
-      [quantile(0.95, 'http_request_duration_seconds', 'method', 'route'), '{{method}} {{route}}'],
-    ]),
-    graph('Refusals', 'A second, by why. Which agent: the log, "requests summed up".', 'reqps', [
-      [rate('requests_refused_total', 'reason'), '{{reason}}'],
-    ]),
-    graph('Over a quota', 'A second, by which quota.', 'reqps', [
+    graph(
+      'P95 by route',
+      "All routes, including operators', without the time that a claim waited for work.",
+      's',
+      [[quantile(0.95, 'http_request_duration_seconds', 'method', 'route'), '{{method}} {{route}}']],
+    ),
+    graph(
+      'Refusals',
+      'Per second, by reason. For the agents, see "requests summed up" in the log.',
+      'reqps',
+      [[rate('requests_refused_total', 'reason'), '{{reason}}']],
+    ),
+    graph('Over a quota', 'Per second, by quota.', 'reqps', [
       [rate('quota_refusals_total', 'quota'), '{{quota}}'],
     ]),
     graph(
       'Load',
-      'As a share of the limit: from 1 on claims and enqueues are turned away, from 2 on everything.',
+      'As a share of the limit: at 1 claims and enqueues are refused, at 2 everything is.',
       'percentunit',
       [[`max by (instance) (${cp('overload_ratio')})`, '{{instance}}']],
       { from: [[RED, 1]] },
     ),
-    graph('Event loop delay', 'How late it is on the average of half a second.', 's', [
+    graph('Event loop delay', 'Mean delay of the last half second.', 's', [
       [`max by (instance) (${cp('event_loop_delay_seconds')})`, '{{instance}}'],
       ['max by (instance) (nodejs_eventloop_lag_p99_seconds{job="control-plane"})', '{{instance}} p99'],
     ]),
     graph(
       'Commits',
-      'How long they take to be on the disk: half, and 95 of 100.',
+      'How long they take to be on the disk; 50 and 95 percent take at most this long.',
       's',
       [0.5, 0.95].map((q) => [
         quantile(q, 'commit_duration_seconds', 'instance'),
@@ -317,10 +328,7 @@ const ROWS = {
       'short',
       [
         [`max by (instance) (${cp('write_queue_depth')})`, '{{instance}} waiting'],
-        [
-          `max by (instance) (${cp('database_connections')}{state="busy"})`,
-          '{{instance}} connections at work',
-        ],
+        [`max by (instance) (${cp('database_connections')}{state="busy"})`, '{{instance}} busy connections'],
         [
           `max by (instance) (${cp('database_connections_waiting')})`,
           '{{instance}} waiting for a connection',
@@ -331,17 +339,12 @@ const ROWS = {
         ],
       ],
     ),
-    graph(
-      'Database and disk',
-      'On PostgreSQL only the size of the database can be seen from here.',
-      'bytes',
-      [
-        [once('database_size_bytes'), 'database'],
-        [`min by (instance) (${cp('disk_free_bytes')})`, '{{instance}} free'],
-        [once('disk_watermark_bytes'), 'watermark'],
-      ],
-    ),
-    graph('Connections', 'Open ones, and those that were refused in 5 minutes by why.', 'short', [
+    graph('Database and disk', 'On PostgreSQL only the size of the database is known.', 'bytes', [
+      [once('database_size_bytes'), 'database'],
+      [`min by (instance) (${cp('disk_free_bytes')})`, '{{instance}} free'],
+      [once('disk_watermark_bytes'), 'watermark'],
+    ]),
+    graph('Connections', 'Open connections, and those refused in 5 minutes, by reason.', 'short', [
       [`max by (instance) (${cp('connections')})`, '{{instance}}'],
       [`sum by (reason) (increase(${cp('connections_refused_total')}[5m]))`, 'refused: {{reason}}'],
     ]),
@@ -350,7 +353,7 @@ const ROWS = {
     ]),
     graph(
       'Processor',
-      'Cores. Requests are served on one.',
+      'Cores. Requests are handled on one.',
       'short',
       [
         [
@@ -360,7 +363,7 @@ const ROWS = {
       ],
       { from: [[RED, 1]] },
     ),
-    graph('Work at once', 'Requests that are worked on, without claims that wait.', 'short', [
+    graph('Requests in flight', 'Requests that are being handled, without claims that wait.', 'short', [
       [`max by (instance) (${cp('requests_in_flight')})`, '{{instance}}'],
     ]),
     graph(
@@ -371,7 +374,7 @@ const ROWS = {
     ),
     graph(
       'Lost',
-      'Lines of the log that were dropped, and values counted as "other", in an hour; replicas that drain.',
+      'Dropped log lines, and values counted as "other", per hour; replicas that drain.',
       'short',
       [
         [`sum by (instance) (increase(${cp('log_lines_dropped_total')}[1h]))`, '{{instance}} log lines'],
@@ -386,40 +389,43 @@ const ROWS = {
   Jobs: [
     graph(
       'Runs',
-      'An hour, by result. Skipped ones came while the one before, or another replica, was at it.',
+      'Per hour, by result. A run is skipped if the previous one, or one of another replica, has not ended.',
       'short',
       [[`sum by (job_name, result) (increase(${cp('job_runs_total')}[1h]))`, '{{job_name}} {{result}}']],
     ),
-    graph('How late they begin', 'Expired leases are back within 1 s if the reaper is on time.', 's', [
-      [once('job_lag_seconds', 'job_name'), '{{job_name}}'],
-    ]),
-    graph('How long they take', 'Average.', 's', [
+    graph(
+      'Lag',
+      'How late runs start. Expired leases are returned within 1 s if the reaper is on time.',
+      's',
+      [[once('job_lag_seconds', 'job_name'), '{{job_name}}']],
+    ),
+    graph('Duration', 'The mean of the runs.', 's', [
       [
         `${rate('job_duration_seconds_sum', 'job_name')} / ${rate('job_duration_seconds_count', 'job_name')}`,
         '{{job_name}}',
       ],
     ]),
-    graph('Since the last success', 'Of any replica.', 's', [
+    graph('Since the last success', 'On any replica.', 's', [
       [`time() - ${once('job_last_success_timestamp_seconds', 'job_name')}`, '{{job_name}}'],
     ]),
   ],
   "Agents' numbers": [
     graph(
       "Agents' counters",
-      'As agents report them, summed over those that are heard of: it falls when one is silent.',
+      'As agents report them, summed over agents that are not silent: it falls when one becomes silent.',
       'short',
       [[`sum by (name) (max without (instance) (${cp('agent_samples')}))`, '{{name}}']],
     ),
     graph(
       "Agents' gauges",
-      'Least, mean and most of the agents that are heard of; for each set of labels if METRICS_LABELS names some.',
+      'Minimum, mean and maximum of agents that are not silent; for each set of labels if METRICS_LABELS names some.',
       'short',
       [[`max without (instance) (${cp('agent_values')})`, '{{name}} {{stat}}']],
       { min: null },
     ),
     stat(
       'Values left out',
-      'In an hour, because agents use more names than are shown.',
+      'Per hour, because agents use more names than are shown.',
       'short',
       [[`max(increase(${cp('agent_samples_dropped_total')}[1h]))`]],
       { from: [[YELLOW, 1]] },
@@ -427,7 +433,7 @@ const ROWS = {
   ],
 };
 
-/** Rows one below the other, panels from left to right. */
+/** Places rows one below the other, and their panels from left to right. */
 function layOut(rows) {
   const panels = [];
   let y = 0;
@@ -455,7 +461,7 @@ const dashboard = {
   uid: 'control-plane',
   title: 'Control plane',
   description:
-    'Made by scripts/dashboard.mjs (npm run dashboard). What the alerts mean: docs/control-plane-alerts.md.',
+    'Generated by scripts/dashboard.mjs (npm run dashboard). The alerts are described in docs/control-plane-alerts.md.',
   tags: ['control-plane'],
   schemaVersion: 39,
   version: 1,

@@ -1,4 +1,4 @@
-// Writes docs/openapi.json from the built application; with --check, fails where the committed one differs.
+// Writes docs/openapi.json from the built application; with --check, fails if the committed one differs.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 
@@ -21,6 +21,6 @@ await stop();
 if (!process.argv.includes('--check')) {
   writeFileSync(FILE, text);
 } else if (readFileSync(FILE, 'utf8') !== text) {
-  console.error(`${FILE} is not what the application says: run "npm run openapi" and commit it.`);
+  console.error(`${FILE} is out of date: run "npm run openapi" and commit it.`);
   process.exitCode = 1;
 }

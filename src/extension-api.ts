@@ -18,8 +18,8 @@ export { AGENT_PATHS, CurrentAgent, CurrentOperator, IdInPath } from './http/par
 export { Quota } from './http/quota.decorators';
 export { IsTimestamp, parseTimestamp } from './http/timestamps';
 export { IdParam, IsId } from './http/validation';
-export type { Observation } from './leases/leases.dto';
-export { type TakenReport, TaskKind, type TaskKindHandler } from './leases/task-kinds';
+export type { Observation } from './kinds/observations';
+export { type TakenReport, TaskKind, type TaskKindHandler } from './kinds/task-kinds';
 export { AuditLog, type Change } from './operators/audit-log';
 export { OperatorsModule } from './operators/operators.module';
 export { JobRunner } from './scheduling/job-runner';

@@ -65,7 +65,6 @@ export interface Settings {
   readonly retryBackoffMaxMs: number;
   readonly taskRetentionMs: number;
   readonly metricsRetentionMs: number;
-  readonly windowRetentionMs: number;
   readonly idempotencyRetentionMs: number;
   /** Quotas that replace a route's own; null turns the quota off. */
   readonly quotas: Readonly<Partial<Record<QuotaRoute, Quota | null>>>;
@@ -387,7 +386,6 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
     ),
     taskRetentionMs: reader.days('TASK_RETENTION_DAYS', 30),
     metricsRetentionMs: reader.days('METRICS_RETENTION_DAYS', 30),
-    windowRetentionMs: reader.days('WINDOW_RETENTION_DAYS', 1),
     idempotencyRetentionMs: reader.days('IDEMPOTENCY_RETENTION_DAYS', 1),
     quotas: Object.freeze(quotas),
     registerPerIp: registerPerIp === undefined ? { limit: 600, periodMs: 60_000, burst: 600 } : registerPerIp,

@@ -9,16 +9,16 @@ const FORBIDDEN = expect.objectContaining({ code: 'ERR_FORBIDDEN' });
 describe('AccessGuard', () => {
   const guard = new AccessGuard();
 
-  it('lets nobody in if the route declares nobody', () => {
+  it('refuses all callers if the route declares none', () => {
     expect(() => guard.canActivate(contextOf({ admitted: true }))).toThrow(FORBIDDEN);
   });
 
-  it('lets nobody in whom the hook has not admitted, whatever the route says', () => {
+  it('refuses callers that the hook has not admitted, whatever the route declares', () => {
     expect(guard.canActivate(contextOf({ admitted: true }, { kind: 'public' }))).toBe(true);
     expect(() => guard.canActivate(contextOf({}, { kind: 'public' }))).toThrow(FORBIDDEN);
   });
 
-  it('lets in only the kind of caller, and the role, that the route declares', () => {
+  it('admits only the kind of caller, and the role, that the route declares', () => {
     const agent = { admitted: true, agent: { id: 1 } };
     const viewer = { admitted: true, operator: { role: 'viewer' } };
     expect(guard.canActivate(contextOf(agent, { kind: 'agent' }))).toBe(true);
@@ -32,7 +32,7 @@ describe('AccessGuard', () => {
     );
   });
 
-  it('lets an agent speak for itself only', () => {
+  it('refuses a body that names another agent', () => {
     const call = (agent_id: unknown) =>
       guard.canActivate(
         contextOf({ admitted: true, agent: { id: 1 }, body: { agent_id } }, { kind: 'agent' }),

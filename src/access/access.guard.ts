@@ -5,13 +5,13 @@ import { declarationOf } from '../http/route-declaration';
 import { isId } from '../http/validation';
 
 /**
- * The first guard: who calls. Credentials are checked before the body is read, see Admission; this makes sure that the route's
- * callers, and nobody else, were admitted, and that an agent's body does not name another agent. A route that declares
- * nobody lets nobody in.
+ * The first guard: checks that the caller may use the route. Credentials are checked before the body is read, see Admission;
+ * this guard checks that the caller was admitted, and that an agent's body does not name another agent. A route without a
+ * declaration refuses all callers.
  */
 @Injectable()
 export class AccessGuard implements CanActivate {
-  /** @throws ERR_FORBIDDEN nobody was admitted, a role too low, a body for another agent */
+  /** @throws ERR_FORBIDDEN the caller was not admitted, its role is too low, or the body names another agent */
   canActivate(context: ExecutionContext): boolean {
     const request = requestOf(context);
     const access = declarationOf(request)?.access;
@@ -32,14 +32,14 @@ export class AccessGuard implements CanActivate {
   }
 }
 
-/** A body may name its agent; it must be the caller. What is not an id at all is for the validation to refuse. */
+/** Checks that an agent named in the body is the caller. The validation refuses a value that is not an id. */
 function checkBody({ agent, body }: ControlPlaneRequest): void {
   if (typeof body !== 'object' || body === null || !('agent_id' in body)) return;
   if (isId(body.agent_id) && body.agent_id !== agent?.id)
     throw fail('ERR_FORBIDDEN', { agent_id: 'is not the caller' });
 }
 
-/** @throws ERR_FORBIDDEN no operator calls, or one whose role is too low */
+/** Checks the caller's role. @throws ERR_FORBIDDEN the caller is not an operator, or its role is too low */
 export function checkRole(request: ControlPlaneRequest, needed: Role): void {
   const role = request.operator?.role;
   if (role === undefined || ROLES.indexOf(role) < ROLES.indexOf(needed)) {

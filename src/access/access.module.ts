@@ -18,7 +18,7 @@ import { callerThrottlers } from './quotas';
 import { RegistrationQuota } from './registration-quota';
 import { UnreadableBodies } from './unreadable-bodies';
 
-/** Who calls and how often, found out before the body is read; and the two global guards, in their order. */
+/** Authentication and quotas: checks before the body is read, and the two global guards in their order. */
 @Module({
   imports: [
     DiscoveryModule,
@@ -36,7 +36,7 @@ import { UnreadableBodies } from './unreadable-bodies';
   ],
   providers: [
     { provide: APP_GUARD, useClass: AccessGuard },
-    // The same instance that Admission calls before the body is read.
+    // The same instance that Admission uses before the body is read.
     { provide: APP_GUARD, useExisting: QuotaGuard },
     QuotaGuard,
     QuotaRetention,

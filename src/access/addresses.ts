@@ -1,13 +1,13 @@
 import { normalizeIp } from '@nestjs/throttler';
 import { LRUCache } from 'lru-cache';
 
-/** One host has a whole /64 of IPv6 (RFC 6177, end sites), so that is one caller and not 2^64. */
+/** The IPv6 prefix that counts as one caller: one host has a whole /64 (RFC 6177, end sites). */
 const IPV6_PREFIX = 64;
 
-/** Callers' IPv6 addresses that were seen lately: to parse one takes longer than all else that is charged for it. */
+/** A cache of parsed IPv6 addresses, because parsing one takes longer than all other steps of a charge. */
 const PARSED = new LRUCache<string, string>({ maxSize: 10_000, sizeCalculation: () => 1 });
 
-/** What a caller's address counts as: an IPv4 address, mapped into IPv6 or not, or the /64 of an IPv6 address. */
+/** Returns the address that a caller is counted by: an IPv4 address, mapped into IPv6 or not, or the /64 of an IPv6 address. */
 export function callerAddress(ip: string): string {
   if (!ip.includes(':')) return ip;
   let address = PARSED.get(ip);

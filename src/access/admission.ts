@@ -16,8 +16,8 @@ import { QuotaGuard } from './quota.guard';
 const VISIBLE = /^[\x21-\x7e]{1,512}$/;
 
 /**
- * Finds out who calls and charges the quota of the call, before a byte of the body is read: what a stranger sends, or a caller
- * over its quota, costs no memory and is not parsed. The guards check afterwards what depends on the body.
+ * Authenticates callers and charges their quotas before the body is read, so that bodies of callers without credentials, or
+ * over their quota, cost no memory and are not parsed. The guards check afterwards what depends on the body.
  */
 @Injectable()
 export class Admission {
@@ -28,7 +28,7 @@ export class Admission {
     private readonly quotas: QuotaGuard,
   ) {}
 
-  /** Admits or refuses every request. Call it after the hooks that refuse what nobody serves, before routes are added. */
+  /** Admits or refuses every request. Call it after the hooks that refuse unknown routes, and before routes are added. */
   guard(http: FastifyInstance): void {
     http.addHook('onRequest', (request: ControlPlaneRequest, reply, done) => {
       this.admit(request, reply).then(() => done(), done);
@@ -36,8 +36,8 @@ export class Admission {
   }
 
   /**
-   * Charges a request that no route serves to its address.
-   * @throws ERR_RATE_LIMITED
+   * Charges a request without a route to its address.
+   * @throws ERR_RATE_LIMITED the address is over its quota
    */
   async chargeUnknown(request: ControlPlaneRequest, reply: FastifyReply): Promise<void> {
     request.caller = `address:${callerAddress(clientAddress(request))}`;
@@ -106,9 +106,9 @@ export class Admission {
   }
 
   /**
-   * Charges credentials that were refused: a look-up that failed to the address's failed attempts, a refusal that cost none
-   * as any call of a stranger.
-   * @throws ERR_RATE_LIMITED the address has used up its quota of such calls
+   * Charges refused credentials: a failed look-up to the address's quota of failed attempts; a refusal without a look-up to
+   * its quota of public calls.
+   * @throws ERR_RATE_LIMITED the address is over its quota
    */
   private async chargeRefusal(
     error: unknown,
@@ -125,7 +125,7 @@ export class Admission {
   }
 }
 
-/** @throws ERR_UNAUTHORIZED a header is missing @throws ERR_VALIDATION one can't be what it should */
+/** Reads an agent's credentials. @throws ERR_UNAUTHORIZED a header is missing @throws ERR_VALIDATION a header is malformed */
 function agentCredentials({ headers }: FastifyRequest): { id: number; token: string } {
   const id = headers['x-agent-id'];
   const token = headers['x-agent-token'];

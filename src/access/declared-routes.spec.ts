@@ -89,31 +89,31 @@ async function start(...controllers: Type[]): Promise<void> {
 }
 
 describe('DeclaredRoutes', () => {
-  it('lets a program start whose routes all say whom they let in', async () => {
+  it('starts if all routes declare their callers', async () => {
     await expect(start(Declared, DeclaredByClass)).resolves.toBeUndefined();
   });
 
-  it('names every route that does not, inherited ones too', async () => {
+  it('names every route without a declaration, including inherited ones', async () => {
     await expect(start(Declared, Forgetful, Inheriting)).rejects.toThrow(
-      /Forgetful\.open names nobody.*; Inheriting\.open names nobody/,
+      /Forgetful\.open declares no callers.*; Inheriting\.open declares no callers/,
     );
     await expect(start(Forgetful)).rejects.not.toThrow(/Forgetful\.list/);
   });
 
-  it('names methods that two classes declare differently: a hook could not tell which holds', async () => {
+  it('names methods that two classes declare differently, because a hook could not choose', async () => {
     await expect(start(DeclaredByClass, InheritingByClass)).resolves.toBeUndefined();
     await expect(start(DeclaredByClass, InheritingOtherwise)).rejects.toThrow(
       /InheritingOtherwise\.list is inherited/,
     );
   });
 
-  it('names quotas that could not be kept', async () => {
+  it('names invalid quotas', async () => {
     await expect(start(Confused)).rejects.toThrow(
       /Confused\.byNoAgent has a quota by agent.*; Confused\.badName has a quota whose name/,
     );
   });
 
-  it("names routes that the library's decorators stand above: they would do nothing", async () => {
+  it("names routes with the library's decorators, which have no effect", async () => {
     await expect(start(Skipping, Throttling)).rejects.toThrow(
       /Skipping\.list has @Throttle or @SkipThrottle.*; Throttling\.list has @Throttle or @SkipThrottle/,
     );

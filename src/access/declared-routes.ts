@@ -15,7 +15,7 @@ import { shapeOf } from '../http/validation';
 import { SETTINGS, type Settings } from '../settings';
 import { routeThrottler } from './quotas';
 
-/** A name that can stand in a `RateLimit` header as it is. */
+/** A name that needs no escaping in a `RateLimit` header. */
 const QUOTA_NAME = /^[\w.:/-]{1,64}$/;
 
 type Handler = () => unknown;
@@ -30,8 +30,7 @@ interface Route {
 }
 
 /**
- * Tells Fastify's hooks what the decorators of each route say, and keeps the program from starting with a route that forgot
- * to say whom it lets in.
+ * Publishes the decorators of each route to Fastify's hooks, and fails the start if a route does not declare its callers.
  */
 @Injectable()
 export class DeclaredRoutes implements OnApplicationBootstrap {
@@ -43,8 +42,8 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
   ) {}
 
   /**
-   * Puts each route's declaration into its Fastify configuration, beside what `@RouteConfig` has put there. Call it before
-   * Nest adds the routes. A route that is not declared, or is added later, has none, and nobody is let in.
+   * Adds each route's declaration to its Fastify configuration, next to that of `@RouteConfig`. Call it before Nest adds the
+   * routes. A route without a declaration, or added later, refuses all callers.
    */
   publish(): void {
     const key = RouteConfig({}).KEY;
@@ -55,7 +54,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
     }
   }
 
-  /** Fails the start if a route's declaration is missing or makes no sense, naming all of them. */
+  /** Checks all routes. @throws Error a declaration is missing or invalid; names all such routes */
   onApplicationBootstrap(): void {
     const faulty = new Set<string>();
     const accesses = new Map<Handler, string>();
@@ -66,7 +65,7 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
       return [`${route.name} ${problem}`];
     });
     if (problems.length === 0) return;
-    const message = `Routes are not declared right: ${problems.join('; ')}.`;
+    const message = `Invalid declarations of routes: ${problems.join('; ')}`;
     const names = [...faulty].filter((name) => name !== '');
     throw names.length === 0
       ? new Error(message)
@@ -91,31 +90,31 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
   }
 
   private declarationOf({ handler, controller, method }: Route): RouteDeclaration | undefined {
-    const said = <T>(key: symbol): T | undefined =>
+    const declared = <T>(key: symbol): T | undefined =>
       this.reflector.getAllAndOverride<T | undefined>(key, [handler, controller]);
-    const access = said<Access>(ACCESS);
+    const access = declared<Access>(ACCESS);
     const quota = Reflect.getMetadata(QUOTA, handler) as QuotaRule | undefined;
     return (
       access && {
         access: accessUnder(access, this.settings),
         quota,
         throttler: quota && routeThrottler(quota, this.settings),
-        bodyLimit: said<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
-        shedFirst: said<boolean>(SHED_FIRST) ?? false,
-        bulkWrite: said<boolean>(BULK_WRITE) ?? false,
+        bodyLimit: declared<number>(BODY_LIMIT) ?? DEFAULT_BODY_LIMIT,
+        shedFirst: declared<boolean>(SHED_FIRST) ?? false,
+        bulkWrite: declared<boolean>(BULK_WRITE) ?? false,
         bodyShape: bodyShapeOf(controller, method),
-        logFacts: said<LogFacts>(LOG_FACTS),
+        logFacts: declared<LogFacts>(LOG_FACTS),
       }
     );
   }
 
   private problemOf(route: Route, accesses: Map<Handler, string>): string | undefined {
     const declared = this.declarationOf(route);
-    if (!declared) return 'names nobody: add @Public(), @Agent() or @Operator(role)';
+    if (!declared) return 'declares no callers: add @Public(), @Agent() or @Operator(role)';
     if (isThrottled(route.handler) || isThrottled(route.controller))
-      return 'has @Throttle or @SkipThrottle, which nothing reads here: use @Quota';
+      return 'has @Throttle or @SkipThrottle, which have no effect here: use @Quota';
     const { access, quota } = declared;
-    // Fastify's configuration hangs on the method, which two controllers share if one inherits it.
+    // Fastify's configuration belongs to the method, which two controllers share if one inherits it.
     const before = accesses.get(route.handler);
     accesses.set(route.handler, JSON.stringify(access));
     if (before !== undefined && before !== JSON.stringify(access))
@@ -128,11 +127,11 @@ export class DeclaredRoutes implements OnApplicationBootstrap {
   }
 }
 
-/** Whether the decorators of @nestjs/throttler stand above a class or a method; its keys are texts that begin so. */
+/** Whether a class or a method has decorators of @nestjs/throttler, by the prefix of their metadata keys. */
 const isThrottled = (target: Handler): boolean =>
   Reflect.getMetadataKeys(target).some((key) => typeof key === 'string' && key.startsWith('THROTTLER:'));
 
-/** What is read of the body that a method takes by `@Body()`, as its class says. */
+/** Returns the shape of a method's `@Body()` parameter, from its class. */
 function bodyShapeOf(controller: Handler, method: string): BodyShape | undefined {
   const parameters = Object.keys(Reflect.getMetadata(ROUTE_ARGS_METADATA, controller, method) ?? {});
   const body = parameters.find((key) => key.startsWith(`${RouteParamtypes.BODY}:`));

@@ -8,40 +8,40 @@ import { type Quota, SETTINGS, type Settings } from '../settings';
 import { type QuotaStorage, quotaKey } from './quota-storage';
 import type { TokenBuckets } from './token-buckets';
 
-/** How many credentials that failed are remembered, and for how long, in milliseconds. */
+/** How many wrong credentials are remembered, and for how long, in ms. */
 const MAX_REMEMBERED = 10_000;
 const REMEMBERED_MS = 30_000;
 
-/** How much more than its quota one address may fail for callers there that have not failed themselves. */
+/** The size of an address's reserve, as a multiple of its quota, for callers that have not failed themselves. */
 const RESERVE = 10;
 
-/** How often one agent's id may fail within that reserve, at one address. */
+/** How often one agent's id may fail within that reserve, for each address. */
 const PER_ID: Quota = { limit: 3, periodMs: 60_000, burst: 3 };
 
-/** What is known of a look-up before it is made. */
+/** What is known about a look-up beforehand. */
 export interface LookUp {
   readonly agentId?: number;
   readonly isCostly?: boolean;
 }
 
-/** A look-up that is charged already. Call one of the two when its result is known. */
+/** A look-up that has been charged. Call one of the methods when its result is known. */
 export interface Attempt {
-  /** Gives the charge back: the credential is right, or was not compared. */
+  /** Refunds the charge: the credential is right, or was not compared. */
   refund(): void;
   /** Remembers the credential as wrong: it is not looked up again for half a minute. */
   failed(): void;
 }
 
 /**
- * Limits how many wrong credentials of one address are looked up, so that guessing never costs many database reads. An
- * address whose bucket is empty has a reserve for other callers behind it: one that guesses, or keeps using a token that was
- * revoked, must not lock the others out.
+ * Limits how many wrong credentials of one address are looked up, so that guessing never costs many database reads. If the
+ * bucket of an address is empty, other callers behind it still have a reserve: one that guesses, or keeps using a revoked
+ * token, must not lock them out.
  */
 @Injectable()
 export class FailedAuth {
-  /** Hashes of what failed, with until when that is known. */
+  /** Hashes of wrong credentials, with the instant when they are forgotten. */
   private readonly wrong = new LRUCache<string, number>({
-    // By size: a cache with `max` takes the memory for all of them at once.
+    // By size: a cache with `max` allocates the memory for all of them at once.
     maxSize: MAX_REMEMBERED,
     sizeCalculation: () => 1,
   });
@@ -62,9 +62,9 @@ export class FailedAuth {
 
   /**
    * Charges the look-up of a credential to the address.
-   * @param credential what is looked up; only its hash is kept
-   * @param agentId which agent the caller says it is, if the credential does not tell
-   * @param isCostly the look-up costs far more than a read: it is not taken from the reserve
+   * @param credential the credential to look up; only its hash is kept
+   * @param agentId the agent that the caller claims to be, if the credential does not contain it
+   * @param isCostly true if the look-up costs far more than a read: it may not use the reserve
    * @throws ERR_UNAUTHORIZED the same credential failed a moment ago; this costs nothing
    * @throws ERR_RATE_LIMITED the address has failed too often
    */
@@ -75,19 +75,19 @@ export class FailedAuth {
   }
 
   /**
-   * Makes sure, before something else is looked up, that the address may fail once more.
+   * Checks that the address may fail once more, before another kind of look-up.
    * @throws ERR_RATE_LIMITED the address has failed too often
    */
   check(address: string): void {
     this.giveBack(this.take(address));
   }
 
-  /** Charges a credential that was looked up and is wrong. */
+  /** Charges a wrong credential that was looked up. */
   charge(address: string): void {
     try {
       this.take(address);
     } catch {
-      // Other callers of the address used up the rest meanwhile.
+      // Other callers behind the address have used up the rest meanwhile.
     }
   }
 
@@ -95,7 +95,7 @@ export class FailedAuth {
     const hash = hashToken(credential);
     const until = this.wrong.get(hash);
     const now = this.clock.now();
-    // The last condition: if the clock was set back, it would be remembered for longer.
+    // The last condition: if the clock was set back, the credential would be remembered for longer.
     if (until !== undefined && now < until && until <= now + REMEMBERED_MS) throw fail('ERR_UNAUTHORIZED');
     return hash;
   }
@@ -104,7 +104,7 @@ export class FailedAuth {
     this.wrong.set(hash, this.clock.now() + REMEMBERED_MS);
   }
 
-  /** @returns what was taken from which bucket */
+  /** @returns the buckets that a token was taken from */
   private take(address: string, agentId?: number, isCostly = false): Taken {
     const quota = this.settings.failedAuthPerIp;
     if (!quota) return [];
@@ -131,5 +131,5 @@ export class FailedAuth {
   }
 }
 
-/** What was taken from which bucket. */
+/** The buckets that a token was taken from. */
 type Taken = readonly (readonly [key: string, quota: Quota])[];

@@ -6,7 +6,7 @@ import { JobRunner } from '../scheduling/job-runner';
 
 const HOUR_MS = 3_600_000;
 
-/** Deletes buckets that replicas share when nobody needs them; those in memory need no job. */
+/** Deletes buckets in the database that are no longer needed. Buckets in memory need no job. */
 @Injectable()
 export class QuotaRetention {
   constructor(
@@ -17,7 +17,7 @@ export class QuotaRetention {
     if (database.buckets) jobs.declare('quota-retention');
   }
 
-  /** Deletes buckets that have been full for an hour: they are the same as none. @returns how many */
+  /** Deletes buckets that have been full for an hour: a full bucket equals a missing one. @returns how many */
   async purge(): Promise<number> {
     const { buckets } = this.database;
     if (!buckets) return 0;

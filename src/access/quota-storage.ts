@@ -6,30 +6,30 @@ import type { Quota } from '../settings';
 import { BucketStatements, SharedBuckets } from './shared-buckets';
 import { type Buckets, TokenBuckets, type Verdict } from './token-buckets';
 
-/** What {@link ThrottlerStorage.increment} answers; times are whole seconds, rounded up. */
+/** The result of {@link ThrottlerStorage.increment}; times are whole seconds, rounded up. */
 export type QuotaRecord = Awaited<ReturnType<ThrottlerStorage['increment']>>;
 
-/** Into how many parts a time is divided that is no whole number of milliseconds; sums of them are exact. */
+/** How many parts a fractional number of milliseconds is divided into, so that sums are exact. */
 const PARTS = 2 ** 52;
 
 /**
- * The storage of @nestjs/throttler, which counts by token buckets (GCRA). A throttler {limit, ttl} is a bucket of `limit` tokens
+ * Stores the quotas of @nestjs/throttler in token buckets (GCRA). A throttler {limit, ttl} is a bucket of `limit` tokens
  * that takes `ttl` milliseconds to fill, so the quota "rate N in a period P, burst B" is the limit B with the ttl B * P / N.
  *
- * The kind of caller that a key begins with says where its bucket is:
- * - `agent:`, and what registrations are counted by (`host:`, ...): shared by all replicas if the database offers
- *   {@link Database.buckets}, or an agent would have its quota at each of them; else in memory, which a restart empties;
+ * The prefix of a key decides where its bucket is:
+ * - `agent:`, and the keys of registrations (`host:`, ...): shared by all replicas if the database has
+ *   {@link Database.buckets}, or an agent would have its quota at each replica; else in memory until a restart;
  * - `operator:` and `address:`: in memory, for each replica, so that a flood costs the database nothing.
- * Callers that anybody can invent (hosts, addresses) are bounded in number, apart from those that are authenticated.
+ * The number of buckets is limited for keys that any client can invent (hosts, addresses), separately from authenticated callers.
  */
 export class QuotaStorage implements ThrottlerStorage {
-  /** Of agents. */
+  /** The buckets of agents. */
   private readonly agents: Buckets;
-  /** Of hostnames, and of all registrations. */
+  /** The buckets of hostnames, and of all registrations. */
   private readonly registrations: Buckets;
-  /** Of addresses, in this process. */
+  /** The buckets of addresses, in this process. */
   readonly addresses: TokenBuckets;
-  /** Of authenticated callers, in this process. */
+  /** The buckets of authenticated callers, in this process. */
   readonly callers: TokenBuckets;
   private readonly quotas = new Map<number, Map<number, Quota>>();
 
@@ -48,9 +48,9 @@ export class QuotaStorage implements ThrottlerStorage {
 
   /**
    * Takes a token. A refusal takes nothing.
-   * @param key who asks and for what, see {@link quotaKey}
-   * @param ttl how long an empty bucket takes to fill, in milliseconds; need not be whole
-   * @param limit how many tokens it holds
+   * @param key the caller and the quota, see {@link quotaKey}
+   * @param ttl how long an empty bucket takes to fill, in ms; may be fractional
+   * @param limit how many tokens the bucket holds
    * @param within the unit of work that takes it, for registrations; call {@link decrement} if that is rolled back
    */
   increment(
@@ -64,12 +64,12 @@ export class QuotaStorage implements ThrottlerStorage {
     return recordOf(limit, this.bucketsOf(key).take(key, this.quotaOf(ttl, limit), within));
   }
 
-  /** Answers as {@link increment} would, and takes nothing. */
+  /** Returns what {@link increment} would return, but takes nothing. */
   peek(key: string, ttl: number, limit: number): Promise<QuotaRecord> {
     return recordOf(limit, this.bucketsOf(key).look(key, this.quotaOf(ttl, limit)));
   }
 
-  /** Gives a token back that was taken in a unit of work that was rolled back. */
+  /** Returns a token that was taken in a unit of work that was rolled back. */
   decrement(key: string, ttl: number, limit: number): void {
     this.bucketsOf(key).giveBack(key, this.quotaOf(ttl, limit));
   }
@@ -80,7 +80,7 @@ export class QuotaStorage implements ThrottlerStorage {
     return key.startsWith('address:') ? this.addresses : this.registrations;
   }
 
-  /** The quota that a throttler stands for; worked out once. */
+  /** Returns the quota of a throttler; computed once. */
   private quotaOf(ttl: number, limit: number): Quota {
     const known = this.quotas.get(ttl)?.get(limit);
     if (known) return known;
@@ -90,16 +90,16 @@ export class QuotaStorage implements ThrottlerStorage {
   }
 }
 
-/** The key of a caller's bucket: its kind and name, such as `agent:12`, and the quota's name. */
+/** Builds the key of a caller's bucket: its kind and name, such as `agent:12`, and the quota's name. */
 export const quotaKey = (caller: string, quota: string): string => `${caller}:${quota}`;
 
-/** Finds the smallest integers that give `limit` tokens in `ttl` milliseconds, as buckets count in integers. */
+/** Finds the smallest integers that give `limit` tokens in `ttl` ms, because buckets count in integers. */
 function quotaFrom(ttl: number, limit: number): Quota {
   if (Number.isInteger(ttl)) {
     const divisor = greatestCommonDivisor(ttl, limit);
     return { limit: limit / divisor, periodMs: ttl / divisor, burst: limit };
   }
-  // 7 a minute with a burst of 3 fills in 25,714.29 ms: counted in parts so fine that the rate is off by limit / 2^52 at most.
+  // 7 a minute with a burst of 3 fills in 25,714.29 ms: counted in parts so fine that the rate is off by at most limit / 2^52.
   const rate = Math.floor(PARTS / Math.max(1, ttl));
   return { limit: rate, periodMs: Math.floor((rate * ttl) / limit), burst: limit };
 }

@@ -16,17 +16,16 @@ import { type ControlPlaneRequest, requestOf } from '../http/control-plane-reque
 import type { QuotaThrottler } from '../http/quota.decorators';
 import { declarationOf } from '../http/route-declaration';
 import { SETTINGS, type Settings } from '../settings';
-import { announce, callerThrottler, rateLimited } from './quotas';
+import { callerThrottler, rateLimited, setQuotaHeaders } from './quotas';
 import { RegistrationQuota } from './registration-quota';
 
 /**
- * The second guard: how often. It charges each call to one quota, in two steps:
- * - {@link charge}, before the body is read: Nest calls its guards when it is parsed, and a caller over its quota must not
- *   cost that;
- * - {@link canActivate}, at the usual time: what depends on the body, the hostname of a registration.
+ * The second guard: charges each call to one quota, in two steps:
+ * - {@link charge}, before the body is read: Nest calls its guards after parsing, which a caller over its quota must not cost;
+ * - {@link canActivate}, after parsing: for the quota that depends on the body, the hostname of a registration.
  *
- * The library's own `canActivate` reads six pieces of metadata for each throttler on each request: 2.4 µs, longer than all else
- * that admits an agent. Here the throttler of a route is found once, when the program starts.
+ * The library's own `canActivate` reads six pieces of metadata for each throttler on each request. That takes 2.4 µs, longer
+ * than all other steps of admitting an agent. Here the throttler of a route is found once, at the start.
  */
 @Injectable()
 export class QuotaGuard extends ThrottlerGuard {
@@ -50,9 +49,9 @@ export class QuotaGuard extends ThrottlerGuard {
   }
 
   /**
-   * Charges a call to its quota: an agent's to that of its route, an operator's to that of its token, any other to that of its
-   * address. Call it as soon as it is known who calls.
-   * @throws ERR_RATE_LIMITED with when to call again; nothing is charged then
+   * Charges a call: an agent's to the quota of its route, an operator's to that of its token, any other to that of its address.
+   * Call it once the caller is authenticated.
+   * @throws ERR_RATE_LIMITED the quota is used up; nothing is charged, and the error has the time to wait
    */
   charge(request: ControlPlaneRequest, reply: FastifyReply): Promise<boolean> {
     const throttler = this.throttlerFor(request);
@@ -70,16 +69,16 @@ export class QuotaGuard extends ThrottlerGuard {
     return this.registrations.prepare(request, context.getArgByIndex(1), declared.throttler);
   }
 
-  /** Takes a token from the caller's bucket, and tells by the headers of the IETF's draft what is left. */
+  /** Takes a token from the caller's bucket, and sends what is left in the headers of the IETF's draft. */
   protected override async handleRequest(asked: ThrottlerRequest): Promise<boolean> {
     const { context, limit, ttl, blockDuration, getTracker, generateKey } = asked;
     const throttler = asked.throttler as QuotaThrottler;
     const caller = getTracker(context.getArgByIndex(0), context);
-    // Awaited only if it is a promise, for this runs on every request.
+    // Awaited only if it is a promise, because this runs on every request.
     const tracker = typeof caller === 'string' ? caller : await caller;
     const key = generateKey(context, tracker, throttler.name);
     const record = await this.storageService.increment(key, ttl, limit, blockDuration, throttler.name);
-    announce(throttler, record, context.getArgByIndex(1));
+    setQuotaHeaders(throttler, record, context.getArgByIndex(1));
     if (record.isBlocked) {
       const detail = { quota: throttler.name, limit, ttl, key, tracker, ...record };
       await this.throwThrottlingException(context, detail);
@@ -95,20 +94,20 @@ export class QuotaGuard extends ThrottlerGuard {
     throw rateLimited(quota, timeToBlockExpire);
   }
 
-  /** The one quota that a call counts against; undefined if that is off, or the route has none. */
+  /** Returns the quota that a call counts against; undefined if it is off, or the route has none. */
   private throttlerFor(request: ControlPlaneRequest): QuotaThrottler | undefined {
     const declared = declarationOf(request);
     if (request.agent) return declared?.throttler;
     if (request.operator) return this.operator;
-    // Credentials were refused, or no route serves the path.
+    // The credentials were refused, or the path has no route.
     if (declared?.access.kind !== 'public') return this.public;
     if (declared.quota?.by === 'hostname') return this.registerPerAddress;
     if (!declared.access.isHealth) return this.public;
-    // A load balancer must never read that a replica is down because somebody else asked too often.
+    // A load balancer must not take a replica for down because other callers sent too many requests.
     return this.isTrusted(request) ? undefined : this.health;
   }
 
-  /** Whether the request comes from this machine, or from a trusted proxy itself and not from its clients. */
+  /** Whether the request comes from this machine, or from a trusted proxy itself rather than one of its clients. */
   private isTrusted(request: ControlPlaneRequest): boolean {
     const address = clientAddress(request);
     const { trustProxy } = this.settings;

@@ -5,19 +5,19 @@ import type { QuotaRule, QuotaThrottler } from '../http/quota.decorators';
 import type { Quota, QuotaRoute, Settings } from '../settings';
 import type { QuotaRecord } from './quota-storage';
 
-/** The quotas of callers, whatever route they use; those of routes are above each route, see `@Quota`. */
+/** The quotas of callers on all routes. Each route's own quota is declared with `@Quota`. */
 type CallerQuota = 'public' | 'health' | 'operator' | 'register-per-ip' | 'register-total';
 
-/** The throttlers of the module: the quotas of callers that the settings do not switch off. */
+/** Creates the throttlers of the module: the quotas of callers, except those that are off. */
 export function callerThrottlers(settings: Settings): QuotaThrottler[] {
   const quotas: Record<CallerQuota, Quota | null> = {
     // Public routes, unknown paths and refused credentials, for each address.
     public: settings.publicPerIp,
-    // Health checks, for each address: other calls from there must not use it up.
+    // Health checks, for each address: separate, so that other calls do not use it up.
     health: settings.publicPerIp,
     // All calls with an operator's token.
     operator: settings.operatorQuota,
-    // Attempts to register, for each address, whatever comes of them.
+    // Attempts to register, for each address, successful or not.
     'register-per-ip': settings.registerPerIp,
     // New identities, of all callers together.
     'register-total': settings.registerTotal,
@@ -25,7 +25,7 @@ export function callerThrottlers(settings: Settings): QuotaThrottler[] {
   return Object.entries(quotas).flatMap(([name, quota]) => throttlerOf(name, quota) ?? []);
 }
 
-/** A throttler of the module by its name; undefined if it is off. */
+/** Finds a throttler of the module by its name; undefined if it is off. */
 export function callerThrottler(
   options: ThrottlerModuleOptions,
   name: CallerQuota,
@@ -34,7 +34,7 @@ export function callerThrottler(
   return throttlers.find((throttler) => throttler.name === name);
 }
 
-/** A route's quota, or the setting that replaces it; undefined if that is `off`. */
+/** Creates the throttler of a route, from its quota or the setting that replaces it; undefined if the setting is `off`. */
 export function routeThrottler(
   rule: QuotaRule,
   { quotas }: Pick<Settings, 'quotas'>,
@@ -44,8 +44,8 @@ export function routeThrottler(
 }
 
 /**
- * A quota as a throttler of the library, see QuotaStorage. The headers are those of draft-ietf-httpapi-ratelimit-headers-11,
- * sections 3 and 4: `q` requests in a window of `w` seconds, which is what a bucket gives in the time that it takes to fill.
+ * Converts a quota to a throttler of the library, see QuotaStorage. The headers follow draft-ietf-httpapi-ratelimit-headers-11,
+ * sections 3 and 4: `q` requests in a window of `w` seconds, the time in which an empty bucket fills.
  */
 function throttlerOf(name: string, quota: Quota | null): QuotaThrottler | undefined {
   if (!quota) return undefined;
@@ -57,8 +57,8 @@ function throttlerOf(name: string, quota: Quota | null): QuotaThrottler | undefi
   };
 }
 
-/** Tells the caller what a quota is and what is left of it: no more than `r` requests in the next `t` seconds. */
-export function announce(
+/** Sets the headers that describe a quota and what is left of it: at most `r` requests in the next `t` seconds. */
+export function setQuotaHeaders(
   { limit, policyHeader, headerStart }: QuotaThrottler,
   { totalHits, timeToExpire }: QuotaRecord,
   reply: FastifyReply,
@@ -68,6 +68,6 @@ export function announce(
   reply.header('ratelimit', `${headerStart}${remaining};t=${timeToExpire}`);
 }
 
-/** The refusal of a request that is over its quota. @param waitSeconds when it is let in */
+/** Creates the error of a request over its quota. @param waitSeconds after how many seconds it would be admitted */
 export const rateLimited = (quota: string, waitSeconds: number): ApiError =>
   fail('ERR_RATE_LIMITED', { quota }, { retryAfterMs: waitSeconds * 1_000 });

@@ -14,15 +14,15 @@ import { isName } from '../http/text';
 import { callerAddress } from './addresses';
 import { FailedAuth } from './failed-auth';
 import { type QuotaRecord, type QuotaStorage, quotaKey } from './quota-storage';
-import { announce, callerThrottler, rateLimited } from './quotas';
+import { callerThrottler, rateLimited, setQuotaHeaders } from './quotas';
 
 /**
- * Charges a registration to its hostname only if it succeeds, so that nobody can lock a host out, and what fails to its
- * address.
+ * Charges a successful registration to its hostname, and a failed one to its address, so that failing on purpose can't lock a
+ * host out.
  */
 @Injectable()
 export class RegistrationQuota {
-  /** New identities, of all callers together. */
+  /** The quota of new identities, shared by all callers. */
   private readonly total: QuotaThrottler | undefined;
 
   constructor(
@@ -34,7 +34,7 @@ export class RegistrationQuota {
   }
 
   /**
-   * Gives a registration the charge that its handler takes. Until that is taken the headers tell what is there.
+   * Gives a registration the charge that its handler applies. Until then, the headers show the bucket before it.
    * @param throttler the quota of a hostname; undefined if it is off
    */
   async prepare(
@@ -45,7 +45,7 @@ export class RegistrationQuota {
     const address = callerAddress(clientAddress(request));
     const caller = registrantOf(request.body, address);
     const before = throttler && (await this.storage.peek(...bucketOf(throttler, caller)));
-    if (throttler && before) announce(throttler, before, reply);
+    if (throttler && before) setQuotaHeaders(throttler, before, reply);
     request.charge = {
       waitMs: before?.isBlocked ? before.timeToBlockExpire * 1_000 : 0,
       success: (tx, of) => this.takeAll(tx, of, { throttler, caller, before, reply }),
@@ -55,7 +55,7 @@ export class RegistrationQuota {
     return true;
   }
 
-  /** Takes a token from the bucket of all new identities, if it is one, and from the hostname's; from both or none. */
+  /** Takes a token from the hostname's bucket and, for a new identity, from the common one; from both or none. */
   private async takeAll(
     tx: Transaction,
     of: Parameters<Charge['success']>[1],
@@ -66,7 +66,7 @@ export class RegistrationQuota {
       for (const bucket of taken.splice(0)) this.storage.decrement(...bucket);
     };
     try {
-      // What all callers together have left is told to nobody until it is nothing.
+      // The headers show the common bucket only if it refuses: callers need not know what the others have left.
       if (of === 'new' && this.total) taken.push(await this.take(tx, this.total, 'all', reply, 'if refused'));
       if (throttler) taken.push(await this.take(tx, throttler, caller, reply));
     } catch (error) {
@@ -75,7 +75,7 @@ export class RegistrationQuota {
     }
     return () => {
       giveBack();
-      if (throttler && before) announce(throttler, before, reply);
+      if (throttler && before) setQuotaHeaders(throttler, before, reply);
     };
   }
 
@@ -88,13 +88,13 @@ export class RegistrationQuota {
   ): Promise<Bucket> {
     const [key, ttl, limit] = bucketOf(throttler, caller);
     const record = await this.storage.increment(key, ttl, limit, 0, throttler.name, tx);
-    if (record.isBlocked || !tells) announce(throttler, record, reply);
+    if (record.isBlocked || !tells) setQuotaHeaders(throttler, record, reply);
     if (record.isBlocked) throw rateLimited(throttler.name, record.timeToBlockExpire);
     return [key, ttl, limit];
   }
 }
 
-/** The caller that registers, and what its bucket answered before. */
+/** The caller that registers, and the state of its bucket before. */
 interface Registrant {
   readonly throttler: QuotaThrottler | undefined;
   readonly caller: string;
@@ -110,7 +110,7 @@ const bucketOf = ({ name, ttl, limit }: QuotaThrottler, caller: string): Bucket 
   limit,
 ];
 
-/** What a registration is counted by: its hostname or, if it has none that is valid, its address. */
+/** Returns the key of a registration: its hostname or, without a valid one, its address. */
 function registrantOf(body: unknown, address: string): string {
   const hostname = (body as { hostname?: unknown } | null | undefined)?.hostname;
   return typeof hostname === 'string' && hostname.length <= MAX_HOSTNAME && isName(hostname)

@@ -6,7 +6,7 @@ import type { Quota } from '../settings';
 import { SerialBatcher } from './serial-batcher';
 import { type Buckets, type Verdict, verdictOf } from './token-buckets';
 
-/** How many empty buckets are remembered; the database is asked about all others. */
+/** How many empty buckets are remembered; all others are read from the database. */
 const MAX_EMPTY = 100_000;
 
 /** A request for a token. */
@@ -15,7 +15,7 @@ interface Take {
   readonly quota: Quota;
 }
 
-/** Takes for many requests at once, one statement at a time: requests that arrive meanwhile share the next. */
+/** Takes tokens for many requests with one statement at a time: requests that arrive meanwhile share the next one. */
 export class BucketStatements extends SerialBatcher<Take, Verdict> {
   constructor(table: BucketTable, clock: Pick<Clock, 'now'>) {
     super((takes) => takeAll(table, clock, takes));
@@ -23,11 +23,11 @@ export class BucketStatements extends SerialBatcher<Take, Verdict> {
 }
 
 /**
- * Token buckets that all replicas take from, as exact as {@link TokenBuckets}. A bucket that is known to be empty refuses from
- * memory, for only time fills it: a flood costs no statements.
+ * Token buckets that all replicas share, as exact as {@link TokenBuckets}. A bucket known to be empty refuses without a
+ * statement, because only time refills it; so a flood does not load the database.
  */
 export class SharedBuckets implements Buckets {
-  /** Empty buckets, with when they were seen so and when they let the next request in. */
+  /** Empty buckets, with the instant when that was read and the instant when they admit the next request. */
   private readonly empty = new LRUCache<string, { since: number; until: number }>({
     // By size: a cache with `max` allocates the memory for all of them at once.
     maxSize: MAX_EMPTY,
@@ -56,7 +56,7 @@ export class SharedBuckets implements Buckets {
     const known = this.empty.get(key);
     if (!known) return undefined;
     const now = this.clock.now();
-    // Not if the clock was set back: then nobody knows how long it takes.
+    // If the clock was set back, the remaining time is unknown.
     if (now >= known.since && now < known.until)
       return { admitted: false, remaining: 0, nextInMs: known.until - now };
     this.empty.delete(key);
@@ -78,8 +78,8 @@ export class SharedBuckets implements Buckets {
 
   private async takeWithin(tx: Transaction, key: string, quota: Quota): Promise<Verdict> {
     const [verdict] = (await takeAll(this.table, this.clock, [{ key, quota }], tx)) as [Verdict];
-    // A token that was taken may be given back by a rollback. A refusal rests on what is committed: others that take hold
-    // the row's lock until they are.
+    // A token that was taken may come back by a rollback, but a refusal is final: other units hold the row's lock until they
+    // commit.
     if (!verdict.admitted) this.remember(key, verdict);
     return verdict;
   }
@@ -88,7 +88,7 @@ export class SharedBuckets implements Buckets {
     const now = this.clock.now();
     const { debt, rate, settledAt } = (await this.table.find(key)) ?? { debt: 0, rate: 1, settledAt: now };
     const capacity = quota.burst * quota.periodMs;
-    // In the unit of another rate, if the quota was changed.
+    // If the quota was changed, the debt is in the unit of the old rate.
     const before = Math.min(capacity, rate === quota.limit ? debt : Math.ceil((debt * quota.limit) / rate));
     const owed = Math.max(0, before - Math.max(0, now - settledAt) * quota.limit);
     const aheadMs = Math.min(MAX_SKEW_MS, Math.max(0, settledAt - now));
@@ -96,7 +96,7 @@ export class SharedBuckets implements Buckets {
   }
 }
 
-/** Takes for each of the requests, first come, first served. @returns a verdict for each, in their order */
+/** Takes a token for each request, first come, first served. @returns a verdict for each, in their order */
 async function takeAll(
   table: BucketTable,
   clock: Pick<Clock, 'now'>,
@@ -124,13 +124,13 @@ async function takeAll(
     const rest = left.get(key) as { bucket: TakenBucket; admitted: number };
     const admitted = rest.admitted > 0;
     if (admitted) rest.admitted--;
-    // The debt after this request, and before the others that were let in behind it.
+    // The debt after this request, and before the ones admitted after it.
     const debt = rest.bucket.debt - rest.admitted * quota.periodMs;
     return verdictAhead(admitted, debt, rest.bucket.settledAt - now, quota);
   });
 }
 
-/** @param aheadMs how far the bucket's instant is ahead of now: it fills from there on */
+/** @param aheadMs how far the bucket's instant is ahead of now, in ms: it refills from then on */
 function verdictAhead(admitted: boolean, debt: number, aheadMs: number, quota: Quota): Verdict {
   const verdict = verdictOf(admitted, debt, quota);
   return verdict.nextInMs === 0 ? verdict : { ...verdict, nextInMs: Math.max(1, verdict.nextInMs + aheadMs) };

@@ -17,7 +17,7 @@ const quotas = fc.record({
 });
 
 describe('TokenBuckets', () => {
-  it('lets the burst in at once and then one for each interval', () => {
+  it('admits the burst at once, then one request in each interval', () => {
     const time = new Time();
     const buckets = new TokenBuckets(time);
     const take = () => buckets.take('a', HEARTBEAT);
@@ -36,7 +36,7 @@ describe('TokenBuckets', () => {
     expect(buckets.look('a', HEARTBEAT)).toEqual({ admitted: true, remaining: 3, nextInMs: 0 });
   });
 
-  it('keeps keys apart', () => {
+  it('separates keys', () => {
     const buckets = new TokenBuckets(new Time());
     const once = { limit: 1, periodMs: 1_000, burst: 1 };
     expect(buckets.take('a', once).admitted).toBe(true);
@@ -88,7 +88,7 @@ describe('TokenBuckets', () => {
     );
   });
 
-  it('says truly when the next one is let in: not a millisecond earlier, and then for sure', () => {
+  it('computes to the millisecond when the next request is admitted', () => {
     fc.assert(
       fc.property(quotas, fc.array(fc.nat(2_000), { maxLength: 30 }), (quota, waits) => {
         const time = new Time();
@@ -119,7 +119,7 @@ describe('TokenBuckets', () => {
 
   const hourly = { limit: 1, periodMs: 3_600_000, burst: 1 };
 
-  it('drops buckets that have run full, and no other', () => {
+  it('drops full buckets and no others', () => {
     const time = new Time();
     const buckets = new TokenBuckets(time, 100);
     // The oldest of all, and the only one that is not full when the others come.
@@ -132,7 +132,7 @@ describe('TokenBuckets', () => {
     expect(buckets.look('second 0', HEARTBEAT).remaining).toBe(2);
   });
 
-  it('refills nobody however many others come: they share buckets, in bounds, until there is room', () => {
+  it('keeps all debts however many keys come: new keys share a limited number of buckets until there is room', () => {
     const time = new Time();
     const buckets = new TokenBuckets(time, 100);
     const before = Array.from({ length: 100 }, (_, i) => `before ${i}`);
@@ -143,7 +143,7 @@ describe('TokenBuckets', () => {
     expect(buckets.size).toBeLessThanOrEqual(100 + 4_096);
     expect(admitted).toBeGreaterThan(1_000);
     expect(admitted).toBeLessThanOrEqual(4_096);
-    // Who shared one has no more in it for having moved.
+    // A key that gets a bucket of its own keeps the debt of the shared one.
     time.at += 3_599_999;
     expect(buckets.take('stranger 0', hourly).admitted).toBe(false);
     time.at += 1;

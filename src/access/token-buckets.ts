@@ -2,22 +2,22 @@ import type { Clock } from '../clock';
 import type { Transaction } from '../database/statements';
 import type { Quota } from '../settings';
 
-/** How many buckets are kept of callers that anybody can invent. One takes about 150 bytes. */
-const MAX_STRANGERS = 200_000;
+/** How many buckets are kept for keys that any client can invent. One takes about 150 bytes. */
+const MAX_ANONYMOUS = 200_000;
 
-/** How many buckets are checked, at each new one, to find those that are full again. */
+/** How many buckets are checked whenever one is added, to drop those that are full again. */
 const SWEEP = 4;
 
-/** How many buckets, for each quota, new callers share if there is no room for their own. */
+/** How many shared buckets each quota has for new callers if there is no room for their own. */
 const OVERFLOW = 4_096;
 
-/** What a bucket answers to a request. */
+/** A bucket's answer to a request. */
 export interface Verdict {
-  /** Whether the request is let in. */
+  /** Whether the request is admitted. */
   readonly admitted: boolean;
-  /** How many more requests are let in at once. */
+  /** How many more requests would be admitted now. */
   readonly remaining: number;
-  /** Milliseconds until there is one more; 0 if the bucket is full. A request that was refused is let in then. */
+  /** How long until the bucket has one more token, in ms; 0 if it is full. A refused request would be admitted then. */
   readonly nextInMs: number;
 }
 
@@ -29,16 +29,16 @@ export interface Buckets {
    */
   take(key: string, quota: Quota, within?: Transaction): Verdict | Promise<Verdict>;
 
-  /** Answers as {@link take} would, and takes nothing. */
+  /** Returns what {@link take} would return, but takes nothing. */
   look(key: string, quota: Quota): Verdict | Promise<Verdict>;
 
-  /** Gives a token back that was taken in a unit of work that was rolled back. */
+  /** Returns a token that was taken in a unit of work that was rolled back. */
   giveBack(key: string, quota: Quota): void;
 }
 
 /**
- * A bucket by the generic cell rate algorithm (GCRA): each request adds a period to what it owes, time takes it away. Debt is
- * counted in 1/limit of a millisecond, so that every quota is exact in integers: no rate is a fraction.
+ * A bucket by the generic cell rate algorithm (GCRA): each request adds a period to its debt, and time reduces it. Debt is
+ * counted in 1/limit of a millisecond, so that every quota is exact in integers.
  */
 interface Bucket {
   debt: number;
@@ -47,19 +47,19 @@ interface Bucket {
 }
 
 /**
- * Token buckets in the memory of this process: `burst` requests at once, `limit` in each period after. Their number is
- * bounded, yet no debt is forgotten: a full bucket is the same as none, so only full ones are dropped; if none is full, new
- * keys share buckets until there is room.
+ * Token buckets in the memory of this process: `burst` requests at once, then `limit` in each period. Their number is limited,
+ * but no debt is lost: only full buckets are dropped, which equal missing ones. If none is full, new keys share buckets until
+ * there is room.
  */
 export class TokenBuckets implements Buckets {
   private readonly buckets = new SweptMap();
-  /** What keys without a bucket of their own share. */
+  /** The shared buckets of keys without a bucket of their own. */
   private readonly overflow = new SweptMap();
 
-  /** @param max how many buckets are kept; infinite if there is one for each authenticated caller at most */
+  /** @param max how many buckets are kept; infinite if there is at most one for each authenticated caller */
   constructor(
     private readonly clock: Pick<Clock, 'now'>,
-    private readonly max = MAX_STRANGERS,
+    private readonly max = MAX_ANONYMOUS,
   ) {}
 
   /** How many buckets are kept. */
@@ -92,7 +92,7 @@ export class TokenBuckets implements Buckets {
     return this.overflow.size === 0 ? undefined : this.settled(this.overflow.get(sharedKey(key, quota)));
   }
 
-  /** The bucket with what it owes now. */
+  /** Updates a bucket's debt to the present. */
   private settled(bucket: Bucket | undefined): Bucket | undefined {
     if (bucket) {
       const now = this.clock.now();
@@ -118,11 +118,11 @@ export class TokenBuckets implements Buckets {
   }
 }
 
-/** Buckets of which a few are checked at each new one, to drop those that are full again. */
+/** A map that checks a few buckets whenever one is added, and drops those that are full again. */
 class SweptMap extends Map<string, Bucket> {
   private cursor = this.entries();
 
-  /** Checks the next few. It checks more than are added, so each has its turn. */
+  /** Checks the next few buckets. It checks more than are added, so every bucket is checked in time. */
   sweep(now: number): void {
     for (let i = 0; i < SWEEP; i++) {
       const { value, done } = this.cursor.next();
@@ -136,7 +136,7 @@ class SweptMap extends Map<string, Bucket> {
   }
 }
 
-/** FNV-1a; any hash that spreads the keys will do. */
+/** Chooses a shared bucket by FNV-1a; any hash that spreads the keys would do. */
 function sharedKey(key: string, { limit, periodMs, burst }: Quota): string {
   let hash = 0x811c9dc5;
   for (let i = 0; i < key.length; i++) hash = Math.imul(hash ^ key.charCodeAt(i), 0x01000193);
@@ -147,7 +147,7 @@ function debtAt(bucket: Bucket, now: number): number {
   return Math.max(0, bucket.debt - Math.max(0, now - bucket.at) * bucket.quota.limit);
 }
 
-/** What a bucket answers that owes so much, in 1/limit of a millisecond, after the request. */
+/** Builds the answer of a bucket from its debt after the request, in 1/limit of a millisecond. */
 export function verdictOf(admitted: boolean, debt: number, { limit, periodMs, burst }: Quota): Verdict {
   const free = burst * periodMs - debt;
   const remaining = Math.floor(free / periodMs);

@@ -8,7 +8,7 @@ import type { TokenBuckets } from './token-buckets';
 
 const NAME = 'parse-failures';
 
-/** Limits how many bodies that can't be parsed one caller may send, at each replica. */
+/** Limits how many bodies that can't be parsed one caller may send to each replica. */
 @Injectable()
 export class UnreadableBodies implements ParseFailures {
   constructor(

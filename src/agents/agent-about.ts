@@ -18,12 +18,12 @@ const FLUSH_MS = 1_000;
 const CHANGE_MS = 60_000;
 /** How often the same is written again, in milliseconds: another replica may have heard something else. It changes no row if not. */
 const REFRESH_MS = 600_000;
-/** What so many agents said last is kept in memory, so that the same again costs nothing. */
+/** The number of agents whose last answer is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
 /** Under what it is announced that what an agent said is forgotten; the message is its id. */
 const FORGOTTEN = 'agent-about';
 
-/** So many wait to be written; what others say is heard the next time. */
+/** The number of agents whose answers wait to be written; those of others are taken the next time. */
 const MAX_PENDING = 20_000;
 
 interface Said {
@@ -58,7 +58,7 @@ export class AgentAbout implements OnApplicationShutdown {
     database.onGap(() => this.written.clear());
   }
 
-  /** Takes in what an agent that was served says. What is too long, or not visible ASCII, is passed over. */
+  /** Takes in what an agent that was served says. What is too long, or not visible ASCII, is ignored. */
   note(agentId: number, userAgent: string | undefined): void {
     if (userAgent === undefined || !VERSION.test(userAgent)) return;
     const before = this.written.get(agentId);

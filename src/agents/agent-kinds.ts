@@ -31,7 +31,7 @@ const REFRESH_MS = 600_000;
 const CHANGE_MS = 30_000;
 /** Under which it is announced that kinds of an agent were removed, by its id. */
 const REMOVED = 'agent-kinds';
-/** What so many agents asked for is kept in memory, so that the same again costs nothing. */
+/** The number of agents whose last request is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
 
 /** How many leases of each kind an agent is willing to hold. */

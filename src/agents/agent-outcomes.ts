@@ -41,7 +41,7 @@ export interface EndedAttempt {
 const DAY_MS = 24 * HOUR_MS;
 /** How often the counts are written, in milliseconds: so much of them can be lost. */
 const FLUSH_MS = 1_000;
-/** What is counted of so many agents waits to be written; of others nothing is counted until it is. */
+/** The number of agents whose counts wait to be written; nothing is counted of others until they are. */
 const MAX_PENDING = 100_000;
 /** Under which it is announced that an agent's outcomes are forgotten, by its id. */
 const FORGOTTEN = 'agent-outcomes';
@@ -189,7 +189,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
    * Rolls spans that are older than an hour up to hours, and deletes what is older than a day. Both windows count the same before
    * and after.
    */
-  async upkeep(): Promise<void> {
+  async maintain(): Promise<void> {
     const now = this.clock.now();
     await this.jobs.purge((limit) => this.rollUp(hourBegan(now), limit));
     await this.jobs.purge((limit) =>
@@ -203,8 +203,8 @@ export class AgentOutcomes implements OnApplicationShutdown {
   }
 
   @Cron(CronExpression.EVERY_10_MINUTES)
-  protected upkeepOften(): Promise<void> {
-    return this.jobs.run('agent-outcome-retention', SPAN_MS, () => this.upkeep());
+  protected maintainOften(): Promise<void> {
+    return this.jobs.run('agent-outcome-retention', SPAN_MS, () => this.maintain());
   }
 
   /** The last requests have been answered, and the database is still open. */

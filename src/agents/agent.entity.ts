@@ -16,7 +16,7 @@ export const CONFIG_STATUSES = ['applied', 'failed'] as const;
 export type ConfigStatus = (typeof CONFIG_STATUSES)[number];
 
 /**
- * How an attempt at a task ends. `unsaid`: its agent completed it and did not say what came of the check. `cancelled`: its
+ * How an attempt at a task ends. `unsaid`: its agent completed it and did not say how the check ended. `cancelled`: its
  * agent gave it back. `expired`: nothing was heard of it in time. One that an operator cut off did not end by itself and is none.
  */
 export const ATTEMPT_OUTCOMES = ['success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'] as const;
@@ -126,7 +126,7 @@ export class UsageEntity {
   observations_bytes!: number;
 }
 
-/** When an agent was last heard of. Apart from {@link AgentEntity}, for it changes all the time and nothing else does. */
+/** When an agent was last heard of. Apart from {@link AgentEntity}, because it changes all the time and nothing else does. */
 @Entity('agent_heartbeats')
 export class HeartbeatEntity {
   @PrimaryColumn('bigint')

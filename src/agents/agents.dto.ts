@@ -18,7 +18,7 @@ import { MAX_VERSION } from './agent-about';
 import { MAX_HOSTNAME } from './hostnames';
 import { LABEL_FILTERS, LABELS, type Labels } from './labels';
 
-/** Who wants to become an agent. */
+/** A host that wants to become an agent. */
 @AgentBody()
 export class RegisterRequest {
   // The page fills the example in, so it names nobody: a silent agent of that name would be taken over.
@@ -92,7 +92,7 @@ export class HeartbeatRequest {
   @Matches(/^[\x21-\x7e]{1,64}$/, { message: 'must be 1 to 64 visible ASCII characters' })
   config_revision?: string | null;
 
-  /** What came of it; goes with `config_revision`. */
+  /** How that went; goes with `config_revision`. */
   @ApiProperty({ required: false, nullable: true, enum: [...CONFIG_STATUSES, null], example: null })
   @IsOptional()
   @IsIn(CONFIG_STATUSES)
@@ -120,7 +120,7 @@ export class HeartbeatResponse {
   config_revision?: string;
 }
 
-/** How an agent stands: an operator's decision where there is one, else whether its heartbeat is in time. */
+/** How an agent stands: an operator's decision if there is one, else whether its heartbeat is in time. */
 export const AGENT_STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'] as const;
 export type AgentStatus = (typeof AGENT_STATUSES)[number];
 
@@ -273,7 +273,7 @@ export class OutcomeCounts implements Record<AttemptOutcome, number> {
   @ApiProperty({ type: 'integer', example: 1 })
   error!: number;
 
-  /** Completed, and the agent did not say what came of the check. */
+  /** Completed, and the agent did not say how the check ended. */
   @ApiProperty({ type: 'integer', example: 0 })
   unsaid!: number;
 

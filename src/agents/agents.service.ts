@@ -42,7 +42,7 @@ export const TRIAL_MS = 86_400_000;
 /** Topic under which changes of agents' credentials and states are announced, by id. */
 const CREDENTIALS = 'agents';
 
-/** So many agents' credentials are kept in memory; the rest is looked up. */
+/** The number of agents whose credentials are kept in memory; the rest is looked up. */
 const CACHED_AGENTS = 100_000;
 /** How many agents are known from the start: the newest. */
 const KNOWN_AT_START = 20_000;
@@ -66,7 +66,7 @@ export type LeaseCounter = (
   agentIds: readonly number[],
 ) => Promise<Map<number, number>>;
 
-/** Owns agents: who they are, their tokens, and whether they are in service. Other domains ask here. */
+/** Owns agents: their identities, their tokens, and whether they are in service. Other domains ask here. */
 @Injectable()
 export class AgentsService {
   private readonly deactivationListeners: DeactivationListener[] = [];

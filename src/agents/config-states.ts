@@ -15,7 +15,7 @@ import {
   upsertConfigStates,
 } from './config-states.queries';
 
-/** What so many agents said last is kept in memory, so that the same again costs nothing. */
+/** The number of agents whose last answer is kept in memory, so that the same again costs nothing. */
 const REMEMBERED_AGENTS = 100_000;
 /** For how long, in milliseconds: a notification of another replica can be lost without a trace. */
 const TRUSTED_MS = 60_000;
@@ -43,7 +43,7 @@ export class ConfigStates {
 
   /**
    * Whether an agent says something that {@link store} would write, as far as this process knows. It trusts its memory while it
-   * hears what other replicas store, and for a minute at most.
+   * receives what other replicas store, and for a minute at most.
    */
   isNews(agentId: number, report: ConfigReport): boolean {
     const known = this.stored.get(agentId);
@@ -61,7 +61,7 @@ export class ConfigStates {
       news.map(([agent_id, report]) => ({ agent_id, ...report })),
     );
     for (const agentId of changed) tx.announce(CHANGED, String(agentId));
-    // Behind the announcement, which this process hears too.
+    // Behind the announcement, which this process receives too.
     tx.afterCommit(() => {
       for (const [id, report] of news) this.stored.set(id, { text: textOf(report), at: tx.now });
     });

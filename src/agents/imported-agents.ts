@@ -5,7 +5,7 @@ import { isName } from '../http/text';
 import { hashToken, isImportedToken } from '../http/tokens';
 import { hostnameKey, MAX_HOSTNAME } from './hostnames';
 
-/** What became of the agents of another database. */
+/** The result of importing the agents of another database. */
 export interface ImportedAgents {
   taken: number;
   /** They came with an earlier import. */

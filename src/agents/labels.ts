@@ -1,7 +1,7 @@
 import { type FieldForm, valueCheck } from '../http/item-fields';
 import { NAME, type TextRule } from '../http/text';
 
-/** What agents are told apart by: names to values. */
+/** Labels of an agent: names to values. */
 export type Labels = Record<string, string>;
 
 /** How many labels one request may give, and how long a value may be. */

@@ -64,7 +64,7 @@ interface Attempt {
   refund: () => void;
 }
 
-/** What is kept under a key: who was registered, and the token that was given out last. */
+/** What is kept under a key: the registered agent, and the token that was issued last. */
 interface Repeatable {
   readonly agent_id: number;
   readonly token_hash: string;
@@ -222,7 +222,7 @@ export class RegistrationService {
     if (key === undefined) return undefined;
     if (!/^[\x21-\x7e]{16,255}$/.test(key)) {
       throw fail('ERR_VALIDATION', {
-        'idempotency-key': 'must be 16 to 255 visible ASCII characters, for it is a secret of the caller',
+        'idempotency-key': 'must be 16 to 255 visible ASCII characters; it is a secret of the caller',
       });
     }
     const enrolledWith = typeof shown === 'object' ? shown.hash : shown;

@@ -53,7 +53,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .addOption(labelOption())
     .action(create);
 
-  const agents = program.command('agents').description('see the fleet, and manage agents');
+  const agents = program.command('agents').description('list and manage agents');
   listCommand(
     agents,
     'list',
@@ -65,11 +65,11 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .addOption(choiceOption('--status <status>', 'only these', STATUSES))
     .option('--hostname <hostname>', 'only this one')
     .addOption(labelOption())
-    .option('--failing', 'only those of which more than half of at least 5 attempts failed in the last hour')
+    .option('--failing', 'only those that failed more than half of at least 5 attempts in the last hour')
     .addOption(new Option('--not-failing', 'only the others').conflicts('failing'))
     .addOption(choiceOption('--config-status <status>', 'by the configuration in force', CONFIG_STATUSES))
     .option('--kind <kind>', 'only those that take tasks of this kind')
-    .option('--version <version>', 'only those that say they are of this version')
+    .option('--version <version>', 'only those that report this version')
     .action(({ label: labels = {}, failing, notFailing, configStatus: config_status, ...given }) => {
       const { status, hostname, kind, version, limit, cursor, ...options } = given;
       const filter = {
@@ -95,10 +95,10 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .addOption(labelOption())
     .action(create);
   for (const [name, summary] of [
-    ['disable', 'shut an agent out until it is enabled; its leases are revoked'],
-    ['enable', 'let a disabled or draining agent work again'],
-    ['drain', 'give an agent no new work; what it holds it may finish'],
-    ['revoke', 'shut an agent out for good; its leases are revoked'],
+    ['disable', 'refuse all calls of an agent until it is enabled, and revoke its leases'],
+    ['enable', 'enable a disabled or draining agent'],
+    ['drain', 'give an agent no new work; it may finish its leases'],
+    ['revoke', 'refuse all calls of an agent forever, and revoke its leases'],
   ] as const) {
     apiCommand(agents, name, summary, `agents ${name} 12`)
       .argument('<id>', "the agent's id", id)
@@ -120,13 +120,13 @@ export function addAgents(program: Command, terminal: Terminal): void {
   listCommand(
     agents,
     'metrics',
-    'list what an agent sent to /metrics, by the time it was measured, the latest first',
+    "list an agent's own metrics by time of measurement, latest first",
     'agents metrics 12 --since 2h',
     'agents metrics 12 --json --limit 500',
   )
     .argument('<id>', "the agent's id", id)
-    .addOption(pastTimeOption('--since', 'measured from then on'))
-    .addOption(pastTimeOption('--until', 'measured before then'))
+    .addOption(pastTimeOption('--since', 'measured at this time or later'))
+    .addOption(pastTimeOption('--until', 'measured before this time'))
     .action((agent, { since, until, limit, cursor, ...options }) =>
       callAndPrint(
         terminal,
@@ -137,7 +137,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     );
   apiCommand(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12 --revoke-old')
     .argument('<id>', "the agent's id", id)
-    .option('--revoke-old', 'the token that it has is void at once, and not only when the new one is used')
+    .option('--revoke-old', 'revoke the current token at once, not when the new one is first used')
     .action((agent, { revokeOld: revoke_old, ...options }) =>
       callAndPrint(
         terminal,
@@ -146,7 +146,12 @@ export function addAgents(program: Command, terminal: Terminal): void {
         renderCredentials,
       ),
     );
-  apiCommand(agents, 'delete', 'delete an agent; its results stay, its hostname is free', 'agents delete 12')
+  apiCommand(
+    agents,
+    'delete',
+    'delete an agent; its results are kept, and its hostname can be used again',
+    'agents delete 12',
+  )
     .argument('<id>', "the agent's id", id)
     .action((agent, options) =>
       callAndPrint(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),

@@ -29,7 +29,7 @@ export function apiCommand(parent: Command, usage: string, summary: string, ...e
     .description(summary)
     .option('--json', "the API's own JSON on standard output, errors as JSON on standard error")
     .option('--timeout <seconds>', 'how long to wait for an answer', timeoutSeconds, 30)
-    .option('--token-file <file>', "a file with the operator's token, in place of CONTROL_PLANE_TOKEN")
+    .option('--token-file <file>', "a file with the operator's token, instead of CONTROL_PLANE_TOKEN")
     .addHelpText('after', `\nExamples:\n${examples.map((line) => `  $ control-plane ${line}`).join('\n')}`);
 }
 
@@ -37,7 +37,7 @@ export function apiCommand(parent: Command, usage: string, summary: string, ...e
 export const watchable = (command: Command): Command =>
   command.option(
     '--watch [seconds]',
-    'show it again every 2 seconds, or as often as given, until Ctrl-C',
+    'repeat every 2 seconds, or at the given interval, until Ctrl-C',
     timeoutSeconds,
   );
 
@@ -45,7 +45,7 @@ export const watchable = (command: Command): Command =>
 export function listCommand(parent: Command, usage: string, summary: string, ...examples: string[]): Command {
   return watchable(apiCommand(parent, usage, summary, ...examples))
     .option('--limit <n>', 'how many, at most 500', integer)
-    .option('--cursor <cursor>', 'where the list before ended');
+    .option('--cursor <cursor>', 'the cursor that the previous page printed');
 }
 
 /** Renders the items of a page as a table of these columns. */
@@ -75,7 +75,7 @@ export async function fetchText(
 
 /**
  * Makes a call and prints the answer, repeatedly with `--watch`.
- * @param render makes the text of an answer; not used with `--json`
+ * @param render renders an answer as text; not used with `--json`
  * @throws CommandError the call failed
  */
 export async function callAndPrint(
@@ -98,14 +98,14 @@ export async function callAndPrint(
   return watch(terminal, options, printOnce);
 }
 
-/** Says `none` below an empty table: a heading alone looks like a failure. */
+/** Prints `none` below an empty table, because a heading alone looks like a failure. */
 export function noteIfEmpty(terminal: Terminal, items: readonly unknown[] | undefined): void {
   if (items?.length === 0) terminal.note('none');
 }
 
 /**
- * Prints once; with `--watch` repeatedly, until Ctrl-C. After the first success, a server that is away does not end the
- * command: that is said once, and it tries again. A refusal by the server ends it.
+ * Prints once; with `--watch` repeatedly, until Ctrl-C. After the first success, an unreachable server does not end the
+ * command: it is reported once, and the call is repeated. A refusal by the server ends it.
  * @throws CommandError printing failed
  */
 export async function watch(
@@ -122,20 +122,20 @@ export async function watch(
   });
   const loop = async () => {
     let hasPrinted = false;
-    let isAway = false;
+    let isUnreachable = false;
     while (!signal.aborted) {
       try {
         await printOnce();
         hasPrinted = true;
-        isAway = false;
+        isUnreachable = false;
       } catch (error) {
-        // After a success the arguments are known to be right: only the server can be at fault, as while it restarts.
+        // After a success the arguments are known to be right, so the server has the problem, for example a restart.
         if (!hasPrinted || !(error instanceof CommandError) || error.exitCode === EXIT.failed) throw error;
-        if (!isAway && !signal.aborted) {
+        if (!isUnreachable && !signal.aborted) {
           terminal.note(error.message);
           if (!options.json) terminal.note('It is asked again until it answers; Ctrl-C ends this.');
         }
-        isAway = true;
+        isUnreachable = true;
       }
       await sleep(intervalMs, undefined, { signal }).catch(() => undefined);
     }

@@ -18,8 +18,8 @@ export function durationSeconds(text: string): number {
 
 /**
  * Parses an instant: RFC 3339, or a duration from now, with a sign or without.
- * @param direction where a duration without a sign points: `--since 2h` is two hours ago, `--not-after 1d` a day ahead
- * @returns RFC 3339; any other text unchanged, for the server to judge
+ * @param direction the direction of a duration without a sign: `--since 2h` is two hours ago, `--not-after 1d` a day ahead
+ * @returns RFC 3339; any other text unchanged, so that the server checks it
  */
 export function instant(text: string, direction: 'past' | 'future', now = new Clock().now()): string {
   const match = /^([+-]?)(\d{1,10}[smhd])$/.exec(text);
@@ -34,14 +34,14 @@ export function instant(text: string, direction: 'past' | 'future', now = new Cl
 
 /** An option that takes an instant, usually in the past. */
 export const pastTimeOption = (flag: string, description: string): Option =>
-  new Option(`${flag} <time>`, `${description} (RFC 3339, or as long ago as 2h)`).argParser((text: string) =>
-    instant(text, 'past'),
+  new Option(`${flag} <time>`, `${description} (RFC 3339, or a duration ago such as 2h)`).argParser(
+    (text: string) => instant(text, 'past'),
   );
 
 /** An option that takes an instant, usually in the future. */
 export const futureTimeOption = (flag: string, description: string): Option =>
-  new Option(`${flag} <time>`, `${description} (RFC 3339, or from now as +10m)`).argParser((text: string) =>
-    instant(text, 'future'),
+  new Option(`${flag} <time>`, `${description} (RFC 3339, or from now such as +10m)`).argParser(
+    (text: string) => instant(text, 'future'),
   );
 
 /** An option with a few known values: help and completion list them, the server checks what is given. */

@@ -10,7 +10,7 @@ import type { Terminal } from './terminal';
 
 /** Adds the commands for the audit log. */
 export function addAudit(program: Command, terminal: Terminal): void {
-  const audit = program.command('audit').description('see who changed what');
+  const audit = program.command('audit').description('list and verify the changes of operators');
   listCommand(
     audit,
     'list',
@@ -42,7 +42,7 @@ export function addAudit(program: Command, terminal: Terminal): void {
   )
     .option(
       '--known <id:hash>',
-      'an entry that was kept elsewhere, which the log must still hold',
+      'an entry from an earlier verification, which the log must still contain',
       parseKnownEntry,
     )
     .action(async ({ known, ...options }: ApiOptions & { known?: string }) => {
@@ -60,7 +60,7 @@ export function addAudit(program: Command, terminal: Terminal): void {
 
 function parseKnownEntry(text: string): string {
   if (!/^[1-9]\d{0,14}:[0-9a-f]{64}$/.test(text))
-    throw new InvalidArgumentError('It must be last_id:last_hash as an earlier verification said.');
+    throw new InvalidArgumentError('It must be last_id:last_hash of an earlier verification.');
   return text;
 }
 

@@ -14,7 +14,7 @@ import type { Terminal } from './terminal';
 const ATTEMPTS = 3;
 const FIRST_WAIT_MS = 500;
 
-/** If the server asks for a longer wait than this, the person is told instead, in ms. */
+/** If the server asks for a longer wait than this, in ms, the command fails instead. */
 const MAX_WAIT_MS = 10_000;
 
 /** Builds a GET call. */
@@ -50,7 +50,7 @@ export function queryString(
 }
 
 /**
- * Calls the API, and retries a few times what may be repeated.
+ * Calls the API; retries calls that may be repeated a few times.
  * @returns the answer's text, which is JSON or empty
  * @throws CommandError the call failed; the message says why
  */

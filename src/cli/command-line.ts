@@ -25,7 +25,7 @@ const { version } = require('../../package.json') as { version: string };
  * Runs one command in this process, without ending it. Every import below this file that loads the application, a database
  * driver or another large package is dynamic: help and the API's commands start without them.
  * @param args the arguments after the program's name; none means `serve`
- * @returns the exit code; `serve` returns 0 when it listens, and goes on serving
+ * @returns the exit code; `serve` returns 0 when it listens, and continues to serve
  */
 export async function runCommandLine(args: readonly string[], io: ProcessIo): Promise<number> {
   const terminal = new Terminal(io);
@@ -40,7 +40,7 @@ export async function runCommandLine(args: readonly string[], io: ProcessIo): Pr
 
 function createProgram(terminal: Terminal, { stdout, stderr }: ProcessIo): Command {
   const program = new Command('control-plane')
-    .description('The DNS Agent Control Plane: the server, and what its operators do with it.')
+    .description('The DNS Agent Control Plane: runs the server, and calls its API for operators.')
     .version(version)
     // After a command, --version is the command's own: `agents list --version` filters by it.
     .enablePositionalOptions()
@@ -53,11 +53,11 @@ function createProgram(terminal: Terminal, { stdout, stderr }: ProcessIo): Comma
     .addHelpText(
       'after',
       `
-On the server's own machine, commands that act through the API find the server by the file that it leaves beside its
-database, and show it the admin's token once it has proven to be that server. To reach one elsewhere, set
+On the server's own machine, commands that call the API find the server by the file that it writes beside its database.
+They send the admin's token once it has proven to be that server. To reach a server on another machine, set
 CONTROL_PLANE_URL to its address and CONTROL_PLANE_TOKEN to an operator's token.
 
-Exit codes: 0 done; 1 refused or failed; 2 wrong arguments or settings; 3 not reachable, busy or over a quota: try again.
+Exit codes: 0 done; 1 refused or failed; 2 wrong arguments or settings; 3 unreachable, busy or over a quota: try again.
 
 Examples:
   $ control-plane serve
@@ -94,7 +94,7 @@ const rephrase = (text: string): string =>
     "error: the $2 '$1' is not $3",
   );
 
-/** Tells the person why the command failed. @returns the exit code */
+/** Prints why the command failed. @returns the exit code */
 function reportError(terminal: Terminal, error: unknown): number {
   // Commander has reported it already. A request for help is not an error.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;

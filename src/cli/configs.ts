@@ -21,7 +21,7 @@ export function addConfigs(program: Command, terminal: Terminal): void {
       .option('--expires-in <duration>', 'how long agents may use it, such as 30d', durationSeconds)
       .option(
         '--idempotency-key <key>',
-        'the same key again publishes nothing twice (default: a random one)',
+        'a repeated call with the same key publishes nothing twice (default: a random key)',
       );
   publishing(
     apiCommand(
@@ -54,7 +54,7 @@ export function addConfigs(program: Command, terminal: Terminal): void {
     const shown = revision ?? (await newestRevision(terminal, options));
     await callAndPrint(terminal, options, get(`/v1/configs/${encodeURIComponent(shown)}`), fields);
   });
-  listCommand(config, 'list', 'list what was published, newest first', 'config list').action(
+  listCommand(config, 'list', 'list published configurations, newest first', 'config list').action(
     ({ limit, cursor, ...options }) =>
       callAndPrint(
         terminal,
@@ -66,7 +66,7 @@ export function addConfigs(program: Command, terminal: Terminal): void {
   apiCommand(
     config,
     'diff [from] [to]',
-    'show what a configuration changed: the newest, or the one named, against the one before it; or one against another',
+    'compare a configuration, by default the newest, with the previous one; or compare two',
     'config diff',
     'config diff a3f1c2d4e5b60718',
     'config diff 0f9e8d7c6b5a4938 a3f1c2d4e5b60718',

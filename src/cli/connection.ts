@@ -76,8 +76,8 @@ export class NoAnswer extends Error {
 
 /**
  * Connects to the control plane:
- * - with a URL and a token from the settings, there;
- * - otherwise to the server of this machine that has the database, after it has proven that: no token is sent before;
+ * - at the URL, if the settings have a URL and a token;
+ * - otherwise to the server of the database on this machine, after it has proven itself: no token is sent before;
  * - if no server runs and the options allow it, in this process.
  * @throws CommandError none of these is possible
  */
@@ -234,7 +234,7 @@ function connectByUrl(url: string, { token, source }: Token, timeout: number): C
   };
 }
 
-/** Has the server prove itself for each call: it may have stopped, and another program may have taken its port. */
+/** Makes the server prove itself for each call: it may have stopped, and another program may have taken its port. */
 function connectProven(url: string, file: ServerFile, { token, source }: Token, timeout: number): Connection {
   return {
     name: url,
@@ -295,13 +295,13 @@ interface Token {
   readonly source: string;
 }
 
-/** The token that the person chose; undefined if none was chosen. */
+/** Returns the token of the option or the settings; undefined if there is none. */
 function chosenToken(settings: Settings, { tokenFile }: ConnectOptions): Token | undefined {
   if (tokenFile !== undefined) return checkToken({ token: readToken(tokenFile), source: tokenFile });
   return settings.token === undefined ? undefined : { token: settings.token, source: 'CONTROL_PLANE_TOKEN' };
 }
 
-/** The admin's own token, only for a server that has proven to have the database. */
+/** Returns the admin's own token. Send it only to a server that has proven to have the database. */
 function adminToken(settings: Settings): Token {
   if (settings.adminToken !== undefined)
     return { token: settings.adminToken, source: 'CONTROL_PLANE_ADMIN_TOKEN' };
@@ -333,7 +333,7 @@ function readToken(file: string): string {
   }
 }
 
-/** Whether the database is an existing SQLite file. Whether PostgreSQL has a database only its server can tell. */
+/** Whether the database is an existing SQLite file. False for PostgreSQL: only its server knows. */
 export function databaseExists(database: DatabaseTarget): database is SqliteTarget {
   return database.type === 'sqlite' && existsSync(database.path);
 }
@@ -343,7 +343,7 @@ export function databaseName(database: DatabaseTarget): string {
   return database.type === 'sqlite' ? database.path : 'the PostgreSQL database';
 }
 
-/** @throws CommandError the database lacks migrations, which only `serve` and `migrate` apply */
+/** Checks the migrations. @throws CommandError some are missing; only `serve` and `migrate` apply them */
 export async function requireMigrated(statements: Statements, target: DatabaseTarget): Promise<void> {
   const { pendingMigrations } = await import('../database/migrations.js');
   if ((await pendingMigrations(statements.manager.dataSource)).length > 0)

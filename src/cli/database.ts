@@ -21,7 +21,7 @@ export function addDatabase(program: Command, terminal: Terminal): void {
       'copy the database, whether or not a server runs; the copy is checked before it gets its name',
     )
     .option('--force', 'replace a backup of that name; no other file is ever replaced')
-    .option('--json', 'say what was written as JSON')
+    .option('--json', 'print what was written as JSON')
     .addHelpText(
       'after',
       `
@@ -41,13 +41,13 @@ Examples:
     });
   program
     .command('restored')
-    .description('after a restore that the server can not know of: have ids go on beyond all that were given')
-    .option('--json', 'say after which ids they go on as JSON')
+    .description('after a restore that the server can not detect: skip all ids that may have been used')
+    .option('--json', 'print the last skipped ids as JSON')
     .addHelpText(
       'after',
       `
-For a PostgreSQL database after pg_restore or a recovery to a point in time, and for a SQLite file that was put back by
-other means than \`control-plane backup\`. Run it before the first server starts; when to: docs/control-plane-recover.md.
+For a PostgreSQL database after pg_restore or a point-in-time recovery, and for a SQLite file that was restored from
+another copy than one of \`control-plane backup\`. Run it before the first server starts: docs/control-plane-recover.md.
 
 Examples:
   $ control-plane restored`,
@@ -59,7 +59,7 @@ Examples:
     });
 }
 
-/** Applies the migrations, whatever `CONTROL_PLANE_MIGRATE_ON_START` says. @returns the names of those applied */
+/** Applies the migrations, regardless of `CONTROL_PLANE_MIGRATE_ON_START`. @returns the names of those applied */
 async function migrate(settings: Settings): Promise<readonly string[]> {
   const { openDatabase } = await import('../database/open-database.js');
   const { loadExtensions } = await import('../extension-loader.js');
@@ -89,7 +89,7 @@ async function backUpTo(
   }
 }
 
-/** Records a restore: new ids start beyond all that can have been given. @returns the last skipped id of each table */
+/** Records a restore: new ids start after all that may have been used. @returns the last skipped id of each table */
 async function skipUsedIds(settings: Settings): Promise<object> {
   const { openDatabase } = await import('../database/open-database.js');
   const { loadExtensions } = await import('../extension-loader.js');

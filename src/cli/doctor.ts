@@ -23,12 +23,12 @@ type Verdict = 'ok' | 'warn' | 'FAIL';
 type Finding = readonly [Verdict, subject: string, finding: string];
 
 const MIB = 1024 * 1024;
-/** Less free space than this is a warning, or a failure, in bytes. */
+/** Free space below which the check warns or fails, in bytes. */
 const LOW_SPACE = 1024 * MIB;
 const NO_SPACE = 64 * MIB;
-/** Clocks may differ by this much, in ms. */
+/** How much clocks may differ, in ms. */
 const CLOCK_TOLERANCE_MS = 60_000;
-/** The program did not exist before this instant. */
+/** A clock before this instant is wrong: the program did not exist. */
 const EARLIEST = Date.UTC(2026, 0, 1);
 
 /** Adds the command that checks an installation. */
@@ -134,7 +134,7 @@ type LockState = 'free' | 'served' | DatabaseError;
 async function probeLock(target: SqliteTarget): Promise<LockState> {
   const { lockDatabase } = await import('../database/sqlite.js');
   try {
-    // A missing lock file is not created: nobody holds it.
+    // A missing lock file is not created: no process holds it.
     if (existsSync(`${target.path}-lock`)) lockDatabase(target)();
     return 'free';
   } catch (error) {
@@ -265,7 +265,7 @@ async function checkControlPlane(terminal: Terminal, settings: Settings, served:
     const options = { timeout: 5, allowInProcess: false };
     const call = { method: 'GET', path: '/v1/tasks/stats', repeatable: true } as const;
     try {
-      // Called once, without retries: this is what a load balancer sees now.
+      // Called once, without retries: a load balancer gets the same answer now.
       await callApi(terminal, settings, options, { ...call, path: '/readyz', repeatable: false });
     } catch (error) {
       if (!(error instanceof CommandError) || error.envelope === undefined) throw error;

@@ -35,14 +35,14 @@ export function addImportOriginal(program: Command, terminal: Terminal): void {
     .command('import-original <file>')
     .alias('import')
     .description("take over the agents and queued tasks of the original control plane's SQLite database")
-    .option('--dry-run', 'say what would be taken over, and keep nothing of it')
-    .option('--json', 'say what was taken over as JSON')
+    .option('--dry-run', 'report what would be imported, and change nothing')
+    .option('--json', 'print the report as JSON')
     .addHelpText(
       'after',
       `
-FILE is only read. Agents keep their ids and tokens, so they go on when this program answers at the address that they
-know. Stop the original first, and this program's servers too. Can be repeated: only what is new is taken over then.
-What moves, what does not, and which settings suit the agents: docs/from-the-original.md.
+FILE is only read. Agents keep their ids and tokens, so they continue as soon as this program answers at their address.
+Stop the original first, and this program's servers too. Run it again to import what is new since.
+What is imported, what is not, and which settings suit the agents: docs/from-the-original.md.
 
 Examples:
   $ CONTROL_PLANE_DATABASE_URL=sqlite:///var/lib/control-plane/new.db control-plane import-original /var/lib/control-plane/control-plane.db`,
@@ -69,7 +69,7 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
   const { openDatabase } = await import('../database/open-database.js');
   const { goOnAfter } = await import('../database/backup.js');
   const { importAgents } = await import('../agents/imported-agents.js');
-  const { importTasks, withKinds } = await import('../leases/imported-tasks.js');
+  const { importTasks, withKinds } = await import('../tasks/imported-tasks.js');
   const { loadExtensions } = await import('../extension-loader.js');
   const { findImport, recordImport } = await import('../operators/restore.js');
   const original = OriginalDatabase.open(path);

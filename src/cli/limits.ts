@@ -15,14 +15,14 @@ import { CommandError, EXIT } from './command-error';
 import { table } from './print';
 import type { Terminal } from './terminal';
 
-const WINDOW = ['scope', 'kind', 'target', 'limit', 'leased', 'queued', 'available'];
+const WINDOW = ['scope', 'kind', 'target', 'limit', 'leased', 'available', 'queued'];
 
 /** From the widest to the narrowest. */
 const SCOPES = ['global', 'kind', 'target'];
 
 const MAX_PAGE = 500;
 
-/** Names a window: of a target, of a kind, or the global one. */
+/** The key of a window: a target, a kind, or neither for the global one. */
 interface WindowKey {
   kind?: string;
   target?: string;
@@ -30,23 +30,23 @@ interface WindowKey {
 
 /** Adds the commands for concurrency windows and their limits. */
 export function addLimits(program: Command, terminal: Terminal): void {
-  const windows = program.command('windows').description('see what runs and waits, by kind and target');
+  const windows = program
+    .command('windows')
+    .description('show the limits, and how many tasks run and wait under each');
   filtered(
     listCommand(
       windows,
       'list',
-      'list the windows that count something or have a limit: of everything, of kinds, then of targets, by name',
+      'list the windows, to which limits apply: the global one, those of kinds, then those of targets, by name',
       'windows list --kind dns --watch',
-      'windows list --all',
     ),
   )
     .addOption(choiceOption('--scope <scope>', 'only these', SCOPES))
-    .option('--all', 'also the windows that count nothing and have no limit; --json gives them anyway')
-    .action(({ scope, kind, target, limit, cursor, all, ...options }) =>
-      listWindows(terminal, options, { scope, kind, target, limit, cursor }, all ? () => true : isInUse),
+    .action(({ scope, kind, target, limit, cursor, ...options }) =>
+      listWindows(terminal, options, { scope, kind, target, limit, cursor }),
     );
 
-  const limits = program.command('limits').description('bound how many tasks run at once');
+  const limits = program.command('limits').description('limit how many tasks run at once');
   filtered(
     apiCommand(
       limits,
@@ -62,13 +62,13 @@ export function addLimits(program: Command, terminal: Terminal): void {
     apiCommand(
       limits,
       'set',
-      'set the limit of a target, of a kind, or of everything; in force when this ends',
+      'set the limit of a target, of a kind, or of all tasks; in force when the command ends',
       'limits set --kind dns --target 192.0.2.53:53 --limit 10',
       'limits set --kind http --limit 200',
-      'limits set --limit 1000            # of everything',
+      'limits set --limit 1000            # of all tasks',
     ),
   )
-    .requiredOption('--limit <n>', 'the most that may run at once, from 0', ceiling)
+    .requiredOption('--limit <n>', 'the most that may run at once, from 0', limitOf)
     .action(({ kind, target, limit, ...options }) =>
       setLimit(terminal, options, { kind, target }, limit as number),
     );
@@ -76,7 +76,7 @@ export function addLimits(program: Command, terminal: Terminal): void {
     apiCommand(
       limits,
       'lift',
-      'take the limit of a target, of a kind, or of everything away',
+      'remove the limit of a target, of a kind, or of all tasks',
       'limits lift --kind dns --target 192.0.2.53:53',
     ),
   ).action(({ kind, target, ...options }) => setLimit(terminal, options, { kind, target }, null));
@@ -85,7 +85,7 @@ export function addLimits(program: Command, terminal: Terminal): void {
 const filtered = (command: Command): Command =>
   command.option('--kind <kind>', 'of this kind').option('--target <target>', 'of this target of the kind');
 
-function ceiling(text: string): number {
+function limitOf(text: string): number {
   const value = integer(text);
   if (value < 0) throw new InvalidArgumentError('It must be a whole number from 0.');
   return value;
@@ -98,7 +98,7 @@ function setLimit(
   limit: number | null,
 ): Promise<void> {
   if (key.target !== undefined && key.kind === undefined)
-    throw new CommandError('A target is one of a kind: name that with --kind.', EXIT.usage);
+    throw new CommandError('A target belongs to a kind: name it with --kind.', EXIT.usage);
   return callAndPrint(
     terminal,
     options,
@@ -117,20 +117,14 @@ interface WindowQuery extends WindowKey {
  * Prints windows in the order of their names. The API lists the newest first, so the few global and kind windows could be on
  * a later page: unless the caller names a page, each scope is fetched by itself.
  */
-function listWindows(
-  terminal: Terminal,
-  options: ApiOptions,
-  wanted: WindowQuery,
-  isShown: (window: Json) => boolean,
-): Promise<void> {
+function listWindows(terminal: Terminal, options: ApiOptions, wanted: WindowQuery): Promise<void> {
   const { scope, limit, cursor } = wanted;
   const isPageGiven = [scope, limit, cursor].some((value) => value !== undefined);
   const pathOf = (filter: WindowQuery) => `/v1/concurrency/windows${queryString({ ...filter })}`;
   if (isPageGiven || options.json)
     return callAndPrint(terminal, options, get(pathOf(wanted)), ({ items }) => {
-      const shown = items.filter(isShown);
-      if (items.length > 0) noteIfEmpty(terminal, shown);
-      return table(byName(shown), WINDOW);
+      noteIfEmpty(terminal, items);
+      return table(byName(items), WINDOW);
     });
   return watch(terminal, options, async () => {
     const pages: { items: Json[]; next_cursor: string | null }[] = [];
@@ -138,7 +132,7 @@ function listWindows(
       const path = pathOf({ ...wanted, scope: each, limit: MAX_PAGE });
       pages.push(JSON.parse(await fetchText(terminal, options, get(path))));
     }
-    const items = pages.flatMap((page) => byName(page.items.filter(isShown)));
+    const items = pages.flatMap((page) => byName(page.items));
     if (options.watch !== undefined) terminal.clear();
     terminal.print(table(items, WINDOW));
     noteIfEmpty(terminal, items);
@@ -146,8 +140,6 @@ function listWindows(
       if (next_cursor !== null) terminal.note(`There is more: --scope ${SCOPES[i]} --cursor ${next_cursor}`);
   });
 }
-
-const isInUse = ({ limit, leased, queued }: Json): boolean => limit !== null || leased + queued > 0;
 
 function byName(windows: readonly Json[]): Json[] {
   const compare = (a: string | null, b: string | null) => ((a ?? '') < (b ?? '') ? -1 : a === b ? 0 : 1);
@@ -166,7 +158,7 @@ async function listLimits(terminal: Terminal, options: ApiOptions, key: WindowKe
   do {
     const path = `/v1/concurrency/windows${queryString({ ...key, limit: MAX_PAGE, cursor })}`;
     const page = JSON.parse(await fetchText(terminal, options, get(path)));
-    items.push(...page.items.filter((window: Json) => window.limit !== null));
+    items.push(...page.items);
     cursor = page.next_cursor ?? undefined;
   } while (cursor !== undefined);
   if (options.json) return terminal.printJson(JSON.stringify({ items, next_cursor: null }));

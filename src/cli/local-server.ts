@@ -77,7 +77,7 @@ function isTrustedOwner({ database }: Pick<Settings, 'database'>, owner: number)
   return statSync(database.path, { throwIfNoEntry: false })?.uid === owner;
 }
 
-/** Opens one connection and never a second: the proof holds for everything that is sent on it. */
+/** Opens one connection and never a second: the proof is valid for this connection only. */
 class SingleConnectionAgent extends Agent {
   private opened = false;
 
@@ -105,8 +105,8 @@ export class ProvenConnection {
   ) {}
 
   /**
-   * Connects, and has the other side prove that it wrote the file. No token is sent.
-   * @returns `stranger` if what answers can't prove it
+   * Connects, and makes the other side prove that it wrote the file. No token is sent.
+   * @returns `stranger` if the other side can't prove it
    * @throws Error with the system's code if nothing answers
    */
   static async open(url: string, { secret }: ServerFile): Promise<ProvenConnection | 'stranger'> {

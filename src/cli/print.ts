@@ -13,7 +13,7 @@ const escaped = (character: string): string =>
     .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
     .join('');
 
-/** Escapes such characters in a line from others, so that it is safe for a terminal: `\\u001b`. */
+/** Escapes these characters in untrusted text, so that it is safe for a terminal: `\\u001b`. */
 export const escapeControls = (line: string): string => line.replace(UNSAFE, escaped);
 
 /** Does the same in a JSON text; its value stays the same, since these characters occur in strings only. */
@@ -32,7 +32,7 @@ const isObject = (value: unknown): value is object => typeof value === 'object' 
 
 const scalar = (value: unknown): string => (typeof value === 'string' ? value : JSON.stringify(value));
 
-/** A value within a line of others, quoted if it could be read as several. */
+/** Formats a value within a line of others, quoted if it could be read as several values. */
 const quoted = (value: unknown): string => {
   const text = scalar(value);
   return typeof value === 'string' && (text === '' || /[\s,="]/.test(text)) ? JSON.stringify(text) : text;
@@ -64,7 +64,7 @@ function inOneLine(value: unknown, maxNested: number): string {
   return truncated(line, maxNested);
 }
 
-/** Cuts a line from others to at most `max` characters, and escapes it for a terminal. */
+/** Cuts untrusted text to at most `max` characters, and escapes it for a terminal. */
 export function truncated(line: string, max: number): string {
   if (line.length <= max) return escapeControls(line);
   // A character has at most two UTF-16 units: this slice has more than `max` characters if the line has.

@@ -10,7 +10,7 @@ import type { Terminal } from './terminal';
 
 /** How long waiting requests may take to receive their answers after the database is lost, in ms. */
 const LOST_DATABASE_GRACE_MS = 500;
-/** Signals closer than this are one, in ms: npm forwards what the terminal has already sent to both. */
+/** Signals closer than this, in ms, count as one: npm forwards a signal that the terminal has already sent to both. */
 const SAME_SIGNAL_MS = 500;
 /** How long the collector may take for the last traces, in ms. */
 const TRACES_FLUSH_MS = 1_000;
@@ -138,7 +138,7 @@ class GracefulStop {
     }
     this.phase = 'stopping';
     await this.controlPlane.stop();
-    // Every promise of the service is kept by now: traces get a share of the time that is left.
+    // The service has stopped cleanly by now: traces get a share of the remaining time.
     await this.flushTraces?.(Math.min(TRACES_FLUSH_MS, (shutdownTimeoutMs - drainMs) / 4));
   }
 }
@@ -147,7 +147,7 @@ type FlushTraces = (withinMs: number) => Promise<void>;
 
 /**
  * Starts sending traces if the environment names a collector. OpenTelemetry is not loaded otherwise.
- * @returns sends the traces that wait and ends tracing; undefined if traces are off
+ * @returns a function that sends the waiting traces and ends tracing; undefined if traces are off
  */
 async function startTraces(
   { traces, tracesProblems }: Settings,
@@ -161,7 +161,7 @@ async function startTraces(
     logger.info({ sampler: traces.sampler }, 'traces are sent by OTLP');
     return flush;
   } catch (error) {
-    // Traces must never keep the service from starting.
+    // A failure of traces must not stop the start.
     logger.error({ err: error }, 'traces are off: what sends them failed to start');
     return undefined;
   }
@@ -186,7 +186,7 @@ function listenError({ host, port }: Settings, { code, message }: NodeJS.ErrnoEx
   );
 }
 
-/** What the person who started the server can do next. It goes to standard error, so that the log stays JSON lines. */
+/** Describes what to do after the start. It goes to standard error, so that the log stays JSON lines. */
 function nextSteps(settings: Settings, listening: string): string {
   const url = listening.replace(/\/\/(0\.0\.0\.0|\[::\])/, '//127.0.0.1');
   return [
@@ -207,7 +207,7 @@ function nextSteps(settings: Settings, listening: string): string {
   ].join('\n');
 }
 
-/** How to get at the admin's token. There is no file if the database had an admin before. */
+/** Describes where to find the admin's token. There is no file if the database had an admin before. */
 function describeAdminToken({ adminToken, database }: Settings): string {
   if (adminToken !== undefined) return 'as CONTROL_PLANE_ADMIN_TOKEN says';
   const file = adminTokenFile(database);

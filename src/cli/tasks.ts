@@ -38,16 +38,16 @@ const MAX_ERROR = 40;
 const OUTCOMES = ['success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'];
 
 /** The states in which a task can be cancelled, and those in which it can be retried. */
-const CANCELLABLE = ['scheduled', 'waiting', 'queued', 'leased'];
+const CANCELLABLE = ['scheduled', 'queued', 'leased'];
 const RETRYABLE = ['dead', 'cancelled'];
 
 /** Adds the commands for tasks. */
 export function addTasks(program: Command, terminal: Terminal): void {
-  const task = program.command('task').alias('tasks').description('enqueue tasks, follow and change them');
+  const task = program.command('task').alias('tasks').description('enqueue, show, cancel and retry tasks');
   apiCommand(
     task,
     'add [kind] [fields...]',
-    'enqueue a task, or all of a file, all or none',
+    'enqueue a task, or all tasks of a file, all or none',
     'task add dns query=example.com server=9.9.9.9 --priority 5',
     'task add tcp host=192.0.2.1 port=443 --not-after 2030-01-01T00:00:00Z',
     `task add dns 'query="123"'        # quoted as JSON: text, not a number`,
@@ -57,12 +57,12 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .option('--file <file>', 'a JSON array of tasks, or {"tasks": [...]}; - is standard input')
     .option('--priority <n>', 'higher goes first', integer)
     .addOption(futureTimeOption('--run-at', 'not before'))
-    .addOption(futureTimeOption('--not-after', 'no attempt begins from then on'))
-    .option('--max-attempts <n>', 'how often it is tried before it is dead', integer)
-    .option('--unique-key <key>', 'not while an unfinished task has this key')
+    .addOption(futureTimeOption('--not-after', 'no attempt starts after this time'))
+    .option('--max-attempts <n>', 'the number of attempts before it is dead', integer)
+    .option('--unique-key <key>', 'refuse it while an unfinished task has this key')
     .option(
       '--idempotency-key <key>',
-      'the same key and tasks again enqueue nothing twice (default: a random one)',
+      'a repeated call with the same key enqueues nothing twice (default: a random key)',
     )
     .action((kind: string | undefined, specFields: string[], options) => {
       const { file, priority, runAt, notAfter, maxAttempts, uniqueKey, idempotencyKey, ...common } = options;
@@ -106,11 +106,13 @@ export function addTasks(program: Command, terminal: Terminal): void {
       choiceOption('--state <state>', 'only in this state', [...CANCELLABLE, 'completed', ...RETRYABLE]),
     )
     .option('--kind <kind>', 'only of this kind')
-    .option('--target <target>', 'only aimed at this')
-    .option('--agent <id>', 'only those that it holds, or whose last attempt it ended', id)
-    .addOption(choiceOption('--outcome <outcome>', 'only those whose last attempt ended so', OUTCOMES))
-    .addOption(pastTimeOption('--from', 'only those whose last attempt ended from then on'))
-    .addOption(pastTimeOption('--to', 'only those whose last attempt ended before then'))
+    .option('--target <target>', 'only of this target')
+    .option('--agent <id>', 'only those that the agent holds, or whose last attempt it ended', id)
+    .addOption(
+      choiceOption('--outcome <outcome>', 'only those whose last attempt had this outcome', OUTCOMES),
+    )
+    .addOption(pastTimeOption('--from', 'only those whose last attempt ended at this time or later'))
+    .addOption(pastTimeOption('--to', 'only those whose last attempt ended before this time'))
     .action(({ state, kind, target, agent: agent_id, outcome, from, to, limit, cursor, ...options }) =>
       callAndPrint(
         terminal,
@@ -119,14 +121,19 @@ export function addTasks(program: Command, terminal: Terminal): void {
         ({ items }) => table(items.map(toRow), TASK),
       ),
     );
-  apiCommand(task, 'get', 'show a task with every attempt and what was observed', 'task get 1203')
+  apiCommand(task, 'get', 'show a task with all attempts and observations', 'task get 1203')
     .argument('<id>', "the task's id", id)
-    .option('--cursor <cursor>', 'where the attempts shown before ended')
+    .option('--cursor <cursor>', 'the cursor that the previous page printed')
     .action((of, { cursor, ...options }) =>
       callAndPrint(terminal, options, get(`/v1/tasks/${of}${queryString({ cursor })}`), renderTask),
     );
   watchable(
-    apiCommand(task, 'why', 'explain why a task does not run, and what would let it', 'task why 1203'),
+    apiCommand(
+      task,
+      'why',
+      'explain why a task does not run, and what to change so that it does',
+      'task why 1203',
+    ),
   )
     .argument('<id>', "the task's id", id)
     .action((of, options) => callAndPrint(terminal, options, get(`/v1/tasks/${of}/why`), renderWhy));
@@ -158,7 +165,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
     .argument('[id]', "the task's id", id)
     .action((of: number | undefined, options) => change(terminal, 'retry', of, options));
   watchable(
-    apiCommand(task, 'stats', 'show how deep the queue is', 'task stats', 'task stats --watch'),
+    apiCommand(task, 'stats', 'show the number of tasks in the queue', 'task stats', 'task stats --watch'),
   ).action((options) =>
     callAndPrint(terminal, options, get('/v1/tasks/stats'), (stats) => {
       noteIfEmpty(terminal, stats.depths);
@@ -190,13 +197,13 @@ const bulkChange = (command: Command, states: readonly string[]): Command =>
   command
     .addOption(choiceOption('--state <state>', 'all in this state', states))
     .option('--kind <kind>', 'all of this kind')
-    .option('--target <target>', 'all aimed at this')
-    .option('--agent <id>', 'all that it holds, or whose last attempt it ended', id)
-    .addOption(choiceOption('--outcome <outcome>', 'all whose last attempt ended so', OUTCOMES))
-    .addOption(pastTimeOption('--from', 'all whose last attempt ended from then on'))
-    .addOption(pastTimeOption('--to', 'all whose last attempt ended before then'))
+    .option('--target <target>', 'all of this target')
+    .option('--agent <id>', 'all that the agent holds, or whose last attempt it ended', id)
+    .addOption(choiceOption('--outcome <outcome>', 'all whose last attempt had this outcome', OUTCOMES))
+    .addOption(pastTimeOption('--from', 'all whose last attempt ended at this time or later'))
+    .addOption(pastTimeOption('--to', 'all whose last attempt ended before this time'))
     .option('--all', 'every one')
-    .option('--dry-run', 'only say how many match');
+    .option('--dry-run', 'only print how many match');
 
 interface BulkChange extends ApiOptions {
   state?: string;

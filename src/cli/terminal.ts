@@ -7,7 +7,7 @@ import { escapeControls, escapeJson } from './print';
 export interface Output {
   write(text: string): unknown;
   readonly isTTY?: boolean;
-  /** Characters in a line, and lines, of a terminal. */
+  /** The size of a terminal: characters in a line, and lines. */
   readonly columns?: number;
   readonly rows?: number;
 }
@@ -51,7 +51,7 @@ export class Terminal {
     this.io.onServe?.();
   }
 
-  /** Whether a person looks at standard output. */
+  /** Whether standard output is a terminal. */
   get isInteractive(): boolean {
     return this.io.stdout.isTTY === true;
   }
@@ -110,15 +110,15 @@ export class Terminal {
     };
   }
 
-  /** Clears the screen if a person looks at it. */
+  /** Clears the screen if standard output is a terminal. */
   clear(): void {
     if (this.isInteractive) this.io.stdout.write('\u001b[2J\u001b[H');
   }
 
   /**
    * Reads JSON from a file, or from standard input if the name is `-`.
-   * @returns its value, and its text: send the text, so that the server checks what the file says. Serialized again,
-   * duplicate names would be lost, and numbers that are too large would become null.
+   * @returns its value and its text. Send the text, so that the server checks the file itself: serialized again, duplicate
+   * names would be lost, and numbers that are too large would become null.
    * @throws CommandError the file can't be read, or does not hold JSON
    */
   readJson(file: string): { text: string; value: unknown } {

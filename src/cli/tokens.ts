@@ -18,10 +18,16 @@ export function addTokens(program: Command, terminal: Terminal): void {
     "create an operator's token, and show it once; works on the database's file if no server runs",
     'token create alice --role operator --expires-in 90d',
   )
-    .addOption(choiceOption('--role <role>', 'what it may do', ROLES).makeOptionMandatory())
+    .addOption(
+      choiceOption(
+        '--role <role>',
+        'the role; each includes the ones before it',
+        ROLES,
+      ).makeOptionMandatory(),
+    )
     .option(
       '--expires-in <duration>',
-      'how long it is good for, such as 90d; forever if it is left out',
+      'how long it is valid, such as 90d; forever by default',
       durationSeconds,
     )
     .action((name: string, { role, expiresIn: expires_in, ...options }) =>
@@ -33,7 +39,7 @@ export function addTokens(program: Command, terminal: Terminal): void {
         { allowInProcess: true },
       ),
     );
-  listCommand(token, 'list', "list operators' tokens, revoked ones too", 'token list').action(
+  listCommand(token, 'list', "list operators' tokens, including revoked ones", 'token list').action(
     ({ limit, cursor, ...options }) =>
       callAndPrint(
         terminal,
@@ -58,7 +64,7 @@ export function addTokens(program: Command, terminal: Terminal): void {
     'enrollment create rack-7 --label region=eu --max-uses 20 --expires-in 1d',
   )
     .addOption(labelOption())
-    .option('--expires-in <duration>', 'how long it is good for, such as 1d', durationSeconds)
+    .option('--expires-in <duration>', 'how long it is valid, such as 1d', durationSeconds)
     .option('--max-uses <n>', 'how many agents may register with it', integer)
     .action((name: string, { label: labels, expiresIn: expires_in, maxUses: max_uses, ...options }) =>
       callAndPrint(
@@ -77,7 +83,12 @@ export function addTokens(program: Command, terminal: Terminal): void {
         pageTable('id', 'name', 'labels', 'uses', 'max_uses', 'created_at', 'expires_at', 'revoked_at'),
       ),
   );
-  apiCommand(enrollment, 'revoke', 'revoke an enrollment token; its agents stay', 'enrollment revoke 3')
+  apiCommand(
+    enrollment,
+    'revoke',
+    'revoke an enrollment token; agents that registered with it stay registered',
+    'enrollment revoke 3',
+  )
     .argument('<id>', "the token's id", id)
     .action((of, options) =>
       callAndPrint(

@@ -37,8 +37,8 @@ describe('the page', () => {
     const page = pageOf(LOOK, undefined);
     expect(page).toContain('FLEET   failing 0  silent 2  online 9,812  offline 3');
     expect(page).toContain('rates: -');
-    expect(page).toMatch(/^dns +- +- +30 +- +1,200 +- +3 min$/m);
-    expect(page).toMatch(/^tcp +- +- +- +- +- +2 +-$/m);
+    expect(page).toMatch(/^dns +- +30 +- +1,200 +- +3 min$/m);
+    expect(page).toMatch(/^tcp +- +- +- +- +2 +-$/m);
     expect(page.match(/^none$/gm)).toHaveLength(2);
   });
 

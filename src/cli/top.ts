@@ -15,7 +15,7 @@ const SAMPLED = 200;
 /** The largest page of a list. */
 const MAX_PAGE = 500;
 
-const STATES = ['scheduled', 'waiting', 'queued', 'leased'] as const;
+const STATES = ['scheduled', 'queued', 'leased'] as const;
 /** Counts that are shown even if they are 0. */
 const SHOWN_IF_ZERO = new Set(['online', 'offline', 'applied', 'failed']);
 /** How many lines of the page are not kinds, targets or agents. */
@@ -47,7 +47,7 @@ interface Depth {
   readonly oldest_age_ms: number | null;
 }
 
-/** How the latest tasks of a target with a bad outcome ended. */
+/** Counts the latest tasks of a target by bad outcome. */
 interface TargetTrouble {
   readonly kind: string;
   readonly target: string;
@@ -69,7 +69,7 @@ export function addTop(program: Command, terminal: Terminal): void {
     'top --once --json',
   )
     .option('--every <seconds>', 'how often the page is updated', timeoutSeconds, INTERVAL_S)
-    .option('--once', 'show it once and end, as it does if standard output is not a terminal')
+    .option('--once', 'print one page and end; the default if standard output is not a terminal')
     .action(({ every, once, ...options }: ApiOptions & { every: number; once?: true }) =>
       top(terminal, options, once || options.json || !terminal.isInteractive ? undefined : every),
     );
@@ -171,7 +171,7 @@ export function pageOf(
   const { fleet, config } = snapshot;
   const kinds = kindRows(snapshot);
   const rows = Math.max(2, maxLines - kinds.length - OTHER_LINES);
-  // Lines that one of the two does not need go to the other.
+  // Lines that one of the two tables does not need go to the other.
   const ofAgents = Math.max(Math.ceil(rows / 2), rows - snapshot.targets.length);
   const agents = snapshot.agents.slice(0, ofAgents);
   const targets = snapshot.targets.slice(0, Math.max(1, rows - agents.length));
@@ -190,10 +190,10 @@ export function pageOf(
     '',
     table(kinds, ['kind', ...STATES, 'completed', 'dead', 'oldest']),
     '',
-    'WORST TARGETS, by their latest tasks of the last hour that did not end well',
+    'WORST TARGETS, by their latest failed tasks of the last hour',
     targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...BAD_OUTCOMES, 'last_error']),
     '',
-    'FAILING AGENTS (5 attempts or more in the last hour, most of them not well), the worst',
+    'FAILING AGENTS (most of at least 5 attempts failed in the last hour), the worst',
     agents.length === 0
       ? 'none'
       : table(
@@ -211,10 +211,8 @@ export function pageOf(
 function kindRows({ stats: { depths } }: Snapshot): object[] {
   return [...Map.groupBy(depths, ({ kind }) => kind)].map(([kind, of]) => {
     const counts = Object.fromEntries(of.map(({ state, count }) => [state, grouped(count)]));
-    const ages = of.flatMap(({ state, oldest_age_ms: age }) =>
-      (state === 'queued' || state === 'waiting') && age !== null ? [age] : [],
-    );
-    return { kind, ...counts, oldest: ages.length === 0 ? null : ageOf(Math.max(...ages)) };
+    const age = of.find(({ state }) => state === 'queued')?.oldest_age_ms ?? null;
+    return { kind, ...counts, oldest: age === null ? null : ageOf(age) };
   });
 }
 

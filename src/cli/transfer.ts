@@ -24,13 +24,13 @@ export function addTransfer(program: Command, terminal: Terminal): void {
     .command('transfer')
     .description('copy a stopped SQLite database into an empty PostgreSQL database, and compare the two')
     .addOption(urlOption('from', 'the SQLite database: sqlite:///var/lib/control-plane/control-plane.db'))
-    .addOption(urlOption('to', 'the PostgreSQL database; CONTROL_PLANE_DATABASE_URL if it is left out'))
-    .option('--json', 'say what was copied as JSON')
+    .addOption(urlOption('to', 'the PostgreSQL database (default: CONTROL_PLANE_DATABASE_URL)'))
+    .option('--json', 'print what was copied as JSON')
     .addHelpText(
       'after',
       `
-Everybody on a machine can read the arguments of a process: leave the password out of --to, and give it as PGPASSWORD
-or in ~/.pgpass. The source is only read. Do not start a server on it again: both would give the same ids.
+All users of a machine can read the arguments of a process: leave the password out of --to, and set it as PGPASSWORD
+or in ~/.pgpass. The source is only read. Do not start a server on it again: both databases would use the same ids.
 
 Examples:
   $ control-plane transfer --from sqlite:///var/lib/control-plane/control-plane.db --to postgres://control_plane@db/control_plane`,
@@ -53,7 +53,7 @@ Examples:
     });
 }
 
-/** Copies the database and records that. @returns what was copied, by table */
+/** Copies the database and records the transfer. @returns what was copied, by table */
 async function copy(source: SqliteTarget, target: PostgresTarget, settings: Settings) {
   const { transfer } = await import('../database/transfer.js');
   const { loadExtensions } = await import('../extension-loader.js');
@@ -72,20 +72,20 @@ function parseTarget(option: string, url: string): DatabaseTarget {
   return target;
 }
 
-/** Lists what servers need that is not in the database. */
+/** Lists the steps that remain: what servers need besides the database. */
 function remainingSteps(source: SqliteTarget, signingKeyFile: string | undefined): string {
   const key = signingKeysFile({ database: source, signingKeyFile });
   const token = adminTokenFile(source);
   const lines = [
-    'Everything is there. Left to do:',
+    'Everything was copied. Left to do:',
     `- Give every server the signing keys: copy ${key}, and name the copy in CONTROL_PLANE_SIGNING_KEY_FILE.`,
   ];
   if (existsSync(token))
     lines.push(
-      `- The admin's token in ${token} goes on working; set it as CONTROL_PLANE_ADMIN_TOKEN on every server.`,
+      `- The admin's token in ${token} stays valid; set it as CONTROL_PLANE_ADMIN_TOKEN on every server.`,
     );
   lines.push(
-    `- Never start a server on ${source.path} again: it would give ids that the new database gives too.`,
+    `- Never start a server on ${source.path} again: it would use ids that the new database uses too.`,
   );
   return lines.join('\n');
 }

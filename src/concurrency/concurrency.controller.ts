@@ -13,7 +13,7 @@ import { ConcurrencyService } from './concurrency.service';
 export class ConcurrencyController {
   constructor(private readonly concurrency: ConcurrencyService) {}
 
-  /** Lists the live windows. */
+  /** Lists the limits, and how many leases and queued tasks there are under each. */
   @Get('windows')
   @Operator('viewer')
   @ApiOperation({ operationId: 'listConcurrencyWindows', summary: 'List concurrency windows' })
@@ -23,17 +23,17 @@ export class ConcurrencyController {
     return this.concurrency.list(query);
   }
 
-  /** Sets limits; tasks beyond one wait until a lease ends. */
+  /** Sets limits, in force when it answers: no lease is granted beyond them. Leases over a lowered limit run on. */
   @Put('limits')
   @Operator('operator')
   @BodyLimit(MAX_BODY)
-  @ApiOperation({ operationId: 'setConcurrencyLimits', summary: 'Set limits on windows' })
+  @ApiOperation({ operationId: 'setConcurrencyLimits', summary: 'Set concurrency limits' })
   @ApiOkResponse({ type: SetLimitsResponse })
   @GuardedErrors()
   async setLimits(
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: SetLimitsRequest,
   ): Promise<SetLimitsResponse> {
-    return { windows: await this.concurrency.setCeilings(operator, body.limits) };
+    return { windows: await this.concurrency.setLimits(operator, body.limits) };
   }
 }

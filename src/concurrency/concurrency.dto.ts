@@ -31,7 +31,7 @@ export class WindowsQuery extends PageQuery {
   target?: string;
 }
 
-/** How many tasks of one scope are leased and queued, and how many more may be leased. */
+/** A limit, and what it holds. */
 export class WindowView {
   @ApiProperty({ enum: WINDOW_SCOPES, example: 'target' })
   scope!: WindowScope;
@@ -44,20 +44,20 @@ export class WindowView {
   @ApiProperty({ type: String, nullable: true, example: '192.0.2.53:53' })
   target!: string | null;
 
-  /** The most that may be leased at once; null is unlimited. */
-  @ApiProperty({ type: Number, nullable: true, example: 10 })
+  /** How many leases there may be at once; null once it is lifted. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 10 })
   limit!: number | null;
 
-  /** Leased tasks: these count against the limit. */
-  @ApiProperty({ example: 7 })
-  leased!: number;
+  /** How many leases there are. More than the limit if it was lowered: they run on. Null without a limit: nothing is counted then. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 7 })
+  leased!: number | null;
 
-  /** Tasks that can be leased once there is room. */
-  @ApiProperty({ example: 120 })
+  /** How many tasks are queued behind it. Of a target whose limit is new, those that are in its lane already. */
+  @ApiProperty({ type: 'integer', example: 120 })
   queued!: number;
 
-  /** How many more may be leased; 0 also if more are leased than a lowered limit allows, null without a limit. */
-  @ApiProperty({ type: Number, nullable: true, example: 3 })
+  /** How many more leases it allows now; null without a limit. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 3 })
   available!: number | null;
 }
 
@@ -84,7 +84,7 @@ export class LimitInput {
   })
   target?: string | null;
 
-  /** The most that may be leased at once; null lifts the limit. */
+  /** How many leases there may be at once; null lifts the limit. */
   @Field({ type: 'integer', nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
   limit!: number | null;
 }
@@ -95,7 +95,7 @@ export class SetLimitsRequest {
   limits!: LimitInput[];
 }
 
-/** The windows whose limits were set. */
+/** The windows whose limits were set, in the order given. */
 export class SetLimitsResponse {
   @ApiProperty({ type: [WindowView] })
   windows!: WindowView[];

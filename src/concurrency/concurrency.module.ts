@@ -1,14 +1,16 @@
 import { Module } from '@nestjs/common';
 import { OperatorsModule } from '../operators/operators.module';
+import { TelemetryModule } from '../telemetry/telemetry.module';
 import { ConcurrencyController } from './concurrency.controller';
 import { ConcurrencyService } from './concurrency.service';
 import { WindowMetrics } from './window-metrics';
+import { Windows } from './windows';
 
-/** How much of what may run at once. */
+/** Limits on how many tasks may be worked on at once. */
 @Module({
-  imports: [OperatorsModule],
+  imports: [OperatorsModule, TelemetryModule],
   controllers: [ConcurrencyController],
-  providers: [ConcurrencyService, WindowMetrics],
-  exports: [ConcurrencyService],
+  providers: [ConcurrencyService, Windows, WindowMetrics],
+  exports: [ConcurrencyService, Windows],
 })
 export class ConcurrencyModule {}

@@ -9,7 +9,7 @@ const MAX_TARGETS = 100_000;
 interface WindowRow {
   scope: WindowScope;
   kind: string;
-  ceiling: number | null;
+  slots: number;
   leased: number;
 }
 
@@ -23,7 +23,11 @@ export class WindowMetrics {
       help: 'How many tasks may be worked on at once, where that is limited.',
       labels,
     });
-    const leased = meter.gauge({ name: 'window_leased', help: 'How many tasks are worked on.', labels });
+    const leased = meter.gauge({
+      name: 'window_leased',
+      help: 'How many tasks are worked on, of what is limited.',
+      labels,
+    });
     const available = meter.gauge({
       name: 'window_available',
       help: 'How many more tasks may be worked on, where that is limited.',
@@ -37,24 +41,23 @@ export class WindowMetrics {
     meter.onScrape(async () => {
       const [windows, counts] = await database.read(async (statements) => [
         await statements.rows<WindowRow>(
-          `SELECT scope, kind, ceiling, leased FROM concurrency_windows WHERE scope = 'kind'
+          `SELECT scope, kind, slots, leased FROM concurrency_windows WHERE scope = 'kind'
            UNION ALL
-           SELECT scope, kind, ceiling, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
+           SELECT scope, kind, slots, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
         ),
         await statements.rows<{ state: string; count: number }>(
           `SELECT state, count(*) AS count FROM (
-             SELECT CASE WHEN ceiling <= 1 THEN 'lowest' WHEN leased >= ceiling THEN 'full' ELSE 'open' END AS state
-             FROM concurrency_windows WHERE scope = 'target' AND ceiling IS NOT NULL LIMIT $1) AS w
+             SELECT CASE WHEN slots <= 1 THEN 'lowest' WHEN leased >= slots THEN 'full' ELSE 'open' END AS state
+             FROM concurrency_windows WHERE scope = 'target' LIMIT $1) AS w
            GROUP BY state`,
           MAX_TARGETS,
         ),
       ]);
       for (const gauge of [limit, leased, available]) gauge.reset();
-      for (const { scope, kind, ceiling, leased: held } of windows) {
+      for (const { scope, kind, slots, leased: held } of windows) {
         leased.set({ scope, kind }, held);
-        if (ceiling === null) continue;
-        limit.set({ scope, kind }, ceiling);
-        available.set({ scope, kind }, Math.max(0, ceiling - held));
+        limit.set({ scope, kind }, slots);
+        available.set({ scope, kind }, Math.max(0, slots - held));
       }
       const byState = new Map(counts.map(({ state, count }) => [state, count]));
       for (const state of ['open', 'full', 'lowest']) targets.set({ state }, byState.get(state) ?? 0);

@@ -4,7 +4,13 @@ import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 export const WINDOW_SCOPES = ['global', 'kind', 'target'] as const;
 export type WindowScope = (typeof WINDOW_SCOPES)[number];
 
-/** How many tasks of a scope are ready, leased and waiting, and how many may be ready and leased at once. */
+/** What a task counts under: a kind, and a target of it. A window of a kind has an empty target, that of everything neither. */
+export interface WindowKey {
+  readonly kind: string;
+  readonly target: string;
+}
+
+/** A limit that an operator has set, and how many leases count in it. There is no row for what has no limit. */
 @Entity('concurrency_windows')
 export class WindowEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
@@ -21,23 +27,16 @@ export class WindowEntity {
   @Column('text')
   target!: string;
 
-  /** The most that may be ready and leased together; null is unlimited. */
-  @Column('integer', { nullable: true })
-  ceiling!: number | null;
-
-  @Column('bigint')
-  ready!: number;
+  /** How many leases there may be at once. More may be there after the limit was lowered. */
+  @Column('integer')
+  slots!: number;
 
   @Column('bigint')
   leased!: number;
 
-  @Column('bigint')
-  waiting!: number;
-
-  @Column('bigint')
-  updated_at!: number;
-
-  /** From then on the row may go, provided that nothing counts in it and it has no ceiling. */
-  @Column('bigint')
-  expires_at!: number;
+  /** Of a target: the last task id that was looked at to move its queued tasks into its lane; null once all are there. */
+  @Column('bigint', { nullable: true })
+  moved_through!: number | null;
 }
+
+export type WindowRow = WindowEntity;

@@ -45,7 +45,7 @@ test('signs every field but the signature, and sends the configuration as it was
   );
 });
 
-/** What a configuration is refused for. */
+/** Returns the details of the error that refuses a configuration. */
 function problemsOf(config: object): unknown {
   try {
     acceptConfig(config);
@@ -66,7 +66,7 @@ test('names every field that can not be signed', () => {
   expect(problemsOf(deep)).toEqual({ config: expect.stringContaining('64') });
 });
 
-test('names some of very many problems, by names that can be read', () => {
+test('names at most 50 problems, by shortened names', () => {
   const problems = problemsOf({ list: Array(1_000).fill(2 ** 60), ['x'.repeat(1_000)]: 2 ** 60 }) as object;
   expect(Object.keys(problems)).toHaveLength(50);
   expect(Object.keys(problemsOf({ ['x'.repeat(1_000)]: 2 ** 60 }) as object)).toEqual([
@@ -74,13 +74,13 @@ test('names some of very many problems, by names that can be read', () => {
   ]);
 });
 
-test('takes a mebibyte and not a byte more', () => {
+test('accepts one mebibyte and not a byte more', () => {
   const fits = { text: 'ü'.repeat((1_048_576 - '{"text":""}'.length - 1) / 2) };
   expect(Buffer.byteLength(acceptConfig({ ...fits, text: `${fits.text}x` }))).toBe(1_048_576);
   expect(problemsOf({ text: `${fits.text}xx` })).toEqual({ config: expect.stringContaining('1048577') });
 });
 
-test('lets everything else through', () => {
+test('accepts everything else', () => {
   const config = { a: [2 ** 53 - 1, -(2 ** 53 - 1), 0.1, 1e-300], '😀': 'x😀', b: null, c: true, d: {} };
   expect(JSON.parse(acceptConfig(config))).toEqual(config);
 });

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { type Change, changesBetween, valueAt } from './changes';
 
-/** RFC 6902, as far as it is used here. */
+/** Applies the operations of RFC 6902 that are used here. */
 function patched(document: unknown, changes: readonly Change[]): unknown {
   const root = { '': structuredClone(document) } as Record<string, unknown>;
   for (const { op, path, value } of changes) {
@@ -22,7 +22,7 @@ function patched(document: unknown, changes: readonly Change[]): unknown {
   return root[''];
 }
 
-test('says what was added, removed and replaced, by JSON Pointers', () => {
+test('lists what was added, removed and replaced, by JSON Pointers', () => {
   expect(
     changesBetween(
       { kept: { deep: [1, { a: null }] }, gone: 1, 'a/b~c': { x: 1 } },
@@ -36,7 +36,7 @@ test('says what was added, removed and replaced, by JSON Pointers', () => {
   ]);
 });
 
-test('leaves alone what is equal at both ends of a list', () => {
+test('skips what is equal at both ends of a list', () => {
   expect(changesBetween({ a: ['x', 'y', 'z'] }, { a: ['w', 'x', 'y', 'z'] })).toEqual([
     { op: 'add', path: '/a/0', value: 'w' },
   ]);
@@ -47,7 +47,7 @@ test('leaves alone what is equal at both ends of a list', () => {
   ]);
 });
 
-test('tells equal from alike', () => {
+test('distinguishes values that only look equal', () => {
   expect(changesBetween({ a: 1, b: [], c: {}, d: null }, { d: null, c: {}, b: [], a: 1 })).toEqual([]);
   for (const [before, after] of [
     [1, '1'],
@@ -59,7 +59,7 @@ test('tells equal from alike', () => {
     expect(changesBetween({ x: before }, { x: after })).not.toEqual([]);
 });
 
-test('makes the one out of the other, whatever they are', () => {
+test('turns any configuration into any other', () => {
   const name = fc.constantFrom('a', 'b', '', '0', '/', '~', '~1', 'length');
   const { value } = fc.letrec((tie) => ({
     value: fc.oneof(
@@ -72,7 +72,7 @@ test('makes the one out of the other, whatever they are', () => {
   const config = fc.dictionary(name, value, { maxKeys: 5, noNullPrototype: true });
   fc.assert(
     fc.property(config, config, (before, after) => {
-      // As they come out of the database: plain objects.
+      // Plain objects, as JSON.parse returns them from the database.
       const [from, to] = JSON.parse(JSON.stringify([before, after]));
       const changes = changesBetween(from, to);
       expect(patched(from, changes)).toEqual(to);
@@ -84,7 +84,7 @@ test('makes the one out of the other, whatever they are', () => {
   );
 });
 
-test('is one replacement where it would be out of all proportion', () => {
+test('is one replacement if the list would be too long', () => {
   const many = (value: number) => ({ ['x'.repeat(10_000)]: Array(1_000).fill(value) });
   expect(changesBetween(many(1), many(2))).toEqual([{ op: 'replace', path: '', value: many(2) }]);
   const flat = (value: number) => ({ list: Array(40_000).fill(value) });

@@ -1,16 +1,16 @@
 /** One operation of an RFC 6902 JSON Patch. */
 export interface Change {
   readonly op: 'add' | 'remove' | 'replace';
-  /** An RFC 6901 JSON Pointer; empty for the whole. */
+  /** An RFC 6901 JSON Pointer; empty for the whole document. */
   readonly path: string;
-  /** What is there after it; a removal has none. */
+  /** The new value; absent if `op` is `remove`. */
   readonly value?: unknown;
 }
 
-/** A list that is longer than this, without its values, says less than the configuration itself. */
+/** The longest list of changes, in characters without values. Beyond it, the whole configuration is easier to read. */
 const MAX_CHARS = 1_048_576;
 
-/** What an operation has besides its path and its value, as JSON. */
+/** The length of an operation as JSON, without its path and its value. */
 const OPERATION_CHARS = 32;
 
 class TooLong extends Error {}
@@ -18,12 +18,12 @@ class TooLong extends Error {}
 type Members = Record<string, unknown>;
 
 /**
- * What makes one configuration out of another, as an RFC 6902 JSON Patch. Not the shortest there is, but found in one
- * pass: in a list, what is equal at its beginning and its end is left alone, and what is between is compared one by one.
- * Where that would be out of all proportion it is one replacement of the whole.
+ * Computes an RFC 6902 JSON Patch from one configuration to another. It takes one pass, so the patch is not always the
+ * shortest: in a list, equal items at the start and the end are skipped, and those in between are compared by position.
+ * If the patch gets too long, it becomes one replacement of the whole document.
  */
 export function changesBetween(before: object, after: object): Change[] {
-  const sameness = new Sameness();
+  const ids = new ValueIds();
   const changes: Change[] = [];
   let chars = 0;
 
@@ -34,7 +34,7 @@ export function changesBetween(before: object, after: object): Change[] {
   };
 
   const compare = (path: string, from: unknown, to: unknown): void => {
-    if (sameness.of(from) === sameness.of(to)) return;
+    if (ids.idOf(from) === ids.idOf(to)) return;
     if (Array.isArray(from) && Array.isArray(to)) compareLists(path, from, to);
     else if (isObject(from) && isObject(to)) compareObjects(path, from, to);
     else add({ op: 'replace', path, value: to });
@@ -50,7 +50,7 @@ export function changesBetween(before: object, after: object): Change[] {
   };
 
   const compareLists = (path: string, from: readonly unknown[], to: readonly unknown[]): void => {
-    const same = (i: number, j: number) => sameness.of(from[i]) === sameness.of(to[j]);
+    const same = (i: number, j: number) => ids.idOf(from[i]) === ids.idOf(to[j]);
     const shorter = Math.min(from.length, to.length);
     let start = 0;
     while (start < shorter && same(start, start)) start++;
@@ -58,7 +58,7 @@ export function changesBetween(before: object, after: object): Change[] {
     while (end < shorter - start && same(from.length - 1 - end, to.length - 1 - end)) end++;
     const shared = shorter - end;
     for (let i = start; i < shared; i++) compare(`${path}/${i}`, from[i], to[i]);
-    // From behind, so that the places of those that are still to go stay as they are.
+    // Last to first, so that a removal does not move the items that are removed after it.
     for (let i = from.length - end - 1; i >= shared; i--) add({ op: 'remove', path: `${path}/${i}` });
     for (let i = shared; i < to.length - end; i++) add({ op: 'add', path: `${path}/${i}`, value: to[i] });
   };
@@ -72,37 +72,37 @@ export function changesBetween(before: object, after: object): Change[] {
   return changes;
 }
 
-/** Gives equal values equal numbers, looking at each part once however often it is asked for. */
-class Sameness {
-  private readonly numbers = new Map<string, number>();
-  private readonly known = new WeakMap<object, number>();
+/** Gives equal values equal ids. Visits each object once, however often its id is asked for. */
+class ValueIds {
+  private readonly byText = new Map<string, number>();
+  private readonly byObject = new WeakMap<object, number>();
 
-  of(value: unknown): number {
-    if (typeof value !== 'object' || value === null) return this.numberOf(JSON.stringify(value));
-    let number = this.known.get(value);
-    if (number === undefined) {
+  idOf(value: unknown): number {
+    if (typeof value !== 'object' || value === null) return this.idOfText(JSON.stringify(value));
+    let id = this.byObject.get(value);
+    if (id === undefined) {
       const parts = Array.isArray(value)
-        ? value.map((item) => this.of(item))
-        : // Sorted: equal whatever the order of the members.
+        ? value.map((item) => this.idOf(item))
+        : // Sorted, because the order of members does not matter.
           Object.keys(value)
             .sort()
-            .map((name) => `${JSON.stringify(name)}:${this.of((value as Members)[name])}`);
-      number = this.numberOf(Array.isArray(value) ? `[${parts}]` : `{${parts}}`);
-      this.known.set(value, number);
+            .map((name) => `${JSON.stringify(name)}:${this.idOf((value as Members)[name])}`);
+      id = this.idOfText(Array.isArray(value) ? `[${parts}]` : `{${parts}}`);
+      this.byObject.set(value, id);
     }
-    return number;
+    return id;
   }
 
-  private numberOf(text: string): number {
-    const number = this.numbers.get(text) ?? this.numbers.size;
-    this.numbers.set(text, number);
-    return number;
+  private idOfText(text: string): number {
+    const id = this.byText.get(text) ?? this.byText.size;
+    this.byText.set(text, id);
+    return id;
   }
 }
 
 /**
- * What a JSON Pointer of {@link changesBetween} names in the configuration that was compared: its operations move no item
- * of a list before a later one names it.
+ * Returns the value in the compared configuration that a path of {@link changesBetween} points to. This works because no
+ * operation moves a list item that a later operation names.
  */
 export function valueAt(whole: unknown, path: string): unknown {
   const names = path.split('/').slice(1);

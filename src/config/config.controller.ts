@@ -38,13 +38,13 @@ const ETAG = {
   },
 } as const;
 
-/** What agents call for their configuration. */
+/** Serves the configuration to agents. */
 @ApiTags('config')
 @Controller(AGENT_PATHS)
 export class ConfigController {
   constructor(private readonly config: ConfigService) {}
 
-  /** Gives the signed configuration in force, or 304 where `If-None-Match` names it. */
+  /** Returns the signed configuration in force, or 304 if `If-None-Match` names it. */
   @Get('config')
   @Agent()
   @Quota('config', '6/h', { burst: 2 })
@@ -64,7 +64,7 @@ export class ConfigController {
   ): string | undefined {
     const { revision, text } = this.config.current();
     const etag = `"${revision}"`;
-    // Kept by nobody in between, for the answer depends on who asks; asked for again each time, for it may be replaced.
+    // Shared caches must not keep it, because the answer needs credentials; clients must revalidate, because it may be replaced.
     reply.header('etag', etag).header('cache-control', 'private, no-cache');
     if (namesEntityTag(ifNoneMatch, etag)) {
       reply.code(304);
@@ -81,16 +81,16 @@ const RepeatableByKey = () =>
   ApiHeader({
     name: 'Idempotency-Key',
     required: false,
-    description: 'The same key and request again get the same bundle, and nothing is published twice.',
+    description: 'A repeated request with the same key returns the same bundle and publishes nothing.',
   });
 
-/** What operators do with configuration. */
+/** Lets operators publish, list and compare configurations. */
 @ApiTags('config')
 @Controller('v1/configs')
 export class ConfigsController {
   constructor(private readonly config: ConfigService) {}
 
-  /** Signs a configuration and puts it in force, in place of the one before. */
+  /** Signs a configuration and puts it in force; it replaces the previous one. */
   @Post()
   @Operator('admin')
   @BulkWrite()
@@ -107,7 +107,7 @@ export class ConfigsController {
     return this.config.publish(operator, body, key);
   }
 
-  /** Lists what was published, newest first, with how far the roll-out of each is. */
+  /** Lists published configurations, newest first, with the progress of each roll-out. */
   @Get()
   @Operator('viewer')
   @ApiOperation({ operationId: 'listConfigs', summary: 'List configurations' })
@@ -117,7 +117,7 @@ export class ConfigsController {
     return this.config.list(query);
   }
 
-  /** Shows one configuration, also one that has expired or was replaced. */
+  /** Shows one configuration, even if it has expired or was replaced. */
   @Get(':revision')
   @Operator('viewer')
   @RevisionInPath()
@@ -128,7 +128,7 @@ export class ConfigsController {
     return this.config.get(revision);
   }
 
-  /** Shows what a configuration changed in the one that was published before it. */
+  /** Shows the changes from the previous configuration to this one. */
   @Get(':revision/diff')
   @Operator('viewer')
   @RevisionInPath()
@@ -139,7 +139,7 @@ export class ConfigsController {
     return this.config.diff(revision);
   }
 
-  /** Publishes the content of an earlier configuration again, under a revision and a seq of its own. */
+  /** Publishes the content of an earlier configuration again, with a new revision and seq. */
   @Post(':revision/rollback')
   @Operator('admin')
   @RevisionInPath()
@@ -158,7 +158,7 @@ export class ConfigsController {
   }
 }
 
-/** What anyone may call to verify a configuration. */
+/** Serves the public keys that verify configurations, to any caller. */
 @ApiTags('config')
 @Controller('.well-known')
 export class VerifyingKeysController {

@@ -4,18 +4,18 @@ import { OptionalInteger } from '../http/fields';
 import { shown } from '../http/item-fields';
 import { PageEnd } from '../http/pagination';
 
-/** How long a bundle may be good for, in seconds, and is where the publisher does not say. */
+/** Limits and default of a bundle's lifetime, in seconds. */
 const MIN_LIFETIME_S = 60;
 const MAX_LIFETIME_S = 5 * 365 * 86_400;
 export const DEFAULT_LIFETIME_S = 30 * 86_400;
 
 /** A signed configuration. */
 export class ConfigBundle {
-  /** Names this bundle; the `ETag` is the same in quotes. */
+  /** The id of this bundle; the `ETag` is the same in quotes. */
   @ApiProperty({ example: 'a3f1c2d4e5b60718' })
   revision!: string;
 
-  /** Only grows: refuse a bundle whose number is below that of the one you have. */
+  /** Always increases: refuse a bundle with a lower number than yours. */
   @ApiProperty({ example: 7 })
   seq!: number;
 
@@ -26,7 +26,7 @@ export class ConfigBundle {
   @ApiProperty({ format: 'date-time', example: '2026-01-31T00:00:00.000Z' })
   expires_at!: string;
 
-  /** What operators published, as it is. */
+  /** The published configuration, unchanged. */
   @ApiProperty({ type: 'object', additionalProperties: true, example: { resolvers: ['192.0.2.53'] } })
   config!: Record<string, unknown>;
 
@@ -67,9 +67,9 @@ export class VerifyingKeys {
   keys!: VerifyingKey[];
 }
 
-/** How long a bundle that is published is good for. */
+/** The lifetime of the new bundle. */
 export class RollbackRequest {
-  /** For how many seconds agents may use it: a minute to five years, 30 days where nothing is said. */
+  /** How many seconds agents may use it: a minute to five years. Default: 30 days. */
   @OptionalInteger({
     minimum: MIN_LIFETIME_S,
     maximum: MAX_LIFETIME_S,
@@ -79,7 +79,7 @@ export class RollbackRequest {
   expires_in?: number | null;
 }
 
-/** What to publish. */
+/** A configuration to publish. */
 export class PublishRequest extends RollbackRequest {
   /** Any JSON object of at most 1 MiB as canonical JSON; integers beyond 2^53 - 1 are refused. */
   @ApiProperty({ type: 'object', additionalProperties: true, example: { resolvers: ['192.0.2.53'] } })
@@ -87,13 +87,13 @@ export class PublishRequest extends RollbackRequest {
   config!: Record<string, unknown>;
 }
 
-/** How far the roll-out of a bundle is, as agents in service said last. */
+/** The progress of a bundle's roll-out, by the last reports of agents in service. */
 export class Rollout {
   /** Agents that use it. */
   @ApiProperty({ example: 97 })
   applied!: number;
 
-  /** Agents that could not. */
+  /** Agents that could not apply it. */
   @ApiProperty({ example: 1 })
   failed!: number;
 
@@ -102,7 +102,7 @@ export class Rollout {
   in_service!: number;
 }
 
-/** A bundle as operators see it in lists. */
+/** A bundle without its content. */
 export class ConfigView {
   @ApiProperty({ example: 'a3f1c2d4e5b60718' })
   revision!: string;
@@ -120,7 +120,7 @@ export class ConfigView {
   @ApiProperty({ example: 'kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k' })
   kid!: string;
 
-  /** Whether it is what agents get now: the newest, and not expired. */
+  /** True if agents get it now: it is the newest and has not expired. */
   @ApiProperty({ example: true })
   in_force!: boolean;
 
@@ -139,7 +139,7 @@ export class ConfigDetail extends ConfigView {
   @ApiProperty({ type: 'object', additionalProperties: true, example: { resolvers: ['192.0.2.53'] } })
   config!: Record<string, unknown>;
 
-  /** As agents get it. */
+  /** The signature that agents get. */
   @ApiProperty({ example: 'eyJhbGciOiJFZERTQSIsImtpZCI6Ik...fQ..QmFzZTY0dXJsIG9mIDY0IGJ5dGVz' })
   signature!: string;
 }
@@ -149,25 +149,25 @@ export class ConfigChange {
   @ApiProperty({ enum: ['add', 'remove', 'replace'], example: 'replace' })
   op!: 'add' | 'remove' | 'replace';
 
-  /** A JSON Pointer (RFC 6901); empty for the whole. */
+  /** A JSON Pointer (RFC 6901); empty for the whole document. */
   @ApiProperty({ example: '/resolvers/0' })
   path!: string;
 
-  /** What is there now, any JSON; left out of a removal. */
+  /** The new value, any JSON; absent if `op` is `remove`. */
   @ApiPropertyOptional(shown({ type: 'any', example: '192.0.2.53' }))
   value?: unknown;
 }
 
-/** What a bundle changed in the one before it. */
+/** The changes from the previous bundle to this one. */
 export class ConfigDiff {
   @ApiProperty({ example: 'a3f1c2d4e5b60718' })
   revision!: string;
 
-  /** The one before; null of the first, which is compared with an empty object. */
+  /** The previous bundle; null for the first, which is compared with an empty object. */
   @ApiProperty({ type: String, nullable: true, example: '0f9e8d7c6b5a4938' })
   previous_revision!: string | null;
 
-  /** An RFC 6902 JSON Patch that makes this configuration out of the one before. */
+  /** An RFC 6902 JSON Patch that turns the previous configuration into this one. */
   @ApiProperty({ type: [ConfigChange] })
   changes!: ConfigChange[];
 }

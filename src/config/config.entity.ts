@@ -3,7 +3,7 @@ import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 /** A signed configuration bundle. The newest is in force until it expires. */
 @Entity('agent_configs')
 export class ConfigEntity {
-  /** Only grows; an agent refuses a lower one. */
+  /** Always increases; agents refuse a bundle with a lower number than theirs. */
   @PrimaryGeneratedColumn({ type: 'integer' })
   seq!: number;
 
@@ -20,7 +20,7 @@ export class ConfigEntity {
   @Column('text')
   config!: string;
 
-  /** Names the key that signed it. */
+  /** The id of the key that signed it. */
   @Column('text')
   kid!: string;
 

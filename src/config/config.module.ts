@@ -6,7 +6,7 @@ import { ConfigController, ConfigsController, VerifyingKeysController } from './
 import { ConfigService } from './config.service';
 import { SigningKeys } from './signing-keys';
 
-/** Signed configuration for agents. */
+/** Publishes signed configuration and serves it to agents. */
 @Module({
   imports: [OperatorsModule],
   controllers: [ConfigController, ConfigsController, VerifyingKeysController],

@@ -26,43 +26,43 @@ import {
 import type { ConfigEntity } from './config.entity';
 import { SigningKeys } from './signing-keys';
 
-/** A bundle that agents may have now. */
+/** The bundle that agents get now. */
 export interface BundleInForce {
   readonly revision: string;
   /** The bundle as JSON, ready to be sent. */
   readonly text: string;
 }
 
-/** Tells how far the roll-out of each of the revisions is. */
+/** Counts the progress of each revision's roll-out. */
 export type RolloutCounter = (
   statements: Statements,
   revisions: readonly string[],
 ) => Promise<Map<string, Rollout>>;
 
-/** What is to be published, and on whose behalf. */
+/** A configuration to publish, and the operator that publishes it. */
 interface Issue {
   readonly by: OperatorIdentity;
   readonly action: 'config.publish' | 'config.rollback' | 'config.re-sign';
   /** Canonical JSON. */
   readonly config: string;
   readonly lifetimeMs: number;
-  /** The revision whose content it is, where that was published before. */
+  /** The earlier revision that the content comes from, if any. */
   readonly from?: string;
   readonly call?: IdempotentCall;
 }
 
 /** A bundle without its content. */
-type Head = Omit<ConfigEntity, 'config' | 'signature'>;
+type Summary = Omit<ConfigEntity, 'config' | 'signature'>;
 
-/** Under what it is announced that there is a new bundle; the message is its seq. */
+/** The announcement of a new bundle; its message is the seq. */
 const PUBLISHED = 'config';
 
-const HEAD = 'revision, seq, issued_at, expires_at, kid';
+const SUMMARY_COLUMNS = 'revision, seq, issued_at, expires_at, kid';
 
 /**
- * Owns agent_configs: signed bundles of configuration, numbered by `seq`. The newest is in force until it expires; then
- * none is, for agents refuse a `seq` below the one they have. It is kept in memory, so asking for it costs no read. Rows
- * never change and are kept for good.
+ * Owns agent_configs: signed bundles of configuration, numbered by `seq`. The newest is in force until it expires; after
+ * that none is, because agents refuse a `seq` below theirs. The newest is cached in memory, so that agents' requests read
+ * nothing from the database. Rows never change and are never deleted.
  */
 @Injectable()
 export class ConfigService implements OnModuleInit {
@@ -83,8 +83,9 @@ export class ConfigService implements OnModuleInit {
   }
 
   /**
-   * Loads the bundle in force. One that was signed with a key that is gone is published again with the one that signs; so
-   * is one out of a backup, for agents may have seen a later `seq` than it has.
+   * Loads the bundle in force. Publishes it again if the key that signed it is gone, or if it comes from a backup: agents
+   * may have seen a later `seq`.
+   * @throws SettingsError replicas share the database, and this one lacks the key of the bundle in force
    */
   async onModuleInit(): Promise<void> {
     const row = await this.loadNewest();
@@ -93,53 +94,54 @@ export class ConfigService implements OnModuleInit {
     const newestSeq = row.last_seq;
     const restored = row.seq < newestSeq;
     if (leftMs <= 0 || (!restored && this.keys.jwks.some(({ kid }) => kid === row.kid))) return;
-    // Replicas with different keys would sign again in turns. After a restore all were stopped, and the first one decides.
-    if (this.database.isShared && !restored) {
+    // Replicas with different keys would keep signing each other's bundles again. After a restore all were stopped, so
+    // the first to start decides.
+    if (this.database.mayHaveReplicas && !restored) {
       throw new SettingsError(
         `CONTROL_PLANE_SIGNING_KEY_FILE lacks the key ${row.kid} of the configuration in force. All replicas need the ` +
-          'same keys; to take one away, publish with another first. Where it is lost, stop all replicas and run ' +
+          'same keys; to remove one, first publish with another. If it is lost, stop all replicas and run ' +
           '"control-plane restored".',
       );
     }
-    // Agents verify with the keys that are published now; that one may have been taken out because it leaked.
+    // Agents verify with the keys that are published now. Do not keep the old one: it may have been removed after a leak.
     const { revision } = await this.issue({
       by: PROCESS,
       action: 'config.re-sign',
       config: row.config,
       lifetimeMs: leftMs,
       from: row.revision,
-      // Of replicas that start at once one publishes.
+      // Of replicas that start together, only one publishes.
       call: this.idempotency.call('configs:re-sign', String(newestSeq), row.revision),
     });
     await this.loadNewest();
     this.logger.warn(
       { kid: this.keys.kid, revision },
       restored
-        ? 'restored from a backup; published again'
-        : 'the key of the configuration in force is gone; signed again',
+        ? 'published the configuration again after a restore from a backup'
+        : 'signed the configuration in force again, because its key is gone',
     );
   }
 
-  /** Says who counts how far a roll-out is. */
+  /** Registers the function that counts the progress of roll-outs. */
   countRolloutWith(counter: RolloutCounter): void {
     this.countRollout = counter;
   }
 
   /**
-   * Signs a configuration and puts it in force, durably and in place of the one before. With a key, the same call again
-   * gets the same bundle and publishes nothing.
-   * @throws ERR_VALIDATION it is too large, or naming each field that is not portable JSON
+   * Signs a configuration, stores it durably and puts it in force; it replaces the previous one. A repeated call with the
+   * same key returns the same bundle and publishes nothing.
+   * @throws ERR_VALIDATION the configuration is too large, or has fields that are not portable JSON; names each
    * @throws ERR_CONFLICT the key was used for another request
    */
   publish(by: OperatorIdentity, request: PublishRequest, key: string | undefined): Promise<ConfigBundle> {
     const config = acceptConfig(request.config);
     const lifetimeMs = lifetimeOf(request);
-    const call = this.callOf(by, key, ['publish', config, lifetimeMs]);
+    const call = this.idempotentCall(by, key, ['publish', config, lifetimeMs]);
     return this.issue({ by, action: 'config.publish', config, lifetimeMs, call });
   }
 
   /**
-   * Publishes the content of an earlier bundle again, as a new one: agents refuse to go back to a lower `seq`.
+   * Publishes the content of an earlier bundle again. It gets a new `seq`, because agents refuse a lower one.
    * @throws ERR_NOT_FOUND there is no such revision
    * @throws ERR_CONFLICT the key was used for another request
    */
@@ -150,7 +152,7 @@ export class ConfigService implements OnModuleInit {
     key: string | undefined,
   ): Promise<ConfigBundle> {
     const lifetimeMs = lifetimeOf(request);
-    const call = this.callOf(by, key, ['rollback', revision, lifetimeMs]);
+    const call = this.idempotentCall(by, key, ['rollback', revision, lifetimeMs]);
     const { config } = await this.database.read((statements) => findBundle(statements, revision));
     return this.issue({ by, action: 'config.rollback', config, lifetimeMs, from: revision, call });
   }
@@ -158,8 +160,8 @@ export class ConfigService implements OnModuleInit {
   /** Lists bundles without their content, newest first. */
   list(query: PageQuery): Promise<Page<ConfigView>> {
     return this.database.read(async (statements) => {
-      const rows = await statements.rows<Head>(
-        `SELECT ${HEAD} FROM agent_configs WHERE seq < $1 ORDER BY seq DESC LIMIT $2`,
+      const rows = await statements.rows<Summary>(
+        `SELECT ${SUMMARY_COLUMNS} FROM agent_configs WHERE seq < $1 ORDER BY seq DESC LIMIT $2`,
         olderThan(query),
         query.limit + 1,
       );
@@ -168,7 +170,10 @@ export class ConfigService implements OnModuleInit {
     });
   }
 
-  /** @throws ERR_NOT_FOUND there is no such revision */
+  /**
+   * Returns a bundle with its content.
+   * @throws ERR_NOT_FOUND there is no such revision
+   */
   get(revision: string): Promise<ConfigDetail> {
     return this.database.read(async (statements) => {
       const row = await findBundle(statements, revision);
@@ -178,7 +183,7 @@ export class ConfigService implements OnModuleInit {
   }
 
   /**
-   * What a bundle changed in the one before it; of the first, in an empty one.
+   * Compares a bundle with the previous one; the first is compared with an empty object.
    * @throws ERR_NOT_FOUND there is no such revision
    */
   diff(revision: string): Promise<ConfigDiff> {
@@ -196,17 +201,20 @@ export class ConfigService implements OnModuleInit {
     });
   }
 
-  /** The revision in force; undefined while there is none. Answers from memory. */
+  /** Returns the revision in force, from memory; undefined if there is none. */
   currentRevision(): string | undefined {
     return this.inForce()?.revision;
   }
 
-  /** When the revision in force expires, in ms since the epoch; undefined while there is none. */
+  /** Returns when the revision in force expires, in ms since the epoch; undefined if there is none. */
   expiryInForce(): number | undefined {
     return this.inForce()?.expiresAt;
   }
 
-  /** @throws ERR_NOT_FOUND, retryable: nothing was published yet, or the newest has expired */
+  /**
+   * Returns the bundle in force, from memory.
+   * @throws ERR_NOT_FOUND retryable: nothing was published yet, or the newest bundle has expired
+   */
   current(): BundleInForce {
     const bundle = this.inForce();
     if (!bundle)
@@ -217,7 +225,7 @@ export class ConfigService implements OnModuleInit {
     return bundle;
   }
 
-  /** The public keys by which bundles can be verified. */
+  /** Returns the public keys that verify bundles. */
   verifyingKeys(): JWK[] {
     return this.keys.jwks;
   }
@@ -226,7 +234,7 @@ export class ConfigService implements OnModuleInit {
     return this.newest && this.newest.expiresAt > this.clock.now() ? this.newest : undefined;
   }
 
-  /** The last seq that was given, or passed over after a restore. */
+  /** Returns the last seq that was used, or skipped after a restore. */
   private async newestSeq(): Promise<number> {
     const row = await this.database.read((statements) =>
       statements.first<{ seq: number | null }>(
@@ -236,13 +244,13 @@ export class ConfigService implements OnModuleInit {
     return row?.seq ?? 0;
   }
 
-  private callOf(by: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
+  private idempotentCall(by: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
     return key === undefined ? undefined : this.idempotency.call(`configs:${by.tokenId}`, key, request);
   }
 
   /**
-   * Publishes. The bundle is signed before the transaction, in which nothing but the database may be awaited; a call
-   * that finds that another took the seq meanwhile signs again with the next one.
+   * Signs and stores a bundle. It is signed before the transaction, because a transaction may await nothing but the
+   * database. If another call has taken the seq by then, it is signed again with the next one.
    */
   private async issue(issue: Issue): Promise<ConfigBundle> {
     for (;;) {
@@ -264,7 +272,7 @@ export class ConfigService implements OnModuleInit {
     return { ...bundle, kid: this.keys.kid, signature: await this.keys.sign(signedText(bundle)) };
   }
 
-  /** @returns the bundle that is stored under the call or now; undefined where the seq was taken */
+  /** @returns the stored bundle, or the one that an earlier identical call stored; undefined if the seq was taken */
   private async store(
     tx: Transaction,
     row: ConfigEntity,
@@ -290,23 +298,23 @@ export class ConfigService implements OnModuleInit {
       after: { seq: row.seq, expires_at: toTimestamp(row.expires_at), from },
     });
     if (call) await this.idempotency.store(tx, call, row.revision);
-    tx.afterCommit(() => this.keep(row));
+    tx.afterCommit(() => this.cache(row));
     tx.announce(PUBLISHED, String(row.seq));
     return row;
   }
 
-  /** Takes over what another replica published. */
+  /** Loads a bundle that another replica published. */
   private catchUp(seq = Number.POSITIVE_INFINITY): void {
     if (seq <= (this.newest?.seq ?? 0)) return;
     this.loadNewest().catch((error: unknown) => {
       this.logger.warn(
         { err: error },
-        'the configuration in force could not be read; it is tried again at the next gap',
+        'the configuration in force could not be read; it is read again after the next reconnection',
       );
     });
   }
 
-  /** Reads the newest bundle; in the same statement, the last seq that was given, or passed over by a restore. */
+  /** Reads the newest bundle and, in the same statement, the last seq that was used, or skipped by a restore. */
   private async loadNewest(): Promise<(ConfigEntity & { last_seq: number }) | undefined> {
     const row = await this.database.read((statements) =>
       statements.first<ConfigEntity & { last_seq: number }>(
@@ -314,11 +322,11 @@ export class ConfigService implements OnModuleInit {
          FROM agent_configs c ORDER BY seq DESC LIMIT 1`,
       ),
     );
-    if (row && row.seq > (this.newest?.seq ?? 0)) this.keep(row);
+    if (row && row.seq > (this.newest?.seq ?? 0)) this.cache(row);
     return row;
   }
 
-  private keep(row: ConfigEntity): void {
+  private cache(row: ConfigEntity): void {
     this.newest = {
       seq: row.seq,
       revision: row.revision,
@@ -327,7 +335,7 @@ export class ConfigService implements OnModuleInit {
     };
   }
 
-  private async viewsOf(statements: Statements, rows: readonly Head[]): Promise<ConfigView[]> {
+  private async viewsOf(statements: Statements, rows: readonly Summary[]): Promise<ConfigView[]> {
     const rollouts = await this.countRollout(
       statements,
       rows.map((row) => row.revision),
@@ -354,6 +362,6 @@ async function findBundle(statements: Statements, revision: string): Promise<Con
     'SELECT * FROM agent_configs WHERE revision = $1',
     revision,
   );
-  if (!row) throw fail('ERR_NOT_FOUND', { revision: 'is not one that was published' });
+  if (!row) throw fail('ERR_NOT_FOUND', { revision: 'was never published' });
   return row;
 }

@@ -7,10 +7,10 @@ import { isInMemory, type Settings, SettingsError, signingKeysFile } from '../se
 
 const ALGORITHM = 'EdDSA';
 
-/** A PEM block of any kind; what stands between two is a remark. */
+/** A PEM block of any kind; text between blocks is a comment. */
 const PEM_BLOCK = /-----BEGIN [^-]*-----[\s\S]*?-----END [^-]*-----/g;
 
-/** A key with the public half that is published. */
+/** A private key with its public half, which is published. */
 interface Key {
   readonly secret: KeyObject;
   readonly kid: string;
@@ -18,33 +18,33 @@ interface Key {
 }
 
 /**
- * The Ed25519 keys of configuration, in the order of their file: the first signs, all verify. So a key can be made known
- * before it signs, and one that signed before can verify until what it signed has expired.
+ * Holds the Ed25519 keys of configuration, in the order of their file: the first signs, all verify. To rotate keys, publish
+ * a new one before it signs, and keep the old one until the bundles that it signed have expired.
  */
 export class SigningKeys {
   private constructor(private readonly keys: readonly [Key, ...Key[]]) {}
 
   /**
-   * Reads the keys from their file; where that is missing, makes one and leaves it there, readable for the owner only.
-   * Beside a database in memory the key lives in memory too, unless the settings name a file.
-   * @throws SettingsError the file can't be read or made, or holds anything but different Ed25519 keys; the message tells
-   *   nothing of its content
+   * Reads the keys from their file. If there is no file, creates one with a new key, readable by its owner only. With a
+   * database in memory the key is kept in memory too, unless the settings name a file.
+   * @throws SettingsError the file can't be read or created, or does not hold distinct Ed25519 keys only; the message
+   *   quotes none of its content
    */
   static async load(settings: Pick<Settings, 'database' | 'signingKeyFile'>): Promise<SigningKeys> {
     if (settings.signingKeyFile === undefined && isInMemory(settings.database)) return SigningKeys.inMemory();
     const file = signingKeysFile(settings);
-    // A path that was set from outside is not repeated; one that was derived would otherwise have to be guessed.
+    // Name the path only if it was derived: the operator knows one from a setting.
     const name =
       settings.signingKeyFile === undefined
         ? `The file ${file}`
         : 'The file of CONTROL_PLANE_SIGNING_KEY_FILE';
     const keys = await SigningKeys.of(readKeys(file, name) ?? [makeKey(file, name)]);
     if (new Set(keys.jwks.map(({ kid }) => kid)).size < keys.jwks.length)
-      throw new SettingsError(`${name} holds the same key twice; leave one of them.`);
+      throw new SettingsError(`${name} holds the same key twice; remove one of them.`);
     return keys;
   }
 
-  /** A key that ends with the process. */
+  /** Creates a key that is not stored. */
   static inMemory(): Promise<SigningKeys> {
     return SigningKeys.of([generateKeyPairSync('ed25519').privateKey]);
   }
@@ -54,12 +54,12 @@ export class SigningKeys {
     return this.keys[0].kid;
   }
 
-  /** The public halves, for the verifiers; the one that signs is the first. */
+  /** The public keys, for clients that verify; the first is the one that signs. */
   get jwks(): JWK[] {
     return this.keys.map(({ jwk }) => jwk);
   }
 
-  /** Signs a text. @returns the JWS with its payload left out: `header..signature` */
+  /** Signs a text. @returns the detached JWS: `header..signature` */
   async sign(payload: string): Promise<string> {
     const { secret, kid } = this.keys[0];
     const jws = await new CompactSign(Buffer.from(payload))
@@ -94,12 +94,12 @@ function readKeys(file: string, name: string): KeyObject[] | undefined {
     );
   }
   const keys = (text.match(PEM_BLOCK) ?? []).map(readKey);
-  // A block that was cut off is none; it must not go unnoticed.
+  // A truncated block does not match the pattern, so it is counted by its first line.
   const begun = text.split('-----BEGIN ').length - 1;
   if (keys.length === 0 || keys.length < begun || keys.some((key) => key?.asymmetricKeyType !== 'ed25519')) {
     throw new SettingsError(
-      `${name} must hold one or more Ed25519 private keys (PEM, PKCS#8, not encrypted) and no other, and does not. ` +
-        'Put the right ones in their place, or move it away to have a new one made.',
+      `${name} must hold one or more Ed25519 private keys (PEM, PKCS#8, not encrypted) and nothing else, but does not. ` +
+        'Put the right keys in it, or move it away: a new one is then created.',
     );
   }
   return keys as KeyObject[];
@@ -109,7 +109,7 @@ function readKey(pem: string): KeyObject | undefined {
   try {
     return pem.startsWith('-----BEGIN PRIVATE KEY-----') ? createPrivateKey(pem) : undefined;
   } catch {
-    // The reason could quote the content.
+    // Dropped: the error could quote the key.
     return undefined;
   }
 }
@@ -117,7 +117,7 @@ function readKey(pem: string): KeyObject | undefined {
 function makeKey(file: string, name: string): KeyObject {
   const { privateKey } = generateKeyPairSync('ed25519');
   try {
-    // Exclusive: if another process makes one at this instant, this start fails and the next one reads that.
+    // Exclusive: if another process creates it now, this start fails and the next one reads the file.
     const handle = openSync(file, 'wx', 0o600);
     try {
       writeFileSync(handle, privateKey.export({ type: 'pkcs8', format: 'pem' }));
@@ -125,15 +125,15 @@ function makeKey(file: string, name: string): KeyObject {
     } finally {
       closeSync(handle);
     }
-    // Without this a power cut could take the new name, and with it the key that bundles are signed by.
+    // Without this, a power failure could lose the file's new name, and with it the key.
     const folder = openSync(dirname(file), 'r');
     fsyncSync(folder);
     closeSync(folder);
   } catch (error) {
     throw new SettingsError(
-      `${name} does not exist, and a new key to sign configuration with can't be left there (${(error as NodeJS.ErrnoException).code}).`,
+      `${name} does not exist, and a new signing key can't be stored there (${(error as NodeJS.ErrnoException).code}).`,
     );
   }
-  new Logger('Config').log({ file }, 'made a key that signs configuration');
+  new Logger('Config').log({ file }, 'created a key that signs configuration');
   return privateKey;
 }

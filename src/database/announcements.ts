@@ -44,8 +44,8 @@ export async function publish(
 }
 
 /**
- * Hears what other replicas announce, on a connection of its own. When that is lost, or notifications don't arrive by it,
- * it is made again, and whoever rests on announcements is told that some may have been missed.
+ * Receives what other replicas announce, on a connection of its own. When that is lost, or notifications don't arrive by it,
+ * it is made again, and its listeners are told that some may have been missed.
  */
 export class Announcements {
   /** By which a process knows its own announcements, which it has heard already. */
@@ -90,7 +90,7 @@ export class Announcements {
       query_timeout: ANSWER_MS,
       keepAlive: true,
     });
-    client.on('notification', ({ payload }) => this.hear(payload ?? ''));
+    client.on('notification', ({ payload }) => this.receive(payload ?? ''));
     client.on('error', () => this.lost(client));
     client.on('end', () => this.lost(client));
     try {
@@ -106,7 +106,7 @@ export class Announcements {
   }
 
   /**
-   * Notifies itself and waits to hear it. An answer of the connection would not do: it says nothing of a LISTEN that a pooler
+   * Notifies itself and waits to receive it. An answer of the connection would not do: it says nothing of a LISTEN that a pooler
    * or a reset has dropped.
    */
   private async probe(client: pg.Client): Promise<void> {
@@ -163,7 +163,7 @@ export class Announcements {
     }, RETRY_MS).unref();
   }
 
-  private hear(payload: string): void {
+  private receive(payload: string): void {
     let sender: string;
     let batch: Announcement[];
     try {

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { ApiError } from '../errors';
 import type { Database } from './database';
 import type { Transaction } from './statements';
@@ -15,6 +16,8 @@ export interface BatcherOptions<Request> {
   readonly weightOf?: (request: Request) => number;
   /** How much one unit of work takes; a call that weighs more has a unit of its own. */
   readonly maxWeight?: number;
+  /** Calls of the same key are not in one unit: the later sees what the earlier did. Nothing is kept apart if it is left out. */
+  readonly keyOf?: (request: Request) => unknown;
 }
 
 /**
@@ -28,17 +31,21 @@ export class Batcher<Request, Answer> {
   private running = 0;
   /** Whether a unit is on its way that has not taken its calls yet. */
   private isQueued = false;
+  /** Runs something as no part of the unit of work that the caller is in. */
+  private readonly outside = AsyncLocalStorage.snapshot();
   private readonly weightOf: (request: Request) => number;
   private readonly maxWeight: number;
+  private readonly keyOf: ((request: Request) => unknown) | undefined;
 
   /** @param work does all requests at once; returns an answer for each, in their order */
   constructor(
     private readonly database: Pick<Database, 'write' | 'insideWrite' | 'maxGatheredUnits'>,
     private readonly work: (tx: Transaction, requests: readonly Request[]) => Promise<readonly Answer[]>,
-    { weightOf = () => 1, maxWeight = Number.POSITIVE_INFINITY }: BatcherOptions<Request> = {},
+    { weightOf = () => 1, maxWeight = Number.POSITIVE_INFINITY, keyOf }: BatcherOptions<Request> = {},
   ) {
     this.weightOf = weightOf;
     this.maxWeight = maxWeight;
+    this.keyOf = keyOf;
   }
 
   /**
@@ -70,7 +77,7 @@ export class Batcher<Request, Answer> {
       this.isQueued = false;
       this.running++;
       taken = this.takeCalls();
-      this.startUnit();
+      this.outside(() => this.startUnit());
       return taken;
     };
     try {
@@ -94,12 +101,27 @@ export class Batcher<Request, Answer> {
 
   /** What the next unit is for: in the order of arrival, as much as it may weigh. */
   private takeCalls(): readonly Call<Request, Answer>[] {
+    const keys = new Set<unknown>();
+    const taken: Call<Request, Answer>[] = [];
+    const later: Call<Request, Answer>[] = [];
     let weight = 0;
-    const end = this.waiting.findIndex((call, i) => {
+    for (const [i, call] of this.waiting.entries()) {
       weight += call.weight;
-      return i > 0 && weight > this.maxWeight;
-    });
-    return this.waiting.splice(0, end === -1 ? this.waiting.length : end);
+      if (taken.length > 0 && weight > this.maxWeight) {
+        later.push(...this.waiting.slice(i));
+        break;
+      }
+      const key = this.keyOf?.(call.request);
+      if (key !== undefined && keys.has(key)) {
+        later.push(call);
+        weight -= call.weight;
+        continue;
+      }
+      keys.add(key);
+      taken.push(call);
+    }
+    this.waiting = later;
+    return taken;
   }
 
   /** Runs the calls of a unit that failed each by itself, if one of them may be at fault. */

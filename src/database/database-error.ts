@@ -10,6 +10,12 @@ export class DatabaseInUse extends DatabaseError {}
 /** It is another program's. */
 export class ForeignDatabase extends DatabaseError {}
 
+/**
+ * Thrown by a unit of work that met another one half-way and can't decide by what it has read: it is run again from its start,
+ * and answered ERR_UNAVAILABLE if that happens several times.
+ */
+export class UnitConflict extends Error {}
+
 /** Something that was written could not be put on the disk: what the disk has is unknown from then on. */
 export class SyncFailed extends DatabaseError {
   constructor(override readonly cause: Error) {

@@ -11,7 +11,7 @@ import { Idempotency } from './idempotency';
 @Global()
 @Module({})
 export class DatabaseModule {
-  /** @param database an open database; whoever opened it closes it, after the application */
+  /** @param database an open database; the caller closes it, after the application */
   static forRoot(database: Database): DynamicModule {
     return {
       module: DatabaseModule,

@@ -4,7 +4,7 @@ import { fail } from '../errors';
 import type { BucketTable } from './bucket-table';
 import type { Statements, Transaction } from './statements';
 
-/** Hears what a unit of work announced, once it is committed. */
+/** Receives what a unit of work announced, once it is committed. */
 export type AnnouncementListener = (message: string) => void;
 
 /** A transaction that ended: how many units of work shared it, and how long its commit took, in milliseconds. */
@@ -65,7 +65,7 @@ export abstract class Database {
   abstract read<T>(work: (statements: Statements) => Promise<T>): Promise<T>;
 
   /** Whether other processes may serve the same database. */
-  abstract readonly isShared: boolean;
+  abstract readonly mayHaveReplicas: boolean;
 
   /** Token buckets that replicas share; undefined if this process alone uses the database, so that its memory will do. */
   abstract readonly buckets: BucketTable | undefined;
@@ -150,7 +150,7 @@ export abstract class Database {
     this.listeners.set(topic, [...(this.listeners.get(topic) ?? []), listener]);
   }
 
-  /** Calls back when announcements of other replicas may have been missed: what rests on them must be looked up again. */
+  /** Calls back when announcements of other replicas may have been missed: what depends on them must be looked up again. */
   onGap(listener: () => void): void {
     this.gapListeners.push(listener);
   }

@@ -13,10 +13,30 @@ export interface Dialect {
   prefilterByList(column: string, parameter: string): string;
   /** A table expression over a parameter that holds a JSON array of objects, with the columns named. */
   rowset(parameter: string, columns: Readonly<Record<string, ColumnType>>): string;
+  /** A table expression over a parameter that holds a JSON array of numbers, with the column `id`. */
+  ids(parameter: string): string;
+  /**
+   * A statement that deletes the rows of a table that each part selects, up to its `RETURNING`: rows that another unit has locked
+   * are left out.
+   * @param key the columns of the table's primary key
+   * @param parts each the `WHERE` of a selection, with its order and limit
+   */
+  takeRows(table: string, key: readonly string[], parts: readonly string[]): string;
+  /**
+   * The condition that a row's primary key is one of those in a rowset that has columns of the same names: each is looked up by
+   * itself, whatever the statistics say of the table.
+   */
+  isKeyAmong(table: string, key: readonly string[], rowset: string): string;
+  /**
+   * Joins each row on the left with the last row of a table that meets a condition, or with none: one look-up for each, so that no
+   * statistics can make it read more of the table.
+   * @param condition names a few rows by an index that has `id + 0` next; it may name tables on the left
+   */
+  joinLast(table: string, alias: string, condition: string): string;
   /** Whether others write at the same time, so that what a unit decides by must be locked. */
   readonly concurrent: boolean;
   /**
-   * After a SELECT: locks its rows of the tables (all of them, where none is named) until the unit ends, so that what is
+   * After a SELECT: locks its rows of the tables (all of them, if none is named) until the unit ends, so that what is
    * decided by them holds. In this order, and by ascending ids: agents, leases, tasks, the queue's counters.
    */
   forUpdate(...tables: string[]): string;
@@ -33,7 +53,7 @@ export interface Dialect {
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
   least(a: string, b: string): string;
-  /** The last id that a table gave in this column, or passed over, as an expression: null where there is none. */
+  /** The last id that a table gave or skipped in this column, as an expression: null if there is none. */
   lastId(table: string, column: string): string;
 }
 
@@ -46,6 +66,18 @@ export const sqliteDialect: Dialect = {
     `(SELECT ${Object.keys(columns)
       .map((column) => `value ->> '${column}' AS ${column}`)
       .join(', ')} FROM json_each(${parameter}))`,
+  ids: (parameter) => `(SELECT value AS id FROM json_each(${parameter}))`,
+  takeRows: (table, key, parts) => {
+    const columns = key.join(', ');
+    const selected = parts.map(
+      (part, i) => `SELECT * FROM (SELECT ${columns} FROM ${table} ${part}) AS p${i}`,
+    );
+    return `DELETE FROM ${table} WHERE (${columns}) IN (${selected.join(' UNION ALL ')})`;
+  },
+  isKeyAmong: (_table, key, rowset) =>
+    `(${key.join(', ')}) IN (SELECT ${key.join(', ')} FROM ${rowset} AS r)`,
+  joinLast: (table, alias, condition) =>
+    `LEFT JOIN ${table} ${alias} ON ${alias}.id = (SELECT id FROM ${table} WHERE ${condition} ORDER BY id + 0 DESC LIMIT 1)`,
   // The writer is alone.
   concurrent: false,
   forUpdate: () => '',
@@ -75,6 +107,20 @@ export const postgresDialect: Dialect = {
     )
       .map(([column, type]) => `${column} ${POSTGRES_TYPES[type]}`)
       .join(', ')}))`,
+  ids: (parameter) =>
+    `(SELECT value::bigint AS id FROM json_array_elements_text(${parameter}::json) AS value)`,
+  // By their places: whatever the statistics say, the planner finds them there. Locked below a derived table each, so that no
+  // more are locked than the part takes.
+  takeRows: (table, _key, parts) =>
+    `DELETE FROM ${table} WHERE ctid = ANY(ARRAY(${parts
+      .map((part, i) => `SELECT * FROM (SELECT ctid FROM ${table} ${part} FOR UPDATE SKIP LOCKED) AS p${i}`)
+      .join(' UNION ALL ')}))`,
+  isKeyAmong: (table, key, rowset) =>
+    `ctid = ANY(ARRAY(SELECT found.ctid FROM ${rowset} AS r CROSS JOIN LATERAL (
+       SELECT k.ctid FROM ${table} k WHERE ${key.map((column) => `k.${column} = r.${column}`).join(' AND ')} LIMIT 1) AS found))`,
+  // By an equation of ids, the whole table might be joined.
+  joinLast: (table, alias, condition) =>
+    `LEFT JOIN LATERAL (SELECT * FROM ${table} WHERE ${condition} ORDER BY id + 0 DESC LIMIT 1) AS ${alias} ON true`,
   concurrent: true,
   forUpdate: (...tables) => `FOR UPDATE${of(tables)}`,
   forShare: (...tables) => `FOR SHARE${of(tables)}`,
@@ -83,7 +129,7 @@ export const postgresDialect: Dialect = {
   greatest: (a, b) => `greatest(${a}, ${b})`,
   least: (a, b) => `least(${a}, ${b})`,
   // The sequence of an identity column has this name. It does not know of ids that were not its own, and where ids were
-  // passed over no row has them.
+  // skipped no row has them.
   lastId: (table, column) =>
     `greatest((SELECT max(${column}) FROM ${table}), (SELECT last_value FROM ${table}_${column}_seq WHERE is_called))`,
 };

@@ -30,7 +30,7 @@ export class DiskSpace {
 
   /**
    * @param path the database's file
-   * @param minFree below so many bytes the space counts as low; 0 means that nothing is watched or kept
+   * @param minFree the number of bytes below which the space counts as low; 0 means that nothing is watched or kept
    */
   constructor(
     path: string,

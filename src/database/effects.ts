@@ -1,6 +1,6 @@
 import type { Statements } from './statements';
 
-/** A message for whoever listens to its topic. */
+/** A message for the listeners of its topic. */
 export type Announcement = readonly [topic: string, message: string];
 
 /** Tells this process's listeners what a unit announced. */

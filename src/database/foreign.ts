@@ -9,13 +9,13 @@ import { openToRead, toOpenError } from './sqlite';
 const FIRST_MIGRATION = 'Initial1764000000000';
 
 /** Of the tables that it makes, those whose names others have too. */
-const FIRST_TABLES = ['agents', 'tasks', 'leases', 'results', 'audit_log', 'task_counts'];
+const FIRST_TABLES = ['agents', 'tasks', 'leases', 'audit_log', 'task_counts'];
 
-/** So many tables are named in a message. */
+/** The number of tables that a message names. */
 const MAX_NAMED = 5;
 
 /**
- * Sees to it that a SQLite file, if there is one, is a database of this program or an empty one, before anything is
+ * Ensures that a SQLite file, if there is one, is a database of this program or an empty one, before anything is
  * written to it or beside it: no lock, no log, no table.
  * @throws ForeignDatabase another program's, in one sentence; that of the original control plane is named as such
  */
@@ -44,7 +44,7 @@ export function refuseForeign(target: SqliteTarget): void {
 }
 
 /**
- * Sees to it that tables of the names that the first migration makes, or its own `migrations`, are not another
+ * Ensures that tables of the names that the first migration makes, or its own `migrations`, are not another
  * program's. Tables of other names may be there: PostgreSQL databases are shared by some.
  * @param readApplied reads the names in the table `migrations`; undefined if there is none
  * @throws ForeignDatabase they are

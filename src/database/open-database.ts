@@ -43,7 +43,7 @@ export function lackingIn(
   });
 }
 
-/** Reads a database beside whoever serves it. */
+/** Reads a database beside the process that serves it. */
 export function inspectDatabase<T>(
   target: Settings['database'],
   work: (statements: Statements) => Promise<T>,

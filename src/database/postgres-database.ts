@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { DataSource } from 'typeorm';
 import type { Clock } from '../clock';
+import { fail } from '../errors';
 import type { Extension } from '../extensions';
 import type { PostgresTarget, Settings } from '../settings';
 import { inSpan } from '../tracing';
@@ -19,6 +20,7 @@ import {
   isConnectionBroken,
   isConnectionLost,
   isDiskFull,
+  isLockTimeout,
   isReadOnly,
   isRetryable,
   isUniqueViolation,
@@ -35,7 +37,7 @@ import { PostgresProbe } from './postgres-probe';
 import type { DatabaseReplacements } from './sqlite-database';
 import type { Statements, Transaction } from './statements';
 
-/** How often a unit that others got in the way of is run again. */
+/** How often a unit that conflicts with others is run again. */
 const MAX_RERUNS = 3;
 
 /** How often the clock is looked at when nothing is written, in milliseconds. */
@@ -63,7 +65,7 @@ const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${SELECT_NOW}`;
 
 /** A PostgreSQL database, which any number of processes share. */
 export class PostgresDatabase extends Database {
-  readonly isShared = true;
+  readonly mayHaveReplicas = true;
   readonly buckets: BucketTable = new PostgresBuckets(this);
   readonly endsWithProcess = false;
   readonly maxGatheredUnits = 1;
@@ -97,7 +99,7 @@ export class PostgresDatabase extends Database {
       target,
       (topic, message) => this.deliver(topic, message),
       () => this.gap(),
-      // By another connection: one that listens is told of its own notifications even if it hears no others.
+      // By another connection: one that listens is told of its own notifications even if it receives no others.
       (payload) => this.pool.query('SELECT pg_notify($1, $2)', [CHANNEL, payload]),
     );
     this.timer = setInterval(() => void this.observeClock().catch(() => undefined), OBSERVE_CLOCK_MS).unref();
@@ -147,7 +149,7 @@ export class PostgresDatabase extends Database {
     }
   }
 
-  /** Reads a database beside whoever serves it. */
+  /** Reads a database beside the processes that serve it. */
   static async inspect<T>(target: PostgresTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
     const source = new DataSource({
       ...poolOptions(target, 1, { limited: true, planned: false }),
@@ -169,7 +171,7 @@ export class PostgresDatabase extends Database {
     return inSpan('unit_of_work', () => this.run(work));
   }
 
-  /** Does a unit of work, again if another got in its way. */
+  /** Does a unit of work, again if it conflicts with another. */
   private async run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     for (let reruns = 0; ; reruns++) {
       try {
@@ -380,7 +382,7 @@ class UnitOfWork extends PostgresStatements implements Transaction {
     return this.failure;
   }
 
-  /** If two got into each other's way, the part is not at fault: the unit is run again as a whole. */
+  /** If two units conflict, the part is not at fault: the unit is run again as a whole. */
   async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
     const outcome = await this.effects.attempt(this, part, isRetryable);
     if (outcome.status === 'rejected') this.failure = undefined;
@@ -403,10 +405,17 @@ class UnitOfWork extends PostgresStatements implements Transaction {
 
   async lockName(name: string, mode: 'shared' | 'exclusive', waitMs?: number): Promise<void> {
     const acquire = mode === 'shared' ? 'pg_advisory_xact_lock_shared' : 'pg_advisory_xact_lock';
-    const lock = () => this.rows(`SELECT ${acquire}($1, hashtext($2)) IS NULL AS taken`, NAMED_LOCKS, name);
+    const lock = () =>
+      this.rows(`SELECT ${acquire}($1::int, hashtext($2)) IS NULL AS taken`, NAMED_LOCKS, name);
     const wait = (ms: number) => this.run(`SET LOCAL lock_timeout = ${Math.round(ms)}`);
     // The time limit is for this statement alone; all three go out in one flight.
-    await (waitMs === undefined ? lock() : Promise.all([wait(waitMs), lock(), wait(LOCK_TIMEOUT_MS)]));
+    await (waitMs === undefined ? lock() : Promise.all([wait(waitMs), lock(), wait(LOCK_TIMEOUT_MS)])).catch(
+      (error: unknown) => {
+        throw isLockTimeout(error)
+          ? fail('ERR_UNAVAILABLE', { reason: 'lock' }, { retryAfterMs: 1_000, cause: error })
+          : error;
+      },
+    );
   }
 }
 
@@ -418,7 +427,7 @@ function toConnectError(error: unknown): DatabaseError {
   return error instanceof pg.DatabaseError ? new DatabaseError(text) : new DatabaseUnreachable(text);
 }
 
-/** What to tell if the server refuses something at the start that its operator can mend; anything else is passed on. */
+/** What to tell if the server refuses something at the start that its operator can repair; anything else is passed on. */
 function toStartError(thrown: unknown): unknown {
   const error = driverErrorOf(thrown);
   if (!(error instanceof pg.DatabaseError)) return thrown;
@@ -434,7 +443,7 @@ function poolOf(source: DataSource): pg.Pool {
   return (source.driver as unknown as { master: pg.Pool }).master;
 }
 
-/** A connection that is lost says so to the statement that runs; as an event that nobody hears it would end the process. */
+/** A connection that is lost says so to the statement that runs; as an event without a listener it would end the process. */
 const ignoreError = (): void => undefined;
 
 /** Takes a connection out of the pool. */

@@ -4,7 +4,7 @@ import pg from 'pg';
 import { type DataSourceOptions, type EntityManager, QueryFailedError } from 'typeorm';
 import { ApiError, fail } from '../errors';
 import type { PostgresTarget } from '../settings';
-import { DatabaseError, DatabaseUnreachable } from './database-error';
+import { DatabaseError, DatabaseUnreachable, UnitConflict } from './database-error';
 import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
@@ -110,7 +110,7 @@ export class PostgresStatements implements Statements {
   }
 }
 
-/** So many statements are prepared; the program has fewer, extensions may have any number. */
+/** The number of statements that are prepared; the program has fewer, extensions may have any number. */
 const MAX_PREPARED = 500;
 const preparedNames = new Map<string, string>();
 const ALL_COLUMNS = /(?:\bSELECT|\bDISTINCT|\bRETURNING|,|\.)\s*\*/i;
@@ -140,7 +140,7 @@ export interface IdentityColumn {
   readonly column: string;
   /** As it is written in a statement. */
   readonly sequence: string;
-  /** Whether ids can be passed over in great numbers. */
+  /** Whether ids can be skipped in great numbers. */
   readonly wide: boolean;
 }
 
@@ -224,7 +224,7 @@ export async function connectionsOfOthers(statements: Statements): Promise<numbe
   return row?.count ?? 0;
 }
 
-/** Two units got into each other's way; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
+/** Two units conflict; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
 const RETRYABLE = new Set(['40001', '40P01']);
 
 /** A statement that a connection has prepared is gone there, or its result would be another now. Source: the same. */
@@ -238,6 +238,9 @@ export const isReadOnly = (error: unknown): boolean => codeOf(error) === '25006'
 
 /** Whether the server's disk is full. Source: the same, class 53. */
 export const isDiskFull = (error: unknown): boolean => codeOf(error) === '53100';
+
+/** A lock could not be had in time. Source: the same, class 55. */
+export const isLockTimeout = (error: unknown): boolean => codeOf(error) === '55P03';
 
 /** Two units added the same unique row. Source: the same, class 23. */
 const UNIQUE_VIOLATION = '23505';
@@ -260,7 +263,7 @@ export const driverErrorOf = (error: unknown): unknown =>
 
 /** Whether the same unit of work may succeed when it is run again at once. */
 export const isRetryable = (error: unknown): boolean =>
-  RETRYABLE.has(codeOf(error)) || isPlanStale(error) || isReadOnly(error);
+  error instanceof UnitConflict || RETRYABLE.has(codeOf(error)) || isPlanStale(error) || isReadOnly(error);
 
 /** Whether a connection is of no use any more after an error: it is lost, or would fail with it again. */
 export const isConnectionBroken = (error: unknown): boolean =>
@@ -292,7 +295,7 @@ export function toCallerError(thrown: unknown): unknown {
   const isServerError = error instanceof pg.DatabaseError;
   const away = isServerError
     ? UNAVAILABLE.test(codeOf(error)) || isRetryable(error)
-    : isConnectionLost(error);
+    : error instanceof UnitConflict || isConnectionLost(error);
   return away ? unavailable('The database cannot answer now; try again later.', error) : thrown;
 }
 

@@ -6,10 +6,10 @@ interface Row {
 }
 
 /** A database that tells how often it was read, and is told what happens. */
-function database({ isShared }: { isShared: boolean }) {
+function database({ mayHaveReplicas }: { mayHaveReplicas: boolean }) {
   let announce = (_key: string): void => undefined;
   let gap = (): void => undefined;
-  const state = { reads: 0, row: { value: 1 } as Row | undefined, isListening: true, isShared };
+  const state = { reads: 0, row: { value: 1 } as Row | undefined, isListening: true, mayHaveReplicas };
   return Object.assign(state, {
     read: <T>(work: (statements: Statements) => Promise<T>) => {
       state.reads++;
@@ -39,7 +39,7 @@ describe('RowCache', () => {
   });
 
   it('keeps a row of a shared database for 5 s, however well announcements seem to arrive', async () => {
-    const { cache, load } = cacheOf(database({ isShared: true }));
+    const { cache, load } = cacheOf(database({ mayHaveReplicas: true }));
     await load();
     now += 4_999;
     expect(cache.get('a')).toEqual({ value: 1 });
@@ -51,14 +51,14 @@ describe('RowCache', () => {
   });
 
   it('keeps a row for as long as it takes if nobody else can change it', async () => {
-    const { cache, load } = cacheOf(database({ isShared: false }));
+    const { cache, load } = cacheOf(database({ mayHaveReplicas: false }));
     await load();
     now += 86_400_000;
     expect(cache.get('a')).toEqual({ value: 1 });
   });
 
   it('answers nothing while announcements do not arrive, and forgets what was announced or may have been', async () => {
-    const db = database({ isShared: true });
+    const db = database({ mayHaveReplicas: true });
     const { cache, load } = cacheOf(db);
     await load();
     db.isListening = false;
@@ -73,7 +73,7 @@ describe('RowCache', () => {
   });
 
   it('does not keep what nobody wants, what changed while it was read, nor what is gone', async () => {
-    const db = database({ isShared: true });
+    const db = database({ mayHaveReplicas: true });
     const { cache, load } = cacheOf(db, 1);
     // What nobody wants takes nobody's place.
     await cache.load('b', async () => ({ value: 5 }));
@@ -97,7 +97,7 @@ describe('RowCache', () => {
   });
 
   it('is filled before anybody asks, but not with what changed while it was read', async () => {
-    const db = database({ isShared: true });
+    const db = database({ mayHaveReplicas: true });
     const { cache } = cacheOf(db);
     const filling = cache.fill(async () => new Map([['a', { value: 1 }]]));
     db.announce('b');

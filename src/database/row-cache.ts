@@ -2,7 +2,7 @@ import { LRUCache } from 'lru-cache';
 import type { Database } from './database';
 import type { Statements, Transaction } from './statements';
 
-/** How long a row of a database that others write too is relied upon, in milliseconds, whatever is announced. */
+/** How long a row of a database that others write too is trusted, in milliseconds, whatever is announced. */
 const MAX_AGE_MS = 5_000;
 
 interface Kept<Row> {
@@ -11,7 +11,7 @@ interface Kept<Row> {
 }
 
 /**
- * Rows kept in memory, for what every request asks. As exact as announcements are: who changes a row announces it in the
+ * Rows kept in memory, for what every request asks. As exact as announcements are: a unit that changes a row announces it in the
  * same transaction, and every replica looks it up again. An announcement can be lost without a trace, so on a shared database
  * a row is looked up again after 5 s in any case.
  */
@@ -22,13 +22,13 @@ export class RowCache<Row extends object> {
 
   /**
    * @param topic under which changes are announced; the message is the row's key
-   * @param max so many rows are kept, the others are looked up
+   * @param max how many rows are kept; the others are looked up
    * @param now a clock that never goes back, in milliseconds
    */
   constructor(
     private readonly database: Pick<
       Database,
-      'read' | 'isShared' | 'isListening' | 'onAnnouncement' | 'onGap'
+      'read' | 'mayHaveReplicas' | 'isListening' | 'onAnnouncement' | 'onGap'
     >,
     private readonly topic: string,
     private readonly max: number,
@@ -50,7 +50,7 @@ export class RowCache<Row extends object> {
   get(key: string): Row | undefined {
     if (!this.database.isListening) return undefined;
     const kept = this.rows.get(key);
-    if (!kept || (this.database.isShared && this.now() - kept.readAt >= MAX_AGE_MS)) return undefined;
+    if (!kept || (this.database.mayHaveReplicas && this.now() - kept.readAt >= MAX_AGE_MS)) return undefined;
     return kept.row;
   }
 

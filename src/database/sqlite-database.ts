@@ -42,7 +42,7 @@ export interface DatabaseReplacements {
 
 /** A SQLite file, which this process has for itself, or a database in memory. */
 export class SqliteDatabase extends Database {
-  readonly isShared = false;
+  readonly mayHaveReplicas = false;
   readonly buckets = undefined;
   readonly endsWithProcess = true;
   /** The writer runs one after the other anyway; those that are queued share its commit. */
@@ -165,7 +165,7 @@ export class SqliteDatabase extends Database {
   }
 
   /**
-   * Reads a database file beside whoever serves it, without its lock.
+   * Reads a database file beside the process that serves it, without its lock.
    * @throws DatabaseError it can't be opened, or is another program's
    */
   static async inspect<T>(target: SqliteTarget, work: (statements: Statements) => Promise<T>): Promise<T> {

@@ -205,7 +205,7 @@ const NOT_A_FILE = 'it is not a file.';
 const MAGIC = 'SQLite format 3\0';
 
 /**
- * Sees to it that a path can be that of a database, before anything is made beside it.
+ * Ensures that a path can be that of a database, before anything is made beside it.
  * @returns the file's own path, whatever links lead to it
  * @throws DatabaseError it can't: no folder, no file, no database, not writable, or with several names
  */
@@ -223,7 +223,7 @@ export function checkPath(path: string): string {
   } catch {
     throw refuse('the process must be able to write both the file and its folder.');
   }
-  // SQLite finds its log by the file's name: who opens it by another one reads a state that is not current, and writes it.
+  // SQLite finds its log by the file's name: a process that opens it by another one reads a state that is not current, and writes it.
   if (stats.nlink > 1)
     throw refuse('it has several names (hard links), and SQLite loses data then; copy it, and remove one.');
   if (isMountPoint(file))

@@ -11,7 +11,7 @@ export interface Statements {
   readonly manager: EntityManager;
   /** The rows of a query, or those of a change's `RETURNING`. */
   rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]>;
-  /** The first row, where there is one. */
+  /** The first row, if there is one. */
   first<Row>(sql: string, ...values: SqlValue[]): Promise<Row | undefined>;
   /** Makes a change and tells how many rows it touched. */
   run(sql: string, ...values: SqlValue[]): Promise<number>;
@@ -54,7 +54,7 @@ export interface Transaction extends Statements {
    */
   lockName(name: string, mode: 'shared' | 'exclusive', waitMs?: number): Promise<void>;
   /**
-   * Has this told to whoever listens to the topic, in this process and in every other replica, once the unit is
+   * Has this told to the listeners of the topic, in this process and in every other replica, once the unit is
    * committed; dropped when it is rolled back.
    * @param message at most 2,000 characters
    */

@@ -22,7 +22,6 @@ const TYPES = ['bigint', 'integer', 'smallint', 'text', 'double precision', 'boo
 /** Rows that the migrations leave in their tables, by how they are known: nobody has used them yet. */
 const UNTOUCHED: Readonly<Record<string, string>> = {
   audit_head: 'last_id = 0',
-  concurrency_windows: "scope = 'global' AND updated_at = 0",
   service_continuity: 'last_seen_at = 0',
 };
 
@@ -85,7 +84,7 @@ export async function transfer(
       await tx.run(
         `LOCK TABLE ${tables.map(({ name }) => quoted(name)).join(', ')} IN ACCESS EXCLUSIVE MODE`,
       );
-      // Where there was no table, what is there now the migrations made, unless somebody has started on it meanwhile.
+      // If there was no table, the migrations made what is there now, unless somebody has started on it meanwhile.
       await refuseUsed(tx, expected, before === 0 ? ['audit_head'] : expected);
       for (const { name } of tables.toReversed()) await tx.run(`DELETE FROM ${quoted(name)}`);
       const copied: TransferredTable[] = [];

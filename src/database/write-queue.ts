@@ -15,7 +15,7 @@ import { isSyncFailure, type WriteAheadLog } from './write-ahead-log';
 /** How many units one commit takes at most, and for how long it goes on taking them. */
 const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
-/** If so many units wait, they are run while the sync before them runs; fewer gather until it ends. */
+/** If this many units wait, they are run while the sync before them runs; fewer gather until it ends. */
 const ENOUGH_UNITS = 64;
 /** How many of them the span of a commit names. */
 const MAX_LINKS = 64;
@@ -26,7 +26,7 @@ const MAX_PAUSE_MS = 50;
 /** From when on that shows in {@link WriteQueue.trouble}. */
 const TROUBLED_AFTER_MS = 1_000;
 
-/** TypeORM declares the flag read-only, for it means to set it itself; here the queue begins and commits. */
+/** TypeORM declares the flag read-only, because it sets it itself; here the queue begins and commits. */
 function markTransaction(runner: { isTransactionActive: boolean }, active: boolean): void {
   runner.isTransactionActive = active;
 }

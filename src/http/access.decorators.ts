@@ -5,36 +5,36 @@ import type { Role } from './control-plane-request';
 
 export const ACCESS = Symbol('access');
 
-/** The callers that a route lets in. */
+/** The callers that may use a route. */
 export type Access =
   | {
       kind: 'public';
-      /** Load balancers call it: it is counted apart from all other calls from their address. */
+      /** True if load balancers call it: it has a quota of its own for each address. */
       isHealth?: true;
     }
   | { kind: 'agent' }
   | {
       kind: 'operator';
       role: Role;
-      /** The setting by which anybody may call, too. */
+      /** The setting that makes the route public. */
       publicIf?: 'metricsPublic';
     };
 
-/** Anyone may call this route. */
+/** Lets anyone call the route. */
 export const Public = () => SetMetadata(ACCESS, { kind: 'public' } satisfies Access);
 
-/** Anyone may call this route, and load balancers do all the time. */
+/** Lets anyone call the route, with a separate quota because load balancers call it often. */
 export const HealthCheck = () => SetMetadata(ACCESS, { kind: 'public', isHealth: true } satisfies Access);
 
-/** Agents may call this route, with `X-Agent-Id` and `X-Agent-Token`. */
+/** Lets agents call the route, with `X-Agent-Id` and `X-Agent-Token`. */
 export const Agent = () =>
   applyDecorators(
     SetMetadata(ACCESS, { kind: 'agent' } satisfies Access),
-    // Both headers: two decorators would say that either will do.
+    // One decorator for both headers: two would mean that either is enough.
     ApiSecurity({ agentId: [], agentToken: [] }),
   );
 
-/** Operators of this role or a higher one may call this route, with a bearer token. */
+/** Lets operators with this role or a higher one call the route, with a bearer token. */
 export const Operator = (role: Role) =>
   applyDecorators(
     SetMetadata(ACCESS, { kind: 'operator', role } satisfies Access),
@@ -43,13 +43,13 @@ export const Operator = (role: Role) =>
   );
 
 /**
- * The same, unless the setting says that anybody may. What could be public is also shown to a token that was right lately
- * while the database does not say whether it still is: monitoring must see an outage, not go blind.
+ * Lets operators with this role or a higher one call the route, or anyone if the setting is true. While the database does not
+ * answer, a token that was valid lately is accepted too, because monitoring must work during an outage.
  */
 export const OperatorUnless = (publicIf: 'metricsPublic', role: Role) =>
   applyDecorators(Operator(role), SetMetadata(ACCESS, { kind: 'operator', role, publicIf } satisfies Access));
 
-/** The callers that a route lets in under these settings. */
+/** Returns the callers that may use a route under these settings. */
 export function accessUnder(access: Access, settings: Pick<Settings, 'metricsPublic'>): Access {
   const isPublic = access.kind === 'operator' && access.publicIf !== undefined && settings[access.publicIf];
   return isPublic ? { kind: 'public' } : access;

@@ -14,7 +14,7 @@ export class ErrorEnvelope {
   error!: ErrorCode;
 
   @ApiProperty({
-    description: 'A sentence for the reader; do not parse it.',
+    description: 'A sentence for people; do not parse it.',
     example: ERRORS.ERR_VALIDATION.message,
   })
   message!: string;

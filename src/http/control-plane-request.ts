@@ -6,7 +6,7 @@ import type { ApiError } from '../errors';
 /** The caller on an agent's route. */
 export interface AgentIdentity {
   readonly id: number;
-  /** The SHA-256 of the token that it showed: what is written for it is written only while that token still works. */
+  /** The SHA-256 of the caller's token. Writes check it again, because the token may be revoked meanwhile. */
   readonly tokenHash: string;
 }
 
@@ -16,51 +16,51 @@ export type Role = (typeof ROLES)[number];
 
 /** The caller on an operator's route. */
 export interface OperatorIdentity {
-  /** 0 where no token was used: the process itself, or its command line. */
+  /** 0 if no token was used: by the process itself, or its command line. */
   readonly tokenId: number;
   readonly name: string;
   readonly role: Role;
-  /** Where the call comes from. */
+  /** The caller's address. */
   readonly address: string;
 }
 
-/** How the service charges a quota that is counted by the outcome of the request. */
+/** Charges a quota that depends on the outcome of the request. */
 export interface Charge {
-  /** How long until the quota lets a success in, in milliseconds, as it was when the request came; 0 if it does. */
+  /** How long until the quota admits a success, in ms, computed when the request arrived; 0 if it admits one now. */
   readonly waitMs: number;
   /**
-   * Takes the charge of a success, in the unit of work that it comes from.
-   * @param of a `new` identity also counts against the ceiling of all registrations
-   * @returns what gives it back, for when the unit is undone
-   * @throws ERR_RATE_LIMITED
+   * Charges a success, in its unit of work.
+   * @param of a `new` identity also counts against the limit of all registrations
+   * @returns a function that refunds the charge, for when the unit is rolled back
+   * @throws ERR_RATE_LIMITED the quota is used up
    */
   success(tx: Transaction, of: 'new' | 'known'): (() => void) | Promise<() => void>;
-  /** Charges the caller's address for a credential that was looked up and is wrong. */
+  /** Charges the caller's address for a wrong credential that was looked up. */
   failure(): void;
-  /** Called before a credential is looked up. @throws ERR_RATE_LIMITED the address has failed too often */
+  /** Checks that a credential may be looked up. @throws ERR_RATE_LIMITED the address has failed too often */
   beforeLookup(): void;
 }
 
-/** A request once it is admitted: its caller, and how to charge what is charged by its outcome. */
+/** A request, with what the hooks and guards have found out about it. */
 export interface ControlPlaneRequest extends FastifyRequest {
   agent?: AgentIdentity;
   operator?: OperatorIdentity;
-  /** What is counted by caller is counted under this: an agent, an operator's token, or an address. */
+  /** The key of the caller for quotas and limits: an agent, an operator's token, or an address. */
   caller?: string;
   /** Set by the onRequest hook, once the caller may use the route. */
   admitted?: true;
   /** Set on routes whose quota is charged by outcome. */
   charge?: Charge;
-  /** Set on routes that ask for it: aborts when the caller hangs up. */
+  /** Set on routes with `@HangUp()`: aborts when the caller disconnects. */
   hangUp?: AbortSignal;
-  /** The error that it was answered with. */
+  /** The error that was sent as the answer. */
   refusal?: ApiError;
-  /** What its line in the log says besides: ids of what it changed. */
+  /** Further fields of its log line: ids of what it changed. */
   logFacts?: Readonly<Record<string, unknown>>;
 }
 
-/** The request that a guard or a decorator of a parameter is called for. */
+/** Returns the request from the context of a guard or a parameter decorator. */
 export function requestOf(context: ExecutionContext): ControlPlaneRequest {
-  // Not switchToHttp(): it makes three functions each time, and this runs several times for every request.
+  // Not switchToHttp(): it creates three functions each time, and this runs several times for every request.
   return context.getArgByIndex<ControlPlaneRequest>(0);
 }

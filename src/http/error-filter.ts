@@ -16,7 +16,7 @@ const FASTIFY_ERRORS: Record<string, () => ApiError> = {
     fail(
       'ERR_VALIDATION',
       { 'content-type': 'must be application/json' },
-      { status: 415, message: 'Only application/json is taken.' },
+      { status: 415, message: 'Only application/json is accepted.' },
     ),
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: () =>
     fail('ERR_VALIDATION', { body: 'does not have the length announced' }),
@@ -67,7 +67,7 @@ export interface Refusal {
 /** The values of `details.reason` in 503 answers. */
 const REASONS = new Set(['overload', 'in_flight', 'disk', 'database', 'stopping', 'verifying']);
 
-/** Tells why a request was refused from its error; undefined if it was invalid or failed instead. */
+/** Returns why a request was refused, from its error; undefined if it was invalid or failed instead. */
 export function refusalOf({ code, status, details }: ApiError): Refusal | undefined {
   if (code === 'ERR_RATE_LIMITED') {
     const { quota, budget } = details ?? {};

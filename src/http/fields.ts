@@ -14,19 +14,19 @@ import {
 import { isName, NAME_PATTERN, nameProblem } from './text';
 import { IsId, parseId } from './validation';
 
-/** The value is a name, see {@link nameProblem}, of at least one character. */
+/** Checks that the value is a name of at least one character, see {@link nameProblem}. */
 export const IsName = (maxLength: number): PropertyDecorator =>
   applyDecorators(
     ApiProperty({ pattern: NAME_PATTERN }),
     IsString(),
     MinLength(1),
     MaxLength(maxLength),
-    ReadsAsName(),
+    HasNoNameProblem(),
   );
 
-const ReadsAsName = (): PropertyDecorator => (target, property) =>
+const HasNoNameProblem = (): PropertyDecorator => (target, property) =>
   registerDecorator({
-    name: 'readsAsName',
+    name: 'hasNoNameProblem',
     target: target.constructor,
     propertyName: property as string,
     validator: {
@@ -35,7 +35,7 @@ const ReadsAsName = (): PropertyDecorator => (target, property) =>
     },
   });
 
-/** The value, if given, is a whole number in the range; documented in OpenAPI too. */
+/** Checks that the value, if given, is an integer in the range, and documents it in OpenAPI. */
 export const OptionalInteger = (range: {
   minimum: number;
   maximum: number;
@@ -50,7 +50,7 @@ export const OptionalInteger = (range: {
     Max(range.maximum),
   );
 
-/** The value of a query, if given, is an id in digits. Any other text is kept, for the validation to refuse. */
+/** Converts the value of a query, if given, to an id. Any other text is kept, so that the validation refuses it. */
 export const OptionalIdInQuery = (): PropertyDecorator =>
   applyDecorators(
     Transform(({ value }) => (typeof value === 'string' ? (parseId(value) ?? value) : value)),

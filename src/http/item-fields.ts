@@ -7,11 +7,11 @@ import { type ItemProblem, Items } from './validation';
 type Class<T extends object = object> = new () => T;
 
 interface Common {
-  /** It may be left out, and null is the same. */
+  /** The field may be absent; null means the same. */
   readonly optional?: true;
-  /** Null is one of its values, so it has to be given. */
+  /** The field is required, and may be null. */
   readonly nullable?: true;
-  /** It can only be given together with this field of the item. */
+  /** The field may be given only together with this field of the item. */
   readonly with?: string;
   readonly default?: unknown;
   readonly example?: unknown;
@@ -20,7 +20,7 @@ interface Common {
 interface IntegerForm extends Common {
   readonly type: 'integer';
   readonly minimum: number;
-  /** 2^53 - 1 if it is left out. */
+  /** Default: 2^53 - 1. */
   readonly maximum?: number;
 }
 
@@ -30,10 +30,10 @@ interface NumberForm extends Common {
 
 interface TextForm extends Common {
   readonly type: 'string';
-  /** In characters, as of JSON Schema: one beyond U+FFFF is one. */
+  /** In characters as in JSON Schema: a character beyond U+FFFF counts as one. */
   readonly minLength?: number;
   readonly maxLength?: number;
-  /** What the text must be besides. */
+  /** A further rule for the text. */
   readonly rule?: TextRule;
 }
 
@@ -44,16 +44,16 @@ interface ChoiceForm extends Common {
 
 interface ListForm extends Common {
   readonly type: 'list';
-  /** The class of its items, or what each of them must be. */
+  /** The class of the items, or their form. */
   readonly items: Class | IntegerForm | TextForm;
-  /** What one item is called in messages; its plural ends in s. */
+  /** The name of an item in messages; its plural must end in s. */
   readonly noun: string;
   readonly minItems?: number;
   readonly maxItems: number;
   readonly uniqueItems?: true;
-  /** The items are not checked with the list, but each by {@link itemCheck}: one that is wrong does not make the others wrong. */
+  /** The items are checked one by one with {@link itemCheck}, so that an invalid one does not make the others invalid. */
   readonly judgedAlone?: true;
-  /** It is a parameter of a query that may be given more than once: a problem names no index, and nothing is null. */
+  /** The field is a repeatable query parameter: problems name no index, and it can't be null. */
   readonly inQuery?: true;
 }
 
@@ -62,25 +62,25 @@ interface MapForm extends Common {
   readonly values: IntegerForm | TextForm;
   readonly noun: string;
   readonly maxProperties?: number;
-  /** What each name must be. */
+  /** The rule for names. */
   readonly names?: TextRule;
 }
 
-/** Any JSON, null too. */
+/** Any JSON, including null. */
 interface AnyForm extends Common {
   readonly type: 'any';
-  /** It is kept as it was sent: `textOfMember` writes it. */
+  /** The text is kept as it was sent; `textOfMember` writes it. */
   readonly asSent?: true;
 }
 
-/** Nothing is asked here, not even that it is there, since other code judges it. */
+/** Not checked here, not even for presence, because other code checks it. */
 interface UncheckedForm extends Common {
   readonly type: 'unchecked';
-  /** How the document shows it. */
+  /** How the OpenAPI document shows it. */
   readonly shown: ApiPropertyOptions;
 }
 
-/** What a field must be: from this come its check, its messages and its part of the OpenAPI document. */
+/** The form of a field. Its check, its messages and its part of the OpenAPI document are derived from it. */
 export type FieldForm =
   | IntegerForm
   | NumberForm
@@ -97,8 +97,8 @@ export const ID = { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGE
 const declared = new WeakMap<object, Map<string, FieldForm>>();
 
 /**
- * Declares a field of a body, or of the items of a list of a body. Its comment is the description in the document. Of a body
- * every field is reported that is wrong; of a list the first.
+ * Declares a field of a body, or of the items of a list in a body. Its comment becomes the description in the OpenAPI document.
+ * All invalid fields of a body are reported, but only the first one of a list.
  */
 export function Field(form: FieldForm): PropertyDecorator {
   return (target, property) => {
@@ -121,23 +121,23 @@ export function Field(form: FieldForm): PropertyDecorator {
 
 const isInQuery = (form: FieldForm): boolean => form.type === 'list' && form.inQuery === true;
 
-/** Tells the first problem of a value, or undefined. */
+/** Returns the first problem of a value, or undefined. */
 export type Check = (value: unknown) => ItemProblem | undefined;
 
-/** A check for a single value of this form. */
+/** Creates a check for a single value of this form. */
 export function valueCheck(form: FieldForm): Check {
   return lazily(() => compile(schemaOf(form, true)));
 }
 
 /**
- * A check for a single item of an agent's list, of which fields that it does not declare are ignored. It allocates nothing if
- * the item is right.
+ * Creates a check for a single item of an agent's list. It ignores undeclared fields, and allocates nothing if the item is
+ * valid.
  */
 export function itemCheck(target: Class): Check {
   return lazily(() => compile(classSchema(target, 'item', false)));
 }
 
-/** Compiling takes milliseconds, which the start can do without. */
+/** Compiles a check at its first use, because compiling takes milliseconds and would delay the start. */
 function lazily(make: () => Check): Check {
   let check: Check | undefined;
   return (value) => {
@@ -153,7 +153,7 @@ function fieldsOf(target: Class): [string, FieldForm][] {
   return [...inherited, ...(declared.get(target) ?? [])];
 }
 
-/** Any JSON in words that OpenAPI 3.0 has: it knows no null but as one of a type's values. */
+/** Any JSON in OpenAPI 3.0, which has null only as a value of another type. */
 const ANY_JSON = [
   { type: 'number', format: 'double', nullable: true },
   { type: 'string', nullable: true },
@@ -162,12 +162,12 @@ const ANY_JSON = [
   { type: 'array', items: {}, nullable: true },
 ];
 
-/** How the OpenAPI document shows a field of this form. */
+/** Describes a field of this form for the OpenAPI document. */
 export function shown(form: FieldForm): ApiPropertyOptions {
   const { optional, nullable, example, default: byDefault } = form;
   return {
     ...shownForm(form),
-    // Of an object, `required` names members.
+    // For an object, `required` lists its members instead.
     ...(optional && (form.type === 'map' ? { selfRequired: false } : { required: false })),
     ...((optional || nullable) && !isInQuery(form) && { nullable: true }),
     ...(byDefault !== undefined && { default: byDefault }),
@@ -205,12 +205,12 @@ function shownForm(form: FieldForm): object {
 
 const isClass = (items: ListForm['items']): items is Class => typeof items === 'function';
 
-/** Those of the members that are given. */
+/** Picks the named members that are present. */
 function pick<T extends object>(from: T, ...names: (keyof T)[]): object {
   return Object.fromEntries(names.flatMap((name) => (from[name] === undefined ? [] : [[name, from[name]]])));
 }
 
-/** What of a field is read from an agent's body. */
+/** Returns which parts of a field are read from an agent's body. */
 function readOf(form: FieldForm): MemberShape {
   if (form.type === 'any' && form.asSent) return { asSent: true };
   if (form.type !== 'list' || !isClass(form.items)) return {};
@@ -220,7 +220,7 @@ function readOf(form: FieldForm): MemberShape {
   };
 }
 
-/** A JSON Schema that says by `form` what it comes from, for the messages. */
+/** Builds a JSON Schema whose `form` refers to its source, for the messages. */
 function schemaOf(form: FieldForm, isStrict: boolean): SchemaObject {
   const schema = { ...checkedForm(form, isStrict), form };
   return (form.optional || form.nullable) && 'type' in schema ? { ...schema, nullable: true } : schema;
@@ -282,16 +282,16 @@ function compile(schema: SchemaObject): Check {
   return (value) => {
     if (validate(value)) return undefined;
     const problem = problemOf(validate.errors?.[0] as ErrorObject);
-    // Else it would hold on to what was sent.
+    // Otherwise the errors would keep the request's data in memory.
     validate.errors = null;
     return problem;
   };
 }
 
 function makeAjv(): Ajv {
-  const made = new Ajv({
+  const created = new Ajv({
     strict: true,
-    // What it would check of the schemas TypeScript has checked.
+    // TypeScript has checked the schemas.
     meta: false,
     validateSchema: false,
     messages: false,
@@ -299,10 +299,9 @@ function makeAjv(): Ajv {
     // Each schema is compiled once.
     addUsedSchema: false,
   });
-  made.addVocabulary(['form', 'noun', 'isMember']);
-  // As the library's own, but characters are counted only of a text whose length in UTF-16 units does not tell: no text that is
-  // usual.
-  made.removeKeyword('minLength').addKeyword({
+  created.addVocabulary(['form', 'noun', 'isMember']);
+  // Like the library's own keywords, but characters are counted only if the length in UTF-16 units does not decide.
+  created.removeKeyword('minLength').addKeyword({
     keyword: 'minLength',
     type: 'string',
     schemaType: 'number',
@@ -312,7 +311,7 @@ function makeAjv(): Ajv {
       cxt.fail(_`${data}.length < ${2 * least - 1} && ${count}(${data}) < ${least}`);
     },
   });
-  made.removeKeyword('maxLength').addKeyword({
+  created.removeKeyword('maxLength').addKeyword({
     keyword: 'maxLength',
     type: 'string',
     schemaType: 'number',
@@ -322,7 +321,7 @@ function makeAjv(): Ajv {
       cxt.fail(_`${data}.length > ${most} && (${data}.length > ${2 * most} || ${count}(${data}) > ${most})`);
     },
   });
-  made.addKeyword({
+  created.addKeyword({
     keyword: 'rule',
     type: 'string',
     code(cxt) {
@@ -330,7 +329,7 @@ function makeAjv(): Ajv {
       cxt.fail(_`${problem}(${cxt.data}) !== undefined`);
     },
   });
-  made.addKeyword({
+  created.addKeyword({
     keyword: 'together',
     type: 'object',
     error: { message: '', params: ({ params }) => _`{name: ${params.name}, other: ${params.other}}` },
@@ -341,7 +340,7 @@ function makeAjv(): Ajv {
       }
     },
   });
-  return made;
+  return created;
 }
 
 const charactersIn = (text: string): number => [...text].length;
@@ -366,7 +365,7 @@ function problemOf(error: ErrorObject): ItemProblem {
   return [at.join('.'), message];
 }
 
-/** What is wrong with a value: its type, if that is not what the form asks, else its range. */
+/** Describes a problem: the type, if it is wrong, else the range. */
 function messageOf(form: FieldForm, keyword: string, data: unknown): string {
   const orNull = form.nullable ? ', or null' : '';
   switch (form.type) {

@@ -2,8 +2,8 @@ import { SetMetadata } from '@nestjs/common';
 
 export const LOG_FACTS = Symbol('log-facts');
 
-/** Tells of a success what its line in the log says besides: ids only, never what clients sent. */
+/** Returns further fields for the log line of a successful answer: ids only, never data of clients. */
 export type LogFacts<Answer = never> = (answer: Answer) => Readonly<Record<string, unknown>>;
 
-/** Has the line in the log of a success say more than the request does, such as the ids of what it made. */
+/** Adds fields from the answer to the log line of a successful request, such as the ids that it created. */
 export const LogsFacts = <Answer extends object>(facts: LogFacts<Answer>) => SetMetadata(LOG_FACTS, facts);

@@ -42,7 +42,7 @@ export function describeApi(app: NestFastifyApplication): OpenAPIObject {
     for (const operation of [get, post, put, remove]) {
       if (!operation) continue;
       refine(operation, operation === get);
-      // An agent's path of the second place: the same operation, which needs a name of its own.
+      // The second path of an agent's operation needs an id of its own.
       if (document.paths[path.replace(/^\/v1\/agents\//, '/')] && path.startsWith('/v1/agents/'))
         operation.operationId += 'V1';
     }
@@ -52,20 +52,20 @@ export function describeApi(app: NestFastifyApplication): OpenAPIObject {
   return document;
 }
 
-/** Names an operation that does not name itself: `list` of `DomainsController` is `listDomains`. */
+/** Builds the id of an operation that declares none: `list` of `DomainsController` becomes `listDomains`. */
 function operationIdFactory(controller: string, method: string): string {
   return `${method.replace(/\[\d+\]$/, '')}${controller.replace(/Controller$/, '')}`;
 }
 
-/** What holds for every operation and stands above no route. */
+/** Adds to an operation what no decorator declares: the errors of bodies, the role, and whether it changes the fleet. */
 function refine(operation: OperationObject & { 'x-role'?: string }, isRead: boolean): void {
   operation.parameters = (operation.parameters as ParameterObject[] | undefined)?.map(withoutExample);
-  if (operation.requestBody) operation.responses = { ...operation.responses, ...unfitBodies() };
-  // An operator's route names its role; an agent's is known by the headers that it needs.
+  if (operation.requestBody) operation.responses = { ...operation.responses, ...bodyRefusals() };
+  // An operator's route declares its role; an agent's is recognized by the headers that it needs.
   operation['x-role'] ??= operation.security?.some((needed) => 'agentId' in needed) ? 'agent' : 'public';
   const role = operation['x-role'];
   operation.description = [operation.description, `**Role:** ${role}.`].filter(Boolean).join('\n\n');
-  // The page does not offer these until somebody asks for it. An operation can say otherwise, and an agent's that it is one.
+  // The documentation page asks before it executes these. An operation can declare otherwise.
   if (!isRead && role !== 'agent' && role !== 'public') {
     const marked = operation as { 'x-changes-fleet'?: boolean };
     marked['x-changes-fleet'] ??= true;
@@ -73,8 +73,8 @@ function refine(operation: OperationObject & { 'x-role'?: string }, isRead: bool
 }
 
 /**
- * The page fills examples in. With those of optional parameters every list would be a filtered one, with those of required
- * ones somebody else's agent would be the one that is revoked.
+ * Moves a parameter's example to its description, because the documentation page fills examples in: optional ones would filter
+ * every list, and required ones could revoke an agent by accident.
  */
 function withoutExample(parameter: ParameterObject): ParameterObject {
   const { example, ...schema } = parameter.schema as SchemaObject;
@@ -83,8 +83,8 @@ function withoutExample(parameter: ParameterObject): ParameterObject {
   return { ...parameter, schema, description: [parameter.description, ...hint].filter(Boolean).join(' ') };
 }
 
-/** How a body is refused before any route sees it. */
-function unfitBodies(): OperationObject['responses'] {
+/** The answers to bodies that are refused before the route is called. */
+function bodyRefusals(): OperationObject['responses'] {
   const refusals = ['FST_ERR_CTP_BODY_TOO_LARGE', 'FST_ERR_CTP_INVALID_MEDIA_TYPE'].map((code) =>
     toApiError({ code }),
   );
@@ -116,7 +116,7 @@ function typeNumbers(part: unknown): void {
   for (const [name, value] of Object.entries(part)) if (!/^examples?$/.test(name)) typeNumbers(value);
 }
 
-/** Gives every kind, those of extensions too, an example of a task that can be claimed at once. */
+/** Adds an example task for each kind, including those of extensions. */
 function addTaskExamples(document: OpenAPIObject): void {
   const schemas = document.components?.schemas ?? {};
   const deref = (schema: SchemaObject | ReferenceObject): SchemaObject =>

@@ -6,17 +6,17 @@ import { IsInt, IsOptional, Matches, Max, Min } from 'class-validator';
 const DEFAULT_LIMIT = 50;
 const MAX_LIMIT = 500;
 
-/** The total size of those parts of a page's items that agents can make large, in bytes. */
+/** The largest total size of a page's items, in bytes; counts the parts that agents can make large. */
 const PAGE_BYTES = 8 * 1024 * 1024;
 
-/** Converts digits to a number; any other text is kept, for the validation to refuse. */
+/** Converts digits to a number; any other text is kept, so that the validation refuses it. */
 const toWhole = ({ value }: { value: unknown }) =>
   typeof value === 'string' && /^\d{1,9}$/.test(value) ? Number(value) : value;
 
-/** The query of every list: how many items, and where the last page ended. Lists with filters extend it. */
+/** The query of every list: the number of items and the cursor. Lists with filters extend it. */
 export class PageQuery {
   @ApiPropertyOptional({
-    description: 'How many items to give.',
+    description: 'The maximum number of items.',
     type: 'integer',
     minimum: 1,
     maximum: MAX_LIMIT,
@@ -29,7 +29,7 @@ export class PageQuery {
   @Max(MAX_LIMIT)
   limit: number = DEFAULT_LIMIT;
 
-  @ApiPropertyOptional({ description: "The page before's `next_cursor`.", example: '1042' })
+  @ApiPropertyOptional({ description: 'The `next_cursor` of the previous page.', example: '1042' })
   @IsOptional()
   @Matches(/^[1-9]\d{0,14}$/, { message: 'cursor must be the next_cursor of a page' })
   cursor?: string;
@@ -38,7 +38,7 @@ export class PageQuery {
 /** The fields of every page besides its items. */
 export class PageEnd {
   @ApiProperty({
-    description: 'Where the next page begins; null on the last.',
+    description: 'Send it as `cursor` to get the next page; null on the last page.',
     type: String,
     nullable: true,
     example: null,
@@ -49,11 +49,11 @@ export class PageEnd {
 /** One page of a list, newest first. */
 export interface Page<T> {
   items: T[];
-  /** What to send as `cursor` for the next page; null on the last one. */
+  /** The `cursor` of the next page; null on the last page. */
   next_cursor: string | null;
 }
 
-/** The id that bounds the page: `WHERE id < $1 ORDER BY id DESC LIMIT $2`, with `limit + 1` rows. */
+/** Returns the exclusive upper bound of the page's ids: `WHERE id < $1 ORDER BY id DESC LIMIT $2`, with `limit + 1` rows. */
 export function olderThan(query: Pick<PageQuery, 'cursor'>): number {
   return query.cursor === undefined ? Number.MAX_SAFE_INTEGER : Number(query.cursor);
 }
@@ -89,7 +89,7 @@ export function pageOf<Row>(
   };
 }
 
-/** How many rows fit into a page by their size; at least one, at most `limit`. */
+/** Returns how many rows fit into a page by their size; at least one, at most `limit`. */
 export function fitting(rows: readonly { bytes: number }[], limit: number): number {
   let bytes = 0;
   const cut = rows.findIndex((row, i) => {

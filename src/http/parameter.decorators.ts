@@ -5,33 +5,33 @@ import { clientAddress } from './client-address';
 import { requestOf } from './control-plane-request';
 import { hasHungUp } from './hang-up';
 
-/** Every path of an agent exists twice, with one handler and one quota. */
+/** The prefixes of agents' routes: each exists twice, with one handler and one quota. */
 export const AGENT_PATHS = ['', 'v1/agents'];
 
 /** Documents the `:id` of a path. */
 export const IdInPath = () => ApiParam({ name: 'id', schema: { type: 'integer', minimum: 1 } });
 
-/** The agent that calls. */
+/** Injects the calling agent. */
 export const CurrentAgent = createParamDecorator(
   (_: unknown, context: ExecutionContext) => requestOf(context).agent,
 );
 
-/** The operator that calls. */
+/** Injects the calling operator. */
 export const CurrentOperator = createParamDecorator(
   (_: unknown, context: ExecutionContext) => requestOf(context).operator,
 );
 
-/** The address that the call comes from. */
+/** Injects the caller's address. */
 export const CallerAddress = createParamDecorator((_: unknown, context: ExecutionContext) =>
   clientAddress(requestOf(context)),
 );
 
-/** The {@link Charge} of a route whose quota is charged by outcome. */
+/** Injects the {@link Charge} of a route whose quota is charged by outcome. */
 export const CurrentCharge = createParamDecorator(
   (_: unknown, context: ExecutionContext) => requestOf(context).charge,
 );
 
-/** A signal that aborts when the caller hangs up before it was answered. */
+/** Injects a signal that aborts when the caller disconnects before it is answered. */
 export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
   const controller = new AbortController();
   const response: ServerResponse = context.getArgByIndex(1).raw;
@@ -40,11 +40,11 @@ export const HangUp = createParamDecorator((_: unknown, context: ExecutionContex
   const { socket } = raw;
   request.hangUp = controller.signal;
   const abort = () => controller.abort();
-  // One who hung up while the guards were at work has closed already.
+  // The caller may have disconnected while the guards ran: then no further event comes.
   if (hasHungUp(raw, response)) abort();
   else {
-    // The end of what it sends, or the reset of its connection, comes turns of the event loop before the close; Node answers
-    // nobody after any of them.
+    // The end or reset of the connection comes some turns of the event loop before its close; after either, Node sends no
+    // answer.
     socket.once('end', abort).once('error', abort);
     response.once('close', () => {
       socket.off('end', abort).off('error', abort);
@@ -54,7 +54,7 @@ export const HangUp = createParamDecorator((_: unknown, context: ExecutionContex
   return controller.signal;
 });
 
-/** The `Idempotency-Key` header, if there is one. */
+/** Injects the `Idempotency-Key` header, if present. */
 export const IdempotencyKey = createParamDecorator(
   (_: unknown, context: ExecutionContext): string | undefined => {
     const key = requestOf(context).headers['idempotency-key'];
@@ -62,7 +62,7 @@ export const IdempotencyKey = createParamDecorator(
   },
 );
 
-/** The `User-Agent` header, if there is one: what the caller says of itself. */
+/** Injects the `User-Agent` header, if present. */
 export const UserAgent = createParamDecorator(
   (_: unknown, context: ExecutionContext): string | undefined => requestOf(context).headers['user-agent'],
 );

@@ -62,7 +62,7 @@ export function checkProtocol(http: FastifyInstance, answers: AnswerLimits): voi
   });
 }
 
-/** Why it is uncertain what a request means or where it ends; undefined if it is not. */
+/** Returns the error of a request whose meaning or end is ambiguous, else undefined. */
 function framingProblem({ httpVersion, headers, rawHeaders }: IncomingMessage): ApiError | undefined {
   // Source: RFC 9112, sections 3.2 and 6.1.
   if (httpVersion === '1.1' && headers.host === undefined)
@@ -141,7 +141,7 @@ export function refuseEncoded({ headers }: FastifyRequest): void {
   if (/^(?:identity)?$/i.test(headers['content-encoding'] ?? '')) return;
   throw fail(
     'ERR_VALIDATION',
-    { 'content-encoding': 'must not be there: bodies are taken as they are' },
-    { status: 415, message: 'Compressed bodies are not taken.' },
+    { 'content-encoding': 'must be absent: compressed bodies are not accepted' },
+    { status: 415, message: 'Compressed bodies are not accepted.' },
   );
 }

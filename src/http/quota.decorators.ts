@@ -4,28 +4,29 @@ import { parseQuota, type QuotaRoute, type Quota as QuotaSetting } from '../sett
 
 export const QUOTA = Symbol('quota');
 
-/** A quota in force as a throttler of @nestjs/throttler: `limit` requests at once, and as many again in each `ttl` ms. */
+/** A quota as a throttler of @nestjs/throttler: `limit` requests at once, and `limit` more in each `ttl` ms. */
 export interface QuotaThrottler extends ThrottlerOptions {
   readonly name: string;
   readonly limit: number;
   readonly ttl: number;
   /** The `RateLimit-Policy` header. */
   readonly policyHeader: string;
-  /** How the `RateLimit` header begins. */
+  /** The start of the `RateLimit` header. */
   readonly headerStart: string;
 }
 
-/** What a route's quota is and what it is counted by. */
+/** The quota of a route, and the key that it is counted by. */
 export interface QuotaRule {
   readonly route: string;
   readonly quota: QuotaSetting;
-  /** `agent`: the caller's id. `hostname`: the body's hostname by success only, the address where it has none. */
+  /** `agent`: the caller's id. `hostname`: the hostname in the body, or else the address; only successes count. */
   readonly by: 'agent' | 'hostname';
 }
 
 /**
- * Limits how often one caller may use a route: `@Quota('claim', '12/minute', { burst: 6 })`. A route that has a
- * setting of its name (`CONTROL_PLANE_QUOTA_CLAIM`) follows that instead.
+ * Limits how often one caller may use a route: `@Quota('claim', '12/minute', { burst: 6 })`. The setting of the same name
+ * (`CONTROL_PLANE_QUOTA_CLAIM`), if any, replaces it.
+ * @throws Error the rate is invalid
  */
 export function Quota(
   route: QuotaRoute | (string & {}),

@@ -4,21 +4,21 @@ import type { BodyShape } from './json-body';
 import type { LogFacts } from './log-facts.decorators';
 import type { QuotaRule, QuotaThrottler } from './quota.decorators';
 
-/** What the decorators of a route say, for hooks that run before Nest sees the request. */
+/** What the decorators of a route declare, for hooks that run before Nest gets the request. */
 export interface RouteDeclaration {
   readonly access: Access;
   readonly quota: QuotaRule | undefined;
-  /** The quota in force: by the decorator or the setting that replaces it; undefined if there is none, or it is off. */
+  /** The effective quota, from the decorator or the setting that replaces it; undefined if there is none or it is off. */
   readonly throttler: QuotaThrottler | undefined;
   readonly bodyLimit: number;
   readonly shedFirst: boolean;
   readonly bulkWrite: boolean;
-  /** What is read of the body; undefined if it is all. */
+  /** The members of the body that are read; undefined for all. */
   readonly bodyShape: BodyShape | undefined;
   readonly logFacts: LogFacts | undefined;
 }
 
-/** A route as Fastify keeps it. */
+/** A route's Fastify configuration. */
 interface Route {
   /** Its path, with `:id` for a parameter; undefined if no route serves the request. */
   readonly url?: string;
@@ -28,7 +28,7 @@ interface Route {
 const ROUTE = Symbol('route');
 const NO_ROUTE: Route = {};
 
-/** The route that a request goes to. Many hooks ask, and Fastify makes its `routeOptions` again for each. */
+/** Returns the route of a request. It is cached, because many hooks need it and Fastify creates `routeOptions` each time. */
 export function routeOf(request: FastifyRequest & { [ROUTE]?: Route }): Route {
   const known = request[ROUTE];
   if (known) return known;
@@ -37,6 +37,6 @@ export function routeOf(request: FastifyRequest & { [ROUTE]?: Route }): Route {
   return route;
 }
 
-/** What the route that a request goes to declares; undefined if no controller serves it. */
+/** Returns the declaration of the request's route; undefined if no controller serves it. */
 export const declarationOf = (request: FastifyRequest): RouteDeclaration | undefined =>
   routeOf(request).declared;

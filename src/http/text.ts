@@ -8,19 +8,19 @@ const HIDDEN = '\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}';
 /** The pattern of a name for the OpenAPI document: no hidden characters, and no space around it. */
 export const NAME_PATTERN = `^(?:[^\\s${HIDDEN}](?:[^${HIDDEN}]*[^\\s${HIDDEN}])?)?$`;
 
-/** What a text must be, besides its length. */
+/** A rule for a text, besides its length. */
 export interface TextRule {
-  /** Tells what is wrong with a text; undefined if it is right. */
+  /** Returns what is wrong with a text; undefined if it is valid. */
   readonly problem: (text: string) => string | undefined;
-  /** How the OpenAPI document says it. */
+  /** The rule in the OpenAPI document. */
   readonly schema?: { readonly pattern?: string; readonly format?: string };
 }
 
 const hidden = new RegExp(`[${HIDDEN}]`, 'u');
 
 /**
- * The problem of a text as a name, hostname, key, label or target. Free values are not checked: they are kept as they were
- * sent.
+ * Returns what makes a text invalid as a name, hostname, key, label or target. Free values are not checked: they are kept as
+ * they were sent.
  * @returns undefined if the text is valid; the empty text is
  */
 export function nameProblem(text: string): string | undefined {
@@ -42,5 +42,5 @@ export const fieldName = (path: string): string =>
 /** Whether a text can be a name: {@link nameProblem} finds nothing. */
 export const isName = (text: string): boolean => nameProblem(text) === undefined;
 
-/** The text is a name. */
+/** The rule for names. */
 export const NAME: TextRule = { problem: nameProblem, schema: { pattern: NAME_PATTERN } };

@@ -37,7 +37,7 @@ export function parseTimestamp(text: string): number | undefined {
   return instant >= FIRST && instant <= LAST ? instant : undefined;
 }
 
-/** The text is one that {@link parseTimestamp} reads. */
+/** The rule for timestamps, see {@link parseTimestamp}. */
 export const TIMESTAMP: TextRule = {
   problem: (text) => (isTimestamp(text) ? undefined : FORM),
   schema: { format: 'date-time' },
@@ -48,7 +48,7 @@ const FORM = 'must be an RFC 3339 timestamp such as 2026-01-01T00:00:00Z';
 const isTimestamp = (text: string): boolean =>
   text.length <= MAX_LENGTH && parseTimestamp(text) !== undefined;
 
-/** The value is a text that {@link parseTimestamp} reads. */
+/** Checks that the value is a timestamp, see {@link parseTimestamp}. */
 export function IsTimestamp(): PropertyDecorator {
   return (target, property) =>
     registerDecorator({

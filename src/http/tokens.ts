@@ -56,7 +56,7 @@ export function hashToken(token: string): string {
 }
 
 const HASH_LENGTH = 64;
-/** What two hashes are compared in. Made once: every agent's call compares several. */
+/** Buffers for comparing two hashes, allocated once because every agent's call compares several. */
 const LEFT = Buffer.alloc(HASH_LENGTH);
 const RIGHT = Buffer.alloc(HASH_LENGTH);
 

@@ -3,8 +3,8 @@ import { type ApiError, fail } from '../errors';
 
 /**
  * Answers unknown paths with 404, and other methods of known paths with 405 and `Allow`, before the body is read. Call it
- * before the routes are added: it learns them as they are added.
- * @param charge counts such a request against its client; an error that it rejects with is answered instead
+ * before the routes are added: a hook collects them.
+ * @param charge counts such a request against its client; if it rejects, its error is the answer
  */
 export function answerUnknownRoutes(
   http: FastifyInstance,
@@ -21,7 +21,7 @@ export function answerUnknownRoutes(
   });
   http.addHook('onRequest', (request, reply, done) => {
     const path = request.url.split('?', 1)[0] as string;
-    // `/v1/agents/claim` is a path of its own: a GET of it must not be taken for the agent named "claim".
+    // `/v1/agents/claim` is a route: a GET of it must not be routed to the agent with the id "claim".
     const exact = methodsByPath.get(path);
     if (!request.is404 && (!exact || exact.methods.has(request.method))) return done();
     charge(request, reply).then(() => done(refusalOf(path, exact?.methods, reply)), done);

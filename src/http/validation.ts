@@ -14,10 +14,10 @@ import { fieldName } from './text';
 
 type Class<T extends object = object> = new () => T;
 
-/** A request that is wrong all over is answered with the first of its problems. */
+/** How many problems an error names at most: unknown fields, or items of a list. */
 export const MAX_PROBLEMS = 50;
 
-/** What the decorators of one field ask, without the messages. */
+/** The checks of one field's decorators, without messages. */
 interface FieldCheck {
   readonly property: string;
   passes(object: object, value: unknown): boolean;
@@ -25,10 +25,10 @@ interface FieldCheck {
 
 /** What a class declares by decorators of class-validator. */
 interface Declared {
-  /** What is read of each field. */
+  /** The shape of each field. */
   readonly fields: ReadonlyMap<string, MemberShape>;
-  /** Tells whether a value is right; undefined where a decorator is used that only the library can judge. */
-  readonly isRight: ((value: object) => boolean) | undefined;
+  /** Whether a value is valid; undefined if the class has a decorator that only the library can check. */
+  readonly isValid: ((value: object) => boolean) | undefined;
 }
 
 const declared = new WeakMap<Class, Declared>();
@@ -44,7 +44,7 @@ function declaredBy(target: Class): Declared {
           .filter(({ name }) => name === ITEMS)
           .map(({ propertyName, constraints: [read] }): [string, MemberShape] => [propertyName, read()]),
       ]),
-      isRight: checkOf(target, metadata),
+      isValid: checkOf(target, metadata),
     };
     declared.set(target, known);
   }
@@ -54,14 +54,14 @@ function declaredBy(target: Class): Declared {
 const fromAgents = new WeakSet<object>();
 
 /**
- * Marks the body of an agent's request: fields that it and the items of its lists do not declare are ignored, whatever is in
- * them, since agents and servers are upgraded in any order. In other bodies they are problems.
+ * Marks the body of an agent's request: undeclared fields, also of its lists' items, are ignored whatever they hold, because
+ * agents and servers are upgraded in any order. In other bodies, undeclared fields are problems.
  */
 export const AgentBody = (): ClassDecorator => (target) => void fromAgents.add(target);
 
 const isAgentBody = (target: object): boolean => fromAgents.has(target);
 
-/** What is read of a body of this class; undefined if it is all. */
+/** Returns the members of a body of this class that are read; undefined for all. */
 export function shapeOf(target: Class): BodyShape | undefined {
   return isAgentBody(target) ? Object.fromEntries(declaredBy(target).fields) : undefined;
 }
@@ -69,8 +69,8 @@ export function shapeOf(target: Class): BodyShape | undefined {
 type Metadata = ReturnType<ReturnType<typeof getMetadataStorage>['getTargetValidationMetadatas']>;
 
 /**
- * The library goes through its metadata again for each value, which costs more than the checks themselves. Nearly every
- * value is right, so that is asked first, with its own checks; what is wrong then goes to the library for the messages.
+ * Collects the library's checks of a class into one function. The library reads its metadata again for each value, which costs
+ * more than the checks. Nearly every value is valid, so only invalid ones go to the library, for their messages.
  */
 function checkOf(target: Class, metadata: Metadata): ((value: object) => boolean) | undefined {
   const { CUSTOM_VALIDATION, CONDITIONAL_VALIDATION } = ValidationTypes;
@@ -113,35 +113,35 @@ function checkOf(target: Class, metadata: Metadata): ((value: object) => boolean
 }
 
 /**
- * Checks a plain value against a class with class-validator's decorators and gives an instance of it. Values are taken
- * as they are: nothing is converted or copied.
- * @param path what to put before each field's name in the problems, such as `tasks.3.spec.`
- * @returns the problems by field, empty where there are none
+ * Checks a plain value against a class with class-validator's decorators, and creates an instance of the class. Values are
+ * neither converted nor copied.
+ * @param path the prefix of each field's name in the problems, such as `tasks.3.spec.`
+ * @returns the instance, and the problems by field
  */
 export function checkFields<T extends object>(
   target: Class<T>,
   plain: unknown,
   path = '',
 ): { value: T; problems: ErrorDetails } {
-  // Without a prototype, so that a problem of any name is one.
+  // Without a prototype, so that a field may have any name.
   const problems: ErrorDetails = Object.create(null);
   const value = new target();
   if (typeof plain !== 'object' || plain === null || Array.isArray(plain)) {
     problems[path.replace(/\.$/, '') || 'body'] = 'must be an object';
     return { value, problems };
   }
-  const { fields, isRight } = declaredBy(target);
+  const { fields, isValid } = declaredBy(target);
   let unknown = 0;
   for (const [name, given] of Object.entries(plain)) {
     const isField = fields.has(name);
     if (isField) (value as Record<string, unknown>)[name] = given;
     if (isAgentBody(target) || (!isField && unknown++ >= MAX_PROBLEMS)) continue;
-    // What operators write is compared with names, and PostgreSQL takes no text with this one; probes' values are kept as JSON.
+    // PostgreSQL stores no text with U+0000, and operators' texts are compared with names. Probes' values are kept as JSON.
     if (typeof given === 'string' && given.includes('\0'))
       problems[fieldName(path + name)] = 'must not hold the character U+0000';
     else if (!isField) problems[fieldName(path + name)] ??= 'is not a field of this request';
   }
-  if (isRight?.(value)) return { value, problems };
+  if (isValid?.(value)) return { value, problems };
   collect(
     validateSync(value, { forbidUnknownValues: false, validationError: { target: false } }),
     path,
@@ -150,7 +150,7 @@ export function checkFields<T extends object>(
   return { value, problems };
 }
 
-/** What a value must be for these checks of class-validator to say anything about it. */
+/** The type that a value must have before these checks of class-validator make sense. */
 const EXPECTS: Readonly<Record<string, string>> = {
   min: 'number',
   max: 'number',
@@ -160,10 +160,10 @@ const EXPECTS: Readonly<Record<string, string>> = {
   matches: 'string',
 };
 
-/** How class-validator words a choice; our own checks say `must be one of a, b`. */
+/** class-validator's message for a choice; our own checks write `must be one of a, b`. */
 const LIBRARY_CHOICE = 'must be one of the following values: ';
 
-/** One problem for each field: first that it is required, then its type, then its range. */
+/** Collects one problem for each field: first that it is required, then its type, then its range. */
 function collect(errors: ValidationError[], path: string, problems: ErrorDetails): void {
   for (const error of errors) {
     const [field, message] = problemOf(error, path);
@@ -188,20 +188,20 @@ function problemOf({ property, value, constraints }: ValidationError, path: stri
 
 const ITEMS = 'items';
 
-/** Says that item `index` (or a field within it) is wrong. */
+/** A problem of the item at an index, or of a field within it. */
 export type ItemProblem = [at: string | number, message: string];
 
 /**
- * Checks a field as a whole, by a function that tells its first problem or undefined: a decorator for each field of each item
- * is too slow for long lists. `Field` makes such a function of what it declares.
- * @param check is told whether the body is an agent's, see {@link AgentBody}
- * @param read what of the field is read from an agent's body
+ * Checks a field as a whole with one function, because decorators on each field of each item are too slow for long lists.
+ * `Field` derives such a function from its form.
+ * @param check returns the first problem, or undefined; gets whether the body is an agent's, see {@link AgentBody}
+ * @param read returns which parts of the field are read from an agent's body
  */
 export function Items(
   check: (value: unknown, isAgents: boolean) => ItemProblem | undefined,
   read: () => MemberShape = () => ({}),
 ): PropertyDecorator {
-  // By the class of the body, which may inherit the field.
+  // By the class of the body, not of the decorator: it may inherit the field.
   const problemOf = (value: unknown, args?: ValidationArguments) =>
     check(value, args !== undefined && isAgentBody(args.object.constructor));
   return (target, property) =>
@@ -227,14 +227,14 @@ function splitItemProblem(field: string, text: string): [string, string] {
   return [at === '' ? field : fieldName(`${field}.${at}`), text.slice(cut + 1)];
 }
 
-/** True for what can be an id: an integer from 1 to 2^53 - 1. */
+/** Whether a value can be an id: an integer from 1 to 2^53 - 1. */
 export function isId(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) > 0;
 }
 
 /**
- * Validates bodies and queries by their class. Every problem is reported at once, by field; unknown fields are
- * problems, of which the first 50 are named. Queries arrive as text and are converted by class-transformer first.
+ * Validates bodies and queries by their class. Reports all problems together, by field; of unknown fields, the first 50.
+ * Queries are text, so class-transformer converts them first.
  */
 @Injectable()
 export class RequestValidation implements PipeTransform {
@@ -249,7 +249,7 @@ export class RequestValidation implements PipeTransform {
     )
       return plain;
     if (plain === undefined) {
-      // A body in which nothing is needed may be left out.
+      // The body may be absent if no field is required.
       const empty = checkFields(target, {});
       if (Object.keys(empty.problems).length === 0) return empty.value;
     }
@@ -262,23 +262,23 @@ export class RequestValidation implements PipeTransform {
   }
 }
 
-/** A query with its values converted. The conversion drops names such as `__proto__`, which are unknown as any other. */
+/** Converts the values of a query. class-transformer drops names such as `__proto__`: they are added again as unknown fields. */
 function convertQuery(target: Class, plain: unknown): object {
   const typed: Record<string, unknown> = Object.assign(Object.create(null), plainToInstance(target, plain));
   for (const name of Object.keys(plain as object)) if (!(name in typed)) typed[name] = undefined;
   return typed;
 }
 
-/** Reads an id written in digits. @returns undefined where it is not a positive integer below 2^53 */
+/** Parses an id from digits. @returns undefined if it is not a positive integer below 2^53 */
 export function parseId(text: string): number | undefined {
   const id = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN;
   return isId(id) ? id : undefined;
 }
 
-/** Reads an id from a path. */
+/** Parses an id in a path. */
 @Injectable()
 export class IdParam implements PipeTransform<string, number> {
-  /** @throws ERR_VALIDATION where it is not a positive integer below 2^53 */
+  /** @throws ERR_VALIDATION it is not a positive integer below 2^53 */
   transform(text: string, metadata: ArgumentMetadata): number {
     const id = parseId(text);
     if (id === undefined)
@@ -287,7 +287,7 @@ export class IdParam implements PipeTransform<string, number> {
   }
 }
 
-/** The value is an id: an integer from 1 to 2^53 - 1. */
+/** Checks that the value is an id: an integer from 1 to 2^53 - 1. */
 export function IsId(): PropertyDecorator {
   return (target, property) =>
     registerDecorator({

@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto';
 import { Injectable } from '@nestjs/common';
 import type { Transaction } from '../database/statements';
+import type { Outcome } from '../kinds/observations';
 import {
   contextOf,
   isSampled,
@@ -12,9 +13,8 @@ import {
   tracing,
 } from '../tracing';
 import type { LeaseState } from './lease.entity';
-import type { Outcome } from './result.entity';
 
-/** So many attempts of one unit of work get a span: a report of a thousand must not hold everybody up. */
+/** The number of attempts of one unit of work that get a span: a report of a thousand must not hold everybody up. */
 const MAX_SPANS = 256;
 
 /** A lease that ended, of a task that may belong to a trace. */
@@ -108,7 +108,7 @@ async function previousLeases(
 ): Promise<Map<number, number>> {
   if (leases.length === 0) return new Map();
   const rows = await tx.rows<{ id: number; previous: number | null }>(
-    `SELECT r.id, (SELECT max(l.id) FROM leases l WHERE l.task_id = r.task_id AND l.id < r.id) AS previous
+    `SELECT r.id, (SELECT l.id FROM leases l WHERE l.task_id = r.task_id AND l.id + 0 < r.id ORDER BY l.id + 0 DESC LIMIT 1) AS previous
      FROM ${tx.dialect.rowset('$1', { id: 'integer', task_id: 'integer' })} AS r`,
     JSON.stringify(leases.map(({ id, taskId }) => ({ id, task_id: taskId }))),
   );

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { shareOut } from './claim-shares';
+import { type ClaimPlan, planClaim, shareOut, shareTasks } from './claim-shares';
 
 const demand = (kind: string, asked: number, available = Number.MAX_SAFE_INTEGER) => ({
   kind,
@@ -46,4 +46,57 @@ describe('the kinds of a claim', () => {
       }),
     );
   });
+});
+
+describe('claims that share tasks', () => {
+  const budgets = fc.dictionary(fc.constantFrom('dns', 'http', 'tcp'), fc.integer({ min: 1, max: 40 }), {
+    noNullPrototype: true,
+  });
+
+  it('get them in proportion to what each asked, and all that there are and that they may have', () =>
+    fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.tuple(budgets, fc.nat(30)), { minLength: 1, maxLength: 4 }),
+        fc.record({ dns: fc.nat(60), http: fc.nat(60), tcp: fc.nat(60) }),
+        async (asked, available) => {
+          const plans = asked.map(([wanted, limit]) =>
+            planClaim(Object.entries(wanted), new Map(), 1_000, limit),
+          );
+          let id = 0;
+          const there = new Map<string, number>(Object.entries(available));
+          const { unwanted } = await shareTasks(plans, async (wanted) =>
+            [...wanted].flatMap(([kind, count]) => {
+              const taken = Math.min(count, there.get(kind) ?? 0);
+              there.set(kind, (there.get(kind) ?? 0) - taken);
+              return Array.from({ length: taken }, () => ({ id: id++, kind, priority: 0 }));
+            }),
+          );
+          expect(unwanted).toEqual([]);
+          const countOf = (
+            { tasks }: ClaimPlan<{ id: number; kind: string; priority: number }>,
+            kind: string,
+          ) => tasks.filter((task) => task.kind === kind).length;
+          for (const plan of plans) {
+            expect(plan.tasks.length).toBeLessThanOrEqual(plan.limit);
+            for (const [kind, budget] of plan.budgets) {
+              expect(countOf(plan, kind)).toBeLessThanOrEqual(budget);
+              // It got all that it may have, or there is no more of what it lacks.
+              if (plan.tasks.length < plan.limit && countOf(plan, kind) < budget)
+                expect(there.get(kind)).toBe(0);
+            }
+          }
+          // Nobody else has taken from the kinds: the shares of a claim that is alone are those of one that knew what there is.
+          const [alone] = plans;
+          if (plans.length === 1 && alone)
+            expect(new Map([...alone.budgets.keys()].map((kind) => [kind, countOf(alone, kind)]))).toEqual(
+              shareOut(
+                [...alone.budgets].map(([kind, budget]) =>
+                  demand(kind, budget, available[kind as keyof typeof available]),
+                ),
+                alone.limit,
+              ),
+            );
+        },
+      ),
+    ));
 });

@@ -1,9 +1,22 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
+import type { AttemptOutcome } from '../agents/agent.entity';
+import type { Outcome } from '../kinds/observations';
 
 export const LEASE_STATES = ['active', 'completed', 'cancelled', 'expired', 'revoked'] as const;
 export type LeaseState = (typeof LEASE_STATES)[number];
 
-/** One attempt at a task by one agent. Its id is the fencing token: later attempts have greater ones. */
+/** `final` closed the task, `attempt` gave it back, `late` came after the lease had ended and changed nothing. */
+export const STANDINGS = ['final', 'attempt', 'late'] as const;
+export type Standing = (typeof STANDINGS)[number];
+
+/** What a report was to the task, by the state in which its lease ended; a live lease has no report. */
+export const standingOf = (state: LeaseState): Standing =>
+  state === 'completed' ? 'final' : state === 'cancelled' ? 'attempt' : 'late';
+
+/**
+ * One attempt at a task by one agent, and what was reported of it. Its id is the fencing token: later attempts have greater
+ * ones.
+ */
 @Entity('leases')
 export class LeaseEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
@@ -14,6 +27,10 @@ export class LeaseEntity {
 
   @Column('bigint')
   agent_id!: number;
+
+  /** The task's. */
+  @Column('text')
+  kind!: string;
 
   @Column('integer')
   attempt!: number;
@@ -33,4 +50,26 @@ export class LeaseEntity {
 
   @Column('bigint', { nullable: true })
   ended_at!: number | null;
+
+  /** How it ended; null while it is live. */
+  @Column('text', { nullable: true })
+  ending!: AttemptOutcome | 'revoked' | null;
+
+  /** As what it was reported; null until it was, also after it had ended. */
+  @Column('text', { nullable: true })
+  report!: 'completed' | 'cancelled' | null;
+
+  @Column('text', { nullable: true })
+  outcome!: Outcome | null;
+
+  /** JSON list; null if there are none. */
+  @Column('text', { nullable: true })
+  observations!: string | null;
+
+  /** What its agent said went wrong, as a JSON string: it may hold what a database can't keep as it is. */
+  @Column('text', { nullable: true })
+  error!: string | null;
+
+  @Column('bigint', { nullable: true })
+  reported_at!: number | null;
 }

@@ -79,7 +79,7 @@ export class LeasesController {
   }
 
   /**
-   * Takes what came of leases. Each report is judged alone: one that came too late, was answered otherwise or is not valid is
+   * Takes reports of leases. Each report is judged alone: one that came too late, was answered otherwise or is not valid is
    * listed as rejected, and the others are taken.
    */
   @Post('report')

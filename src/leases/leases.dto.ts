@@ -4,11 +4,13 @@ import type { ErrorDetails } from '../errors';
 import { Field, ID, itemCheck } from '../http/item-fields';
 import { faultOf, textOfMember } from '../http/json-body';
 import { AgentBody, IsId, isId } from '../http/validation';
-import { OUTCOMES, type Outcome } from './result.entity';
+import { Observation, OUTCOMES, type Outcome } from '../kinds/observations';
+import { HoldsSpec } from '../kinds/spec-holders';
 
 const MAX_LEASES = 1_000;
 
 /** What a lease gives to its agent. */
+@HoldsSpec()
 export class LeaseGrant {
   /** Names the lease in extends and reports; greater than that of any lease before. */
   @ApiProperty({ example: 4711 })
@@ -53,7 +55,7 @@ export class ClaimRequest {
   })
   capacities!: Record<string, number>;
 
-  /** How long to wait for work where there is none, in milliseconds. */
+  /** How long to wait for work if there is none, in milliseconds. */
   @ApiProperty({
     required: false,
     nullable: true,
@@ -69,7 +71,7 @@ export class ClaimRequest {
   wait_ms?: number | null;
 }
 
-/** The leases granted; none where there is nothing to do. */
+/** The leases granted; none if there is nothing to do. */
 export class ClaimResponse {
   @ApiProperty({ type: [LeaseGrant] })
   leases!: LeaseGrant[];
@@ -113,7 +115,7 @@ export class ExtendOutcome {
   new_deadline_ms!: number;
 }
 
-/** What became of each lease. */
+/** The result for each lease. */
 export class ExtendResponse {
   @ApiProperty({ type: [ExtendOutcome] })
   outcomes!: ExtendOutcome[];
@@ -123,21 +125,7 @@ export class ExtendResponse {
   revoked!: number[];
 }
 
-/** One thing that a check observed. */
-export class Observation {
-  // What is observed is chosen by strangers, and so may its name be: any characters will do.
-  @Field({ type: 'string', minLength: 1, maxLength: 255, example: 'rtt_ms' })
-  name!: string;
-
-  /** Any JSON. */
-  @Field({ type: 'any', asSent: true, example: 12.5 })
-  value!: unknown;
-
-  @Field({ type: 'string', optional: true, maxLength: 64, example: 'ms' })
-  unit?: string | null;
-}
-
-/** What came of one lease. */
+/** The result of one lease. */
 export class LeaseReport {
   @Field({ ...ID, example: 4711 })
   lease_id!: number;
@@ -170,7 +158,7 @@ const REPORTS = {
   example: [],
 } as const;
 
-/** What came of leases, done or given back; at most 1,000 in all. Each is judged alone. */
+/** Results of leases, done or given back; at most 1,000 in all. Each is judged alone. */
 @AgentBody()
 export class ReportRequest {
   /** The caller's own id. */
@@ -215,7 +203,7 @@ export class ReportResponse {
   @ApiProperty({ example: 1 })
   acknowledged!: number;
 
-  /** Left out where none was rejected. */
+  /** Left out if none was rejected. */
   @ApiProperty({ type: [RejectedReport], required: false })
   rejected?: RejectedReport[];
 }

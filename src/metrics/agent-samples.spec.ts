@@ -24,7 +24,7 @@ describe('AgentSamples', () => {
         model.set(agentId, agentId);
       }
       const kept = new Set([...model.keys()].filter((id) => id % 3 !== round % 3));
-      samples.keepOnly(kept);
+      samples.retain(kept);
       for (const id of [...model.keys()]) if (!kept.has(id)) model.delete(id);
       expect(samples.agents).toBe(model.size);
       for (const group of [0, 1]) {
@@ -34,7 +34,7 @@ describe('AgentSamples', () => {
     }
   });
 
-  it('forgets a name when nobody says it any more, and has room for another', () => {
+  it('removes a name that no agent sends any more, and has room for another', () => {
     for (let agentId = 1; agentId <= 5; agentId++)
       samples.take(
         {
@@ -50,45 +50,45 @@ describe('AgentSamples', () => {
       );
     expect(sums().length).toBe(MAX_NAMES);
     expect(samples.dropped).toBe(50);
-    // What is sent or read again is no second drop.
+    // An envelope that arrives twice is dropped once.
     samples.take({ agentId: 9, measuredAt: 1, counters: counters({ late: 1 }), gauges: [] }, NOW);
     expect(samples.dropped).toBe(51);
     samples.take({ agentId: 9, measuredAt: 1, counters: counters({ late: 1 }), gauges: [] }, NOW);
     expect(sums()).not.toContainEqual(['late', 0, 1]);
-    samples.keepOnly(new Set([2, 3, 4, 5, 9]));
+    samples.retain(new Set([2, 3, 4, 5, 9]));
     samples.take({ agentId: 9, measuredAt: 2, counters: counters({ late: 1 }), gauges: [] }, NOW);
     expect(sums()).toContainEqual(['late', 0, 1]);
-    // A new agent in the place of one that went has none of its values.
+    // A new agent that reuses a slot has none of its previous values.
     samples.take({ agentId: 10, measuredAt: 1, counters: counters({ mine: 2 }), gauges: [] }, NOW);
     expect(sums((id) => (id === 10 ? 1 : 0)).filter(([, group]) => group === 1)).toEqual([['mine', 1, 2]]);
   });
 
-  it('forgets what an agent leaves out of its envelopes for long, and not what one says that sends seldom', () => {
+  it('removes a value that an agent no longer sends, but not the values of an agent that sends seldom', () => {
     const MINUTE_MS = 60_000;
     const gauges = (...names: string[]) => names.map((name) => ({ name, value: 1 }));
     samples.take({ agentId: 1, measuredAt: 0, counters: [], gauges: gauges('kept', 'dropped') }, 0);
     samples.take({ agentId: 2, measuredAt: 0, counters: [], gauges: gauges('seldom') }, 0);
     const shown = () => [...samples.aggregates(all)].map(({ name }) => name).sort();
     samples.take({ agentId: 1, measuredAt: MINUTE_MS, counters: [], gauges: gauges('kept') }, MINUTE_MS);
-    samples.keepOnly(new Set([1, 2]), 0);
+    samples.retain(new Set([1, 2]), 0);
     expect(shown()).toEqual(['dropped', 'kept', 'seldom']);
-    samples.keepOnly(new Set([1, 2]), MINUTE_MS);
+    samples.retain(new Set([1, 2]), MINUTE_MS);
     expect(shown()).toEqual(['kept', 'seldom']);
   });
 
-  it('takes what an agent says whose clock went back, once it was silent for long enough', () => {
+  it('accepts the values of an agent whose clock was set back, after long enough', () => {
     const say = (value: number, measuredAt: number, now: number) =>
       samples.take({ agentId: 1, measuredAt, counters: counters({ c: value }), gauges: [] }, now);
     const now = NOW + 10_000_000;
     say(1, now, now);
     say(2, now - 3_600_000, now + 1_000);
     expect(sums()).toEqual([['c', 0, 1]]);
-    samples.keepOnly(new Set([1]), now + 90_000);
+    samples.retain(new Set([1]), now + 90_000);
     say(3, now - 3_500_000, now + 91_000);
     expect(sums()).toEqual([['c', 0, 3]]);
   });
 
-  it('takes an agent whose clock is ahead by the present, and values of any size', () => {
+  it('counts values from a clock that is ahead as measured now, and accepts values of any size', () => {
     samples.take(
       { agentId: 1, measuredAt: NOW + 300_000, counters: [], gauges: [{ name: 'g', value: 1 }] },
       NOW,

@@ -1,16 +1,16 @@
 import type { Sample } from './metrics.dto';
 
-/** How many names are kept, of counters and gauges together. */
+/** How many names are kept, counters and gauges together. */
 export const MAX_NAMES = 500;
-/** How many of them one agent may bring: names are free text, and one agent must not take the place of all others' names. */
+/** How many of them one agent may introduce: names are free text, and one agent must not use up all of them. */
 export const MAX_NAMES_OF_AGENT = 100;
 
 const FIRST_SLOTS = 64;
 
-/** How many sums, or gauges, are shown of all names and groups together: a scrape must not hold everybody up. */
+/** How many aggregates are shown, names and groups together: a scrape must not delay requests. */
 export const MAX_AGGREGATES = 2_000;
 
-/** What agents say with one envelope. */
+/** The samples of one envelope. */
 export interface AgentEnvelope {
   readonly agentId: number;
   /** In ms since the epoch, by the agent's clock. */
@@ -19,7 +19,7 @@ export interface AgentEnvelope {
   readonly gauges: readonly Pick<Sample, 'name' | 'value'>[];
 }
 
-/** What the agents of a group say under one name. */
+/** The aggregated values of a group of agents under one name. */
 export type Aggregate =
   | { readonly type: 'counter'; readonly name: string; readonly group: number; readonly sum: number }
   | {
@@ -31,51 +31,54 @@ export type Aggregate =
       readonly max: number;
     };
 
-/** The last value of each agent under one name, by the agent's slot; NaN if it said none. */
+/** The last value of each agent under one name, by the agent's slot; NaN if it sent none. */
 interface Column {
   readonly type: Aggregate['type'];
   readonly name: string;
-  /** The agent that brought the name. */
-  readonly broughtBy: number;
+  /** The agent that sent the name first. */
+  readonly introducedBy: number;
   values: Float64Array;
-  /** When each value was taken, in seconds by the caller's clock. */
+  /** When each value was stored, in seconds by the caller's clock. */
   takenAt: Uint32Array;
+  /** How many agents have a value. */
   holders: number;
 }
 
 /**
- * The last values of the agents' own metrics. A number for each agent and name, in one array a name: aggregates are one pass over
- * it, and what all take is bounded by {@link MAX_NAMES} numbers an agent.
+ * Holds the last values of the agents' own metrics: one array for each name, with one number for each agent. So an
+ * aggregate is one pass over an array, and the memory is limited to {@link MAX_NAMES} numbers for each agent.
  */
 export class AgentSamples {
   private readonly slots = new Map<number, number>();
   private readonly free: number[] = [];
   private readonly columns = new Map<string, Column>();
-  private readonly brought = new Map<number, number>();
+  /** How many names each agent has introduced. */
+  private readonly introduced = new Map<number, number>();
   /** When the last values of each slot were measured. */
   private measuredAt = new Float64Array(FIRST_SLOTS);
-  /** When an envelope of each slot was last taken, in seconds. */
-  private heardAt = new Uint32Array(FIRST_SLOTS);
+  /** When the last envelope of each slot was stored, in seconds. */
+  private storedAt = new Uint32Array(FIRST_SLOTS);
   private droppedValues = 0;
   private hiddenAggregates = 0;
 
-  /** How many values were not kept, for there are too many names. */
+  /** How many values were dropped because there are too many names. */
   get dropped(): number {
     return this.droppedValues;
   }
 
-  /** How many sums and gauges {@link aggregates} left out the last time, for there are too many. */
+  /** How many aggregates {@link aggregates} left out the last time because there are too many. */
   get hidden(): number {
     return this.hiddenAggregates;
   }
 
+  /** How many agents have values. */
   get agents(): number {
     return this.slots.size;
   }
 
   /**
-   * Takes the values of an envelope, unless a later one of the agent is known.
-   * @param now in ms since the epoch: what an agent's clock says is ahead of it was measured now
+   * Stores the values of an envelope, unless a later one of the agent is stored already.
+   * @param now in ms since the epoch; an envelope that is ahead of it counts as measured now
    */
   take({ agentId, measuredAt, counters, gauges }: AgentEnvelope, now: number): void {
     const slot = this.slotOf(agentId);
@@ -84,34 +87,33 @@ export class AgentSamples {
     if (at < before) return;
     this.measuredAt[slot] = at;
     const seconds = Math.floor(now / 1_000);
-    this.heardAt[slot] = seconds;
+    this.storedAt[slot] = seconds;
     let dropped = 0;
-    const put = (type: Column['type'], name: string, value: number) => {
-      if (!this.put(type, name, agentId, slot, value, seconds)) dropped++;
+    const store = (type: Column['type'], name: string, value: number) => {
+      if (!this.store(type, name, agentId, slot, value, seconds)) dropped++;
     };
-    for (const { name, value } of counters) put('counter', name, value);
-    for (const { name, value } of gauges) put('gauge', name, value);
-    // What is sent or read again is counted once.
+    for (const { name, value } of counters) store('counter', name, value);
+    for (const { name, value } of gauges) store('gauge', name, value);
+    // An envelope that arrives twice, or is read from the database too, is counted once.
     if (at !== before) this.droppedValues += dropped;
   }
 
   /**
-   * Forgets the agents that are not among these; values that an agent has left out of its envelopes for so long; and the names that
-   * nobody says any more.
-   * @param since in ms since the epoch: a value from before is forgotten if its agent has sent something else since
+   * Removes all agents but these, the values that an agent no longer sends, and the names without values.
+   * @param since in ms since the epoch: an older value is removed if its agent has sent an envelope without it since
    */
-  keepOnly(agentIds: ReadonlySet<number>, since = 0): void {
+  retain(agentIds: ReadonlySet<number>, since = 0): void {
     const before = Math.floor(since / 1_000);
-    // One whose clock went back sends nothing that is later: after so long, what it says now is taken.
+    // An agent whose clock was set back sends only earlier timestamps: if nothing was stored for long enough, accept them.
     for (const slot of this.slots.values())
-      if ((this.heardAt[slot] as number) < before) this.measuredAt[slot] = 0;
+      if ((this.storedAt[slot] as number) < before) this.measuredAt[slot] = 0;
     for (const [key, column] of this.columns) {
       for (let slot = 0; slot < column.values.length; slot++) {
         const takenAt = column.takenAt[slot] as number;
-        if (takenAt >= before || takenAt >= (this.heardAt[slot] as number)) continue;
+        if (takenAt >= before || takenAt >= (this.storedAt[slot] as number)) continue;
         if (Number.isNaN(column.values[slot])) continue;
         column.values[slot] = Number.NaN;
-        if (--column.holders === 0) this.forget(key, column);
+        if (--column.holders === 0) this.removeColumn(key, column);
       }
     }
     for (const [agentId, slot] of this.slots) {
@@ -119,18 +121,18 @@ export class AgentSamples {
       for (const [key, column] of this.columns) {
         if (Number.isNaN(column.values[slot])) continue;
         column.values[slot] = Number.NaN;
-        if (--column.holders === 0) this.forget(key, column);
+        if (--column.holders === 0) this.removeColumn(key, column);
       }
       this.measuredAt[slot] = 0;
-      this.heardAt[slot] = 0;
+      this.storedAt[slot] = 0;
       this.slots.delete(agentId);
       this.free.push(slot);
     }
   }
 
   /**
-   * What the agents say together, by name and group.
-   * @param groupOf the group of an agent: a small integer
+   * Computes the aggregates by name and group.
+   * @param groupOf returns the group of an agent, a small integer
    */
   *aggregates(groupOf: (agentId: number) => number): Generator<Aggregate> {
     const groups = new Int32Array(this.measuredAt.length).fill(-1);
@@ -150,7 +152,7 @@ export class AgentSamples {
       sums.fill(0);
       mins.fill(Number.POSITIVE_INFINITY);
       maxs.fill(Number.NEGATIVE_INFINITY);
-      // More may have come since the groups were made: the caller may take its time between two names.
+      // Agents may have been added since the groups were built, because the caller can pause between two names.
       const length = Math.min(values.length, groups.length);
       for (let slot = 0; slot < length; slot++) {
         const value = values[slot] as number;
@@ -201,14 +203,14 @@ export class AgentSamples {
       return larger;
     };
     this.measuredAt = doubles(this.measuredAt, 0);
-    this.heardAt = seconds(this.heardAt);
+    this.storedAt = seconds(this.storedAt);
     for (const column of this.columns.values()) {
       column.values = doubles(column.values, Number.NaN);
       column.takenAt = seconds(column.takenAt);
     }
   }
 
-  private put(
+  private store(
     type: Column['type'],
     sent: string,
     agentId: number,
@@ -218,7 +220,7 @@ export class AgentSamples {
   ): boolean {
     const name = labelOf(sent);
     const key = `${type} ${name}`;
-    const column = this.columns.get(key) ?? this.bring(type, name, key, agentId);
+    const column = this.columns.get(key) ?? this.addColumn(type, name, key, agentId);
     if (!column) return false;
     if (Number.isNaN(column.values[slot])) column.holders++;
     column.values[slot] = value;
@@ -226,26 +228,26 @@ export class AgentSamples {
     return true;
   }
 
-  private bring(type: Column['type'], name: string, key: string, agentId: number): Column | undefined {
-    const count = this.brought.get(agentId) ?? 0;
+  private addColumn(type: Column['type'], name: string, key: string, agentId: number): Column | undefined {
+    const count = this.introduced.get(agentId) ?? 0;
     if (this.columns.size >= MAX_NAMES || count >= MAX_NAMES_OF_AGENT) return undefined;
     const values = new Float64Array(this.measuredAt.length).fill(Number.NaN);
     const takenAt = new Uint32Array(values.length);
-    const column = { type, name, broughtBy: agentId, values, takenAt, holders: 0 };
+    const column = { type, name, introducedBy: agentId, values, takenAt, holders: 0 };
     this.columns.set(key, column);
-    this.brought.set(agentId, count + 1);
+    this.introduced.set(agentId, count + 1);
     return column;
   }
 
-  private forget(key: string, { broughtBy }: Column): void {
+  private removeColumn(key: string, { introducedBy }: Column): void {
     this.columns.delete(key);
-    const left = (this.brought.get(broughtBy) ?? 1) - 1;
-    if (left > 0) this.brought.set(broughtBy, left);
-    else this.brought.delete(broughtBy);
+    const left = (this.introduced.get(introducedBy) ?? 1) - 1;
+    if (left > 0) this.introduced.set(introducedBy, left);
+    else this.introduced.delete(introducedBy);
   }
 }
 
-/** The mean of a group step by step: the sum of large values is more than a number can be, and their mean is not. */
+/** Computes the mean of a group step by step, because the sum of large values can overflow. */
 function meanOf(values: Float64Array, groups: Int32Array, wanted: number): number {
   let count = 0;
   let mean = 0;
@@ -258,8 +260,8 @@ function meanOf(values: Float64Array, groups: Int32Array, wanted: number): numbe
   return mean;
 }
 
-// biome-ignore lint/suspicious/noControlCharactersInRegex: a name is what a stranger chose.
+// biome-ignore lint/suspicious/noControlCharactersInRegex: names are chosen by clients.
 const UNPRINTABLE = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g;
 
-/** A text as the value of a label: UTF-8 on one line. Two that differ in what can't be shown become one. */
+/** Converts a text to a label's value: UTF-8 on one line. Texts that differ only in unprintable characters become equal. */
 export const labelOf = (text: string): string => text.toWellFormed().replace(UNPRINTABLE, '\ufffd');

@@ -20,33 +20,33 @@ import {
 } from './agent-samples';
 import type { MetricsEntity } from './metrics.entity';
 
-/** How often it is looked who is silent, and what other replicas took, in milliseconds. */
+/** How often silent agents are removed, and other replicas' envelopes are read, in ms. */
 const REFRESH_MS = 15_000;
 /** How many envelopes one statement reads. */
 const BATCH = 500;
-/** A unit of work of another replica may be committed so much later than its instant, in milliseconds. */
+/** How much later than its instant another replica may commit a unit of work, in ms. */
 const LATE_MS = 2_000;
-/** How many groups the labels of the setting make at most; agents of others are together in one more. */
+/** How many groups there are at most, by the labels of the setting; one more holds all other agents. */
 const MAX_GROUPS = 20;
 const OTHER = 'other';
-/** For how long a scrape may hold everybody up at once, in milliseconds. */
+/** After this time, in ms, a scrape yields to the event loop, so that it does not delay requests. */
 const SLICE_MS = 5;
 
 type Found = Pick<MetricsEntity, 'id' | 'received_at'> & { bytes: number };
 
 /**
- * Shows the agents' own metrics in `GET /metrics`: counters summed, gauges by their least, mean and greatest value, of the agents
- * that were heard of within two heartbeat timeouts.
+ * Shows the agents' own metrics in `GET /metrics`: the sum of each counter, and the minimum, mean and maximum of each gauge.
+ * Includes only agents that were seen within two heartbeat timeouts.
  */
 @Injectable()
 export class AgentSeries {
   private readonly samples = new AgentSamples();
   private readonly sums: GaugeInstrument<string>;
   private readonly values: GaugeInstrument<string>;
-  /** Which group each agent belongs to, by its place in {@link groups}. */
+  /** The index in {@link groups} of each agent's group. */
   private groupOf = new Map<number, number>();
   private groups: Record<string, string>[] = [];
-  /** Up to where the stored envelopes have been read: when they were received, in ms since the epoch. */
+  /** When the last envelope that was read from the database was received, in ms since the epoch. */
   private readUpTo: number | undefined;
 
   constructor(
@@ -62,14 +62,14 @@ export class AgentSeries {
     const { metricsLabels: splitBy } = settings;
     this.sums = meter.gauge<string>({
       name: 'agent_samples',
-      help: "Agents' own counters, summed over the agents that are heard of.",
+      help: "Agents' own counters, summed over the agents that are not silent.",
       labels: ['name'],
       splitBy,
       maxSeries: MAX_NAMES * (MAX_GROUPS + 1),
     });
     this.values = meter.gauge<string>({
       name: 'agent_values',
-      help: "Agents' own gauges: the least, mean and greatest value of the agents that are heard of.",
+      help: "Agents' own gauges: the minimum, mean and maximum of the agents that are not silent.",
       labels: ['name', 'stat'],
       splitBy,
       maxSeries: 3 * MAX_NAMES * (MAX_GROUPS + 1),
@@ -77,21 +77,21 @@ export class AgentSeries {
     meter.readCounter(
       {
         name: 'agent_samples_dropped_total',
-        help: `Values of agents that are not shown, for there are more than ${MAX_NAMES} names.`,
+        help: `Values of agents that are not shown because there are more than ${MAX_NAMES} names.`,
       },
       () => this.samples.dropped,
     );
     meter.readGauge(
       {
         name: 'agent_series_hidden',
-        help: `Sums and gauges of agents that are not shown, for there are more than ${MAX_AGGREGATES} of all names and groups.`,
+        help: `Sums and gauges of agents that are not shown because there are more than ${MAX_AGGREGATES} of all names and groups.`,
       },
       () => this.samples.hidden,
     );
     meter.onScrape(() => this.show());
   }
 
-  /** Takes an envelope that this process has stored. */
+  /** Adds an envelope that this process has stored. */
   take(envelope: AgentEnvelope): void {
     this.samples.take(envelope, this.clock.now());
   }
@@ -101,21 +101,21 @@ export class AgentSeries {
     return this.jobs.run('agent-series', REFRESH_MS, () => this.refresh(), { everywhere: true });
   }
 
-  /** Takes what other replicas stored, or what was stored before the start, and forgets the agents that are silent. */
+  /** Reads the envelopes that other replicas stored, or that were stored before the start, and removes silent agents. */
   async refresh(): Promise<void> {
-    const heardSince = this.clock.now() - 2 * this.settings.heartbeatTimeoutMs;
+    const seenSince = this.clock.now() - 2 * this.settings.heartbeatTimeoutMs;
     if (this.readUpTo === undefined)
-      await this.database.read((statements) => this.readStored(statements, heardSince));
-    else await this.database.readOthers((statements) => this.readStored(statements, heardSince));
-    const heard = await this.database.read((statements) => this.liveness.heardSince(statements, heardSince));
+      await this.database.read((statements) => this.readStored(statements, seenSince));
+    else await this.database.readOthers((statements) => this.readStored(statements, seenSince));
+    const seen = await this.database.read((statements) => this.liveness.heardSince(statements, seenSince));
     await this.sortIntoGroups();
-    this.samples.keepOnly(heard, heardSince);
+    this.samples.retain(seen, seenSince);
   }
 
-  private async readStored(statements: Statements, heardSince: number): Promise<void> {
-    // After a clock that was set back, nothing is later than what was read.
-    const upTo = Math.min(this.readUpTo ?? heardSince, this.clock.now());
-    let [at, id] = [Math.max(heardSince, upTo - LATE_MS), 0];
+  private async readStored(statements: Statements, seenSince: number): Promise<void> {
+    // If the clock was set back, new envelopes are earlier than the last one that was read.
+    const upTo = Math.min(this.readUpTo ?? seenSince, this.clock.now());
+    let [at, id] = [Math.max(seenSince, upTo - LATE_MS), 0];
     for (;;) {
       const found = await statements.rows<Found>(
         `SELECT id, received_at, octet_length(counters) + octet_length(gauges) AS bytes FROM agent_metrics
@@ -155,10 +155,10 @@ export class AgentSeries {
     const known = new Map<string, number>();
     const groups: Record<string, string>[] = [];
     const groupOf = new Map<number, number>();
-    // By their values, so that the same few are shown whatever order the agents come in.
+    // Sorted by value, so that the same groups are shown in whatever order the agents are listed.
     const rest = JSON.stringify(names.map(() => OTHER));
     const texts = [...new Set([...labels.values()].map((own) => textOf(names, own)))]
-      // Whose labels say "other" themselves are among the others, or there would be two of one name.
+      // Agents whose own labels are "other" join the rest, or two groups would have the same name.
       .filter((text) => text !== rest)
       .sort()
       .slice(0, MAX_GROUPS);

@@ -11,13 +11,13 @@ import { IdParam } from '../http/validation';
 import { MetricsPage, MetricsQuery, MetricsRequest, MetricsResponse } from './metrics.dto';
 import { MetricsService } from './metrics.service';
 
-/** What agents call to hand in what they measured. */
+/** Accepts agents' metrics. */
 @ApiTags('metrics')
 @Controller(AGENT_PATHS)
 export class MetricsController {
   constructor(private readonly metrics: MetricsService) {}
 
-  /** Stores an envelope of counters and gauges. The same envelope again answers with the same id. */
+  /** Stores an envelope of counters and gauges. A repeated envelope returns the same id. */
   @Post('metrics')
   @HttpCode(202)
   @Agent()
@@ -33,13 +33,13 @@ export class MetricsController {
   }
 }
 
-/** What operators see of agents' metrics. */
+/** Lists agents' metrics for operators. */
 @ApiTags('metrics')
 @Controller('v1/agents')
 export class AgentMetricsController {
   constructor(private readonly metrics: MetricsService) {}
 
-  /** Lists an agent's envelopes by the time they were measured, the latest first. */
+  /** Lists an agent's envelopes by the time of measurement, latest first. */
   @Get(':id/metrics')
   @Operator('viewer')
   @IdInPath()

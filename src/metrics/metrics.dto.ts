@@ -10,7 +10,7 @@ export const MAX_SAMPLES = 1_000;
 
 /** One measured value. */
 export class Sample {
-  // Names may be of what was observed, and so are kept whatever characters they have.
+  // Names can contain observed data, so all characters are accepted.
   @Field({ type: 'string', minLength: 1, maxLength: 255, example: 'queries_total' })
   name!: string;
 
@@ -29,10 +29,10 @@ const SAMPLES = {
   maxItems: MAX_SAMPLES,
 } as const;
 
-/** What an agent measured at one instant: 1,000 samples in all at most. */
+/** An agent's measurements at one instant: at most 1,000 samples in total. */
 @AgentBody()
 export class MetricsRequest {
-  /** The caller's own id; left out, null or 0 means the caller too. */
+  /** The caller's own id. If absent, null or 0, it is the caller too. */
   @ApiProperty({ required: false, nullable: true, type: Number, minimum: 0, example: 1 })
   @IsOptional()
   @IsInt()
@@ -40,13 +40,13 @@ export class MetricsRequest {
   @Max(Number.MAX_SAFE_INTEGER)
   agent_id?: number | null;
 
-  // No example: any would be too old one day. The page shows the present for a date-time without one.
+  // No example: it would become too old. Without one, the documentation page shows the current time.
   /** When it was measured: RFC 3339, from 30 days ago to 5 minutes ahead. */
   @ApiProperty({ type: String, format: 'date-time', maxLength: 64 })
   @IsTimestamp()
   timestamp!: string;
 
-  /** Values that only grow. */
+  /** Values that only increase. */
   @Field(SAMPLES)
   counters?: Sample[] | null;
 
@@ -55,26 +55,29 @@ export class MetricsRequest {
   gauges?: Sample[] | null;
 }
 
-/** The envelope is stored. */
+/** The id of the stored envelope. */
 export class MetricsResponse {
   @ApiProperty({ enum: [true], example: true })
   accepted!: true;
 
-  /** Names the envelope; the same for the same envelope. */
+  /** The envelope's id; a repeated envelope has the same one. */
   @ApiProperty({ example: '73' })
   id!: string;
 }
 
-/** Which envelopes to list. */
+/** Selects the envelopes to list. */
 export class MetricsQuery extends PageQuery {
-  // The order is by time, so the cursor names an instant besides the id; this pattern is in place of PageQuery's.
-  @ApiPropertyOptional({ description: "The page before's `next_cursor`.", example: '1767225600000-73' })
+  // The order is by time, so the cursor holds an instant and an id; this pattern replaces PageQuery's.
+  @ApiPropertyOptional({
+    description: 'The `next_cursor` of the previous page.',
+    example: '1767225600000-73',
+  })
   @IsOptional()
   @Matches(/^(?:0|[1-9]\d{0,14})-[1-9]\d{0,14}$/, { message: 'cursor must be the next_cursor of a page' })
   override cursor?: string = undefined;
 
   @ApiPropertyOptional({
-    description: 'Only what was measured at this instant or later: RFC 3339.',
+    description: 'Only envelopes measured at this instant or later: RFC 3339.',
     format: 'date-time',
     example: '2026-01-01T00:00:00Z',
   })
@@ -83,7 +86,7 @@ export class MetricsQuery extends PageQuery {
   from?: string;
 
   @ApiPropertyOptional({
-    description: 'Only what was measured before this instant: RFC 3339.',
+    description: 'Only envelopes measured before this instant: RFC 3339.',
     format: 'date-time',
     example: '2026-01-02T00:00:00Z',
   })
@@ -113,7 +116,7 @@ export class MetricsView {
 
 /** A page of envelopes. */
 export class MetricsPage extends PageEnd {
-  /** Fewer than asked for where they would be too large together; `next_cursor` says whether there are more. */
+  /** Fewer than the limit if they would be too large together; `next_cursor` says whether there are more. */
   @ApiProperty({ type: [MetricsView] })
   items!: MetricsView[];
 }

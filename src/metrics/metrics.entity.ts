@@ -9,7 +9,7 @@ export class MetricsEntity {
   @Column('bigint')
   agent_id!: number;
 
-  /** SHA-256 of the envelope's content: the same envelope again is the same row. */
+  /** SHA-256 of the envelope's content, so that a repeated envelope is stored once. */
   @Column('text')
   envelope_hash!: string;
 

@@ -4,7 +4,7 @@ import { AgentSeries } from './agent-series';
 import { AgentMetricsController, MetricsController } from './metrics.controller';
 import { MetricsService } from './metrics.service';
 
-/** What agents measured. */
+/** Stores agents' metrics and shows them to operators and Prometheus. */
 @Module({
   imports: [AgentsModule],
   controllers: [MetricsController, AgentMetricsController],

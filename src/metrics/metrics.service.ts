@@ -29,13 +29,13 @@ const HOUR_MS = 3_600_000;
 const MAX_AGE_MS = 30 * 24 * HOUR_MS;
 const MAX_AHEAD_MS = 300_000;
 
-/** How much text goes into one statement: envelopes can be large, and many at once. */
+/** The most text in one statement, in characters: envelopes can be large, and many can arrive together. */
 const STATEMENT_CHARS = 8 * 1024 * 1024;
 
-/** An envelope on its way into the table. */
+/** An envelope to store. */
 type Envelope = Omit<MetricsEntity, 'id' | 'received_at'>;
 
-/** An envelope, and who sent it. */
+/** An envelope with its agent. */
 interface Arrival {
   readonly agent: AgentIdentity;
   readonly envelope: Envelope;
@@ -60,13 +60,13 @@ export class MetricsService {
   }
 
   /**
-   * Stores an envelope, durably. The same envelope of the same agent again is not stored again. All that arrive while the
-   * writer is busy share one statement.
+   * Stores an envelope durably. An envelope that the agent has sent before is not stored again. All envelopes that arrive
+   * while the writer is busy share one statement.
    * @returns the envelope's id
    * @throws ERR_VALIDATION the timestamp is too old or ahead, or there are too many samples
-   * @throws ERR_UNAUTHORIZED the token was voided meanwhile
+   * @throws ERR_UNAUTHORIZED the token became invalid meanwhile
    * @throws ERR_FORBIDDEN the agent was disabled or revoked meanwhile
-   * @throws ERR_RATE_LIMITED the agent has stored as much as it may in a day
+   * @throws ERR_RATE_LIMITED the agent has used up its bytes for the day
    */
   async ingest(agent: AgentIdentity, request: MetricsRequest): Promise<string> {
     const measuredAt = this.checkLimits(request);
@@ -76,7 +76,7 @@ export class MetricsService {
       agent,
       envelope: {
         agent_id: agent.id,
-        // Of the timestamp as it was sent: two that differ by less than a millisecond are not the same.
+        // Over the timestamp as it was sent: envelopes less than a millisecond apart are different.
         envelope_hash: hash('sha256', `${request.timestamp}\n${counters}\n${gauges}`, 'hex'),
         measured_at: measuredAt,
         counters,
@@ -94,7 +94,7 @@ export class MetricsService {
   }
 
   /**
-   * Lists an agent's envelopes by the time they were measured, the latest first. Those of a deleted agent are there too.
+   * Lists an agent's envelopes by the time of measurement, latest first. Works for deleted agents too.
    * @throws ERR_NOT_FOUND there never was such an agent
    */
   list(agentId: number, query: MetricsQuery): Promise<Page<MetricsView>> {
@@ -122,7 +122,7 @@ export class MetricsService {
     });
   }
 
-  /** Deletes envelopes that were received longer ago than the settings keep them. @returns how many */
+  /** Deletes envelopes whose retention time is over. @returns how many */
   purge(): Promise<number> {
     const before = this.clock.now() - this.settings.metricsRetentionMs;
     return this.jobs.purge((limit) =>
@@ -142,7 +142,7 @@ export class MetricsService {
     return this.jobs.run('metrics-retention', HOUR_MS, async () => void (await this.purge()));
   }
 
-  /** What the fields' own decorators can't see: the clock, and both lists together. @returns the timestamp in ms */
+  /** Checks what the fields' decorators can't: the timestamp's age, and both lists together. @returns the timestamp in ms */
   private checkLimits(request: MetricsRequest): number {
     const problems: Record<string, string> = {};
     const measuredAt = parseTimestamp(request.timestamp) as number;
@@ -155,7 +155,7 @@ export class MetricsService {
     return measuredAt;
   }
 
-  /** @returns the id of each envelope, or the error that it is refused with */
+  /** @returns for each envelope its id, or the error that refuses it */
   private async store(tx: Transaction, arrivals: readonly Arrival[]): Promise<(number | ApiError)[]> {
     const refusals = await this.agents.refusals(
       tx,
@@ -190,11 +190,11 @@ export class MetricsService {
     });
   }
 
-  /** Counts new envelopes against their agents' budgets, each once. @returns those that fit */
+  /** Charges new envelopes to their agents' budgets, each once. @returns those that fit */
   private async charge(tx: Transaction, envelopes: readonly Envelope[]): Promise<Envelope[]> {
     const affordable: Envelope[] = [];
     let left = [...new Map(envelopes.map((envelope) => [keyOf(envelope), envelope])).values()];
-    // Of each agent one at a time: what does not fit must not take the others with it.
+    // One envelope of each agent at a time, so that one that does not fit does not exclude the others.
     while (left.length > 0) {
       const next = new Map(left.toReversed().map((envelope) => [envelope.agent_id, envelope]));
       const refused = await this.budgets.take(
@@ -210,7 +210,7 @@ export class MetricsService {
     return affordable;
   }
 
-  /** The ids of those of the envelopes that are stored, by {@link keyOf}. */
+  /** Reads the ids of those envelopes that are stored, by {@link keyOf}. */
   private async idsOf(tx: Transaction, envelopes: readonly Envelope[]): Promise<Map<string, number>> {
     if (envelopes.length === 0) return new Map();
     const rows = await tx.rows<{ id: number; agent_id: number; envelope_hash: string }>(
@@ -231,14 +231,14 @@ const keyOf = (row: Pick<MetricsEntity, 'agent_id' | 'envelope_hash'>): string =
 const instantOf = (text: string | undefined): number | undefined =>
   text === undefined ? undefined : parseTimestamp(text);
 
-/** Samples in the one form that they are stored, compared and shown in: fields in order, no unit where there is none. */
+/** Serializes samples to the form that is stored, compared and shown: fields in order, without empty units. */
 function textOf(samples: readonly Sample[] | null | undefined): string {
   return JSON.stringify(
     (samples ?? []).map(({ name, value, unit }) => ({ name, value, unit: unit ?? undefined })),
   );
 }
 
-/** Splits envelopes so that the text of each part is of a size that a statement takes. */
+/** Splits envelopes into batches whose text fits into one statement. */
 function* batchesOf(envelopes: readonly Envelope[]): Generator<Envelope[]> {
   let batch: Envelope[] = [];
   let chars = 0;

@@ -12,13 +12,13 @@ import { parseTimestamp } from '../http/timestamps';
 import type { AuditEntity, AuditHeadEntity } from './audit.entity';
 import type { AuditQuery, AuditVerification, AuditView } from './operators.dto';
 
-/** So many rows are read at once to verify the chain, so that requests get their turn in between. */
-const VERIFIED_AT_ONCE = 500;
+/** How many rows one step of a verification reads, so that requests are served between steps. */
+const VERIFY_BATCH = 500;
 
 /** An instant after all others. */
-const ALWAYS = Number.MAX_SAFE_INTEGER;
+const MAX_INSTANT = Number.MAX_SAFE_INTEGER;
 
-/** What the process does by itself is recorded under this name. */
+/** The identity under which the process records its own changes. */
 export const PROCESS: OperatorIdentity = {
   tokenId: 0,
   name: 'control-plane',
@@ -26,21 +26,21 @@ export const PROCESS: OperatorIdentity = {
   address: 'local',
 };
 
-/** What was done to what. */
+/** A change to record: an action on a subject. */
 export interface Change {
-  /** Subject's noun and verb: `agent.disable`. */
+  /** A noun and a verb: `agent.disable`. */
   action: string;
-  /** Noun and id: `agent/12`. */
+  /** A noun and an id: `agent/12`. */
   subject: string;
-  /** In short, and never a secret. */
+  /** The fields that changed; never a secret. */
   before?: object;
   after?: object;
 }
 
 /**
- * Owns audit_log and audit_head: who changed what. Rows are only added, and chained by hashes, so that one that is
- * altered, removed or slipped in later shows. It does not withstand somebody who can write the whole database and
- * computes the chain again: keep a copy of `last_hash` elsewhere against that.
+ * Owns audit_log and audit_head: the record of all changes by operators. Rows are only added, and chained by hashes, so
+ * that a verification finds rows that were altered, removed or inserted later. An attacker with write access to the whole
+ * database can compute the chain again: to detect that, keep a copy of `last_hash` elsewhere.
  */
 @Injectable()
 export class AuditLog {
@@ -48,15 +48,15 @@ export class AuditLog {
 
   /**
    * Records a change in the transaction that makes it: both are stored or neither.
-   * @throws ERR_UNAUTHORIZED the operator's token was revoked meanwhile, on whatever replica
+   * @throws ERR_UNAUTHORIZED the operator's token was revoked meanwhile, on any replica
    */
   async record(tx: Transaction, by: OperatorIdentity, change: Change): Promise<void> {
-    // The update locks the chain's end, so that two changes at once get their places one after the other.
+    // The update locks the end of the chain, so that concurrent changes are appended one after the other.
     const head = await tx.first<AuditHeadEntity>(
       'UPDATE audit_head SET last_id = last_id + 1 WHERE id = 1 RETURNING id, last_id, last_hash',
     );
     if (!head) throw new Error('audit_head has lost its row; restore the database from a backup');
-    // Behind that lock, which a revocation takes too: a replica that hears of none for a while must not go on writing.
+    // Checked under that lock, which a revocation takes too: a replica that missed the notification must not write.
     if (by.tokenId > 0) await requireValid(tx, by.tokenId);
     const row: Omit<AuditEntity, 'hash'> = {
       id: head.last_id,
@@ -69,7 +69,7 @@ export class AuditLog {
       before: change.before ? JSON.stringify(change.before) : null,
       after: change.after ? JSON.stringify(change.after) : null,
     };
-    const hash = chained(head.last_hash, row);
+    const hash = chainHash(head.last_hash, row);
     await tx.run(
       `INSERT INTO audit_log (id, at, operator_token_id, operator_name, address, action, subject, "before", "after", hash)
        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
@@ -83,7 +83,7 @@ export class AuditLog {
   list(query: AuditQuery): Promise<Page<AuditView>> {
     return this.database.read(async (statements) => {
       const instant = (text: string | undefined) => (text === undefined ? undefined : parseTimestamp(text));
-      // By time first, which is their order but for a clock that was set back: so each filter has an index for its range.
+      // By time first, so that each filter has an index for its range. Ids have the same order unless the clock was set back.
       const filters = new Conditions()
         .add(query.action, (value) => `action = ${value}`)
         .add(query.subject, (value) => `subject = ${value}`)
@@ -92,7 +92,7 @@ export class AuditLog {
         .add(instant(query.until), (value) => `at < ${value}`)
         .add(
           query.cursor === undefined ? undefined : olderThan(query),
-          (id) => `(at, id) < (coalesce((SELECT at FROM audit_log WHERE id = ${id}), ${ALWAYS}), ${id})`,
+          (id) => `(at, id) < (coalesce((SELECT at FROM audit_log WHERE id = ${id}), ${MAX_INSTANT}), ${id})`,
         );
       const limit = filters.bind(query.limit + 1);
       const rows = await statements.rows<AuditEntity>(
@@ -104,8 +104,8 @@ export class AuditLog {
   }
 
   /**
-   * Follows the chain from its first row to its end, and tells where it breaks.
-   * @param known `last_id:last_hash` of an earlier verification that was kept elsewhere: the log must still hold it
+   * Verifies the chain from its first row to its end, and reports where it breaks.
+   * @param known `last_id:last_hash` of an earlier verification, kept elsewhere: the log must still contain that entry
    */
   verify(known?: string): Promise<AuditVerification> {
     return this.database.read((statements) => verifyLog(statements, known));
@@ -122,9 +122,8 @@ async function requireValid(tx: Transaction, tokenId: number): Promise<void> {
 }
 
 /**
- * The same on any connection: the chain, that it holds the entry that is known, and that it accounts for what can't be there
- * without an entry. A log that was emptied or cut off with its end is a whole chain, but a shorter one than the rest of
- * the database tells of.
+ * Verifies the log on any connection: the chain, the known entry, and that rows of other tables have their entries. The
+ * last check finds a log that was emptied or truncated: what remains is a valid chain, but entries are missing from it.
  */
 export async function verifyLog(statements: Statements, known?: string): Promise<AuditVerification> {
   const verdict = await verifyChain(statements);
@@ -141,34 +140,37 @@ export async function verifyLog(statements: Statements, known?: string): Promise
       'SELECT hash FROM audit_log WHERE id = $1',
       Number(id),
     );
-    if (!entry) return broken(Number(id), 'the entry that is known from elsewhere is missing');
+    if (!entry) return broken(Number(id), 'the entry known from elsewhere is missing');
     if (entry.hash !== hash)
-      return broken(Number(id), 'this entry has another hash than the one that is known from elsewhere');
+      return broken(Number(id), 'this entry does not have the hash known from elsewhere');
   }
   const unrecorded = await statements.first<{ id: number }>(
     `SELECT t.id FROM operator_tokens t
      WHERE NOT EXISTS (SELECT 1 FROM audit_log a WHERE a.subject = 'operator-token/' || t.id)
      ORDER BY t.id LIMIT 1`,
   );
-  if (unrecorded) return broken(null, `entries are missing: none tells of operator token ${unrecorded.id}`);
-  for (const { table, action, where } of RECORDED) {
+  if (unrecorded) return broken(null, `entries are missing: none is about operator token ${unrecorded.id}`);
+  for (const { table, action, where } of AUDITED_TABLES) {
     const row = await statements.first(
-      `SELECT 1 AS there FROM ${table} WHERE ${where}
+      `SELECT 1 AS found FROM ${table} WHERE ${where}
        AND NOT EXISTS (SELECT 1 FROM audit_log WHERE ${action}) LIMIT 1`,
     );
-    if (row) return broken(null, `entries are missing: none tells of what ${table} holds`);
+    if (row) return broken(null, `entries are missing: none is about the rows of ${table}`);
   }
   return verdict;
 }
 
-/** Rows of others that are not there unless the log has such an entry. Read only, and here so that a file alone can be verified. */
-const RECORDED = [
+/**
+ * Tables of other folders whose rows always have an entry with this action. They are only read, and here because a
+ * database file is also verified without the application.
+ */
+const AUDITED_TABLES = [
   { table: 'agent_configs', where: '1 = 1', action: `action LIKE 'config.%'` },
-  { table: 'concurrency_windows', where: 'ceiling IS NOT NULL', action: `action = 'concurrency-limits.set'` },
+  { table: 'concurrency_windows', where: '1 = 1', action: `action = 'concurrency-limits.set'` },
   { table: 'enrollment_tokens', where: '1 = 1', action: `action = 'enrollment-token.create'` },
 ] as const;
 
-/** Follows the chain alone. */
+/** Verifies the chain alone. */
 async function verifyChain(statements: Statements): Promise<AuditVerification> {
   const head = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
   const end = { last_id: head?.last_id ?? 0, last_hash: head?.last_hash ?? '' };
@@ -181,14 +183,14 @@ async function verifyChain(statements: Statements): Promise<AuditVerification> {
       'SELECT * FROM audit_log WHERE id >= $1 AND id <= $2 ORDER BY id LIMIT $3',
       next,
       end.last_id,
-      VERIFIED_AT_ONCE,
+      VERIFY_BATCH,
     );
-    // SQLite reads and the hashes are computed without a pause: without this one, no request would be answered meanwhile.
+    // SQLite reads and hashing block the event loop: yield, so that requests are answered meanwhile.
     await nextTurn();
     if (rows.length === 0) return broken(next, 'this entry and all after it are missing');
     for (const row of rows) {
       if (row.id !== next) return broken(next, 'this entry is missing');
-      hash = chained(hash, row);
+      hash = chainHash(hash, row);
       if (hash !== row.hash) return broken(next, 'this entry, or the hash of the one before, was altered');
       next++;
     }
@@ -198,11 +200,11 @@ async function verifyChain(statements: Statements): Promise<AuditVerification> {
     'SELECT min(id) AS id FROM audit_log WHERE id < 1 OR id > $1',
     end.last_id,
   );
-  // A change that was recorded meanwhile moved the end with it.
+  // A change that was recorded meanwhile has moved the end, too.
   if (beyond?.id != null) {
     const now = await statements.first<AuditHeadEntity>('SELECT * FROM audit_head WHERE id = 1');
     if (beyond.id < 1 || beyond.id > (now?.last_id ?? 0))
-      return broken(beyond.id, 'this entry was slipped in');
+      return broken(beyond.id, 'this entry was inserted later');
   }
   return { intact: true, ...end, broken_at: null, problem: null };
 }
@@ -221,7 +223,7 @@ function fieldsOf(row: Omit<AuditEntity, 'hash'>) {
   ] as const;
 }
 
-function chained(previous: string, row: Omit<AuditEntity, 'hash'>): string {
+function chainHash(previous: string, row: Omit<AuditEntity, 'hash'>): string {
   return createHash('sha256')
     .update(JSON.stringify([previous, ...fieldsOf(row)]))
     .digest('hex');

@@ -1,6 +1,6 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
-/** One change that an operator made. Rows are only ever added, each with a hash over itself and the one before. */
+/** One change that an operator made. Rows are only added, each with a hash over itself and the previous row's hash. */
 @Entity('audit_log')
 export class AuditEntity {
   /** Without gaps from 1. */
@@ -10,7 +10,7 @@ export class AuditEntity {
   @Column('bigint')
   at!: number;
 
-  /** 0 where no token was used: the process itself, or its command line. */
+  /** 0 if no token was used: by the process itself, or its command line. */
   @Column('bigint')
   operator_token_id!: number;
 
@@ -20,27 +20,27 @@ export class AuditEntity {
   @Column('text')
   address!: string;
 
-  /** What was done, such as `agent.disable`. */
+  /** A noun and a verb: `agent.disable`. */
   @Column('text')
   action!: string;
 
-  /** On what, such as `agent/12`. */
+  /** A noun and an id: `agent/12`. */
   @Column('text')
   subject!: string;
 
-  /** JSON, in short; null if there was nothing. */
+  /** The fields that changed, as JSON; null if there were none. */
   @Column('text', { nullable: true })
   before!: string | null;
 
   @Column('text', { nullable: true })
   after!: string | null;
 
-  /** SHA-256 in hex, over the hash of the row before and this row. */
+  /** SHA-256 in hex, over the previous row's hash and this row. */
   @Column('text')
   hash!: string;
 }
 
-/** The end of the chain, in one row: who takes rows off the end of the log must change this too. */
+/** The end of the chain, in one row, so that removing rows at the end of the log is detected. */
 @Entity('audit_head')
 export class AuditHeadEntity {
   @PrimaryColumn('integer')

@@ -24,7 +24,7 @@ import {
 } from './operators.dto';
 import { OperatorsService } from './operators.service';
 
-/** Who operates the control plane, and what they did. */
+/** Manages operators' tokens, and lists and verifies the audit log. */
 @ApiTags('operators')
 @Controller('v1')
 export class OperatorsController {
@@ -33,7 +33,7 @@ export class OperatorsController {
     private readonly audit: AuditLog,
   ) {}
 
-  /** Makes a token for an operator. It is shown once. */
+  /** Creates a token for an operator. The token is shown only once. */
   @Post('operator-tokens')
   @Operator('admin')
   @Header('cache-control', 'no-store')
@@ -47,7 +47,7 @@ export class OperatorsController {
     return this.operators.create(operator, body);
   }
 
-  /** Lists operators' tokens, newest first; revoked ones too. */
+  /** Lists operators' tokens, including revoked ones, newest first. */
   @Get('operator-tokens')
   @Operator('admin')
   @ApiOperation({ operationId: 'listOperatorTokens', summary: "List operators' tokens" })
@@ -57,7 +57,7 @@ export class OperatorsController {
     return this.operators.list(query);
   }
 
-  /** Revokes a token, effective when it is answered. The last admin's stays. */
+  /** Revokes a token, effective when the call returns. The last admin's token can't be revoked. */
   @Delete('operator-tokens/:id')
   @HttpCode(204)
   @Operator('admin')
@@ -80,8 +80,8 @@ export class OperatorsController {
   }
 
   /**
-   * Follows the chain of hashes through the whole log: an entry that was altered or removed shows. With `known`, the log
-   * must also hold the entry that was kept elsewhere, so that one that was written again as a whole shows too.
+   * Verifies the chain of hashes of the whole log: it finds entries that were altered or removed. With `known`, the log
+   * must also contain that entry, so that a log that was rewritten as a whole is found too.
    */
   @Get('audit/verification')
   @Operator('admin')

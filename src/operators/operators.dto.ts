@@ -8,9 +8,9 @@ import { MAX_TOKEN_LIFETIME_S } from '../http/tokens';
 
 const KNOWN_ENTRY = /^[1-9]\d{0,14}:[0-9a-f]{64}$/;
 
-/** Whom to give a token, and what it may do. */
+/** A token to create. */
 export class CreateOperatorTokenRequest {
-  /** Whose it is, for lists, logs and the audit log. */
+  /** The operator's name, for lists, logs and the audit log. */
   @ApiProperty({ minLength: 1, maxLength: 100, example: 'alice' })
   @IsName(100)
   name!: string;
@@ -20,7 +20,7 @@ export class CreateOperatorTokenRequest {
   @IsIn(ROLES)
   role!: Role;
 
-  /** For how many seconds it is good; forever if it is left out. */
+  /** How many seconds it is valid; forever if absent. */
   @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 7_776_000 })
   expires_in?: number | null;
 }
@@ -36,7 +36,7 @@ export class OperatorTokenView {
   @ApiProperty({ enum: ROLES, example: 'viewer' })
   role!: Role;
 
-  /** Where it comes from: `CONTROL_PLANE_ADMIN_TOKEN`, the file made at first start, or another operator. */
+  /** `setting`: from `CONTROL_PLANE_ADMIN_TOKEN`. `file`: created at the first start. `issued`: created by an operator. */
   @ApiProperty({ enum: ['setting', 'file', 'issued'], example: 'issued' })
   origin!: 'setting' | 'file' | 'issued';
 
@@ -58,7 +58,7 @@ export class OperatorTokenView {
 
 /** A new token. */
 export class CreatedOperatorToken extends OperatorTokenView {
-  /** Goes into `Authorization: Bearer`; it is shown here only. */
+  /** Send it in `Authorization: Bearer`. It is shown only here. */
   @ApiProperty({ example: 'dcpo_4fXfrkyE4tpFq3JnTGpUQW4wYV0H8d4WkQ9bGmT2nXo3kPzA1' })
   token!: string;
 }
@@ -69,7 +69,7 @@ export class OperatorTokenPage extends PageEnd {
   items!: OperatorTokenView[];
 }
 
-/** Which changes to list. */
+/** Selects the changes to list. */
 export class AuditQuery extends PageQuery {
   @ApiPropertyOptional({ description: 'Only this action.', maxLength: 100, example: 'agent.disable' })
   @IsOptional()
@@ -77,7 +77,7 @@ export class AuditQuery extends PageQuery {
   @MaxLength(100)
   action?: string;
 
-  @ApiPropertyOptional({ description: 'Only changes of this.', maxLength: 300, example: 'agent/1' })
+  @ApiPropertyOptional({ description: 'Only changes of this subject.', maxLength: 300, example: 'agent/1' })
   @IsOptional()
   @IsString()
   @MaxLength(300)
@@ -129,7 +129,7 @@ export class AuditView {
   @ApiProperty({ example: 'agent/1' })
   subject!: string;
 
-  /** In short; null if there was nothing. */
+  /** The fields that changed; null if there were none. */
   @ApiProperty({
     type: 'object',
     additionalProperties: true,
@@ -146,7 +146,7 @@ export class AuditView {
   })
   after!: object | null;
 
-  /** SHA-256 over the entry before and this one. */
+  /** SHA-256 over the previous entry's hash and this entry. */
   @ApiProperty({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' })
   hash!: string;
 }
@@ -157,10 +157,10 @@ export class AuditPage extends PageEnd {
   items!: AuditView[];
 }
 
-/** What is known of the audit log from elsewhere. */
+/** An entry of the audit log that is known from elsewhere. */
 export class VerificationQuery {
   @ApiPropertyOptional({
-    description: 'An entry that was kept elsewhere: `last_id:last_hash` of an earlier verification.',
+    description: 'An entry that must be in the log: `last_id:last_hash` of an earlier verification.',
     pattern: KNOWN_ENTRY.source,
     example: '7:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08',
   })
@@ -169,7 +169,7 @@ export class VerificationQuery {
   known?: string;
 }
 
-/** Whether the audit log is as it was written. */
+/** The result of verifying the audit log. */
 export class AuditVerification {
   @ApiProperty({ example: true })
   intact!: boolean;
@@ -178,7 +178,7 @@ export class AuditVerification {
   @ApiProperty({ example: 7 })
   last_id!: number;
 
-  /** Keep it elsewhere: a log that was rewritten as a whole has another. */
+  /** Keep a copy elsewhere: a log that was rewritten as a whole has another hash. */
   @ApiProperty({ example: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08' })
   last_hash!: string;
 

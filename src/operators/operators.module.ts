@@ -3,7 +3,7 @@ import { AuditLog } from './audit-log';
 import { OperatorsController } from './operators.controller';
 import { OperatorsService } from './operators.service';
 
-/** Who operates the control plane, and what they did. */
+/** Operators' tokens and the audit log. */
 @Module({
   controllers: [OperatorsController],
   providers: [OperatorsService, AuditLog],

@@ -17,60 +17,60 @@ import { AuditLog, PROCESS } from './audit-log';
 import type { OperatorTokenEntity } from './operator-token.entity';
 import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenView } from './operators.dto';
 
-/** The name of the first admin's token, which comes from the setting or is made at first start. */
+/** The name of the first admin's token, which comes from the setting or is created at the first start. */
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
-const KNOWN_COLUMNS = 'id, name, role, expires_at, last_used_at';
+const TOKEN_COLUMNS = 'id, name, role, expires_at, last_used_at';
 
-/** So many secrets that a person chose are known in memory once they were verified. */
+/** How many verified secrets, chosen by persons, are kept in memory. */
 const MAX_VERIFIED = 100;
-/** For how long a token that was right is remembered for an outage, in milliseconds. */
+/** How long a valid token is remembered for an outage of the database, in ms. */
 const RECENT_MS = 3_600_000;
-/** How long the database may take before what is remembered is used, in milliseconds. */
-const RECALL_AFTER_MS = 1_000;
-/** A secret is compared with so many that are stored slowly hashed; there is one, or two while the setting changes. */
+/** How long to wait for the database before the remembered token is used, in ms. */
+const RECENT_AFTER_MS = 1_000;
+/** With how many stored slow hashes a secret is compared at most; there is one, or two while the setting changes. */
 const MAX_COMPARED = 5;
-/** So many wait for a slow hash to be worked out; one is at a time. */
+/** How many calls may wait for a slow hash; hashes are computed one at a time. */
 const MAX_VERIFYING = 16;
-/** A setting's secret has at least so many characters. */
+/** The minimum length of the setting's secret, in characters. */
 const MIN_SECRET = 24;
-/** How long a replica waits for another one that stores the setting's token, in milliseconds. */
-const STORING_MS = 50;
+/** How often a replica checks whether another one has stored the setting's token, in ms. */
+const STORE_RETRY_MS = 50;
 
-/** A token's last use is recorded when the one on record is older than this, in milliseconds. */
-const USE_RECORDED_MS = 60_000;
+/** How often the last use of a token is recorded, in ms. */
+const USE_INTERVAL_MS = 60_000;
 
-type Known = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
+type CachedToken = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
 
 /** A token that the process stored itself. */
 type Bootstrap = Pick<OperatorTokenEntity, 'id' | 'revoked_at'>;
 
-/** Whoever may use the database's file may do anything: the command line, where no server runs. */
+/** The command line when no server runs. It is an admin, because it has access to the database's file anyway. */
 const COMMAND_LINE: OperatorIdentity = { tokenId: 0, name: 'command line', role: 'admin', address: 'local' };
 
-/** A token that works at an instant, `$1`. */
-const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
+/** Selects the tokens that are valid at an instant, `$1`. */
+const IS_VALID = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
 
-/** Has the form of a token that the program made, whatever its checksum. */
+/** Matches the form of a generated token, whether or not its checksum is right. */
 const MISTYPED = /^dcpo_[0-9A-Za-z]{49}$/;
 
-/** Owns operator_tokens: who operates the control plane. */
+/** Owns operator_tokens: creates, verifies and revokes the tokens of operators. */
 @Injectable()
 export class OperatorsService implements OnModuleInit {
   private readonly logger = new Logger('Operators');
   /** By hash. */
-  private readonly tokens: RowCache<Known>;
+  private readonly tokens: RowCache<CachedToken>;
   private readonly uses: Batcher<number, undefined>;
-  /** The hash of the command line's token; empty if it asked for none. */
+  /** The hash of the command line's token; empty if it has none. */
   private commandLineHash = '';
   /** The id of the setting's token, once it is stored. */
   private settingId: number | undefined;
-  /** Of a secret that a person chose, by its SHA-256, which is kept in memory only: the slow hash that is stored. */
+  /** The stored slow hash of each verified secret, by the secret's SHA-256, which is kept in memory only. */
   private readonly verified = new LRUCache<string, string>({ max: MAX_VERIFIED });
-  /** Tokens that were right lately, by what is stored of them, for what is shown during an outage. */
-  private readonly recent = new LRUCache<string, Known>({ max: MAX_VERIFIED, ttl: RECENT_MS });
+  /** Tokens that were valid lately, by their stored hash: used while the database does not answer. */
+  private readonly recent = new LRUCache<string, CachedToken>({ max: MAX_VERIFIED, ttl: RECENT_MS });
   private verifying = 0;
-  private lastVerified: Promise<unknown> = Promise.resolve();
+  private verifyQueue: Promise<unknown> = Promise.resolve();
 
   constructor(
     private readonly database: Database,
@@ -85,20 +85,19 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /**
-   * Sees to it that there is an admin: the one of the setting, else one whose token is left in a file. A token that an
-   * earlier setting gave goes on working until an operator revokes it: of replicas that change the setting one after
-   * the other, none may shut out those who still hold the old one.
+   * Ensures that there is an admin: the one of the setting, else a new one whose token is written to a file. The token of
+   * an earlier setting stays valid until an operator revokes it, because replicas get a new setting one after the other.
    */
   async onModuleInit(): Promise<void> {
     if (!this.lifecycle.serves) return;
     const { adminToken } = this.settings;
     if (adminToken !== undefined) await this.admitSetting(adminToken);
-    // Of replicas that start at once one makes it.
+    // Of replicas that start together, only one creates it.
     await this.database.exclusively('first-admin', () => this.makeFirstAdmin());
-    // A look-up may be refused at an address from which others are guessing.
+    // Fill the cache, because look-ups can be refused for an address that also sends guesses.
     await this.tokens.fill(async (statements) => {
-      const rows = await statements.rows<Known & { token_hash: string }>(
-        `SELECT token_hash, ${KNOWN_COLUMNS} FROM operator_tokens WHERE ${WORKS} ORDER BY id DESC LIMIT $2`,
+      const rows = await statements.rows<CachedToken & { token_hash: string }>(
+        `SELECT token_hash, ${TOKEN_COLUMNS} FROM operator_tokens WHERE ${IS_VALID} ORDER BY id DESC LIMIT $2`,
         this.clock.now(),
         CACHED_TOKENS,
       );
@@ -112,11 +111,11 @@ export class OperatorsService implements OnModuleInit {
     if (revoked_at !== null)
       this.logger.error(
         { id },
-        'the token of CONTROL_PLANE_ADMIN_TOKEN was revoked and stays void; set another',
+        'the token of CONTROL_PLANE_ADMIN_TOKEN was revoked and is not valid; set another',
       );
     const others = await this.database.read((statements) =>
       statements.rows<{ id: number }>(
-        `SELECT id FROM operator_tokens WHERE ${WORKS} AND origin = 'setting' AND id <> $2 ORDER BY id`,
+        `SELECT id FROM operator_tokens WHERE ${IS_VALID} AND origin = 'setting' AND id <> $2 ORDER BY id`,
         this.clock.now(),
         id,
       ),
@@ -124,63 +123,63 @@ export class OperatorsService implements OnModuleInit {
     if (others.length > 0)
       this.logger.warn(
         { ids: others.map((other) => other.id) },
-        'tokens of earlier CONTROL_PLANE_ADMIN_TOKEN still work; revoke them by control-plane token revoke ID',
+        'tokens of an earlier CONTROL_PLANE_ADMIN_TOKEN are still valid; revoke them: control-plane token revoke ID',
       );
   }
 
   private async makeFirstAdmin(): Promise<void> {
     const known = await this.database.read((statements) =>
       statements.first(
-        `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' LIMIT 1`,
+        `SELECT id FROM operator_tokens WHERE ${IS_VALID} AND role = 'admin' LIMIT 1`,
         this.clock.now(),
       ),
     );
     if (known) return;
     const token = mintToken('dcpo_');
     const path = adminTokenFile(this.settings.database);
-    // The file first: a token in the database that nobody knows would never be replaced.
+    // The file first: a token in the database that was shown to nobody would never be replaced.
     writePrivately(path, `${token}\n`);
     await this.storeBootstrap(hashToken(token), 'file');
     this.logger.log({ path }, "the first admin's token is in this file");
   }
 
   /**
-   * Stores the setting's token. One that a person chose is stored as a slow hash, which is another each time it is made: of
-   * replicas that start at once one makes it, and the others find it.
+   * Stores the setting's token. A secret that a person chose is stored as a slow hash. Its salt is random, so of replicas
+   * that start together only one computes it, and the others find it.
    */
   private async storeSetting(secret: string): Promise<Bootstrap> {
     if (isWellFormed('dcpo_', secret)) return this.storeBootstrap(hashToken(secret), 'setting');
-    let stored = await this.findChosen(secret);
+    let stored = await this.findSlowHash(secret);
     while (stored === undefined) {
       const isOurTurn = await this.database.exclusively('admin-setting', async () => {
-        stored = await this.findChosen(secret);
+        stored = await this.findSlowHash(secret);
         if (stored !== undefined) return;
-        const made = await hashSecret(secret);
-        await this.storeBootstrap(made, 'setting');
-        stored = made;
+        const created = await hashSecret(secret);
+        await this.storeBootstrap(created, 'setting');
+        stored = created;
       });
-      if (!isOurTurn) await sleep(STORING_MS);
+      if (!isOurTurn) await sleep(STORE_RETRY_MS);
     }
     this.verified.set(hashToken(secret), stored);
     return this.storeBootstrap(stored, 'setting');
   }
 
-  /** The slow hash that is stored of a secret, whether it works or not. */
-  private async findChosen(secret: string): Promise<string | undefined> {
-    for (const stored of await this.database.read((statements) => chosen(statements)))
+  /** Finds the stored slow hash of a secret, valid or not. */
+  private async findSlowHash(secret: string): Promise<string | undefined> {
+    for (const stored of await this.database.read((statements) => slowHashes(statements)))
       if (await isHashOf(stored, secret)) return stored;
     return undefined;
   }
 
   /**
-   * Tells whose token this is. The look-up is by hash, so its time says nothing about the token.
-   * @param address where the call comes from, for the audit log
-   * @param beforeLookup called with the credential, and whether a slow hash may be needed, before the database is read for it;
-   *   may throw to prevent that
-   * @param duringOutage whether a token that was right within the hour is let in while the database does not answer
-   * @throws ERR_UNAUTHORIZED unknown or revoked
-   * @throws ERR_TOKEN_EXPIRED it was right once
-   * @throws ERR_UNAVAILABLE too many wait for a slow hash
+   * Identifies the operator of a token. The look-up is by hash, so its duration reveals nothing about the token.
+   * @param address the caller's address, for the audit log
+   * @param beforeLookup called with the credential, and whether a slow hash may be needed, before the database is read; may
+   *   throw to prevent the look-up
+   * @param duringOutage if given, a token that was valid within the hour is accepted while the database does not answer
+   * @throws ERR_UNAUTHORIZED the token is unknown or revoked
+   * @throws ERR_TOKEN_EXPIRED the token has expired
+   * @throws ERR_UNAVAILABLE too many calls wait for a slow hash
    */
   async authenticate(
     token: string,
@@ -193,17 +192,17 @@ export class OperatorsService implements OnModuleInit {
     const key = this.verified.get(hash) ?? hash;
     let known = this.tokens.get(key);
     if (!known) {
-      // A typo shows by its checksum. What a person chose can be any string, also one that looks like ours.
+      // The checksum detects typos. A secret that a person chose can be any string, even one that looks like a token.
       const isMinted = isWellFormed('dcpo_', token);
       if (key === hash && !isMinted && (token.length < MIN_SECRET || MISTYPED.test(token)))
         throw fail('ERR_UNAUTHORIZED');
-      // What was right a moment ago is no guess: the row is only too old to rely on.
+      // A token that was valid a moment ago is no guess: its cached row is only too old.
       if (!this.tokens.peek(key) && key === hash) beforeLookup(`operator:${hash}`, !isMinted);
       const stored = key === hash && !isMinted ? await this.verify(token, hash) : key;
       if (stored !== undefined)
-        known = await (duringOutage ? this.lookUpOrRecall(stored) : this.lookUp(stored));
+        known = await (duringOutage ? this.lookUpOrUseRecent(stored) : this.lookUp(stored));
       if (!known) {
-        // It was revoked: from now on it is a guess like any other.
+        // Revoked: from now on it counts as a guess.
         this.verified.delete(hash);
         this.recent.delete(key);
         throw fail('ERR_UNAUTHORIZED');
@@ -213,33 +212,33 @@ export class OperatorsService implements OnModuleInit {
     const now = this.clock.now();
     if (known.expires_at !== null && known.expires_at <= now)
       throw fail('ERR_TOKEN_EXPIRED', undefined, { message: 'The token has expired.' });
-    if ((known.last_used_at ?? 0) <= now - USE_RECORDED_MS) this.recordUse(known, now);
+    if ((known.last_used_at ?? 0) <= now - USE_INTERVAL_MS) this.recordUse(known, now);
     return { tokenId: known.id, name: known.name, role: known.role, address };
   }
 
-  /** The token as it is; or as it was within the hour, if the database says nothing of it for a second. */
-  private async lookUpOrRecall(stored: string): Promise<Known | undefined> {
+  /** Reads the token. Returns the remembered one if the database fails or does not answer within a second. */
+  private async lookUpOrUseRecent(stored: string): Promise<CachedToken | undefined> {
     const recent = this.recent.get(stored);
-    const looking = this.lookUp(stored);
-    if (!recent) return looking;
+    const lookup = this.lookUp(stored);
+    if (!recent) return lookup;
     const ended = new AbortController();
     try {
       return await Promise.race([
-        looking,
-        sleep(RECALL_AFTER_MS, recent, { ref: false, signal: ended.signal }),
+        lookup,
+        sleep(RECENT_AFTER_MS, recent, { ref: false, signal: ended.signal }),
       ]);
     } catch {
       return recent;
     } finally {
-      looking.catch(() => undefined);
+      lookup.catch(() => undefined);
       ended.abort();
     }
   }
 
-  private lookUp(stored: string): Promise<Known | undefined> {
+  private lookUp(stored: string): Promise<CachedToken | undefined> {
     return this.tokens.load(stored, (statements) =>
-      statements.first<Known>(
-        `SELECT ${KNOWN_COLUMNS} FROM operator_tokens
+      statements.first<CachedToken>(
+        `SELECT ${TOKEN_COLUMNS} FROM operator_tokens
          WHERE token_hash = $1 AND revoked_at IS NULL`,
         stored,
       ),
@@ -247,24 +246,24 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /**
-   * Finds the slow hash of a secret among those that work, and remembers it. Those that are known to be of another secret
-   * cost nothing: with the setting present, and after the first call without it, no guess makes the process work.
-   * @throws ERR_UNAVAILABLE too many wait already
+   * Finds the slow hash of a secret among the valid ones, and remembers it. Hashes that are known to belong to another
+   * secret are skipped. So if the setting is present, or after the first valid call, guesses cost no hashing.
+   * @throws ERR_UNAVAILABLE too many calls wait already
    */
   private async verify(secret: string, hash: string): Promise<string | undefined> {
-    const rows = await this.database.read((statements) => chosen(statements, { works: true }));
+    const rows = await this.database.read((statements) => slowHashes(statements, { onlyValid: true }));
     const others = new Set(this.verified.values());
     const candidates = rows.filter((stored) => !others.has(stored));
     if (candidates.length === 0) return undefined;
     if (this.verifying >= MAX_VERIFYING)
       throw fail('ERR_UNAVAILABLE', { reason: 'verifying' }, { retryAfterMs: 1_000 });
     this.verifying++;
-    // One after the other: each takes tens of megabytes and a thread that files are read by, too.
-    const turn = this.lastVerified.then(async () => {
+    // One at a time: each takes tens of megabytes and a thread of the pool that also reads files.
+    const turn = this.verifyQueue.then(async () => {
       for (const stored of candidates) if (await isHashOf(stored, secret)) return stored;
       return undefined;
     });
-    this.lastVerified = turn.catch(() => undefined);
+    this.verifyQueue = turn.catch(() => undefined);
     try {
       const stored = await turn;
       if (stored !== undefined) this.verified.set(hash, stored);
@@ -274,14 +273,14 @@ export class OperatorsService implements OnModuleInit {
     }
   }
 
-  /** Makes a token for the command line in this process. It is stored nowhere and ends with the process. */
+  /** Creates a token for the command line in this process. It is not stored, and ends with the process. */
   admitCommandLine(): string {
     const token = mintToken('dcpo_');
     this.commandLineHash = hashToken(token);
     return token;
   }
 
-  /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */
+  /** Creates a token. Only its hash is stored, so it is shown only in this result. */
   async create(
     by: OperatorIdentity,
     { name, role, expires_in: expiresIn }: CreateOperatorTokenRequest,
@@ -306,12 +305,12 @@ export class OperatorsService implements OnModuleInit {
       });
       return view;
     });
-    // If it fails, the token's first call looks it up.
+    // Fills the cache. If that fails, the token's first call looks it up.
     await this.lookUp(hashToken(token)).catch(() => undefined);
     return { ...view, token };
   }
 
-  /** Lists tokens, newest first; revoked ones too. */
+  /** Lists tokens, including revoked ones, newest first. */
   list(query: PageQuery): Promise<Page<OperatorTokenView>> {
     return this.database.read(async (statements) => {
       const rows = await statements.rows<OperatorTokenEntity>(
@@ -324,9 +323,9 @@ export class OperatorsService implements OnModuleInit {
   }
 
   /**
-   * Revokes a token, effective when it is answered. The same again changes nothing.
+   * Revokes a token, effective when the promise resolves. Revoking it again changes nothing.
    * @throws ERR_NOT_FOUND there is no such token
-   * @throws ERR_CONFLICT the setting of this server holds it, or it is the last admin's that works
+   * @throws ERR_CONFLICT it is the setting of this server, or the last valid token of an admin
    */
   revoke(by: OperatorIdentity, id: number): Promise<void> {
     return this.database.write(async (tx) => {
@@ -350,7 +349,7 @@ export class OperatorsService implements OnModuleInit {
     });
   }
 
-  /** Writes down that a token is out, and has every replica forget it. */
+  /** Records a revocation, and removes the token from the caches of all replicas. */
   private async recordRevocation(
     tx: Transaction,
     by: OperatorIdentity,
@@ -364,8 +363,8 @@ export class OperatorsService implements OnModuleInit {
     this.tokens.announceChange(tx, hash);
   }
 
-  /** Nobody waits for it, and a use that could not be written shows at the next one. */
-  private recordUse(known: Known, now: number): void {
+  /** Records a use in the background. If that fails, the next use is recorded. */
+  private recordUse(known: CachedToken, now: number): void {
     const before = known.last_used_at;
     known.last_used_at = now;
     this.uses.run(known.id).catch((error: unknown) => {
@@ -383,16 +382,16 @@ export class OperatorsService implements OnModuleInit {
     return ids.map(() => undefined);
   }
 
-  /** @throws ERR_CONFLICT nobody but this token could make another */
+  /** @throws ERR_CONFLICT no other valid token of an admin is left */
   private async requireAnotherAdmin(tx: Transaction, id: number): Promise<void> {
-    // Of two that revoke each other's token one must see what the other did.
+    // Locked: if two admins revoke each other's token, one must see the other's revocation.
     const admins = await tx.rows<{ id: number }>(`SELECT id FROM operator_tokens WHERE role = 'admin'`);
     await tx.lockRows(
       'operator_tokens',
       admins.map((admin) => admin.id),
     );
     const other = await tx.first(
-      `SELECT id FROM operator_tokens WHERE ${WORKS} AND role = 'admin' AND id <> $2 LIMIT 1`,
+      `SELECT id FROM operator_tokens WHERE ${IS_VALID} AND role = 'admin' AND id <> $2 LIMIT 1`,
       tx.now,
       id,
     );
@@ -402,7 +401,7 @@ export class OperatorsService implements OnModuleInit {
     });
   }
 
-  /** Stores the token of the process's own making or setting; one that was revoked stays so. */
+  /** Stores the token of the setting, or the one that the process created. A revoked token stays revoked. */
   private storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<Bootstrap> {
     return this.database.write(async (tx) => {
       const known = await tx.first<OperatorTokenEntity>(
@@ -411,7 +410,7 @@ export class OperatorsService implements OnModuleInit {
       );
       if (known && known.revoked_at !== null) return known;
       if (known?.origin === origin && known.role === 'admin') return known;
-      // Who sets a token that is stored already means that one, whatever it could do.
+      // A setting can name a token that is stored already: it then becomes the admin's.
       const [row] = await tx.rows<Bootstrap>(
         `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at) VALUES ($1, 'admin', $2, $3, $4)
          ON CONFLICT (token_hash) DO UPDATE SET name = excluded.name, role = excluded.role, origin = excluded.origin,
@@ -434,11 +433,11 @@ export class OperatorsService implements OnModuleInit {
   }
 }
 
-/** What is stored slowly hashed, newest first: all of it, or the newest few that work. */
-async function chosen(statements: Statements, { works } = { works: false }): Promise<string[]> {
+/** Lists the stored slow hashes, newest first: all of them, or the newest few that are not revoked. */
+async function slowHashes(statements: Statements, { onlyValid } = { onlyValid: false }): Promise<string[]> {
   const rows = await statements.rows<Pick<OperatorTokenEntity, 'token_hash'>>(
     `SELECT token_hash FROM operator_tokens WHERE token_hash LIKE 'scrypt$%'
-     ${works ? 'AND revoked_at IS NULL' : ''} ORDER BY id DESC ${works ? `LIMIT ${MAX_COMPARED}` : ''}`,
+     ${onlyValid ? 'AND revoked_at IS NULL' : ''} ORDER BY id DESC ${onlyValid ? `LIMIT ${MAX_COMPARED}` : ''}`,
   );
   return rows.map(({ token_hash: stored }) => stored);
 }

@@ -3,7 +3,10 @@ import type { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { AuditLog, PROCESS } from './audit-log';
 
-/** On the first start on a backup, before anything else is written: settles the restore. @returns whether it was one */
+/**
+ * Completes a restore at the first start on a backup, before anything else is written.
+ * @returns whether the database was a backup
+ */
 export async function settleRestore(database: Database): Promise<boolean> {
   if (!(await database.read(isBackup))) return false;
   await database.write((tx) => recordRestore(tx, database));
@@ -11,8 +14,8 @@ export async function settleRestore(database: Database): Promise<boolean> {
 }
 
 /**
- * After the data was set back to an earlier state: sees to it that no id is given a second time, and records the restore.
- * @returns the ids after which each table goes on
+ * Records a restore, and skips ids so that none is used twice: the data is older than the ids that clients have seen.
+ * @returns the last skipped id of each table
  */
 export async function recordRestore(tx: Transaction, database: Database): Promise<Record<string, number>> {
   const after = await passOverIds(tx, tx.now);
@@ -24,7 +27,7 @@ export async function recordRestore(tx: Transaction, database: Database): Promis
   return after;
 }
 
-/** Records, in the database that the data was copied to, where it came from. */
+/** Records in the target database of a transfer where its data came from. */
 export async function recordTransfer(
   tx: Transaction,
   database: Database,
@@ -38,12 +41,12 @@ export async function recordTransfer(
   });
 }
 
-/** How far an import from the original control plane went: the last of its ids that were covered. */
+/** The progress of imports from the original control plane: the last ids that were imported. */
 export interface ImportRecord {
   readonly through: { readonly agents: number; readonly tasks: number };
 }
 
-/** Tells how far the imports so far went; nowhere, if there was none. */
+/** Returns the last ids that earlier imports covered; zeros if there was none. */
 export async function findImport(tx: Transaction): Promise<ImportRecord['through']> {
   const row = await tx.first<{ after: string }>(
     `SELECT "after" FROM audit_log WHERE action = $1 ORDER BY id DESC LIMIT 1`,
@@ -52,7 +55,7 @@ export async function findImport(tx: Transaction): Promise<ImportRecord['through
   return row ? (JSON.parse(row.after) as ImportRecord).through : { agents: 0, tasks: 0 };
 }
 
-/** Records what was taken over from the original control plane, and how far that went. */
+/** Records what was imported from the original control plane, up to which ids. */
 export async function recordImport(
   tx: Transaction,
   database: Database,

@@ -1,6 +1,6 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
-/** Since when some replica has served the database without a gap, and when one last did; in one row. */
+/** The instant since when replicas have served the database without a gap, and the last instant when one did; one row. */
 @Entity('service_continuity')
 export class ContinuityEntity {
   @PrimaryColumn('integer')

@@ -9,31 +9,31 @@ import {
 } from '../telemetry/meter';
 import { inTraceOfItsOwn } from '../tracing';
 
-/** What is known of one job since the process started. */
+/** The state of one job since the process started. */
 interface JobRecord {
   lastStartedAt: number | null;
   lastError: string | null;
-  /** How many runs have failed since the last one that did not. */
-  failedInARow: number;
+  /** How many runs have failed since the last success. */
+  consecutiveFailures: number;
 }
 
 /** Upper bounds in seconds. */
 const DURATION_BUCKETS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300];
 
-/** Bounds of what one batch of a purge takes, so that no request waits long behind it. */
+/** Target duration and row limits of one batch of a purge, so that no request waits long behind it. */
 const BATCH_TARGET_MS = 50;
 const BATCH_MIN = 50;
 const BATCH_MAX = 5_000;
 
-/** How many rows the next batch takes, so that it takes about 50 ms, given how long the last one took. */
+/** Computes how many rows the next batch deletes in about 50 ms, from how long the last one took. */
 export function nextBatchSize(limit: number, tookMs: number): number {
   const fitting = (limit * BATCH_TARGET_MS) / Math.max(1, tookMs);
   return Math.round(Math.min(BATCH_MAX, Math.max(BATCH_MIN, fitting)));
 }
 
 /**
- * Runs every scheduled job: one run of a job at a time, none while the process stops, with lag, duration and failures
- * recorded. A job that fails is logged and comes again at its next tick.
+ * Runs every scheduled job: one run of a job at a time, and none while the process stops. Measures lag, duration and
+ * failures. A job that fails is logged and is retried at its next tick.
  */
 @Injectable()
 export class JobRunner implements BeforeApplicationShutdown {
@@ -51,11 +51,11 @@ export class JobRunner implements BeforeApplicationShutdown {
     private readonly database: Database,
     meter: Meter,
   ) {
-    // Not `job`: that is what Prometheus calls where it scraped.
+    // Not `job`: Prometheus uses that label for the scraped target.
     const labels = ['job_name'] as const;
     this.results = meter.counter({
       name: 'job_runs_total',
-      help: 'Runs of scheduled jobs; skipped ones came while the one before, or another replica, was at it.',
+      help: 'Runs of scheduled jobs; a run is skipped if the previous one, or one of another replica, has not ended.',
       labels: ['job_name', 'result'],
     });
     this.durations = meter.histogram({
@@ -71,20 +71,20 @@ export class JobRunner implements BeforeApplicationShutdown {
     });
     this.succeededAt = meter.gauge({
       name: 'job_last_success_timestamp_seconds',
-      help: 'When a scheduled job last ended well, in seconds since the epoch.',
+      help: 'When a scheduled job last succeeded, in seconds since the epoch.',
       labels,
     });
   }
 
-  /** Says that there is such a job, so that its metrics begin before its first run: the first failure is an increase then. */
+  /** Creates a job's metrics before its first run, so that a first failure shows as an increase. */
   declare(name: string): void {
     this.recordOf(name);
   }
 
   /**
-   * Runs a job unless it is running already, here or at another replica. Never throws.
-   * @param everyMs the interval that the job is meant to come at, for its lag
-   * @param options.everywhere whether every replica may run it at the same time
+   * Runs a job unless it is running already, here or on another replica. Never throws.
+   * @param everyMs the job's interval, to compute its lag
+   * @param options.everywhere true if all replicas may run it at the same time
    */
   async run(
     name: string,
@@ -113,24 +113,24 @@ export class JobRunner implements BeforeApplicationShutdown {
   }
 
   /**
-   * Deletes in batches that adapt to take about 50 ms each, until a batch finds less than it asked for.
-   * @param batch deletes up to `limit` rows in one transaction and tells how many
-   * @returns how many rows went
+   * Deletes rows in batches, until a batch is not full. Adapts the batch size so that each takes about 50 ms.
+   * @param batch deletes up to `limit` rows in one transaction and returns how many it deleted
+   * @returns how many rows were deleted
    */
   async purge(batch: (limit: number) => Promise<number>): Promise<number> {
     let limit = 500;
     let total = 0;
     while (!this.stopping) {
       const startedAt = performance.now();
-      const gone = await batch(limit);
-      total += gone;
-      if (gone < limit) break;
+      const deleted = await batch(limit);
+      total += deleted;
+      if (deleted < limit) break;
       limit = nextBatchSize(limit, performance.now() - startedAt);
     }
     return total;
   }
 
-  /** Waits for the runs that are going; none begins after. */
+  /** Prevents further runs, and waits for those in progress. */
   async stop(): Promise<void> {
     this.stopping = true;
     await Promise.all(this.running.values());
@@ -144,7 +144,7 @@ export class JobRunner implements BeforeApplicationShutdown {
     this.results.add({ job_name: name, result: 'skipped' });
   }
 
-  /** @param job tells whether it was done: not if another replica is at it */
+  /** @param job returns false if another replica is running it */
   private async attempt(name: string, record: JobRecord, job: () => Promise<boolean>): Promise<void> {
     const startedAt = performance.now();
     try {
@@ -153,17 +153,20 @@ export class JobRunner implements BeforeApplicationShutdown {
         this.skip(name);
         return;
       }
-      if (record.failedInARow > 0)
-        this.logger.log({ job: name, failed: record.failedInARow }, 'a job that failed is well again');
-      record.failedInARow = 0;
+      if (record.consecutiveFailures > 0)
+        this.logger.log(
+          { job: name, failed: record.consecutiveFailures },
+          'a job that had failed succeeded again',
+        );
+      record.consecutiveFailures = 0;
       this.results.add({ job_name: name, result: 'success' });
       this.succeededAt.set({ job_name: name }, this.clock.now() / 1_000);
     } catch (error) {
       this.results.add({ job_name: name, result: 'failure' });
       const { message } = error as Error;
-      // Once for each cause: while a database is away, the job fails at every tick.
-      if (record.failedInARow++ === 0 || record.lastError !== message)
-        this.logger.error({ job: name, err: error }, 'a job failed; it comes again at its next tick');
+      // Logged once for each cause: while the database is unreachable, the job fails at every tick.
+      if (record.consecutiveFailures++ === 0 || record.lastError !== message)
+        this.logger.error({ job: name, err: error }, 'a job failed; it is retried at its next tick');
       record.lastError = message;
     }
     this.durations.observe({ job_name: name }, (performance.now() - startedAt) / 1_000);
@@ -172,7 +175,7 @@ export class JobRunner implements BeforeApplicationShutdown {
   private recordOf(name: string): JobRecord {
     let record = this.records.get(name);
     if (!record) {
-      record = { lastStartedAt: null, lastError: null, failedInARow: 0 };
+      record = { lastStartedAt: null, lastError: null, consecutiveFailures: 0 };
       this.records.set(name, record);
       for (const result of ['success', 'failure', 'skipped']) this.results.add({ job_name: name, result }, 0);
     }

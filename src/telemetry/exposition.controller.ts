@@ -19,7 +19,7 @@ export class ExpositionController {
   constructor(private readonly meter: Meter) {}
 
   /**
-   * The metrics of this process and of the fleet, in the text format of Prometheus. Needs no token if
+   * Returns the metrics of this process and of the fleet, in the text format of Prometheus. Needs no token if
    * `CONTROL_PLANE_METRICS_PUBLIC` is true.
    */
   @Get('metrics')
@@ -34,7 +34,7 @@ export class ExpositionController {
     reply.header('content-type', this.meter.contentType);
     return this.meter.expose((error) => {
       if (this.lines.take())
-        this.logger.warn({ err: error }, 'some metrics could not be read; they are those of before');
+        this.logger.warn({ err: error }, 'some metrics could not be read; their last values are shown');
     });
   }
 }

@@ -13,7 +13,7 @@ const MAX_SERIES = 2_000;
 /** The options of an extension's instrument. */
 export type ExtensionInstrumentOptions<Label extends string> = Omit<InstrumentOptions<Label>, 'splitBy'>;
 
-/** The process's metrics for extensions: their instruments keep the rules of names and cardinality. */
+/** Declares metrics for extensions, with the same rules for names and cardinality as the process's own. */
 @Injectable()
 export class ExtensionMeter {
   constructor(private readonly meter: Meter) {}

@@ -6,11 +6,11 @@ import { HealthCheck } from '../http/access.decorators';
 import { ApiErrors } from '../http/api-errors';
 import { Lifecycle } from './lifecycle';
 
-/** The routes below, which monitors call all the time. */
+/** The routes of this controller, which monitors call often. */
 export const HEALTH_PATHS: ReadonlySet<string> = new Set(['/healthz', '/livez', '/readyz']);
 
 class Health {
-  /** Always `ok`: anything else is an error answer. */
+  /** Always `ok`: if not healthy, the answer is an error. */
   @ApiProperty({ example: 'ok' })
   status!: string;
 }
@@ -24,7 +24,7 @@ export class HealthController {
     private readonly lifecycle: Lifecycle,
   ) {}
 
-  /** The process is alive. */
+  /** Answers as long as the process is alive. */
   @Get('healthz')
   @HealthCheck()
   @HttpCode(200)
@@ -35,7 +35,7 @@ export class HealthController {
     return { status: 'ok' };
   }
 
-  /** The same by the name that Kubernetes and its tools use. */
+  /** Does the same as `/healthz`, under the name that Kubernetes uses. */
   @Get('livez')
   @HealthCheck()
   @ApiOperation({ operationId: 'checkLivez', summary: 'Is the process alive?' })
@@ -46,8 +46,8 @@ export class HealthController {
   }
 
   /**
-   * The service takes requests: the database takes writes, its disk has room, and nobody has asked the process to stop.
-   * Migrations are current whenever the process runs at all.
+   * Checks that the service can take requests: the database accepts writes, its disk has room, and the process is not
+   * stopping. Migrations are always current while the process runs.
    */
   @Get('readyz')
   @HealthCheck()

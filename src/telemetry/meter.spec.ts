@@ -5,8 +5,8 @@ describe('Meter', () => {
 
   it.each([
     ['counter', { name: 'things', help: 'Things.' }, 'must end in _total'],
-    ['gauge', { name: 'things_total', help: 'Things.' }, 'Prometheus keeps for itself'],
-    ['gauge', { name: 'things_count', help: 'Things.' }, 'Prometheus keeps for itself'],
+    ['gauge', { name: 'things_total', help: 'Things.' }, 'that Prometheus reserves'],
+    ['gauge', { name: 'things_count', help: 'Things.' }, 'that Prometheus reserves'],
     ['gauge', { name: 'control_plane_things', help: 'Things.' }, 'must not repeat'],
     ['gauge', { name: 'Things-here', help: 'Things.' }, 'lower case words'],
     ['gauge', { name: 'things', help: ' ' }, 'needs a help text'],
@@ -30,10 +30,8 @@ describe('Meter', () => {
   it('refuses a name that is taken, by whatever sort of instrument', () => {
     const meter = new Meter();
     meter.gauge({ name: 'things', help: 'Things.' });
-    expect(() => meter.gauge({ name: 'things', help: 'Others.' })).toThrow('is there already');
-    expect(() => meter.snapshot({ name: 'things', help: 'Others.', buckets: [1] })).toThrow(
-      'is there already',
-    );
+    expect(() => meter.gauge({ name: 'things', help: 'Others.' })).toThrow('exists already');
+    expect(() => meter.snapshot({ name: 'things', help: 'Others.', buckets: [1] })).toThrow('exists already');
   });
 
   it('counts as "other" what is beyond its number of label sets, and says that it does', async () => {

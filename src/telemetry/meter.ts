@@ -92,14 +92,14 @@ export class Meter {
     this.readCounter(
       {
         name: 'metrics_series_folded_total',
-        help: `Values that were counted as "${OTHER}", for their instrument has as many sets of labels as it may.`,
+        help: `Values that were counted as "${OTHER}" because their instrument has its maximum of label sets.`,
       },
       () => this.foldedSets,
     );
     this.readCounter(
       {
         name: 'metrics_read_failures_total',
-        help: 'Times that something could not be read for a scrape, so that its values are those of before.',
+        help: 'Reads that failed during a scrape, so that their last values are shown.',
       },
       () => this.failedReads,
     );
@@ -208,7 +208,7 @@ export class Meter {
     });
   }
 
-  /** Does the same for a counter with one label: `read` gives a count for each of its values. They must not go down. */
+  /** Declares a counter with one label that is read at each scrape. @param read returns a count for each label value; never a lower one */
   tallies<Label extends string>(
     options: InstrumentOptions<Label> & { readonly labels: readonly [Label] },
     read: () => Readonly<Record<string, number>>,
@@ -273,9 +273,9 @@ export class Meter {
     const problem =
       (type === 'counter' && bare === name && 'must end in _total') ||
       (!NAME.test(bare) && 'must be lower case words joined by _') ||
-      (this.names.has(name) && 'is there already') ||
+      (this.names.has(name) && 'exists already') ||
       (name.startsWith(PREFIX) && `must not repeat ${PREFIX}`) ||
-      (RESERVED_ENDING.test(bare) && 'ends in a word that Prometheus keeps for itself') ||
+      (RESERVED_ENDING.test(bare) && 'ends in a word that Prometheus reserves') ||
       ((help.trim() === '' || /[\n\\]/.test(help)) && 'needs a help text of one line, without \\') ||
       (labels.length > 4 && 'has more than four labels') ||
       (new Set(labels).size < labels.length && 'has a label twice') ||

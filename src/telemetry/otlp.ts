@@ -161,7 +161,7 @@ class WatchedExporter implements SpanExporter {
     this.warnedFullAt = performance.now();
     this.logger.warn(
       { spans: this.dropped, waiting: this.waiting },
-      'more spans end than the collector of traces takes, and some are lost; take a share of the traces',
+      'more spans end than the collector of traces accepts, and some are lost; sample fewer traces',
     );
     this.dropped = 0;
   }
@@ -181,7 +181,7 @@ class WatchedExporter implements SpanExporter {
   }
 
   private onAccepted(): void {
-    if (this.isFailing) this.logger.info('the collector of traces takes spans again');
+    if (this.isFailing) this.logger.info('the collector of traces accepts spans again');
     this.isFailing = false;
     this.warnedAt = Number.NEGATIVE_INFINITY;
   }
@@ -194,7 +194,7 @@ class WatchedExporter implements SpanExporter {
     this.warnedAt = performance.now();
     this.logger.warn(
       { spans: this.lost, reason: reasonOf(error) },
-      'the collector of traces did not take spans, which are lost; the service goes on without',
+      'the collector of traces did not accept spans, which are lost; the service continues without them',
     );
     this.lost = 0;
   }

@@ -89,32 +89,32 @@ function observeRuntime(
       labels: ['version', 'node', 'database'],
     })
     .set({ version, node: process.version, database: settings.database.type }, 1);
-  meter.readGauge({ name: 'draining', help: '1 from when the process was asked to stop, else 0.' }, () =>
+  meter.readGauge({ name: 'draining', help: '1 after the process was asked to stop, else 0.' }, () =>
     lifecycle.draining ? 1 : 0,
   );
   meter.readGauge(
     {
       name: 'event_loop_delay_seconds',
-      help: 'How late the event loop was on the average of the last half second.',
+      help: 'Mean delay of the event loop in the last half second.',
     },
     () => overload.loopDelayMs / 1_000,
   );
   meter.readGauge(
     {
       name: 'overload_ratio',
-      help: 'The load as a share of the limit: from 1 on new work is turned away, from 2 on everything.',
+      help: 'The load as a share of the limit: at 1 new work is refused, at 2 everything is.',
     },
     () => overload.level,
   );
   meter.readCounter(
     {
       name: 'trace_spans_lost_total',
-      help: 'Spans that were to be sent and were not: the collector did not take them, or too many waited for it.',
+      help: 'Spans that could not be sent: the collector did not accept them, or too many waited.',
     },
     () => tracing?.lost ?? 0,
   );
   meter.readCounter(
-    { name: 'log_lines_dropped_total', help: 'Lines of the log that its output did not take.' },
+    { name: 'log_lines_dropped_total', help: 'Log lines that the output did not accept.' },
     () => log?.droppedTotal ?? 0,
   );
 }
@@ -122,20 +122,20 @@ function observeRuntime(
 function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFlight, ends }: Observed): void {
   const durations = meter.histogram({
     name: 'http_request_duration_seconds',
-    help: 'How long requests took until their answer was sent, or their caller gave up, without the time that a claim waited for work.',
+    help: 'How long requests took until the answer was sent or the caller gave up, not counting the time that a claim waited for work.',
     labels: ['method', 'route', 'status'],
     buckets: REQUEST_BUCKETS,
     maxSeries: MAX_REQUEST_SERIES,
   });
   const refused = meter.counter({
     name: 'requests_refused_total',
-    help: 'Requests that were turned away before they had an effect, by why.',
+    help: 'Requests that were refused before they had an effect, by reason.',
     labels: ['route', 'reason'],
     maxSeries: MAX_REQUEST_SERIES,
   });
   const quotas = meter.counter({
     name: 'quota_refusals_total',
-    help: 'Requests that were over a quota, by which.',
+    help: 'Requests that were over a quota, by quota.',
     labels: ['quota'],
   });
   // A series that starts with a burst shows no increase: the series that alerts use start with their route.
@@ -175,10 +175,10 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
   http.server.on('clientError', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'ECONNRESET') dropped.unreadable++;
   });
-  meter.readGauge({ name: 'connections', help: 'Connections that are open.' }, () => inFlight.connected);
+  meter.readGauge({ name: 'connections', help: 'Open connections.' }, () => inFlight.connected);
   meter.readGauge({ name: 'long_polls', help: 'Claims that wait for work.' }, () => inFlight.waitingClaims);
   meter.readGauge(
-    { name: 'requests_in_flight', help: 'Requests that are worked on, without claims that wait.' },
+    { name: 'requests_in_flight', help: 'Requests that are being handled, without claims that wait.' },
     () => inFlight.working,
   );
   meter.readGauge(
@@ -188,7 +188,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
   meter.tallies(
     {
       name: 'connections_refused_total',
-      help: 'Connections that were refused or closed for what their clients did, by why.',
+      help: 'Connections that were refused or closed because of their clients, by reason.',
       labels: ['reason'],
     },
     () => ({ ...dropped, ...answers.closed }),
@@ -230,11 +230,11 @@ function observeDatabase(
   );
   const size = meter.gauge({
     name: 'database_size_bytes',
-    help: 'How large the database is on its disk, with its log.',
+    help: 'Size of the database on the disk, with its log.',
   });
   const isOnOurDisk = settings.database.type === 'sqlite';
   const free = isOnOurDisk
-    ? meter.gauge({ name: 'disk_free_bytes', help: "What is free on the database's disk for this process." })
+    ? meter.gauge({ name: 'disk_free_bytes', help: "Free space on the database's disk for this process." })
     : undefined;
   const pool = isOnOurDisk
     ? undefined

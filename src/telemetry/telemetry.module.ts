@@ -4,7 +4,7 @@ import { ExpositionController } from './exposition.controller';
 import { HealthController } from './health.controller';
 import { InFlight } from './in-flight';
 
-/** Logs, health and the measures of overload. */
+/** Serves health checks and metrics, and limits the requests in flight. */
 @Module({
   controllers: [ExpositionController, HealthController],
   providers: [InFlight, { provide: Bodies, useFactory: () => new Bodies() }],

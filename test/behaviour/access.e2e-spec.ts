@@ -220,7 +220,7 @@ describe('an agent', () => {
     expect((await decide('disable')).status).toBe(200);
     const disabled = await heartbeat(agent);
     expect([disabled.status, disabled.body.error]).toEqual([403, 'ERR_FORBIDDEN']);
-    // The state is no news for whoever does not have the token.
+    // A caller without the token does not learn the state.
     expect((await heartbeat({ ...agent, auth_token: strangersToken() })).body).toEqual(UNAUTHORIZED);
 
     await decide('enable');
@@ -303,11 +303,11 @@ describe('POST /register in open mode', () => {
     });
   });
 
-  it("refuses a live agent's hostname to whoever does not prove to be it, and leaves the agent alone", async () => {
+  it("refuses a live agent's hostname to a caller that does not prove to be it, and leaves the agent alone", async () => {
     await start();
     const agent = await server.register('a');
     const other = await server.register('b');
-    await server.pass(clock, 10_500);
+    await server.pass(10_500, { reaps: false });
     for (const headers of [
       {},
       credentialsOf(other),
@@ -332,9 +332,9 @@ describe('POST /register in open mode', () => {
   it('hands the hostname over once the agent has missed its heartbeat, and the old token is void', async () => {
     await start();
     const agent = await server.register('a');
-    await server.pass(clock, 44_999);
+    await server.pass(44_999, { reaps: false });
     expect((await register({ hostname: 'a' })).headers.get('retry-after')).toBe('1');
-    await server.pass(clock, 1);
+    await server.pass(1, { reaps: false });
     const { status, body } = await register({ hostname: 'a' });
     expect([status, body.agent_id]).toEqual([200, agent.agent_id]);
     expect((await heartbeat(agent)).body).toEqual(UNAUTHORIZED);
@@ -437,7 +437,7 @@ describe("a registration's quota", () => {
   it('is not used up by others who fail, so nobody can lock a host out', async () => {
     await start({ QUOTA_REGISTER: 'default' });
     const agent = await server.register('a');
-    await server.pass(clock, 600_000);
+    await server.pass(600_000, { reaps: false });
     await heartbeat(agent);
     for (let i = 0; i < 5; i++) {
       const answer = await register({ hostname: 'a' });
@@ -456,7 +456,7 @@ describe("a registration's quota", () => {
     expect((await register({ hostname: 'a' }, from('192.0.2.1'))).status).toBe(200);
   });
 
-  it('has a ceiling for one address over all attempts, whatever comes of them', async () => {
+  it('has a limit for one address over all attempts, whatever comes of them', async () => {
     await start({ REGISTER_PER_IP: '60/1m,3' });
     expect((await register({ hostname: 'a' })).status).toBe(200);
     expect((await register({ hostname: 'a' })).status).toBe(409);
@@ -650,7 +650,7 @@ describe("an agent's quota", () => {
     },
   );
 
-  it.each(TABLE)('of $route lets whoever waits for Retry-After in', async ({ route, body }) => {
+  it.each(TABLE)('of $route lets a caller in that waits for Retry-After', async ({ route, body }) => {
     await start({ [`QUOTA_${route.toUpperCase()}`]: 'default' });
     const agent = await server.register('a');
     for (let round = 0; round < 5; round++) {
@@ -679,7 +679,7 @@ describe("an agent's quota", () => {
     const [agent, other] = [await server.register('a'), await server.register('b')];
     for (let i = 0; i < 5; i++)
       expect((await heartbeat({ ...agent, auth_token: strangersToken() })).status).toBe(401);
-    // It is charged before the body is read, so before it is known whom that is for.
+    // It is charged before the body is read, so before it is known which hostname it is for.
     expect((await server.agent(agent, '/heartbeat', { agent_id: other.agent_id })).status).toBe(403);
     for (let i = 0; i < 2; i++)
       expect((await server.agent(agent, '/heartbeat', { config_status: 'applied' })).status).toBe(400);
@@ -808,7 +808,7 @@ describe("the admin's token", () => {
   };
   const readFile = () => readFileSync(beside.path('admin-token'), 'utf8').trim();
 
-  it('is the one of the setting; one that it was before works until it is withdrawn, and then for good', async () => {
+  it('is the one of the setting; one that it was before works until it is revoked, and never again', async () => {
     server = await TestServer.start({ ADMIN_TOKEN: 'the-first-token-of-the-admin' }, { folder });
     expect(await works('the-first-token-of-the-admin')).toBe(true);
     await restart('the-first-token-of-the-admin');
@@ -817,18 +817,18 @@ describe("the admin's token", () => {
     expect(await works('the-second-token-of-the-admin')).toBe(true);
     // Other replicas may still have it as their setting.
     expect(await works('the-first-token-of-the-admin')).toBe(true);
-    const withdraw = (id: number) =>
+    const revoke = (id: number) =>
       server.request('DELETE', `/v1/operator-tokens/${id}`, {
         headers: { authorization: 'Bearer the-second-token-of-the-admin' },
       });
     const rows = await server.rows<{ id: number }>('SELECT id FROM operator_tokens ORDER BY id');
     const [first, second] = rows.map(({ id }) => id) as [number, number];
-    const own = await withdraw(second);
+    const own = await revoke(second);
     expect([own.status, own.body.message]).toEqual([
       409,
       expect.stringContaining('CONTROL_PLANE_ADMIN_TOKEN'),
     ]);
-    expect((await withdraw(first)).status).toBe(204);
+    expect((await revoke(first)).status).toBe(204);
     expect(await works('the-first-token-of-the-admin')).toBe(false);
     // A replica that was forgotten starts again with the old setting: that brings nothing back.
     await restart('the-first-token-of-the-admin');
@@ -988,7 +988,7 @@ describe('what is public', () => {
       expect([path, refused.status, refused.headers.get('retry-after')]).toEqual([path, 429, '1']);
     }
     expect((await get('/docs-json', '192.0.2.2')).status).toBe(200);
-    // Whoever has credentials, or registers, is not counted there.
+    // A caller that has credentials, or registers, is not counted there.
     const { status } = await register({ hostname: 'a' }, { 'x-forwarded-for': '192.0.2.1' });
     expect(status).toBe(200);
     clock.advance(1_000);

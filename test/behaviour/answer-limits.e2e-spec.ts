@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ClaimWaiters } from '../../src/leases/claim-waiters';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, exchange, TestServer } from '../helpers/harness';
 
 const MIB = 1024 * 1024;

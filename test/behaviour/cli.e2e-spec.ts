@@ -167,7 +167,7 @@ describe('the command line with a server', () => {
     expect((await cli(['create-agent', 'by-hand'])).code).toBe(1);
   });
 
-  it('gives and withdraws enrollment tokens', async () => {
+  it('gives and revokes enrollment tokens', async () => {
     const args = [
       'enrollment',
       'create',
@@ -229,7 +229,7 @@ describe('the command line with a server', () => {
     ]);
   });
 
-  it("gives and withdraws operators' tokens, whose role and expiry hold", async () => {
+  it("gives and revokes operators' tokens, whose role and expiry hold", async () => {
     const made = await json('token', 'create', 'alice', '--role', 'viewer', '--expires-in', '90d');
     expect(Date.parse(made.expires_at) - Date.parse(made.created_at)).toBe(90 * 86_400_000);
     const file = join(server.folder, 'alice.token');
@@ -242,12 +242,12 @@ describe('the command line with a server', () => {
     ]);
     expect((await cli(['token', 'list'])).stdout).toMatch(/alice +viewer +issued/);
     expect((await cli(['token', 'revoke', String(made.id)])).code).toBe(0);
-    const withdrawn = await cli(['task', 'stats', '--token-file', file]);
-    expect([withdrawn.code, withdrawn.stderr]).toEqual([
+    const revoked = await cli(['task', 'stats', '--token-file', file]);
+    expect([revoked.code, revoked.stderr]).toEqual([
       1,
       expect.stringContaining(`The token is from ${file}.`),
     ]);
-    expect(withdrawn.stderr).not.toContain(made.token);
+    expect(revoked.stderr).not.toContain(made.token);
   });
 
   it('lists changes, and verifies that they are as they were recorded', async () => {
@@ -286,15 +286,20 @@ describe('the command line with a server', () => {
   });
 
   it('sets, lists and lifts limits, and shows windows', async () => {
-    await server.enqueue({ kind: 'tcp', spec: { host: '192.0.2.77', port: 443 } });
+    const tcp = { kind: 'tcp', spec: { host: '192.0.2.77', port: 443 } };
+    await server.enqueue(tcp, tcp, tcp);
+    const agent = await server.register('limited');
     const place = ['--kind', 'tcp', '--target', '192.0.2.77:443'];
     expect(await json('limits', 'set', ...place, '--limit', '3')).toMatchObject({
       windows: [{ scope: 'target', kind: 'tcp', target: '192.0.2.77:443', limit: 3 }],
     });
+    await server.enqueue(tcp);
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { tcp: 9 } })).body;
+    expect(leases.filter(({ spec }: any) => spec.host === '192.0.2.77')).toHaveLength(3);
     await json('limits', 'set', '--kind', 'http', '--limit', '0');
     expect((await json('limits', 'list')).items).toMatchObject([{ kind: 'http' }, { kind: 'tcp' }]);
     expect((await json('windows', 'list', '--scope', 'target', '--kind', 'tcp')).items).toContainEqual(
-      expect.objectContaining({ target: '192.0.2.77:443', queued: 1 }),
+      expect.objectContaining({ target: '192.0.2.77:443', limit: 3, leased: 3, available: 0, queued: 1 }),
     );
     for (const of of [place, ['--kind', 'http']]) expect((await cli(['limits', 'lift', ...of])).code).toBe(0);
     expect((await json('limits', 'list')).items).toEqual([]);
@@ -303,11 +308,23 @@ describe('the command line with a server', () => {
   });
 
   it('lists windows from the widest, by name, and what was asked for as the API gives it', async () => {
-    for (const host of ['b.example', 'a.example'])
-      await server.enqueue(
-        { kind: 'trace', spec: { host } },
-        { kind: 'http', spec: { url: `http://${host}/` } },
-      );
+    const limited = (limits: object[]) => server.operator('PUT', '/v1/concurrency/limits', { limits });
+    const places = [
+      { kind: 'trace', target: 'b.example' },
+      { kind: 'trace', target: 'a.example' },
+      { kind: 'trace' },
+      { kind: 'http' },
+      {},
+    ];
+    // The widest are neither the newest nor the oldest.
+    await limited(places.slice(0, 1).map((place) => ({ ...place, limit: 5 })));
+    await limited(
+      places
+        .slice(1)
+        .toReversed()
+        .map((place) => ({ ...place, limit: 5 })),
+    );
+    await server.enqueue({ kind: 'trace', spec: { host: 'a.example' } });
     const { stdout, stderr } = await cli(['windows', 'list']);
     const rows = stdout
       .split('\n')
@@ -320,16 +337,17 @@ describe('the command line with a server', () => {
     expect(rows).toContainEqual(['target', 'trace', 'a.example']);
     const newestFirst = (await server.operator('GET', '/v1/concurrency/windows')).body;
     expect(await json('windows', 'list')).toEqual(newestFirst);
-    await server.operator('POST', '/v1/tasks/cancel', { kind: 'trace' });
     for (const page of [[], ['--scope', 'target']]) {
       const args = ['windows', 'list', '--kind', 'trace', ...page];
-      expect((await cli(args)).stdout).not.toContain('trace');
-      expect((await cli(args)).stderr).toBe('none\n');
-      expect((await cli([...args, '--all'])).stdout).toMatch(/^target +trace +a\.example +- +0 +0 +-$/m);
+      expect((await cli(args)).stdout).toMatch(/^target +trace +a\.example +5 +0 +5 +1$/m);
     }
     expect((await cli(['windows', 'list', '--limit', '2'])).stderr).toMatch(
       /^There is more: --cursor \d+\n$/,
     );
+    await server.operator('POST', '/v1/tasks/cancel', { kind: 'trace' });
+    await limited(places.map((place) => ({ ...place, limit: null })));
+    const none = await cli(['windows', 'list']);
+    expect([none.stdout.includes('trace'), none.stderr]).toEqual([false, 'none\n']);
   });
 
   it('shows what is in a field under its name, and in a line of a list shortened', async () => {
@@ -717,7 +735,7 @@ describe('the command line with a server', () => {
     }
   });
 
-  it('ends well where the reader of a pipe has had enough', async () => {
+  it('ends well if the reader of a pipe closes it', async () => {
     const child = spawn(CLI, ['task', 'list'], {
       env: { PATH: NODE_FIRST, CONTROL_PLANE_URL: server.url, CONTROL_PLANE_TOKEN: ADMIN_TOKEN },
     });
@@ -734,13 +752,13 @@ describe('the command line with a server', () => {
     ['an unknown command', ['tsk']],
     ['no command of a group', ['task']],
     ['an unknown option', ['task', 'list', '--colour']],
-    ['an id that is none', ['task', 'get', '0']],
-    ['a duration that is none', ['token', 'create', 'a', '--role', 'viewer', '--expires-in', 'soon']],
+    ['an invalid id', ['task', 'get', '0']],
+    ['an invalid duration', ['token', 'create', 'a', '--role', 'viewer', '--expires-in', 'soon']],
     ['a token without a role', ['token', 'create', 'a']],
     ['a spec without a kind', ['task', 'add', 'query=example.com']],
     ['a field twice', ['task', 'add', 'dns', 'query=a', 'query=b']],
     ['a label twice', ['create-agent', '--label', 'a=1', '--label', 'a=2']],
-    ['a spec that is none', ['task', 'add', 'dns', 'example.com']],
+    ['an invalid spec', ['task', 'add', 'dns', 'example.com']],
     ['a file with more beside it', ['task', 'add', 'dns', '--file', '-']],
     ['a file that is not there', ['task', 'add', '--file', 'nowhere.json']],
     ['a file without JSON', ['task', 'add', '--file', '-']],
@@ -1011,7 +1029,7 @@ describe('the command line without a server', () => {
     }
   });
 
-  it('ends with its exit code where nobody reads why', async () => {
+  it('ends with its exit code if nobody reads why', async () => {
     const child = spawn(CLI, ['tsk'], { env: { PATH: NODE_FIRST } });
     child.stderr.destroy();
     expect((await once(child, 'close'))[0]).toBe(2);
@@ -1112,7 +1130,7 @@ describe('the command line without a server', () => {
     expect((await verdicts(without)).found).toContain('FAIL database');
   });
 
-  it('says of a folder in the place of the database what every command says', async () => {
+  it('says of a folder in place of the database what every command says', async () => {
     mkdirSync(join(folder, 'test.db'));
     const env = { DATABASE_URL: 'sqlite://test.db', BIND: '127.0.0.1:0' };
     const sentence = `${join(folder, 'test.db')} can't be opened: it is not a file.`;

@@ -1,4 +1,4 @@
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 const QUOTAS = ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG'];
@@ -76,7 +76,7 @@ describe.each([
         await extensions.call(() => server.agent(agent, '/extend', { lease_ids: held, extend_by_ms: 500 }));
       if (second % 15 === 0) await heartbeats.call(() => server.agent(agent, '/heartbeat'));
       clock.advance(1_000);
-      await server.app.get(QueueUpkeep).reap();
+      await server.app.get(QueueMaintainer).reap();
       if (second % 60 === 59) doneInMinute.push(done);
     }
     expect(done).toBe(100);

@@ -55,7 +55,7 @@ describe('the first path', () => {
   beforeAll(async () => {
     const server = run('dist/main.js', ['serve'], {
       CONTROL_PLANE_BIND: '127.0.0.1:0',
-      // So that an agent says soon what came of a configuration.
+      // So that an agent says soon how a configuration was taken.
       CONTROL_PLANE_HEARTBEAT_TIMEOUT_MS: '2000',
       CONTROL_PLANE_QUOTA_HEARTBEAT: 'off',
       CONTROL_PLANE_QUOTA_CONFIG: 'off',
@@ -296,7 +296,7 @@ describe('the first path', () => {
     ['a server of another scheme', ['--server', 'localhost:8080'], /^--server must be a URL/],
     ['a part of a task', ['--tasks', '1.5'], /^--tasks must be a whole number/],
     ['keys that are not there', ['--keys', 'nowhere.json'], /^the keys can't be read from nowhere\.json/],
-    ['keys that are none', ['--keys', 'none.json'], /^none\.json holds no keys/],
+    ['a file without keys', ['--keys', 'none.json'], /^none\.json holds no keys/],
   ])('starts no agent with %s', async (_what, args, said) => {
     writeFileSync(join(folder, 'none.json'), '{"error": "ERR_NOT_FOUND"}');
     const { code, stdout, stderr } = await ended(run('examples/agent.mjs', args));

@@ -134,7 +134,7 @@ describe('a database of another program', () => {
     await expectRefused(message);
   });
 
-  it('that is none at all is refused', async () => {
+  it('that is no database at all is refused', async () => {
     writeFileSync(path, 'Dear diary, this is no database, whatever the name says.\n'.repeat(50));
     await expect(openDatabase(settings())).rejects.toThrow(/not a database/);
     expect(readdirSync(folder)).toEqual(['control-plane.db']);

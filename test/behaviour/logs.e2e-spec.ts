@@ -220,11 +220,11 @@ describe('the log as it is by default', () => {
       const claimOne = async () =>
         (await server.agent(agent, '/claim', { capacities: { dns: 1 } })).body.leases[0].lease_id;
       await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id: await claimOne() }] });
-      await server.passKept(clock, 1_000);
+      await server.pass(1_000);
       await claimOne();
-      await server.passKept(clock, 70_000);
+      await server.pass(70_000);
       await server.agent(agent, '/report', { completed: [{ lease_id: await claimOne() }], cancelled: [] });
-      await server.passKept(clock, 600_000);
+      await server.pass(600_000);
       for (const change of ['cancel', 'retry']) await server.operator('POST', `/v1/tasks/3/${change}`);
       await server.operator('POST', '/v1/tasks/cancel', { all: true });
       await server.operator('POST', '/v1/tasks/retry', { state: 'cancelled' });
@@ -270,13 +270,13 @@ describe('the log as it is by default', () => {
     const agent = await server.register('probe-1');
     await server.enqueue(...Array.from({ length: 250 }, () => dnsTask()));
     await server.agent(agent, '/claim', { capacities: { dns: 250 } });
-    await server.passKept(clock, 61_000);
+    await server.pass(61_000);
     await server.stop();
     expect(lines('a lease expired').length).toBeGreaterThanOrEqual(100);
     expect(lines('a lease expired').length).toBeLessThan(200);
   });
 
-  it('names the agent that a caller claimed to be in vain, and never what it showed for it', async () => {
+  it('names the agent that a caller claimed to be without success, and never its credentials', async () => {
     const { logger, text, lines } = recordingLogger();
     const server = await TestServer.start({ FAILED_AUTH_PER_IP: '30/1h,2' }, { logger });
     const agent = await server.register('probe-1');

@@ -97,7 +97,7 @@ describe('the expressions', () => {
   it('take once what every replica shows alike, and add up what each counts', () => {
     // As the documents have it: the database's are gauges of these names.
     const shared =
-      /^control_plane_(tasks|oldest_queued_task_age_seconds|window_\w+|target_windows|agents|agents_\w+|config_\w+|agent_samples|agent_values)$/;
+      /^control_plane_(tasks|tasks_stopped|oldest_queued_task_age_seconds|window_\w+|target_windows|agents|agents_\w+|config_\w+|agent_samples|agent_values)$/;
     for (const { of, expr } of expressions)
       for (const { name } of promqlParts(expr).selectors) {
         if (!shared.test(name)) continue;

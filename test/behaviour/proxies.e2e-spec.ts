@@ -80,7 +80,7 @@ const CASES: [what: string, trust: string | undefined, forwarded: string, addres
 ];
 
 describe('the address that a request counts for', () => {
-  it.each(CASES)('where there is %s', async (_what, trust, forwarded, address) => {
+  it.each(CASES)('with %s', async (_what, trust, forwarded, address) => {
     const { server, addresses } = await trusting(trust);
     addresses();
     expect(await call(server, forwarded)).toBe(404);

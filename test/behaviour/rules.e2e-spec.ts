@@ -1,10 +1,9 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 
 const CHECK = join(__dirname, '../../scripts/check-rules.mjs');
-const WORDS = 'scripts/exempt/words.txt';
 
 describe('the rules of the architecture', () => {
   let folder: string;
@@ -20,8 +19,8 @@ describe('the rules of the architecture', () => {
     }
   }
 
-  function check(...args: string[]): { code: number | null; problems: string[] } {
-    const { status, stderr } = spawnSync(process.execPath, [CHECK, ...args], {
+  function check(): { code: number | null; problems: string[] } {
+    const { status, stderr } = spawnSync(process.execPath, [CHECK], {
       cwd: folder,
       encoding: 'utf8',
     });
@@ -61,41 +60,18 @@ describe('the rules of the architecture', () => {
     expect(check()).toEqual({ code: 0, problems: [] });
   });
 
-  it('exempt files of the list, as long as they need it', () => {
-    write({
-      'src/a.ts': '// anew',
-      'src/b.ts': '// anew',
-      'src/c.ts': '// again',
-      [WORDS]: 'src/a.ts\nsrc/c.ts\nsrc/gone.ts\n',
-    });
-    const deleteEntry = (file: string) =>
-      `${WORDS}: ${file} keeps the rule now: delete the entry (npm run rules -- --prune)`;
-    expect(check().problems).toEqual([
-      'src/b.ts:1: "anew": write: again',
-      deleteEntry('src/c.ts'),
-      deleteEntry('src/gone.ts'),
-    ]);
-    expect(check('--prune').problems).toEqual(['src/b.ts:1: "anew": write: again']);
-    expect(readFileSync(join(folder, WORDS), 'utf8')).toBe('src/a.ts\n');
-    write({ 'src/b.ts': '// again' });
-    expect(check()).toEqual({ code: 0, problems: [] });
-    expect(existsSync(join(folder, 'scripts/exempt/dialect.txt'))).toBe(false);
-  });
-
   it('keep the database behind its folder', () => {
-    const statement = 'if (tx.dialect.concurrent || this.database.isShared) return;';
+    const statement = 'if (tx.dialect.concurrent || this.database instanceof PostgresDatabase) return;';
     write({
-      'src/agents/a.ts': statement,
       'src/database/a.ts': statement,
       'src/leases/a.ts': `\n${statement} // dialect.concurrent`,
       'src/leases/b.ts': '// dialect.concurrent is false on SQLite',
-      'scripts/exempt/dialect.txt': 'src/agents/a.ts\n',
     });
     const { code, problems } = check();
     expect(code).toBe(1);
     expect(problems).toEqual([
       expect.stringMatching(/^src\/leases\/a\.ts:2: "dialect\.concurrent": only src\/database knows/),
-      expect.stringMatching(/^src\/leases\/a\.ts:2: "isShared": only src\/database knows/),
+      expect.stringMatching(/^src\/leases\/a\.ts:2: "instanceof PostgresDatabase": only src\/database knows/),
     ]);
   });
 });

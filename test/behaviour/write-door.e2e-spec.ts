@@ -361,10 +361,10 @@ describe('the write door', () => {
       expect(await stored()).toEqual(['waits']);
     });
 
-    it('shows in readiness after those who write have waited in vain, until it lets go', async () => {
+    it('shows in readiness once writes have timed out, until it lets go', async () => {
       await other.query('BEGIN IMMEDIATE');
       await expect(database.ready()).resolves.toBeUndefined();
-      await expect(database.write(note('in vain'))).rejects.toMatchObject(UNAVAILABLE);
+      await expect(database.write(note('refused'))).rejects.toMatchObject(UNAVAILABLE);
       await expect(database.ready()).rejects.toThrow();
       await other.query('ROLLBACK');
       await expect(database.ready()).resolves.toBeUndefined();
@@ -461,7 +461,7 @@ describe('the write door', () => {
       expect(await other.query('SELECT count(*) AS n FROM notes')).toEqual([{ n: 1_500 }]);
     });
 
-    it('is emptied before the database closes; who comes later is turned away', async () => {
+    it('is emptied before the database closes; a later unit is turned away', async () => {
       const written = Promise.all(['a', 'b'].map((text) => database.write(note(text))));
       await database.close();
       await written;
@@ -516,7 +516,7 @@ describe('the write door', () => {
       return { write, units };
     };
 
-    /** What each call was answered, by its request; a list, for it must be one answer. */
+    /** What each call was answered, by its request; a list, because it must be one answer. */
     let answers: Record<string, string[]>;
     beforeEach(() => {
       answers = {};

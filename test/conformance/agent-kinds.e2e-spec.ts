@@ -67,10 +67,10 @@ describe('the kinds that an agent takes', () => {
   it('are not written again by each claim', async () => {
     const from = clock.now();
     await claim({ dns: 5 });
-    await server.pass(clock, 9 * MINUTE_MS);
+    await server.pass(9 * MINUTE_MS, { reaps: false });
     await claim({ dns: 5 });
     expect(await stored()).toEqual([{ kind: 'dns', capacity: 5, asked_at: from }]);
-    await server.pass(clock, MINUTE_MS);
+    await server.pass(MINUTE_MS, { reaps: false });
     await claim({ dns: 5 });
     expect(await stored()).toEqual([{ kind: 'dns', capacity: 5, asked_at: from + 10 * MINUTE_MS }]);
   });
@@ -97,14 +97,14 @@ describe('the kinds that an agent takes', () => {
     await claim({ dns: 5 });
     await claim({ dns: 4 });
     expect((await stored())[0].capacity).toBe(5);
-    await server.pass(clock, MINUTE_MS);
+    await server.pass(MINUTE_MS, { reaps: false });
     await claim({ dns: Number.MAX_SAFE_INTEGER });
     expect((await stored())[0].capacity).toBe(1_000);
   });
 
   it('are forgotten when it has not asked for a day', async () => {
     await claim({ dns: 1, http: 1 });
-    await server.pass(clock, MINUTE_MS);
+    await server.pass(MINUTE_MS, { reaps: false });
     clock.advance(DAY_MS / 2);
     await claim({ http: 1 });
     clock.advance(DAY_MS / 2);
@@ -119,7 +119,7 @@ describe('the kinds that an agent takes', () => {
     await claim({ dns: 1 });
     clock.advance(-DAY_MS);
     await claim({ dns: 1 });
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     const [{ asked_at }] = await stored();
     expect(asked_at).toBeLessThanOrEqual(clock.now());
   });

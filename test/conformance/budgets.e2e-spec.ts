@@ -1,9 +1,10 @@
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
-import { ClaimWaiters } from '../../src/leases/claim-waiters';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { type Credentials, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
+import { emptyQueue } from '../helpers/queue-tables';
 
 const tcpTask = () => ({ kind: 'tcp', spec: { host: 'example.com', port: 443 } });
 const many = <T>(count: number, make: () => T): T[] => Array.from({ length: count }, make);
@@ -23,8 +24,7 @@ describe('what an agent holds', () => {
   afterEach(async () => {
     // Nothing is left for the next one.
     await server.operator('DELETE', `/v1/agents/${agent.agent_id}`);
-    await server.database.write((tx) => tx.run('DELETE FROM tasks'));
-    await server.database.write((tx) => tx.run('UPDATE concurrency_windows SET ready = 0, leased = 0'));
+    await server.database.write(emptyQueue);
   });
 
   const claim = async (capacities: object, more: object = {}): Promise<any[]> =>
@@ -50,8 +50,7 @@ describe('what an agent holds', () => {
     expect(await claim({ dns: 2, tcp: 3 })).toHaveLength(2);
     await report(first.slice(0, 3));
     const held = await server.rows(
-      `SELECT t.kind, count(*) AS count FROM leases l JOIN tasks t ON t.id = l.task_id
-       WHERE l.state = 'active' GROUP BY t.kind ORDER BY t.kind`,
+      `SELECT kind, count(*) AS count FROM leases WHERE state = 'active' GROUP BY kind ORDER BY kind`,
     );
     expect(held.reduce((sum: number, { count }: any) => sum + count, 0)).toBe(4);
     await claim({ dns: 4, tcp: 4 });
@@ -119,7 +118,7 @@ describe('what an agent holds', () => {
     const [{ lease_id }] = await claim({ dns: 1 });
     for (let second = 1; second <= 25; second++) {
       clock.advance(1_000);
-      await server.app.get(QueueUpkeep).reap();
+      await server.app.get(QueueMaintainer).reap();
       if (second % 2 > 0) continue;
       const answer = await server.agent(agent, '/extend', { lease_ids: [lease_id], extend_by_ms: 500 });
       expect(answer.body).toEqual({ outcomes: [{ lease_id, new_deadline_ms: 10_000 }], revoked: [] });

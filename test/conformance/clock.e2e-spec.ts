@@ -1,4 +1,4 @@
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { type Credentials, dnsTask, serviceRuns, TestClock, TestServer } from '../helpers/harness';
 
 const HOUR_MS = 3_600_000;
@@ -30,19 +30,19 @@ describe.each(['while the service runs', 'at a restart'])(
       clock.advance(-HOUR_MS);
       if (when === 'at a restart')
         server = await TestServer.start(SETTINGS, { clock, folder: server.folder });
-      await server.app.get(QueueUpkeep).reap();
+      await server.app.get(QueueMaintainer).reap();
     }
 
     const reap = async (ms: number): Promise<void> => {
-      await server.pass(clock, ms);
-      await server.app.get(QueueUpkeep).reap();
+      await server.pass(ms, { reaps: false });
+      await server.app.get(QueueMaintainer).reap();
     };
 
     it('holds a lease for one more duration, and no shorter than its holder was told', async () => {
       const [id] = await server.enqueue(dnsTask());
       const [lease] = await claim(agent);
       expect(lease?.task_id).toBe(id);
-      await server.pass(clock, 20_000);
+      await server.pass(20_000, { reaps: false });
       await setBack();
       await reap(LEASE_MS - 1_000);
       expect((await server.rows('SELECT state FROM leases'))[0]).toEqual({ state: 'active' });
@@ -76,7 +76,7 @@ describe.each(['while the service runs', 'at a restart'])(
     it('holds a hostname for its heartbeat deadline', async () => {
       await setBack();
       expect((await server.request('POST', '/register', { body: { hostname: 'probe' } })).status).toBe(409);
-      await server.pass(clock, 46_000);
+      await server.pass(46_000, { reaps: false });
       expect((await server.operator('GET', `/v1/agents/${agent.agent_id}`)).body.status).toBe('offline');
       expect((await server.request('POST', '/register', { body: { hostname: 'probe' } })).status).toBe(200);
     });
@@ -84,7 +84,7 @@ describe.each(['while the service runs', 'at a restart'])(
     it('does not make the token before a rotation work longer', async () => {
       await server.operator('POST', `/v1/agents/${agent.agent_id}/rotate`, {});
       await setBack();
-      await server.pass(clock, 601_000);
+      await server.pass(601_000, { reaps: false });
       const [row] = await server.rows('SELECT previous_token_expires_at AS at FROM agents');
       expect(row.at).toBeLessThanOrEqual(clock.now());
     });
@@ -99,8 +99,10 @@ it('expires nothing in a process that was suspended in the middle of its job', a
     await server.enqueue(dnsTask());
     await server.agent(agent, '/claim', { capacities: { dns: 1 } });
     await serviceRuns(server.app);
-    const upkeep = server.app.get(QueueUpkeep) as unknown as { continuity: { refresh(): Promise<void> } };
-    const { continuity } = upkeep;
+    const maintainer = server.app.get(QueueMaintainer) as unknown as {
+      continuity: { refresh(): Promise<void> };
+    };
+    const { continuity } = maintainer;
     const { refresh } = continuity;
     // After it has looked whether the service ran without a gap, and before it judges by that.
     continuity.refresh = async () => {
@@ -108,9 +110,9 @@ it('expires nothing in a process that was suspended in the middle of its job', a
       continuity.refresh = refresh;
       clock.advance(120_000);
     };
-    await server.app.get(QueueUpkeep).reap();
+    await server.app.get(QueueMaintainer).reap();
     expect((await server.rows('SELECT state FROM leases'))[0]).toEqual({ state: 'active' });
-    await server.app.get(QueueUpkeep).reap();
+    await server.app.get(QueueMaintainer).reap();
     expect((await server.rows('SELECT state, deadline_at FROM leases'))[0]).toEqual({
       state: 'active',
       deadline_at: clock.now() + 60_000,

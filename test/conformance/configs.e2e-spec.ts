@@ -155,7 +155,7 @@ describe('the audit log', () => {
   beforeEach(start);
   afterEach(stop);
 
-  test('tells what was published, by whom and from what, and nothing of what was refused', async () => {
+  test('tells what was published, its author and its address, and nothing of what was refused', async () => {
     const first = await publish({ secret: 'not for the log' }, 60);
     const key = { 'idempotency-key': 'back' };
     const { body: back } = await operator('POST', `/${first.revision}/rollback`, {}, key);
@@ -343,7 +343,7 @@ describe('a roll-out', () => {
       'applied',
     ]);
 
-    // Who changes its mind is counted once, who is out of service not at all.
+    // An agent that changes its mind is counted once, one that is out of service not at all.
     await beat(b, applied);
     expect(await configOf(b)).toMatchObject({ status: 'applied', message: null });
     await beat(c, applied);

@@ -37,7 +37,7 @@ async function issue(body: object = {}): Promise<Answer['body']> {
 
 const tokens = async (): Promise<Answer['body'][]> => (await server.operator('GET', TOKENS)).body.items;
 const usesOf = async (id: number): Promise<number> => (await tokens()).find((one) => one.id === id).uses;
-const withdraw = (id: number): Promise<Answer> => server.operator('DELETE', `${TOKENS}/${id}`);
+const revoke = (id: number): Promise<Answer> => server.operator('DELETE', `${TOKENS}/${id}`);
 const register = (hostname?: string, token?: string, headers: Record<string, string> = {}): Promise<Answer> =>
   server.request('POST', '/register', {
     headers: token === undefined ? headers : { 'x-enrollment-token': token, ...headers },
@@ -111,14 +111,14 @@ describe('an enrollment token', () => {
     expect([inBody.status, inBody.body.agent_id]).toEqual([200, body.agent_id]);
   });
 
-  it('is refused in the same words when it is unknown, mistyped, expired, withdrawn or used up', async () => {
+  it('is refused in the same words when it is unknown, mistyped, expired, revoked or used up', async () => {
     await start();
     const live = await server.register('live');
     const expired = await issue({ expires_in: 60 });
-    const withdrawn = await issue();
+    const revoked = await issue();
     const usedUp = await issue({ max_uses: 1 });
     expect((await register('one', usedUp.token)).status).toBe(200);
-    expect((await withdraw(withdrawn.id)).status).toBe(204);
+    expect((await revoke(revoked.id)).status).toBe(204);
     clock.advance(59_999);
     expect((await register('two', expired.token)).status).toBe(200);
     clock.advance(1);
@@ -126,7 +126,7 @@ describe('an enrollment token', () => {
     const good = await issue();
     const shown = [
       expired.token,
-      withdrawn.token,
+      revoked.token,
       usedUp.token,
       mintToken('dcpe_'),
       mintToken('dcpa_'),
@@ -143,16 +143,16 @@ describe('an enrollment token', () => {
         expect([token, hostname, answer.status, answer.body]).toEqual([token, hostname, 401, REFUSED]);
       }
     }
-    // Expired and withdrawn ones are of no use to those either that came with them before.
+    // Expired and revoked ones are of no use to those either that came with them before.
     expect((await register('two', expired.token)).status).toBe(401);
     expect(await server.rows('SELECT * FROM agents')).toEqual(before);
   });
 
-  it('that is withdrawn or expired leaves its agents in service', async () => {
+  it('that is revoked or expired leaves its agents in service', async () => {
     await start();
     const { id, token } = await issue({ expires_in: 60 });
     const { body } = await register('a', token);
-    await withdraw(id);
+    await revoke(id);
     clock.advance(60_000);
     expect(await heartbeat(body)).toBe(200);
     expect((await tokens())[0]).toMatchObject({ id, uses: 1, revoked_at: '2026-01-01T00:00:00.000Z' });
@@ -186,14 +186,14 @@ describe('an enrollment token', () => {
     expect((await register('a', elsewhere)).status).toBe(200);
   });
 
-  it('is withdrawn once, however often it is sent, and only where there is one', async () => {
+  it('is revoked once, however often it is sent, and only if there is one', async () => {
     await start();
     const { id } = await issue({ labels: { a: 'b' }, max_uses: 3 });
-    expect((await withdraw(id)).status).toBe(204);
+    expect((await revoke(id)).status).toBe(204);
     clock.advance(1_000);
-    expect((await withdraw(id)).status).toBe(204);
+    expect((await revoke(id)).status).toBe(204);
     expect((await tokens())[0].revoked_at).toBe('2026-01-01T00:00:00.000Z');
-    const missing = await withdraw(4711);
+    const missing = await revoke(4711);
     expect([missing.status, missing.body.details]).toEqual([404, { enrollment_token_id: 4711 }]);
     expect(await audit('enrollment-token.create')).toMatchObject([
       {
@@ -232,7 +232,7 @@ describe('an enrollment token', () => {
 });
 
 describe('the uses of an enrollment token', () => {
-  it('let exactly so many agents in, however many ask at once', async () => {
+  it('let in exactly as many agents as they are for, however many ask at once', async () => {
     await start();
     const { id, token } = await issue({ max_uses: 5 });
     const answers = await Promise.all(
@@ -270,7 +270,7 @@ describe('the uses of an enrollment token', () => {
       expect(await agent(agent_id)).toMatchObject({ labels: {}, enrollment_token_id: null });
   });
 
-  it("that are none left are no proof for another agent's hostname", async () => {
+  it("that are used up are no proof for another agent's hostname", async () => {
     await start();
     const { token } = await issue({ max_uses: 1 });
     await register('a', token);

@@ -157,12 +157,12 @@ describe('the server', () => {
     const [first] = await claim(agent, { dns: 1 });
     expect(await waited()).toEqual([1, 2]);
     await report(agent, [], [{ lease_id: first?.lease_id }]);
-    await server.passKept(clock, 600_000);
+    await server.pass(600_000);
     await server.operator('POST', `/v1/tasks/${id}/retry`);
     clock.advance(1_000);
     await claim(agent, { dns: 1 });
     expect(await waited()).toEqual([2, 3]);
-    await server.passKept(clock, 30_000);
+    await server.pass(30_000);
     await server.operator('POST', `/v1/agents/${agent.agent_id}/disable`);
     clock.advance(500);
     await claim(other, { dns: 1 });
@@ -206,7 +206,7 @@ describe('the server', () => {
     expect(of('/extend', '2xx')[0]).toBe(1);
   });
 
-  test('counts leases by what became of them, once each', async () => {
+  test('counts leases by how they ended, once each', async () => {
     const agent = await server.register('probe');
     await server.enqueue(...Array.from({ length: 6 }, () => dnsTask({ max_attempts: 1 })));
     clock.advance(2_000);
@@ -224,7 +224,7 @@ describe('the server', () => {
     await report(agent, [...outcomes, { lease_id: 12_345 }, { lease_id: fourth }], [{ lease_id: fourth }]);
     await server.operator('POST', `/v1/tasks/${leases[4]?.task_id}/cancel`);
     await report(agent, [{ lease_id: fifth }]);
-    await server.passKept(clock, 70_000);
+    await server.pass(70_000);
     const found = await scrape();
     const kind = 'dns';
     expect({
@@ -266,7 +266,7 @@ describe('the server', () => {
   });
 
   test('counts nothing of a unit of work that is undone', async () => {
-    await server.forbid('INSERT', 'task_counts');
+    await server.forbid('INSERT', 'task_count_deltas');
     try {
       const { status } = await server.operator('POST', '/v1/tasks', { tasks: [dnsTask()] });
       expect(status).toBe(500);
@@ -305,6 +305,19 @@ describe('the server', () => {
     expect(Object.fromEntries(states)).toEqual({ open: 1, full: 1, lowest: 1 });
   });
 
+  test('shows what is queued for targets that were stopped', async () => {
+    const stop = (target: string, limit: number | null) =>
+      server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', target, limit }] });
+    const at = (target: string) => dnsTask({}, { server: target });
+    await stop('stopped', 0);
+    await stop('limited', 1);
+    await server.enqueue(at('stopped'), at('stopped'), at('limited'), at('limited'), at('free'));
+    const stopped = async () => (await scrape()).value('tasks_stopped', { kind: 'dns' });
+    expect(await stopped()).toBe(2);
+    await stop('stopped', null);
+    expect(await stopped()).toBeUndefined();
+  });
+
   test('shows the fleet, how old its heartbeats are, and how far the configuration is', async () => {
     const [first, , third, fourth] = [
       await server.register('one'),
@@ -315,10 +328,10 @@ describe('the server', () => {
     const { body: bundle } = await server.operator('POST', '/v1/configs', { config: { a: 1 } });
     await server.operator('POST', `/v1/agents/${third.agent_id}/drain`);
     await server.operator('POST', `/v1/agents/${fourth.agent_id}/disable`);
-    await server.pass(clock, 2 * TIMEOUT_MS + 1_000);
+    await server.pass(2 * TIMEOUT_MS + 1_000, { reaps: false });
     const applied = { config_revision: bundle.revision, config_status: 'applied' };
     await server.agent(first, '/heartbeat', applied);
-    await server.pass(clock, 7_000);
+    await server.pass(7_000, { reaps: false });
     const found = await scrape();
     const byLabel = (name: string, label: string) =>
       Object.fromEntries(found.find(name).map(({ labels, value }) => [labels[label], value]));
@@ -363,7 +376,7 @@ describe('the server', () => {
     expect(found.lines.some(({ name }) => name === 'nodejs_eventloop_lag_p99_seconds')).toBe(true);
   });
 
-  test('shows runs of jobs by what became of them, how long they took and how late they were', async () => {
+  test('shows runs of jobs by how they ended, how long they took and how late they were', async () => {
     const jobs = server.app.get(JobRunner);
     const run = (job: () => Promise<void>) => jobs.run('some-job', 60_000, job);
     await run(async () => undefined);
@@ -455,7 +468,7 @@ describe("agents' own metrics", () => {
       mean: 2.5,
       max: 4,
     });
-    await server.pass(clock, 2 * TIMEOUT_MS + 1_000);
+    await server.pass(2 * TIMEOUT_MS + 1_000, { reaps: false });
     await server.agent(two, '/heartbeat');
     await refresh();
     const later = await scrape();

@@ -9,6 +9,7 @@ import {
   TestClock,
   TestServer,
 } from '../helpers/harness';
+import { brokenPromises } from '../helpers/queue-tables';
 
 const TIMEOUT_MS = 45_000;
 const VERBS = ['disable', 'enable', 'drain', 'revoke'] as const;
@@ -34,8 +35,6 @@ describe('the fleet', () => {
   const listed = async (query = ''): Promise<number[]> =>
     (await list(query)).body.items.map((item: { id: number }) => item.id);
 
-  const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
-
   async function restart(afterMs: number): Promise<void> {
     await server.stop({ keep: true });
     clock.advance(afterMs);
@@ -53,7 +52,7 @@ describe('the fleet', () => {
     it('is shown as it registered', async () => {
       const named = await server.register('probe-1');
       const nameless = await server.register();
-      await pass(1_500);
+      await server.pass(1_500);
       await server.agent(named, '/heartbeat');
       await server.enqueue(dnsTask(), dnsTask(), dnsTask());
       await server.agent(named, '/claim', { capacities: { dns: 2 } });
@@ -106,7 +105,7 @@ describe('the fleet', () => {
         cancelled: [{ lease_id: given.lease_id }],
       });
       expect((await view(agent)).body.live_leases).toBe(1);
-      await pass(60_000);
+      await server.pass(60_000);
       expect((await view(agent)).body.live_leases).toBe(0);
     });
   });
@@ -175,13 +174,13 @@ describe('the fleet', () => {
 
     it('is offline from the missed heartbeat on, and online again with the next', async () => {
       const agent = await server.register('probe-1');
-      await pass(TIMEOUT_MS - 1);
+      await server.pass(TIMEOUT_MS - 1);
       expect(await statusOf(agent)).toBe('online');
-      await pass(1);
+      await server.pass(1);
       expect(await statusOf(agent)).toBe('offline');
       expect((await server.agent(agent, '/heartbeat')).status).toBe(200);
       expect(await statusOf(agent)).toBe('online');
-      await pass(TIMEOUT_MS);
+      await server.pass(TIMEOUT_MS);
       expect(await statusOf(agent)).toBe('offline');
     });
 
@@ -189,9 +188,9 @@ describe('the fleet', () => {
       await server.stop();
       server = await TestServer.start({ HEARTBEAT_TIMEOUT_MS: '2000' }, { clock });
       const agent = await server.register('probe-1');
-      await pass(1_999);
+      await server.pass(1_999);
       expect(await statusOf(agent)).toBe('online');
-      await pass(1);
+      await server.pass(1);
       expect(await statusOf(agent)).toBe('offline');
     });
 
@@ -201,9 +200,9 @@ describe('the fleet', () => {
       expect(await statusOf(agent)).toBe('online');
       expect(await listed('?status=online')).toEqual([agent.agent_id]);
       expect(await listed('?status=offline')).toEqual([]);
-      await pass(TIMEOUT_MS - 1);
+      await server.pass(TIMEOUT_MS - 1);
       expect(await statusOf(agent)).toBe('online');
-      await pass(1);
+      await server.pass(1);
       expect(await statusOf(agent)).toBe('offline');
       expect(await listed('?status=online')).toEqual([]);
       expect(await listed('?status=offline')).toEqual([agent.agent_id]);
@@ -214,25 +213,25 @@ describe('the fleet', () => {
       'takes an agent that was offline for online after a restart, until it misses the next',
       async () => {
         const agent = await server.register('probe-1');
-        await pass(TIMEOUT_MS);
+        await server.pass(TIMEOUT_MS);
         expect(await statusOf(agent)).toBe('offline');
         await restart(0);
         expect(await statusOf(agent)).toBe('online');
-        await pass(TIMEOUT_MS);
+        await server.pass(TIMEOUT_MS);
         expect(await statusOf(agent)).toBe('offline');
       },
     );
 
     it('counts a clock that jumps as time in which no server ran', async () => {
       const agent = await server.register('probe-1');
-      await pass(1_000);
+      await server.pass(1_000);
       clock.advance(3_600_000);
       expect(await statusOf(agent)).toBe('online');
     });
 
     it('is what an operator decided, whatever the heartbeat', async () => {
       const agent = await server.register('probe-1');
-      await pass(TIMEOUT_MS);
+      await server.pass(TIMEOUT_MS);
       for (const [verb, status] of [
         ['drain', 'draining'],
         ['disable', 'disabled'],
@@ -252,7 +251,7 @@ describe('the fleet', () => {
     /** One agent of each status, by its status. */
     async function oneOfEach(): Promise<Record<string, Credentials>> {
       const agents: Record<string, Credentials> = { offline: await server.register('offline-1') };
-      await pass(TIMEOUT_MS);
+      await server.pass(TIMEOUT_MS);
       for (const status of ['online', 'draining', 'disabled', 'revoked', 'deleted'])
         agents[status] = await server.register(`${status}-1`);
       await change(agents.draining as Credentials, 'drain');
@@ -385,14 +384,15 @@ describe('the fleet', () => {
 
     it('of the same kind at once are all answered, and one that came late finds nothing', async () => {
       const agent = await server.register('probe-1');
-      await server.enqueue(dnsTask());
+      const [id] = await server.enqueue(dnsTask());
       await claim(agent);
       const disabled = await Promise.all(Array.from({ length: 5 }, () => change(agent, 'disable')));
       expect(disabled.map(({ status }) => status)).toEqual([200, 200, 200, 200, 200]);
       // Their leases were revoked once.
-      expect(await server.rows('SELECT state, attempts FROM tasks')).toEqual([
-        { state: 'queued', attempts: 0 },
-      ]);
+      expect((await server.operator('GET', `/v1/tasks/${id}`)).body).toMatchObject({
+        ...{ state: 'queued', attempts: 0, leases: [{ state: 'revoked' }] },
+      });
+      expect(await server.database.read(brokenPromises)).toEqual([]);
       const removed = await Promise.all(Array.from({ length: 5 }, () => remove(agent)));
       expect(removed.map(({ status }) => status).sort()).toEqual([204, 404, 404, 404, 404]);
     });
@@ -437,7 +437,7 @@ describe('the fleet', () => {
     it.each(['disable', 'revoke'])('stays taken after %s', async (verb) => {
       const agent = await server.register('probe-1');
       await change(agent, verb);
-      await pass(TIMEOUT_MS);
+      await server.pass(TIMEOUT_MS);
       expect((await register('probe-1')).status).toBe(403);
       expect((await register('probe-1', credentialsOf(agent))).status).toBe(403);
     });
@@ -524,7 +524,7 @@ describe('the fleet', () => {
         const other = await server.register('probe-1');
         if (verb) await change(other, verb);
         // Neither is it free because that one is silent.
-        await pass(TIMEOUT_MS);
+        await server.pass(TIMEOUT_MS);
         const before = await server.rows('SELECT * FROM agents');
         const refused = await create({ hostname: 'probe-1' });
         expect(refused).toMatchObject({ status: 409, body: { error: 'ERR_CONFLICT', retryable: false } });
@@ -555,7 +555,7 @@ describe('the fleet', () => {
       await server.enqueue(dnsTask());
       const [{ lease_id }] = await claim(old);
       const before = (await view(old)).body;
-      await pass(1_000);
+      await server.pass(1_000);
       const answer = await rotate(old);
       expect([answer.status, answer.headers.get('cache-control'), answer.body]).toEqual([
         200,

@@ -91,7 +91,7 @@ describe('free values', () => {
       'observations',
     ],
     ['observations that are no list', '"observations":{}', 'observations'],
-    ['an observation that is none', '"observations":[7]', 'observations.0'],
+    ['an invalid observation', '"observations":[7]', 'observations.0'],
     [
       'an observation without a name',
       '"observations":[{"name":"a","value":1},{"value":1}]',
@@ -115,23 +115,23 @@ describe('free values', () => {
     ],
   ])('of one report do not spoil the others: %s', async (_what, wrong, field) => {
     const before = await lease();
-    const spoilt = await lease();
+    const invalid = await lease();
     const after = await lease();
     const good = (id: number) =>
       `{"lease_id":${id},"outcome":"success","observations":[{"name":"a","value":-0.0}]}`;
     const answer = await report(
-      `[${good(before.lease)},{"lease_id":${spoilt.lease},${wrong}},${good(after.lease)}]`,
+      `[${good(before.lease)},{"lease_id":${invalid.lease},${wrong}},${good(after.lease)}]`,
     );
     expect(answer).toMatchObject({
       status: 200,
-      body: { acknowledged: 2, rejected: [{ lease_id: spoilt.lease, reason: 'invalid' }] },
+      body: { acknowledged: 2, rejected: [{ lease_id: invalid.lease, reason: 'invalid' }] },
     });
     expect(Object.keys(answer.body.rejected[0].details)).toEqual([`completed.1${field && '.'}${field}`]);
     expect(await textOf(after.task)).toContain('-0.0');
     // Its lease is live still, and can be reported rightly.
-    const live = await server.operator('GET', `/v1/tasks/${spoilt.task}`);
+    const live = await server.operator('GET', `/v1/tasks/${invalid.task}`);
     expect(live.body).toMatchObject({ state: 'leased', leases: [{ state: 'active', result: null }] });
-    expect((await report(`[${good(spoilt.lease)}]`)).body).toEqual({ acknowledged: 1 });
+    expect((await report(`[${good(invalid.lease)}]`)).body).toEqual({ acknowledged: 1 });
   });
 
   it('of a report that names no lease are rejected under the lease 0, alone', async () => {

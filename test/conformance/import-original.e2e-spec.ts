@@ -15,6 +15,7 @@ import {
   TestServer,
 } from '../helpers/harness';
 import { writeOriginal } from '../helpers/original-database';
+import { brokenPromises } from '../helpers/queue-tables';
 
 const TOKENS = Array.from({ length: 6 }, () => randomUUID());
 
@@ -87,6 +88,7 @@ describe('a take-over from the original control plane', () => {
       ],
     });
     const on = await serve();
+    expect(await on.database.read(brokenPromises)).toEqual([]);
     expect(await heartbeat(on, 1, TOKENS[1])).toMatchObject({ status: 200, body: { agent_id: 1 } });
     expect((await heartbeat(on, 2, TOKENS[2])).status).toBe(403);
     expect((await heartbeat(on, 3, TOKENS[3])).status).toBe(403);
@@ -137,7 +139,7 @@ describe('a take-over from the original control plane', () => {
     const on = server;
     const one = { agent_id: 1, auth_token: String(TOKENS[1]) };
     // It stays silent, so who comes by its hostname gets it back: the original's agents keep no token when they restart.
-    await on.pass(clock, 50_000);
+    await on.pass(50_000, { reaps: false });
     const again = await on.request('POST', '/register', { body: { hostname: 'Probe-1.example' } });
     expect(again).toMatchObject({ status: 200, body: { agent_id: 1 } });
     expect((await heartbeat(on, 1, again.body.auth_token)).status).toBe(200);

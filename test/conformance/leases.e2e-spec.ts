@@ -1,6 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { ClaimWaiters } from '../../src/leases/claim-waiters';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 const LEASE_MS = 60_000;
@@ -16,8 +16,6 @@ describe('tasks and leases', () => {
     agent = await server.register('probe-1');
   });
   afterEach(() => server.stop());
-
-  const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
   const claim = (who: Credentials, capacity = 10, more: object = {}, headers = {}) =>
     server.agent(who, '/claim', { capacities: { dns: capacity }, ...more }, headers);
@@ -43,6 +41,28 @@ describe('tasks and leases', () => {
         lease_until_ms: LEASE_MS,
         spec: { kind: 'dns', query: 'example.com' },
       });
+    });
+
+    it('gives the best first to a claim that comes together with the enqueue, too', async () => {
+      await server.enqueue(dnsTask());
+      expect((await claim(agent, 1)).body.leases).toHaveLength(1);
+      for (let capacity = 2; capacity < 20; capacity++) {
+        const [[best], { body }] = await Promise.all([
+          server.enqueue(dnsTask({ priority: 5 }), dnsTask()),
+          claim(agent, capacity),
+        ]);
+        const leases = body.leases.length > 0 ? body.leases : (await claim(agent, capacity)).body.leases;
+        expect(leases[0].task_id).toBe(best);
+        await report(
+          agent,
+          leases.map(({ lease_id }: any) => ({ lease_id })),
+        );
+        const rest = (await claim(agent, 100)).body.leases;
+        await report(
+          agent,
+          rest.map(({ lease_id }: any) => ({ lease_id })),
+        );
+      }
     });
 
     it('respects the capacity of each kind and 256 in all', async () => {
@@ -76,7 +96,7 @@ describe('tasks and leases', () => {
       await server.enqueue(dnsTask({ run_at: new Date(clock.now() + 5_000).toISOString() }));
       expect((await claim(agent)).body.leases).toEqual([]);
       const waiting = claim(agent, 1, { wait_ms: 30_000 });
-      await pass(5_000);
+      await server.pass(5_000);
       expect((await waiting).body.leases).toHaveLength(1);
     });
 
@@ -157,10 +177,10 @@ describe('tasks and leases', () => {
       expect(await extend(0)).toBe(LEASE_MS - 1_000);
       expect(await extend(1e9)).toBe(LEASE_MS);
       for (let minute = 0; minute < 59; minute++) {
-        await pass(59_000);
+        await server.pass(59_000);
         await extend(LEASE_MS);
       }
-      await pass(58_000);
+      await server.pass(58_000);
       expect(await extend(LEASE_MS)).toBe(60_000 * 60 - 1_000 - 59 * 59_000 - 58_000);
     });
 
@@ -179,6 +199,17 @@ describe('tasks and leases', () => {
       });
       const foreign = await server.agent(other, '/extend', { lease_ids: [mine], extend_by_ms: 5_000 });
       expect(foreign.body).toEqual({ outcomes: [], revoked: [mine] });
+    });
+
+    it('answers each of several callers for itself, if they name the same lease at once', async () => {
+      await server.enqueue(dnsTask());
+      const others = await Promise.all(Array.from({ length: 6 }, (_, i) => server.register(`other-${i}`)));
+      const [{ lease_id: mine }] = (await claim(agent)).body.leases;
+      const extend = (who: Credentials) =>
+        server.agent(who, '/extend', { lease_ids: [mine], extend_by_ms: 5_000 });
+      const [own, ...foreign] = await Promise.all([agent, ...others].map(extend));
+      expect(own?.body).toEqual({ outcomes: [{ lease_id: mine, new_deadline_ms: LEASE_MS }], revoked: [] });
+      for (const { body } of foreign) expect(body).toEqual({ outcomes: [], revoked: [mine] });
     });
   });
 
@@ -212,7 +243,9 @@ describe('tasks and leases', () => {
           },
         ],
       });
-      expect(await server.rows('SELECT count(*) AS n FROM results')).toEqual([{ n: 1 }]);
+      expect(await server.rows(`SELECT id, outcome FROM leases WHERE report IS NOT NULL`)).toEqual([
+        { id: lease_id, outcome: 'success' },
+      ]);
     });
 
     it('gives a cancelled task back with backoff, and ends it after its last attempt', async () => {
@@ -226,7 +259,7 @@ describe('tasks and leases', () => {
       expect(backoff).toBeGreaterThanOrEqual(500);
       expect(backoff).toBeLessThanOrEqual(1_000);
       expect((await claim(agent)).body.leases).toEqual([]);
-      await pass(1_000);
+      await server.pass(1_000);
       const [second] = (await claim(agent)).body.leases;
       expect(second.lease_id).toBeGreaterThan(first.lease_id);
       await report(agent, [], [{ lease_id: second.lease_id }]);
@@ -263,7 +296,7 @@ describe('tasks and leases', () => {
     it('keeps what came too late as evidence, once, without effect on the task', async () => {
       const [id] = await server.enqueue(dnsTask());
       const [late] = (await claim(agent)).body.leases;
-      await pass(LEASE_MS + 2_000);
+      await server.pass(LEASE_MS + 2_000);
       const other = await server.register('probe-2');
       const [now] = (await claim(other)).body.leases;
       const evidence = { lease_id: late.lease_id, observations: [{ name: 'late', value: true }] };
@@ -293,9 +326,9 @@ describe('tasks and leases', () => {
     it('expires a lease at its deadline and not before', async () => {
       const [id] = await server.enqueue(dnsTask());
       await claim(agent);
-      await pass(LEASE_MS - 1_000);
+      await server.pass(LEASE_MS - 1_000);
       expect((await task(id as number)).state).toBe('leased');
-      await pass(1_000);
+      await server.pass(1_000);
       expect(await task(id as number)).toMatchObject({
         state: 'scheduled',
         attempts: 1,
@@ -309,20 +342,20 @@ describe('tasks and leases', () => {
       await server.stop({ keep: true });
       clock.advance(LEASE_MS * 10);
       server = await TestServer.start({}, { clock, folder: server.folder });
-      await pass(LEASE_MS - 1_000);
+      await server.pass(LEASE_MS - 1_000);
       expect((await task(id as number)).state).toBe('leased');
       const extended = await server.agent(agent, '/extend', { lease_ids: [lease_id], extend_by_ms: 10_000 });
       expect(extended.body.outcomes).toEqual([{ lease_id, new_deadline_ms: 10_000 }]);
-      await pass(10_000);
+      await server.pass(10_000);
       expect((await task(id as number)).state).toBe('scheduled');
     });
 
     it('counts a clock that jumps as an outage', async () => {
       const [id] = await server.enqueue(dnsTask());
       await claim(agent);
-      await pass(1_000);
+      await server.pass(1_000);
       clock.advance(3_600_000);
-      await pass(LEASE_MS - 1_000);
+      await server.pass(LEASE_MS - 1_000);
       expect((await task(id as number)).state).toBe('leased');
     });
 
@@ -330,28 +363,28 @@ describe('tasks and leases', () => {
       const not_after = new Date(clock.now() + 5_000).toISOString();
       const [held, idle] = await server.enqueue(dnsTask({ not_after, priority: 1 }), dnsTask({ not_after }));
       const [{ lease_id }] = (await claim(agent, 1)).body.leases;
-      await pass(6_000);
+      await server.pass(6_000);
       expect(await task(idle as number)).toMatchObject({ state: 'dead', reason: 'not_after' });
       expect((await task(held as number)).state).toBe('leased');
       await report(agent, [], [{ lease_id }]);
       expect(await task(held as number)).toMatchObject({ state: 'dead', reason: 'not_after' });
     });
 
-    it('forgets finished tasks, their results and old keys after their time', async () => {
+    it('forgets finished tasks, what was reported of them and old keys after their time', async () => {
       const [id] = await server.enqueue(dnsTask(), dnsTask({ run_at: '2030-01-01T00:00:00Z' }));
       const [{ lease_id }] = (await claim(agent, 1, {}, { 'idempotency-key': 'old' })).body.leases;
       await report(agent, [{ lease_id }]);
       clock.advance(30 * 86_400_000 - 1);
-      await server.app.get(QueueUpkeep).purge();
+      await server.app.get(QueueMaintainer).purge();
       expect((await task(id as number)).state).toBe('completed');
       clock.advance(2);
-      await server.app.get(QueueUpkeep).purge();
+      await server.app.get(QueueMaintainer).purge();
       expect(await server.operator('GET', `/v1/tasks/${id}`)).toMatchObject({ status: 404 });
       expect(
         await server.rows(
-          'SELECT (SELECT count(*) FROM results) AS r, (SELECT count(*) FROM leases) AS l, (SELECT count(*) FROM idempotency_keys) AS k',
+          'SELECT (SELECT count(*) FROM finished_tasks) AS f, (SELECT count(*) FROM leases) AS l, (SELECT count(*) FROM idempotency_keys) AS k',
         ),
-      ).toEqual([{ r: 0, l: 0, k: 0 }]);
+      ).toEqual([{ f: 0, l: 0, k: 0 }]);
       const { depths } = (await server.operator('GET', '/v1/tasks/stats')).body;
       expect(depths).toMatchObject([{ kind: 'dns', state: 'scheduled', count: 1 }]);
       expect((await report(agent, [{ lease_id }])).body.rejected).toEqual([{ lease_id, reason: 'unknown' }]);
@@ -404,7 +437,7 @@ describe('tasks and leases', () => {
         (await server.agent(proven.body, '/extend', { lease_ids: [lease_id], extend_by_ms: 1 })).body
           .outcomes,
       ).toHaveLength(1);
-      await pass(45_000);
+      await server.pass(45_000);
       const taken = await server.register('probe-1');
       expect(taken.agent_id).toBe(agent.agent_id);
       expect(

@@ -72,18 +72,18 @@ describe("operators' tokens", () => {
     expect((await as(token, 'GET', '/v1/tasks')).body.error).toBe('ERR_TOKEN_EXPIRED');
   });
 
-  it('are out once they are withdrawn, also when they were in use', async () => {
+  it('are out once they are revoked, also when they were in use', async () => {
     const { id, token } = await issue({ name: 'a', role: 'admin' });
     expect((await as(token, 'GET', TOKENS)).status).toBe(200);
     expect((await server.operator('DELETE', `${TOKENS}/${id}`)).status).toBe(204);
     expect((await as(token, 'GET', TOKENS)).body.error).toBe('ERR_UNAUTHORIZED');
     expect((await server.operator('DELETE', `${TOKENS}/${id}`)).status).toBe(204);
     expect((await tokens())[0]).toMatchObject({ id, revoked_at: '2026-01-01T00:00:00.000Z' });
-    // The second withdrawal changed nothing.
+    // The second revocation changed nothing.
     expect(await audit('?action=operator-token.withdraw')).toHaveLength(1);
   });
 
-  it('of the setting can not be withdrawn while the server has it', async () => {
+  it('of the setting can not be revoked while the server has it', async () => {
     const [setting] = await tokens();
     const refused = await server.operator('DELETE', `${TOKENS}/${setting.id}`);
     expect([refused.status, refused.body.error]).toEqual([409, 'ERR_CONFLICT']);
@@ -91,7 +91,7 @@ describe("operators' tokens", () => {
     expect((await server.operator('DELETE', `${TOKENS}/4711`)).status).toBe(404);
   });
 
-  it('leave one admin who works: of two withdrawals at once one is refused', async () => {
+  it('leave one admin who works: of two revocations at once one is refused', async () => {
     const [first, second] = [
       await issue({ name: 'a', role: 'admin' }),
       await issue({ name: 'b', role: 'admin' }),
@@ -166,7 +166,7 @@ describe('roles', () => {
     for (const role of ROLES) {
       const { token } = await issue({ name: role, role });
       for (const route of routes) {
-        // A body that no route takes and ids that nobody has: whoever is let in gets no further than that.
+        // A body that no route takes and ids that nobody has: a caller that is let in gets no further than that.
         const path = route.path.replace(/\{\w+\}/g, '4711');
         const body = route.method === 'GET' || route.method === 'DELETE' ? undefined : { nonsense: true };
         const { status } = await as(token, route.method, path, body);
@@ -206,14 +206,14 @@ describe('the audit log', () => {
       [
         'concurrency-limits.set',
         'concurrency-limits',
-        { ceilings: [] },
-        { ceilings: [{ kind: 'dns', ceiling: 5 }] },
+        { limits: [] },
+        { limits: [{ kind: 'dns', limit: 5 }] },
       ],
       [
         'concurrency-limits.set',
         'concurrency-limits',
-        { ceilings: [{ kind: 'dns', ceiling: 5 }] },
-        { ceilings: [{ kind: 'dns', ceiling: null }] },
+        { limits: [{ kind: 'dns', limit: 5 }] },
+        { limits: [{ kind: 'dns', limit: null }] },
       ],
       ['agent.delete', `agent/${agent.agent_id}`, { state: 'disabled', hostname: 'probe' }, null],
     ]);

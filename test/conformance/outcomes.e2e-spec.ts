@@ -95,7 +95,7 @@ describe("an agent's outcomes", () => {
     await server.operator('POST', '/v1/tasks/cancel', { all: true });
     await server.enqueue(dnsTask());
     await claim(agent);
-    await server.passKept(clock, 61_000);
+    await server.pass(61_000);
     const counts = { success: 2, timeout: 1, error: 1, unsaid: 1, cancelled: 1, expired: 1 };
     expect((await agentView()).outcomes).toEqual({ hour: counts, day: counts });
     const { body } = await server.operator('GET', '/v1/agents');
@@ -116,7 +116,7 @@ describe("an agent's outcomes", () => {
   it('do not count what came too late, nor what an operator cut off', async () => {
     const [late, cut] = await server.enqueue(dnsTask({ max_attempts: 1 }), dnsTask({ priority: -1 }));
     const [first] = await claim(agent);
-    await server.passKept(clock, 61_000);
+    await server.pass(61_000);
     await server.agent(agent, '/report', reportOf(first?.lease_id as number, 'error'));
     const [second] = await claim(agent);
     expect(second?.task_id).toBe(cut);
@@ -149,11 +149,11 @@ describe("an agent's outcomes", () => {
       return [hour.success, day.success];
     };
     expect(await counts()).toEqual([1, 1]);
-    await server.pass(clock, 59 * MINUTE_MS);
+    await server.pass(59 * MINUTE_MS, { reaps: false });
     expect(await counts()).toEqual([1, 1]);
-    await server.pass(clock, 11 * MINUTE_MS);
+    await server.pass(11 * MINUTE_MS, { reaps: false });
     expect(await counts()).toEqual([0, 1]);
-    await server.app.get(AgentOutcomes).upkeep();
+    await server.app.get(AgentOutcomes).maintain();
     expect(await server.rows('SELECT span_ms, success FROM agent_outcomes')).toEqual([
       { span_ms: HOUR_MS, success: 1 },
     ]);
@@ -162,7 +162,7 @@ describe("an agent's outcomes", () => {
     expect(await counts()).toEqual([0, 1]);
     clock.advance(61 * MINUTE_MS);
     expect(await counts()).toEqual([0, 0]);
-    await server.app.get(AgentOutcomes).upkeep();
+    await server.app.get(AgentOutcomes).maintain();
     expect(await server.rows('SELECT * FROM agent_outcomes')).toEqual([]);
   });
 
@@ -171,10 +171,10 @@ describe("an agent's outcomes", () => {
       await attempt(agent, 'success');
       await attempt(agent, 'error');
       await flush();
-      await server.pass(clock, 30 * MINUTE_MS);
+      await server.pass(30 * MINUTE_MS, { reaps: false });
     }
-    await server.app.get(AgentOutcomes).upkeep();
-    await server.app.get(AgentOutcomes).upkeep();
+    await server.app.get(AgentOutcomes).maintain();
+    await server.app.get(AgentOutcomes).maintain();
     expect(
       await server.rows('SELECT span_ms, success, error FROM agent_outcomes ORDER BY starts_at'),
     ).toEqual([
@@ -208,11 +208,11 @@ describe("an agent's outcomes", () => {
 
   it('are forgotten where the clock was set back behind them', async () => {
     clock.advance(2 * HOUR_MS);
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     await attempt(agent, 'error');
     await flush();
     clock.advance(-HOUR_MS);
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     expect((await agentView()).outcomes.day).toEqual(NONE);
     await attempt(agent, 'timeout');
     expect((await agentView()).last_error.outcome).toBe('timeout');
@@ -243,12 +243,12 @@ describe("an agent's last error", () => {
       { name: 'error', value: 'ECONNREFUSED' },
     ]);
     const at = iso(clock.now());
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     await attempt(agent, 'success', [{ name: 'error', value: 'none' }]);
     await attempt(agent, 'unsaid');
     const error = { at, task_id: id, outcome: 'error', message: 'ECONNREFUSED' };
     expect((await agentView()).last_error).toEqual(error);
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     const next = await attempt(agent, 'timeout', [{ name: 'error', value: 'no answer' }]);
     expect((await agentView()).last_error).toMatchObject({
       task_id: next,
@@ -257,10 +257,10 @@ describe("an agent's last error", () => {
     });
   });
 
-  it('says what went wrong, whatever ends without a word after it', async () => {
+  it('says what went wrong, even if later attempts end without a message', async () => {
     const telling = await attempt(agent, 'error', [{ name: 'error', value: 'disk full' }]);
     await flush();
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     await attempt(agent, 'timeout', [{ name: 'error', value: 7 }]);
     expect((await agentView()).last_error).toMatchObject({ task_id: telling, message: 'disk full' });
   });
@@ -353,7 +353,7 @@ describe('failing agents', () => {
     expect(await count()).toBe(1);
     await server.operator('POST', `/v1/agents/${bad?.agent_id}/disable`);
     expect([await agents('failing=true'), await count()]).toEqual([[bad?.agent_id], 0]);
-    await server.pass(clock, 71 * MINUTE_MS);
+    await server.pass(71 * MINUTE_MS, { reaps: false });
     expect(await agents('failing=true')).toEqual([]);
   });
 
@@ -392,7 +392,7 @@ describe("an agent's version", () => {
   it('is the User-Agent of its heartbeats and claims', async () => {
     await beat(agent, 'dns-agent/1.4 (linux)');
     expect((await agentView()).version).toBe('dns-agent/1.4 (linux)');
-    await server.pass(clock, MINUTE_MS);
+    await server.pass(MINUTE_MS, { reaps: false });
     await server.agent(agent, '/claim', { capacities: { dns: 1 } }, { 'user-agent': 'dns-agent/1.5' });
     expect((await agentView()).version).toBe('dns-agent/1.5');
   });
@@ -421,7 +421,7 @@ describe("an agent's version", () => {
     expect(await stored()).toEqual([{ version: 'a/1', said_at: from }]);
     await beat(agent, 'a/2');
     expect(await stored()).toEqual([{ version: 'a/1', said_at: from }]);
-    await server.pass(clock, MINUTE_MS);
+    await server.pass(MINUTE_MS, { reaps: false });
     await beat(agent, 'a/1');
     expect(await stored()).toEqual([{ version: 'a/1', said_at: from }]);
     await beat(agent, 'a/2');
@@ -445,7 +445,7 @@ describe("an agent's version", () => {
     expect(await agents('version=v1&limit=1')).toEqual([b.agent_id]);
     expect(await agents(`version=v1&cursor=${b.agent_id}`)).toEqual([agent.agent_id]);
     // A kind that was not asked for in a day is none that the agent takes.
-    await server.pass(clock, MINUTE_MS);
+    await server.pass(MINUTE_MS, { reaps: false });
     clock.advance(DAY_MS);
     expect(await agents('kind=dns')).toEqual([]);
   });
@@ -491,7 +491,7 @@ describe('tasks by their last attempt', () => {
     expect((await list('')).body.items[0]).toMatchObject(shown);
     await server.operator('POST', `/v1/tasks/${id}/cancel`);
     await server.operator('POST', `/v1/tasks/${id}/retry`);
-    await server.pass(clock, 1_000);
+    await server.pass(1_000, { reaps: false });
     const other = await server.register('b');
     const [lease] = await claim(other);
     expect(await task(id)).toMatchObject({ state: 'leased', ...shown });
@@ -541,11 +541,31 @@ describe('tasks by their last attempt', () => {
     expect(await tasks('state=queued')).toEqual(never);
   });
 
+  it('are found once, whatever attempts they had before', async () => {
+    const other = await server.register('b');
+    const id = await attempt(agent, 'cancelled');
+    // Tried again and given back at the same instant.
+    await server.operator('POST', `/v1/tasks/${id}/cancel`);
+    await server.operator('POST', `/v1/tasks/${id}/retry`);
+    const [again] = await claim(agent);
+    await server.agent(agent, '/report', reportOf(again?.lease_id as number, 'cancelled'));
+    for (const query of ['outcome=cancelled', `agent_id=${agent.agent_id}`, 'from=2026-01-01T00:00:00Z'])
+      expect(await tasks(query)).toEqual([id]);
+    await server.pass(2_000);
+    const [last] = await claim(other);
+    await server.agent(other, '/report', reportOf(last?.lease_id as number, 'error'));
+    for (const query of ['outcome=error', `agent_id=${other.agent_id}`, 'from=2026-01-01T00:00:00Z'])
+      expect(await tasks(query)).toEqual([id]);
+    for (const query of ['outcome=cancelled', `agent_id=${agent.agent_id}`])
+      expect(await tasks(query)).toEqual([]);
+    expect((await list('outcome=error')).body.items[0]).toMatchObject({ last_agent_id: other.agent_id });
+  });
+
   it('belong to who holds them now, whatever else is asked for', async () => {
     const other = await server.register('b');
     const id = await attempt(agent, 'cancelled');
     expect(await tasks(`agent_id=${agent.agent_id}&outcome=cancelled`)).toEqual([id]);
-    await server.passKept(clock, 2_000);
+    await server.pass(2_000);
     expect(await claim(other)).toMatchObject([{ task_id: id }]);
     for (const query of ['', '&outcome=cancelled', '&from=2026-01-01T00:00:00Z'])
       expect(await tasks(`agent_id=${agent.agent_id}${query}`)).toEqual([]);
@@ -581,7 +601,7 @@ describe('tasks by their last attempt', () => {
     expect(await pagesOf(`agent_id=${agent.agent_id + 1}&target=resolver&outcome=success`)).toEqual([[], []]);
     expect(await pagesOf(`target=192.0.2.9:53&agent_id=${agent.agent_id}`)).toEqual([[wanted]]);
     expect(await pagesOf('target=resolver&state=dead')).toEqual([[], []]);
-    expect(await pagesOf('target=resolver&outcome=error')).toEqual([[]]);
+    expect(await pagesOf('target=resolver&outcome=error')).toEqual([[], []]);
     // Also if the newest leave what is looked at between two of its statements.
     const read = server.database.read.bind(server.database);
     let isDone = false;
@@ -591,11 +611,11 @@ describe('tasks by their last attempt', () => {
           (name: 'rows' | 'first') =>
           async (sql: string, ...values: never[]) => {
             const result = await statements[name](sql, ...values);
-            if (/last_ended_at/.test(sql) && !isDone) {
+            if (/ended_at/.test(sql) && !isDone) {
               isDone = true;
               await server.database.write((tx) =>
-                tx.run(`UPDATE tasks SET last_agent_id = 99 WHERE id IN (
-                  SELECT id FROM tasks WHERE kind = 'dns' ORDER BY id DESC LIMIT 500)`),
+                tx.run(`UPDATE leases SET agent_id = 99 WHERE id IN (
+                  SELECT id FROM leases WHERE kind = 'dns' ORDER BY id DESC LIMIT 500)`),
               );
             }
             return result;
@@ -670,7 +690,8 @@ describe('tasks by their last attempt', () => {
     ['to=2026-01-01', 'to'],
     ['from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z', 'from'],
     ['outcome=error&cursor=7', 'cursor'],
-    ['state=dead&cursor=1767225600000-7', 'cursor'],
+    ['state=queued&cursor=1767225600000-7', 'cursor'],
+    ['state=dead&cursor=7', 'cursor'],
     ['outcome=error&cursor=7-', 'cursor'],
   ])('are not asked for by %s', async (query, field) => {
     const { status, body } = await list(query);
@@ -738,11 +759,20 @@ describe('many tasks by their last attempt', () => {
     expect((await list('target=192.0.2.7:53&kind=tcp')).body.items).toHaveLength(1);
   });
 
+  it('are not those in other states: what succeeded is neither cancelled nor retried', async () => {
+    await attempt(agent, 'success');
+    const given = await attempt(agent, 'cancelled');
+    await server.operator('POST', `/v1/tasks/${given}/cancel`);
+    await server.enqueue(dnsTask());
+    for (const ask of [cancel, retry])
+      expect((await ask({ outcome: 'success' })).body).toEqual({ matched: 0, changed: 0 });
+  });
+
   it('are retried by outcome and time', async () => {
     const began = clock.now();
     const [early] = await server.enqueue(dnsTask({ max_attempts: 1 }));
     await claim(agent);
-    await server.passKept(clock, 61_000);
+    await server.pass(61_000);
     const [late] = await server.enqueue(dnsTask({ max_attempts: 1 }), dnsTask({ max_attempts: 1 }));
     const leases = await claim(agent, 2);
     await server.agent(agent, '/report', {

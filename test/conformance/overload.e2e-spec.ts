@@ -1,6 +1,6 @@
 import { connect } from 'node:net';
 import { pino } from 'pino';
-import { ClaimWaiters } from '../../src/leases/claim-waiters';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { Overload } from '../../src/telemetry/overload';
 import { type Credentials, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
 
@@ -134,7 +134,7 @@ describe('requests in flight', () => {
       await server.enqueue(...Array.from({ length: 10 }, () => dnsTask()));
       await Promise.all(waiting);
 
-      // Who hangs up leaves nothing behind, asleep or at work.
+      // A caller that hangs up leaves nothing behind, asleep or at work.
       for (let i = 0; i < 20; i++) {
         const caller = new AbortController();
         const hungUp = fetch(`${server.url}/claim`, {

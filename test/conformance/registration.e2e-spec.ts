@@ -45,7 +45,7 @@ const heartbeat = async (who: Credentials): Promise<number> => (await server.age
 const claim = async (who: Credentials, capacity = 1): Promise<Answer['body'][]> =>
   (await server.agent(who, '/claim', { capacities: { dns: capacity } })).body.leases;
 const retryAfter = (answer: Answer): number => Number(answer.headers.get('retry-after'));
-const silence = (): Promise<void> => server.pass(clock, TIMEOUT_MS);
+const silence = (): Promise<void> => server.pass(TIMEOUT_MS, { reaps: false });
 
 /** A hostname that somebody has, silent long enough for anyone to take it. */
 async function silent(): Promise<{ hostname: string; old: Credentials }> {
@@ -208,7 +208,7 @@ describe('a hand-over without proof', () => {
     await register(issued, { 'x-enrollment-token': token });
     await server.register(later);
     await register(later, { 'x-enrollment-token': token });
-    await server.pass(clock, 3 * TIMEOUT_MS);
+    await server.pass(3 * TIMEOUT_MS, { reaps: false });
     const before = await server.rows('SELECT * FROM agents ORDER BY id');
     for (const hostname of [byHand, bySetting, issued, later]) {
       const refused = await register(hostname);
@@ -236,16 +236,16 @@ describe('a refusal', () => {
     await server.register(hostname);
     const refused = await register(hostname.toUpperCase());
     expect([refused.status, refused.body.retryable, retryAfter(refused)]).toEqual([409, true, 120]);
-    await server.pass(clock, 90_000);
+    await server.pass(90_000, { reaps: false });
     expect((await register(hostname)).status).toBe(429);
-    await server.pass(clock, 30_000);
+    await server.pass(30_000, { reaps: false });
     expect((await register(hostname)).status).toBe(200);
   });
 
   it('says the deadline, if that is later', async () => {
     const hostname = newName();
     const agent = await server.register(hostname);
-    await server.pass(clock, 100_000);
+    await server.pass(100_000, { reaps: false });
     await heartbeat(agent);
     const refused = await register(hostname);
     expect([refused.status, retryAfter(refused)]).toEqual([409, 45]);
@@ -336,7 +336,7 @@ describe('a registration under a key', () => {
     const key = newKey();
     const hostname = newName();
     await register(hostname, key);
-    await server.pass(clock, TIMEOUT_MS);
+    await server.pass(TIMEOUT_MS, { reaps: false });
     const stranger = await register(hostname, { 'x-enrollment-token': ENROLLMENT });
     expect(stranger.status).toBe(429);
     expect((await register(hostname, key)).status).toBe(200);
@@ -369,7 +369,7 @@ describe('a registration under a key, where enrollment is needed', () => {
 describe('new identities', () => {
   serverWith({ REGISTER_TOTAL: '60/1m,2', QUOTA_REGISTER: 'default' });
 
-  it('have a ceiling in all, which those that come again do not meet', async () => {
+  it('have a limit in all, which those that come again do not meet', async () => {
     const first = await server.register(newName());
     const hostname = newName();
     const agent = await server.register(hostname);

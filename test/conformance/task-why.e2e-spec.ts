@@ -1,3 +1,5 @@
+import { SchedulerRegistry } from '@nestjs/schedule';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { Overload } from '../../src/telemetry/overload';
 import { ApiDocument } from '../helpers/api-document';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
@@ -47,7 +49,7 @@ describe('why a task does not run', () => {
     return who;
   }
 
-  it('is nothing: it is ready, and so many are before it', async () => {
+  it('is nothing: it is ready, with the number of those before it', async () => {
     const agent = await taker();
     await taker({ http: 1 });
     await server.enqueue(dnsTask({ priority: 2 }), dnsTask(), {
@@ -91,7 +93,7 @@ describe('why a task does not run', () => {
     const agent = await taker();
     const id = await enqueueOne();
     const since = inMs(0);
-    await server.pass(clock, 30 * MINUTE_MS);
+    await server.pass(30 * MINUTE_MS, { reaps: false });
     await server.agent(agent, '/heartbeat');
     const answer = await why(id);
     expect(answer).toMatchObject({ reason: 'ready', agents: { online: 1, last_asked_at: since } });
@@ -145,9 +147,9 @@ describe('why a task does not run', () => {
       `Agent ${agent.agent_id} gave it back (timeout), attempt 1 of 5; the next begins at ${task.run_at}.`,
     );
     // The agent of the next attempt is silent.
-    await server.passKept(clock, 3_000);
+    await server.pass(3_000);
     const [second] = await claim(agent);
-    await server.passKept(clock, LEASE_MS + 500);
+    await server.pass(LEASE_MS + 500);
     expect(await why(id)).toMatchObject({
       reason: 'backoff',
       last_attempt: { lease_id: second.lease_id, attempt: 2, ended: 'expired', outcome: null },
@@ -172,7 +174,7 @@ describe('why a task does not run', () => {
     expect(answer.message).toMatch(
       `Agent ${agent.agent_id} holds it until ${inMs(LEASE_MS)}, attempt 1 of 2.`,
     );
-    await server.passKept(clock, LEASE_MS + 2_500);
+    await server.pass(LEASE_MS + 2_500);
     await server.agent(agent, '/heartbeat');
     await claim(agent);
     // After the last attempt it is dead.
@@ -190,19 +192,19 @@ describe('why a task does not run', () => {
     await server.enqueue(aimedAt('192.0.2.1'), aimedAt('192.0.2.1'), aimedAt('192.0.2.1', { priority: 1 }));
     const id = await enqueueOne(aimedAt('192.0.2.1'));
     await server.enqueue(aimedAt('192.0.2.1'), aimedAt('192.0.2.2'));
-    const answer = await why(id);
-    expect(answer).toMatchObject({
+    const full = {
       reason: 'window_full',
-      state: 'waiting',
-      before: null,
+      state: 'queued',
+      before: 3,
+      before_is_exact: true,
       window: {
         scope: 'target',
         kind: 'dns',
         target: '192.0.2.1:53',
         limit: 2,
         leased: 1,
-        queued: 1,
-        before: 2,
+        queued: 5,
+        before: 3,
         before_is_exact: true,
         estimate_ms: null,
       },
@@ -216,11 +218,21 @@ describe('why a task does not run', () => {
           limit: 5,
         },
       ],
-    });
+    };
+    const answer = await why(id);
+    expect(answer).toMatchObject(full);
     expect(answer.message).toBe(
-      'The window of dns at 192.0.2.1:53 is full: of 2 places 1 is leased and 1 queued, and 2 tasks are before it. ' +
+      'The window of dns at 192.0.2.1:53 has too few slots left: of 2 slots 1 is leased, and 3 tasks are before it. ' +
         'To let it run: raise the limit of dns at 192.0.2.1:53 to 5.',
     );
+    // The one that is claimed first, and the one of another target.
+    expect(await claim(agent, { dns: 20 })).toHaveLength(2);
+    expect(await why(id)).toMatchObject({
+      ...full,
+      before: 2,
+      window: { ...full.window, leased: 2, queued: 4, before: 2 },
+      message: expect.stringContaining('is full: of 2 slots 2 are leased, and 2 tasks are before it.'),
+    });
   });
 
   it('is the window that is furthest from having room; the change names all that lack some', async () => {
@@ -230,7 +242,7 @@ describe('why a task does not run', () => {
     const id = await enqueueOne(aimedAt('192.0.2.1'));
     expect(await why(id)).toMatchObject({
       reason: 'window_full',
-      window: { scope: 'kind', limit: 2, before: 1 },
+      window: { scope: 'kind', limit: 2, before: 3 },
       changes: [
         { action: 'raise_limit', scope: 'kind', kind: 'dns', target: null, limit: 4 },
         { action: 'raise_limit', scope: 'target', kind: 'dns', target: '192.0.2.1:53', limit: 2 },
@@ -240,7 +252,7 @@ describe('why a task does not run', () => {
   });
 
   it('does not count those before it that another window holds', async () => {
-    await taker();
+    const agent = await taker({ dns: 20 });
     await limit(
       { kind: 'dns', limit: 1 },
       { kind: 'dns', target: '192.0.2.1:53', limit: 0 },
@@ -249,16 +261,73 @@ describe('why a task does not run', () => {
     await server.enqueue(aimedAt('192.0.2.9'));
     await server.enqueue(...[1, 1, 1, 2, 2, 2].map((i) => aimedAt(`192.0.2.${i}`, { priority: 1 })));
     const id = await enqueueOne(aimedAt('192.0.2.3'));
-    // One has a place and two get one before it: of the others none would begin.
+    // One that has no limit of its own, and two that their window has room for: the others can't be claimed.
     expect(await why(id)).toMatchObject({
-      window: { scope: 'kind', before: 2 },
+      before: 3,
+      window: { scope: 'kind', before: 3 },
       changes: [{ action: 'raise_limit', scope: 'kind', limit: 4 }],
     });
-    const stateAt = async (places: number) => {
-      await limit({ kind: 'dns', limit: places });
-      return (await server.operator('GET', `/v1/tasks/${id}`)).body.state;
+    const claimedWith = async (slots: number) => {
+      await limit({ kind: 'dns', limit: slots });
+      return (await claim(agent, { dns: 20 })).map(({ task_id }) => task_id);
     };
-    expect([await stateAt(3), await stateAt(4)]).toEqual(['waiting', 'queued']);
+    expect(await claimedWith(3)).not.toContain(id);
+    expect(await claimedWith(4)).toEqual([id]);
+  });
+
+  it('counts those of a target that was limited a moment ago by its window, wherever they are queued', async () => {
+    // Nothing is moved into the lanes of these targets but when the test says so.
+    server.app.get(SchedulerRegistry).deleteInterval('lane-moves');
+    const agent = await taker({ dns: 20 });
+    await server.enqueue(...[1, 2, 1, 9, 2, 1].map((i) => aimedAt(`192.0.2.${i}`)));
+    const [one, two] = await server.enqueue(aimedAt('192.0.2.1'), aimedAt('192.0.2.3'));
+    await limit(
+      { kind: 'dns', target: '192.0.2.1:53', limit: 1 },
+      { kind: 'dns', target: '192.0.2.2:53', limit: 0 },
+    );
+    await server.enqueue(aimedAt('192.0.2.1', { priority: 1 }));
+    expect(await why(one)).toMatchObject({
+      before: 1 + 4,
+      window: { scope: 'target', target: '192.0.2.1:53', before: 4, queued: 1 },
+      changes: [{ action: 'raise_limit', scope: 'target', limit: 5 }],
+    });
+    // Of the first target one, and the one that has no limit.
+    expect(await why(two)).toMatchObject({ reason: 'ready', before: 2 });
+    await server.app.get(QueueMaintainer).moveTasks();
+    expect(await why(one)).toMatchObject({ before: 5, window: { before: 4, queued: 5 } });
+    expect(await why(two)).toMatchObject({ reason: 'ready', before: 2 });
+    expect((await claim(agent, { dns: 3 })).map(({ task_id }) => task_id)).toContain(two);
+  });
+
+  it('counts those that are left in the lane of a target whose limit was lifted', async () => {
+    await taker({ dns: 20 });
+    await limit({ kind: 'dns', target: '192.0.2.1:53', limit: 0 });
+    const [, second] = await server.enqueue(aimedAt('192.0.2.1'), aimedAt('192.0.2.1'));
+    await limit({ kind: 'dns', target: '192.0.2.1:53', limit: null });
+    expect(await why(second)).toMatchObject({ reason: 'ready', before: 1, window: null });
+    await limit({ kind: 'dns', limit: 2 });
+    expect(await why(await enqueueOne(aimedAt('192.0.2.1')))).toMatchObject({
+      before: 2,
+      changes: [{ scope: 'kind', limit: 3 }],
+    });
+  });
+
+  it('counts those of other kinds only for a limit of everything, as far as their kinds have room', async () => {
+    await taker({ dns: 20 });
+    await taker({ http: 20 });
+    const http = { kind: 'http', spec: { url: 'http://a.example/' } };
+    await server.enqueue(http, http, http, dnsTask());
+    const id = await enqueueOne();
+    await limit({ kind: 'dns', limit: 1 }, { kind: 'http', limit: 2 });
+    expect((await why(id)).changes).toMatchObject([{ scope: 'kind', limit: 2 }]);
+    await limit({ limit: 3 });
+    expect(await why(id)).toMatchObject({
+      window: { scope: 'kind', before: 1 },
+      changes: [
+        { scope: 'kind', limit: 2 },
+        { scope: 'global', limit: 4 },
+      ],
+    });
   });
 
   it('is a window that lets nothing begin, and then nobody can say when it may', async () => {
@@ -276,10 +345,10 @@ describe('why a task does not run', () => {
     await limit({ kind: 'dns', limit: 1 });
     await server.enqueue(dnsTask(), dnsTask(), dnsTask());
     const id = await enqueueOne();
-    // Four in the 8 s since the first: three places that must come free take 6 s.
+    // Four in the 8 s since the first: three slots that must come free take 6 s.
     const { window, message } = await why(id);
-    expect(window).toMatchObject({ before: 2, estimate_ms: 6_000 });
-    expect(message).toContain('it may have a place in 6 s');
+    expect(window).toMatchObject({ before: 3, estimate_ms: 6_000 });
+    expect(message).toContain('it may have a slot in 6 s');
     // What was completed elsewhere says nothing of it.
     await limit({ kind: 'dns', limit: null }, { kind: 'dns', target: '192.0.2.1:53', limit: 0 });
     expect((await why(await enqueueOne(aimedAt('192.0.2.1')))).window.estimate_ms).toBeNull();
@@ -289,7 +358,7 @@ describe('why a task does not run', () => {
     for (let i = 0; i < count; i++) {
       const [{ lease_id }] = await claim(agent);
       await server.agent(agent, '/report', { completed: [{ lease_id }], cancelled: [] });
-      await server.pass(clock, 2_000);
+      await server.pass(2_000, { reaps: false });
       await server.agent(agent, '/heartbeat');
     }
   }
@@ -308,7 +377,7 @@ describe('why a task does not run', () => {
     );
   });
 
-  it('is that nobody who takes its kind is online: how many are offline, draining and disabled', async () => {
+  it('is that no agent that takes its kind is online: how many are offline, draining and disabled', async () => {
     const [silent, draining, disabled, revoked, deleted] = [
       await taker(),
       await taker(),
@@ -320,7 +389,7 @@ describe('why a task does not run', () => {
     await change(revoked, 'revoke');
     await server.operator('DELETE', `/v1/agents/${deleted.agent_id}`);
     await change(draining, 'drain');
-    await server.passKept(clock, TIMEOUT_MS + 1_000);
+    await server.pass(TIMEOUT_MS + 1_000);
     await server.agent(draining, '/heartbeat');
     await server.enqueue(dnsTask());
     const id = await enqueueOne();
@@ -333,7 +402,7 @@ describe('why a task does not run', () => {
     });
     expect(answer.message).toMatch('No agent that takes dns is online: 1 offline, 1 draining, 1 disabled.');
     // It is silent now, so that it takes more than the one that is offline.
-    await server.passKept(clock, TIMEOUT_MS + 1_000);
+    await server.pass(TIMEOUT_MS + 1_000);
     expect((await why(id)).changes).toMatchObject([{ ...named(silent), action: 'start_agent' }]);
     await change(silent, 'revoke');
     expect((await why(id)).changes).toEqual([
@@ -345,7 +414,7 @@ describe('why a task does not run', () => {
     await change(disabled, 'enable');
     await server.agent(disabled, '/heartbeat');
     expect((await why(id)).reason).toBe('ready');
-    // Whoever has not asked for it for a day takes it no more.
+    // An agent that has not asked for it for a day takes it no more.
     clock.advance(DAY_MS);
     await server.agent(disabled, '/heartbeat');
     expect(await why(id)).toMatchObject({ reason: 'no_agent', changes: [{ action: 'bring_agent' }] });
@@ -396,32 +465,33 @@ describe('why a task does not run', () => {
     await server.enqueue(...Array.from({ length: 1_001 }, () => dnsTask({ run_at: inMs(2_000) })));
     const id = await enqueueOne(dnsTask({ priority: 1, run_at: inMs(4_000) }));
     expect((await why(id)).changes).toMatchObject([{ action: 'wait_until' }]);
-    await server.passKept(clock, 5_000);
+    await server.pass(5_000);
     expect((await claim(agent)).map(({ task_id }) => task_id)).toEqual([id]);
   });
 
-  it('counts those that get the places of a task whose time is up meanwhile, in each window', async () => {
-    const agent = await taker();
-    await limit({ kind: 'dns', limit: 1 }, { kind: 'dns', target: '192.0.2.1:53', limit: 1 });
-    const [, before] = await server.enqueue(
-      aimedAt('192.0.2.3', { not_after: inMs(3_000) }),
-      aimedAt('192.0.2.1', { priority: -5 }),
+  it('counts the slots that those behind it can take while it waits, as far as there is room', async () => {
+    const agent = await taker({ dns: 20 });
+    await limit({ kind: 'dns', limit: 3 }, { kind: 'dns', target: '192.0.2.1:53', limit: 1 });
+    await server.enqueue(
+      ...[1, 1, 2, 2].map((i) => aimedAt(`192.0.2.${i}`, { priority: -5 })),
+      aimedAt('192.0.2.3', { priority: -5, run_at: inMs(3_000) }),
     );
     const id = await enqueueOne(aimedAt('192.0.2.1', { priority: 5, run_at: inMs(6_000) }));
     const { changes } = await why(id);
     expect(changes).toMatchObject([
       { action: 'wait_until' },
-      { action: 'raise_limit', scope: 'kind' },
       { action: 'raise_limit', scope: 'target', limit: 2 },
+      { action: 'raise_limit', scope: 'kind', limit: 4 },
     ]);
-    await server.passKept(clock, 7_000);
+    expect(await claim(agent, { dns: 20 })).toHaveLength(3);
+    await server.pass(7_000);
     await limit(
-      ...changes.slice(1).map((change: any) => ({
-        ...{ kind: change.kind, limit: change.limit },
-        ...(change.target === null ? {} : { target: change.target }),
+      ...changes.slice(1).map(({ kind, target, limit: slots }: any) => ({
+        ...{ kind, limit: slots },
+        ...(target === null ? {} : { target }),
       })),
     );
-    expect((await claim(agent, { dns: 5 })).map(({ task_id }) => task_id)).toEqual([id, before]);
+    expect((await claim(agent, { dns: 20 })).map(({ task_id }) => task_id)).toEqual([id]);
   });
 
   it('counts the lease that the holder loses as room of it, also while it drains', async () => {

@@ -1,4 +1,5 @@
 import { hashToken, mintToken } from '../../src/http/tokens';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -7,6 +8,7 @@ import {
   TestClock,
   TestServer,
 } from '../helpers/harness';
+import { ALL_TASKS } from '../helpers/queue-tables';
 
 const NEW_YEAR = '2026-01-01T00:00:00.000Z';
 
@@ -20,8 +22,6 @@ const idsOf = ({ body }: Answer): number[] => body.tasks.map((task: { id: number
 const stored = async (): Promise<number> =>
   (await server.rows<{ n: number }>('SELECT count(*) AS n FROM tasks'))[0]?.n as number;
 const instant = (fromNowMs: number): string => new Date(clock.now() + fromNowMs).toISOString();
-
-const pass = (ms: number): Promise<void> => server.passKept(clock, ms);
 
 async function claim(who: Credentials, capacities: Record<string, number>): Promise<any[]> {
   return (await server.agent(who, '/claim', { capacities })).body.leases;
@@ -69,7 +69,9 @@ describe('the tasks of operators', () => {
         dnsTask({}, { server: 'FULL' }),
         dnsTask({ run_at: instant(0) }),
       ]);
-      expect(body.tasks.map((task: any) => task.state)).toEqual(['queued', 'scheduled', 'waiting', 'queued']);
+      // Queued behind a limit, too: what is over it is decided when it is claimed.
+      expect(body.tasks.map((task: any) => task.state)).toEqual(['queued', 'scheduled', 'queued', 'queued']);
+      expect((await get(`/v1/tasks/${body.tasks[2].id}`)).body.state).toBe('queued');
     });
   });
 
@@ -104,7 +106,7 @@ describe('the tasks of operators', () => {
     it('holds when the time of a task is up meanwhile', async () => {
       const tasks = [dnsTask({ not_after: instant(5_000) })];
       const first = await post(tasks, KEY);
-      await pass(6_000);
+      await server.pass(6_000);
       expect((await post(tasks, KEY)).body).toEqual(first.body);
       expect((await post(tasks)).status).toBe(400);
     });
@@ -258,13 +260,16 @@ describe('the tasks of operators', () => {
       expect((await server.operator('POST', `/v1/tasks/${third.id}/retry`)).body.state).toBe('queued');
     });
 
-    it('is held while the task is scheduled or waits', async () => {
+    it('is held while the task is scheduled, or queued behind a limit', async () => {
+      const agent = await server.register('probe-1');
       await server.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 0 }] });
       const later = await post([dnsTask({ unique_key: 'later', run_at: instant(60_000) })]);
       expect((await post([dnsTask({ unique_key: 'later' })])).body).toEqual(later.body);
-      const waits = await post([dnsTask({ unique_key: 'waits' })]);
-      expect(waits.body.tasks[0].state).toBe('waiting');
-      expect((await post([dnsTask({ unique_key: 'waits' })])).body).toEqual(waits.body);
+      const behind = await post([dnsTask({ unique_key: 'behind' })]);
+      expect(behind.body.tasks[0].state).toBe('queued');
+      expect(await claim(agent, { dns: 5 })).toEqual([]);
+      expect((await post([dnsTask({ unique_key: 'behind' })])).body).toEqual(behind.body);
+      expect(await stored()).toBe(2);
     });
   });
 
@@ -291,9 +296,9 @@ describe('the tasks of operators', () => {
         run_at: '2020-06-01T10:00:00.123Z',
       });
       expect((await claim(agent, { dns: 5 })).map((lease) => lease.task_id)).toEqual([past]);
-      await pass(2_999);
+      await server.pass(2_999);
       expect(await claim(agent, { dns: 5 })).toEqual([]);
-      await pass(1);
+      await server.pass(1);
       expect((await claim(agent, { dns: 5 })).map((lease) => lease.task_id)).toEqual([soon]);
     });
   });
@@ -318,7 +323,7 @@ describe('the tasks of operators', () => {
       expect(body.next_cursor).toBe(String(body.items[49].id));
     });
 
-    it('is empty where there is nothing', async () => {
+    it('is empty if there is nothing', async () => {
       for (const filter of ['', '?kind=dns', '?state=queued', '?target=x']) {
         expect((await get(`/v1/tasks${filter}`)).body).toEqual({ items: [], next_cursor: null });
       }
@@ -343,21 +348,21 @@ describe('the tasks of operators', () => {
       expect((await get('/v1/tasks/stats')).body).toEqual({ depths: [], oldest_queued_age_ms: null });
       const agent = await server.register('probe-1');
       await server.enqueue(dnsTask());
-      await pass(1_000);
+      await server.pass(1_000);
       const [cancelled] = await server.enqueue(
         dnsTask({ priority: -1 }),
         dnsTask({ run_at: instant(3_600_000) }),
         { kind: 'ping', spec: { host: 'a' } },
         { kind: 'ping', spec: { host: 'b' } },
       );
-      await pass(2_000);
+      await server.pass(2_000);
       await claim(agent, { dns: 1 });
-      await pass(500);
+      await server.pass(500);
       expect((await get('/v1/tasks/stats')).body).toEqual({
         depths: [
-          { kind: 'dns', state: 'leased', count: 1, oldest_age_ms: 3_500 },
-          { kind: 'dns', state: 'queued', count: 1, oldest_age_ms: 2_500 },
           { kind: 'dns', state: 'scheduled', count: 1, oldest_age_ms: 2_500 },
+          { kind: 'dns', state: 'queued', count: 1, oldest_age_ms: 2_500 },
+          { kind: 'dns', state: 'leased', count: 1, oldest_age_ms: 3_500 },
           { kind: 'ping', state: 'queued', count: 2, oldest_age_ms: 2_500 },
         ],
         oldest_queued_age_ms: 2_500,
@@ -365,10 +370,14 @@ describe('the tasks of operators', () => {
       await server.operator('POST', `/v1/tasks/${cancelled}/cancel`);
       const { depths } = (await get('/v1/tasks/stats')).body;
       expect(depths.filter((depth: any) => depth.kind === 'dns')).toEqual([
-        { kind: 'dns', state: 'cancelled', count: 1, oldest_age_ms: null },
-        { kind: 'dns', state: 'leased', count: 1, oldest_age_ms: 3_500 },
         { kind: 'dns', state: 'scheduled', count: 1, oldest_age_ms: 2_500 },
+        { kind: 'dns', state: 'leased', count: 1, oldest_age_ms: 3_500 },
+        { kind: 'dns', state: 'cancelled', count: 1, oldest_age_ms: null },
       ]);
+      // The same once what units of work have left is added up.
+      await server.app.get(QueueMaintainer).foldCounts();
+      expect((await get('/v1/tasks/stats')).body.depths).toEqual(depths);
+      expect(await server.rows('SELECT * FROM task_count_deltas')).toEqual([]);
     });
   });
 
@@ -407,7 +416,7 @@ describe('the tasks of operators', () => {
       });
       const again = (await get(`/v1/tasks/${id}`)).body;
       expect(again).toMatchObject({ state: 'scheduled', attempts: 1, run_at: expect.any(String) });
-      await pass(1_000);
+      await server.pass(1_000);
       const [second] = await claim(agent, { dns: 1 });
       const seen = [{ name: 'rtt', value: 1.25, unit: 'ms' }];
       await server.agent(agent, '/report', {
@@ -471,7 +480,7 @@ describe('the tasks of operators', () => {
         tried.push(lease_id);
         const observations = [{ name: 'log', value: 'x'.repeat(3_500_000) }];
         await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id, observations }] });
-        await pass(10_000);
+        await server.pass(10_000);
       }
       const leasesOf = ({ body }: Answer) => body.leases.map((lease: any) => lease.lease_id);
       const newest = await get(`/v1/tasks/${id}`);
@@ -598,26 +607,56 @@ describe('a list of tasks in many states', () => {
     return ids;
   }
 
-  /** Tasks of two kinds, some targets and most states. */
+  /** Tasks of some kinds and targets in every state; those that finished did so in another order than that of their ids. */
   async function fill(): Promise<any[]> {
     const agent = await server.register('probe-1');
-    const [cancelled] = await server.enqueue(
-      ...Array.from({ length: 3 }, () => dnsTask({}, { server: '192.0.2.1' })),
+    const [cancelled, early] = await server.enqueue(
+      ...Array.from({ length: 5 }, () => dnsTask({}, { server: '192.0.2.1' })),
       ...Array.from({ length: 4 }, () => dnsTask({ run_at: instant(60_000) })),
       ...Array.from({ length: 5 }, () => ({ kind: 'ping', spec: { host: '192.0.2.1' } })),
       ...Array.from({ length: 2 }, () => dnsTask({ priority: 5 }, { server: '192.0.2.2' })),
       ...Array.from({ length: 3 }, () => ({ kind: 'tcp', spec: { host: '192.0.2.1', port: 53 } })),
     );
-    await server.operator('POST', `/v1/tasks/${cancelled}/cancel`);
-    const [lease] = await claim(agent, { dns: 2, ping: 2 });
-    await server.agent(agent, '/report', { completed: [{ lease_id: lease.lease_id }], cancelled: [] });
-    return server.rows('SELECT id, kind, state, target FROM tasks ORDER BY id DESC');
+    await server.enqueue(...Array.from({ length: 2 }, () => dnsTask({ max_attempts: 1, priority: 9 })));
+    for (const id of [early, cancelled]) {
+      await server.operator('POST', `/v1/tasks/${id}/cancel`);
+      clock.advance(1);
+    }
+    const leases = await claim(agent, { dns: 5, ping: 2, tcp: 2 });
+    const idsOfKind = (kind: string) =>
+      leases.filter((lease) => lease.kind === kind).map(({ lease_id }) => ({ lease_id }));
+    const [firstDead, secondDead, done] = idsOfKind('dns');
+    const [first, second] = idsOfKind('ping');
+    // The last two at one instant.
+    for (const [completed, given] of [
+      [[second], [secondDead]],
+      [[done], [firstDead]],
+      [[first, ...idsOfKind('tcp')], []],
+    ]) {
+      await server.agent(agent, '/report', { completed, cancelled: given });
+      clock.advance(1);
+    }
+    return server.database.read((statements) =>
+      statements.rows(
+        `SELECT id, kind, state, target, finished_at FROM (${ALL_TASKS}) AS v ORDER BY id DESC`,
+      ),
+    );
   }
 
+  /** Those that finished by when they did, the latest first; all others by their ids. */
+  const inOrder = (tasks: any[], { state, target }: { state?: string; target?: string }): any[] =>
+    ['completed', 'cancelled', 'dead'].includes(state ?? '') && target === undefined
+      ? tasks.toSorted((a, b) => b.finished_at - a.finished_at || b.id - a.id)
+      : tasks;
+
   it('filters by state, kind and target, alone and together, newest first and complete', async () => {
-    expect(new Set(all.map((task) => task.state)).size).toBe(5);
+    expect(new Set(all.map((task) => task.state)).size).toBe(6);
+    for (const state of ['completed', 'cancelled', 'dead']) {
+      const finished = all.filter((task) => task.state === state);
+      expect(inOrder(finished, { state })).not.toEqual(finished);
+    }
     const options = {
-      state: [undefined, 'queued', 'scheduled', 'leased', 'completed', 'cancelled', 'dead', 'waiting'],
+      state: [undefined, 'queued', 'scheduled', 'leased', 'completed', 'cancelled', 'dead'],
       kind: [undefined, 'dns', 'ping', 'http', 'whois'],
       target: [undefined, '192.0.2.1', '192.0.2.1:53', 'resolver', 'nowhere'],
     };
@@ -641,7 +680,10 @@ describe('a list of tasks in many states', () => {
               (kind ?? task.kind) === task.kind &&
               (target === undefined || targetOf(task) === task.target),
           );
-          expect([text, await walk(text, 500)]).toEqual([text, wanted.map((task) => task.id)]);
+          expect([text, await walk(text, 500)]).toEqual([
+            text,
+            inOrder(wanted, filter).map((task) => task.id),
+          ]);
         }
       }
     }
@@ -651,6 +693,8 @@ describe('a list of tasks in many states', () => {
     '',
     '&kind=dns',
     '&state=queued',
+    '&state=completed',
+    '&state=cancelled&kind=dns',
     '&target=192.0.2.1',
     '&state=queued&kind=ping&target=192.0.2.1',
   ])('gives every task once on pages of any size: %j', async (filter) => {
@@ -838,6 +882,7 @@ describe('what operators may not ask of tasks', () => {
       ['cursor=', 'cursor'],
       ['cursor=1&cursor=2', 'cursor'],
       ['state=running', 'state'],
+      ['state=waiting', 'state'],
       ['state=queued&state=dead', 'state'],
       [`kind=${'k'.repeat(65)}`, 'kind'],
       [`target=${'t'.repeat(513)}`, 'target'],
@@ -872,7 +917,7 @@ describe('what operators may not ask of tasks', () => {
       },
     );
 
-    it.each(['1', '9007199254740991'])('%s is not found where there is none', async (id) => {
+    it.each(['1', '9007199254740991'])('%s is not found if there is none', async (id) => {
       expect(await get(`/v1/tasks/${id}`)).toMatchObject({
         status: 404,
         body: { error: 'ERR_NOT_FOUND', retryable: false, details: { task_id: Number(id) } },

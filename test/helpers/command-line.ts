@@ -21,7 +21,7 @@ export interface RunOptions {
   signal?: AbortSignal;
   /** How large the terminal is that it writes to; none if it is left out. */
   terminal?: { columns: number; rows: number };
-  /** Hears what it writes to standard output, as it comes. */
+  /** Receives what it writes to standard output, as it comes. */
   onOutput?: (text: string) => void;
 }
 

@@ -3,13 +3,25 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ADMIN_TOKEN, type Credentials, credentialsOf } from './harness';
 import type { Ended, Operation, Requests, Sent } from './history-checker';
 
-const PATHS: Record<Operation, (request: any) => string> = {
-  enqueue: () => '/v1/tasks',
-  claim: () => '/claim',
-  extend: () => '/extend',
-  report: () => '/report',
-  cancel: ({ task_id }) => `/v1/tasks/${task_id}/cancel`,
-  metrics: () => '/metrics',
+/** How a call is sent. */
+interface Route {
+  readonly method?: 'PUT';
+  readonly isOperators?: true;
+  path(request: any): string;
+  body?(request: any): object | undefined;
+}
+
+const ROUTES: Record<Operation, Route> = {
+  enqueue: { isOperators: true, path: () => '/v1/tasks' },
+  claim: { path: () => '/claim' },
+  extend: { path: () => '/extend' },
+  report: { path: () => '/report' },
+  cancel: { isOperators: true, path: ({ task_id }) => `/v1/tasks/${task_id}/cancel`, body: () => undefined },
+  limit: {
+    ...{ method: 'PUT', isOperators: true, path: () => '/v1/concurrency/limits' },
+    body: (request) => ({ limits: [request] }),
+  },
+  metrics: { path: () => '/metrics' },
 };
 
 /** How long an answer is waited for, and how soon another replica is asked, in milliseconds. */
@@ -56,16 +68,16 @@ export class FailoverClient {
     this.log({ type: 'sent', id, at: performance.now(), replica, op, key, request });
     const ended: Ended = { type: 'ended', id, at: 0, status: null, retryAfter: null, body: null };
     try {
-      const response = await fetch(replica + PATHS[op](request), {
-        method: 'POST',
+      const { method = 'POST', isOperators, path, body: bodyOf = () => request } = ROUTES[op];
+      const sent = bodyOf(request);
+      const response = await fetch(replica + path(request), {
+        method,
         headers: {
-          ...(op === 'enqueue' || op === 'cancel'
-            ? { authorization: `Bearer ${ADMIN_TOKEN}` }
-            : credentialsOf(this.who)),
+          ...(isOperators ? { authorization: `Bearer ${ADMIN_TOKEN}` } : credentialsOf(this.who)),
           ...(key === undefined ? {} : { 'idempotency-key': key }),
-          ...(op === 'cancel' ? {} : { 'content-type': 'application/json' }),
+          ...(sent === undefined ? {} : { 'content-type': 'application/json' }),
         },
-        body: op === 'cancel' ? undefined : JSON.stringify(request),
+        body: sent === undefined ? undefined : JSON.stringify(sent),
         signal: AbortSignal.timeout(ANSWER_MS),
       });
       const body: any = await response.json();

@@ -6,7 +6,7 @@ import { type ControlPlane, createApp, type Replacements } from '../../src/app';
 import { Clock } from '../../src/clock';
 import type { AgentIdentity, OperatorIdentity } from '../../src/http/control-plane-request';
 import { hashToken } from '../../src/http/tokens';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
 import { createLogger } from '../../src/telemetry/logger';
@@ -21,7 +21,7 @@ export const CHILD_ENV = {
   NODE_COMPILE_CACHE: join(__dirname, '../../.cache/compile'),
 };
 
-/** Who operates in a test that calls the services without HTTP. */
+/** The operator in a test that calls the services without HTTP. */
 export const OPERATOR: OperatorIdentity = { tokenId: 1, name: 'test', role: 'admin', address: '127.0.0.1' };
 
 /** A clock that moves when it is told to. */
@@ -93,13 +93,94 @@ export async function removeDatabaseIn(folder: string): Promise<void> {
   rmSync(folder, { recursive: true, force: true });
 }
 
+/** Settings, by their names after `CONTROL_PLANE_`, by which nobody is told to wait. */
+export const NO_QUOTAS: Readonly<Record<string, string>> = Object.fromEntries(
+  [
+    ...['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG', 'PUBLIC', 'OPERATOR'].map(
+      (route) => `QUOTA_${route}`,
+    ),
+    ...['REGISTER_PER_IP', 'REGISTER_TOTAL', 'FAILED_AUTH_PER_IP', 'PARSE_FAILURES'],
+  ].map((name) => [name, 'off']),
+);
+
+/** Calls a server, whatever it runs in. */
+export class ServerClient {
+  constructor(readonly url: string) {}
+
+  /** Sends a request and reads the answer. */
+  async request(method: string, path: string, { headers = {}, body }: Call = {}): Promise<Answer> {
+    const raw = typeof body === 'string' || body instanceof Uint8Array;
+    const response = await fetch(this.url + path, {
+      method,
+      headers: { ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
+      body:
+        body === undefined
+          ? undefined
+          : raw
+            ? (body as string | Uint8Array<ArrayBuffer>)
+            : JSON.stringify(body),
+    });
+    const text = await response.text();
+    const isJson = /json/.test(response.headers.get('content-type') ?? '');
+    return {
+      status: response.status,
+      headers: response.headers,
+      body: isJson && text !== '' ? JSON.parse(text) : text,
+    };
+  }
+
+  /** Calls as the admin. */
+  operator(
+    method: string,
+    path: string,
+    body?: unknown,
+    headers: Record<string, string> = {},
+  ): Promise<Answer> {
+    return this.request(method, path, {
+      headers: { authorization: `Bearer ${ADMIN_TOKEN}`, ...headers },
+      body,
+    });
+  }
+
+  /** Calls as an agent; the body names it unless it says otherwise. */
+  agent(
+    who: Credentials,
+    path: string,
+    body: object = {},
+    headers: Record<string, string> = {},
+  ): Promise<Answer> {
+    return this.request('POST', path, {
+      headers: { ...credentialsOf(who), ...headers },
+      body: { agent_id: who.agent_id, ...body },
+    });
+  }
+
+  /** Registers an agent. */
+  async register(hostname?: string): Promise<Credentials> {
+    const { status, body } = await this.request('POST', '/register', {
+      body: hostname === undefined ? {} : { hostname },
+    });
+    if (status !== 200) throw new Error(`register: ${status} ${JSON.stringify(body)}`);
+    return body;
+  }
+
+  /** Enqueues tasks and tells their ids. */
+  async enqueue(...tasks: object[]): Promise<number[]> {
+    const { status, body } = await this.operator('POST', '/v1/tasks', { tasks });
+    if (status !== 201) throw new Error(`enqueue: ${status} ${JSON.stringify(body)}`);
+    return body.tasks.map((task: { id: number }) => task.id);
+  }
+}
+
 /** A server of its own for a test: the built application, over real HTTP, on a database file. */
-export class TestServer {
+export class TestServer extends ServerClient {
   private constructor(
     private readonly plane: ControlPlane,
-    readonly url: string,
+    url: string,
     readonly folder: string,
-  ) {}
+  ) {
+    super(url);
+  }
 
   /**
    * @param env settings by their names after `CONTROL_PLANE_`; quotas are off where nothing is said
@@ -110,23 +191,8 @@ export class TestServer {
     { folder: given, ...replacements }: Replacements & { folder?: string } = {},
   ): Promise<TestServer> {
     const folder = given ?? mkdtempSync(join(tmpdir(), 'control-plane-'));
-    const quotas = [
-      'REGISTER',
-      'HEARTBEAT',
-      'CLAIM',
-      'EXTEND',
-      'REPORT',
-      'METRICS',
-      'CONFIG',
-      'PUBLIC',
-      'OPERATOR',
-    ].map((route) => `QUOTA_${route}`);
     const named: Record<string, string> = {
-      ...Object.fromEntries(
-        [...quotas, 'REGISTER_PER_IP', 'REGISTER_TOTAL', 'FAILED_AUTH_PER_IP', 'PARSE_FAILURES'].map(
-          (name) => [name, 'off'],
-        ),
-      ),
+      ...NO_QUOTAS,
       DATABASE_URL: await databaseIn(folder),
       ADMIN_TOKEN,
       LOG_LEVEL: 'silent',
@@ -170,29 +236,7 @@ export class TestServer {
     this.plane.announce();
   }
 
-  /** Sends a request and reads the answer. */
-  async request(method: string, path: string, { headers = {}, body }: Call = {}): Promise<Answer> {
-    const raw = typeof body === 'string' || body instanceof Uint8Array;
-    const response = await fetch(this.url + path, {
-      method,
-      headers: { ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
-      body:
-        body === undefined
-          ? undefined
-          : raw
-            ? (body as string | Uint8Array<ArrayBuffer>)
-            : JSON.stringify(body),
-    });
-    const text = await response.text();
-    const isJson = /json/.test(response.headers.get('content-type') ?? '');
-    return {
-      status: response.status,
-      headers: response.headers,
-      body: isJson && text !== '' ? JSON.parse(text) : text,
-    };
-  }
-
-  /** Sends an agent's request and gives up on it after so many milliseconds. @throws Error it was aborted */
+  /** Sends an agent's request and gives up on it after `afterMs`. @throws Error it was aborted */
   async abandon(agent: Credentials, path: string, body: object, afterMs: number): Promise<void> {
     await fetch(this.url + path, {
       method: 'POST',
@@ -205,65 +249,19 @@ export class TestServer {
   }
 
   /**
-   * Lets time pass on the test's clock while the service runs: deadlines are missed, but nothing looks like an outage,
-   * as it does when the clock jumps by more than 5 s.
+   * Lets time pass on the test's clock while the service runs, a second at a time: nothing looks like an outage, as it does if the
+   * clock jumps by more than 5 s. Leases expire, and tasks come due.
+   * @param options.reaps false if nobody looks for what is due: deadlines are missed
    */
-  async pass(clock: TestClock, ms: number): Promise<void> {
-    await serviceRuns(this.app);
+  async pass(ms: number, { reaps = true } = {}): Promise<void> {
+    const clock = this.app.get(Clock);
+    if (!(clock instanceof TestClock)) throw new Error('the server was started without a TestClock');
+    const look = () => (reaps ? this.app.get(QueueMaintainer).reap() : serviceRuns(this.app));
+    if (!reaps) await look();
     for (let left = ms; left > 0; left -= 1_000) {
       clock.advance(Math.min(left, 1_000));
-      await serviceRuns(this.app);
+      await look();
     }
-  }
-
-  /** The same, while the upkeep of the queue sees every second of it: leases expire, and tasks come due. */
-  async passKept(clock: TestClock, ms: number): Promise<void> {
-    for (let left = ms; left > 0; left -= 1_000) {
-      clock.advance(Math.min(left, 1_000));
-      await this.app.get(QueueUpkeep).reap();
-    }
-  }
-
-  /** Calls as the admin. */
-  operator(
-    method: string,
-    path: string,
-    body?: unknown,
-    headers: Record<string, string> = {},
-  ): Promise<Answer> {
-    return this.request(method, path, {
-      headers: { authorization: `Bearer ${ADMIN_TOKEN}`, ...headers },
-      body,
-    });
-  }
-
-  /** Calls as an agent; the body names it unless it says otherwise. */
-  agent(
-    who: Credentials,
-    path: string,
-    body: object = {},
-    headers: Record<string, string> = {},
-  ): Promise<Answer> {
-    return this.request('POST', path, {
-      headers: { ...credentialsOf(who), ...headers },
-      body: { agent_id: who.agent_id, ...body },
-    });
-  }
-
-  /** Registers an agent. */
-  async register(hostname?: string): Promise<Credentials> {
-    const { status, body } = await this.request('POST', '/register', {
-      body: hostname === undefined ? {} : { hostname },
-    });
-    if (status !== 200) throw new Error(`register: ${status} ${JSON.stringify(body)}`);
-    return body;
-  }
-
-  /** Enqueues tasks and tells their ids. */
-  async enqueue(...tasks: object[]): Promise<number[]> {
-    const { status, body } = await this.operator('POST', '/v1/tasks', { tasks });
-    if (status !== 201) throw new Error(`enqueue: ${status} ${JSON.stringify(body)}`);
-    return body.tasks.map((task: { id: number }) => task.id);
   }
 
   /** Rows of the database. */

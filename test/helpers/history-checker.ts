@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { TASK_STATES, type TaskState } from '../../src/queue/task.entity';
 
 /** What clients do, each with what it sends as its request. */
 export interface Requests {
@@ -7,6 +8,8 @@ export interface Requests {
   extend: { agent_id: number; lease_ids: number[]; extend_by_ms: number };
   report: { agent_id: number; completed: Reported[]; cancelled: Reported[] };
   cancel: { task_id: number };
+  /** Of everything, a kind, or a target of it; null lifts it. */
+  limit: { kind: string | null; target: string | null; limit: number | null };
   metrics: { agent_id: number; timestamp: string; gauges: { name: string; value: number }[] };
 }
 
@@ -49,8 +52,9 @@ export interface Tables {
     state: string;
     attempts: number;
     max_attempts: number;
-    lease_id: number | null;
   }[];
+  /** Where open tasks are that nobody holds. */
+  places: { task_id: number; place: string }[];
   leases: {
     id: number;
     task_id: number;
@@ -60,36 +64,33 @@ export interface Tables {
     granted_at: number;
     deadline_at: number;
     ended_at: number | null;
+    report: string | null;
+    observations: string | null;
   }[];
-  results: { task_id: number; lease_id: number; standing: string; report: string; observations: string }[];
   metrics: { id: number; agent_id: number }[];
-  windows: {
-    scope: string;
-    kind: string;
-    target: string;
-    ceiling: number | null;
-    ready: number;
-    leased: number;
-    waiting: number;
-  }[];
-  counts: { kind: string; state: string; count: number }[];
+  windows: { scope: string; kind: string; target: string; slots: number; leased: number }[];
+  counts: ({ kind: string } & Record<TaskState, number>)[];
 }
 
 /** Reads what the checker needs; all of it must be of one snapshot. */
 export async function readTables(rows: (sql: string) => Promise<any[]>): Promise<Tables> {
+  const sums = TASK_STATES.map((state) => `CAST(sum(${state}) AS bigint) AS ${state}`).join(', ');
   return {
-    tasks: await rows(
-      'SELECT id, kind, target, state, attempts, max_attempts, lease_id FROM tasks ORDER BY id',
+    tasks: await rows('SELECT id, kind, target, state, attempts, max_attempts FROM tasks ORDER BY id'),
+    places: await rows(
+      `SELECT task_id, 'queued' AS place FROM ready UNION ALL SELECT task_id, 'scheduled' AS place FROM scheduled`,
     ),
     leases: await rows(
-      'SELECT id, task_id, agent_id, attempt, state, granted_at, deadline_at, ended_at FROM leases ORDER BY id',
+      `SELECT id, task_id, agent_id, attempt, state, granted_at, deadline_at, ended_at, report, observations
+       FROM leases ORDER BY id`,
     ),
-    results: await rows('SELECT task_id, lease_id, standing, report, observations FROM results ORDER BY id'),
     metrics: await rows('SELECT id, agent_id FROM agent_metrics ORDER BY id'),
-    windows: await rows(
-      'SELECT scope, kind, target, ceiling, ready, leased, waiting FROM concurrency_windows',
+    windows: await rows('SELECT scope, kind, target, slots, leased FROM concurrency_windows'),
+    counts: await rows(
+      `SELECT kind, ${sums} FROM (
+         SELECT kind, ${TASK_STATES.join(', ')} FROM task_counts
+         UNION ALL SELECT kind, ${TASK_STATES.join(', ')} FROM task_count_deltas) AS counts GROUP BY kind`,
     ),
-    counts: await rows('SELECT kind, state, count FROM task_counts'),
   };
 }
 
@@ -113,6 +114,8 @@ interface Live {
   lease: number;
   task: number;
   agent: number;
+  /** When it may have been granted at the earliest. */
+  asked: number;
   from: number;
   /** The deadline, as far as its holder was told. */
   deadline: number;
@@ -134,7 +137,7 @@ class Judgement {
   private readonly tasks: Map<number, Tables['tasks'][number]>;
   private readonly leases: Map<number, Tables['leases'][number]>;
   private readonly leasesOf: Map<number, Tables['leases']>;
-  private readonly results: Map<number, Tables['results'][number]>;
+  private readonly places: Map<number, Tables['places']>;
   private readonly live = new Map<number, Live>();
 
   constructor(
@@ -148,7 +151,7 @@ class Judgement {
     this.tasks = new Map(tables.tasks.map((task) => [task.id, task]));
     this.leases = new Map(tables.leases.map((lease) => [lease.id, lease]));
     this.leasesOf = Map.groupBy(tables.leases, (lease) => lease.task_id);
-    this.results = new Map(tables.results.map((result) => [result.lease_id, result]));
+    this.places = Map.groupBy(tables.places, (row) => row.task_id);
     this.answersAreDocumented();
     this.enqueuedTasksAreThere();
     this.metricsAreThere();
@@ -157,7 +160,8 @@ class Judgement {
     this.cancelsHold();
     this.leasesDoNotEndEarly();
     this.oneLiveLeaseAsClientsSaw();
-    this.ceilingsAsClientsSaw();
+    this.limitsAreThere();
+    this.limitsAsClientsSaw();
     for (const task of tables.tasks) this.taskIsConsistent(task);
     this.countersAreRight();
   }
@@ -217,8 +221,13 @@ class Judgement {
   }
 
   private grantsHold(): void {
+    const firstTry = new Map<string, number>();
+    for (const { sent } of this.of('claim'))
+      if (sent.key !== undefined)
+        firstTry.set(sent.key, Math.min(sent.at, firstTry.get(sent.key) ?? sent.at));
     for (const { sent, ended } of this.acknowledged('claim')) {
       const agent = sent.request.agent_id;
+      const asked = (sent.key === undefined ? undefined : firstTry.get(sent.key)) ?? sent.at;
       for (const { lease_id, task_id, lease_until_ms } of ended.body.leases) {
         const row = this.leases.get(lease_id);
         this.broken(row === undefined, `lease ${lease_id}: granted and lost`);
@@ -235,6 +244,7 @@ class Judgement {
           lease: lease_id,
           task: task_id,
           agent,
+          asked,
           from: Math.min(ended.at, before?.from ?? Number.POSITIVE_INFINITY),
           deadline: Math.max(sent.at + lease_until_ms, before?.deadline ?? 0),
           endAsked: Number.POSITIVE_INFINITY,
@@ -274,24 +284,22 @@ class Judgement {
         ended.body.acknowledged !== completed.length + cancelled.length - reasons.size,
         `report ${sent.id}: acknowledged ${ended.body.acknowledged} of ${completed.length + cancelled.length}`,
       );
-      for (const report of completed)
-        this.reportHolds(report, 'completed', 'final', reasons.get(report.lease_id));
-      for (const report of cancelled)
-        this.reportHolds(report, 'cancelled', 'attempt', reasons.get(report.lease_id));
+      for (const report of completed) this.reportHolds(report, 'completed', reasons.get(report.lease_id));
+      for (const report of cancelled) this.reportHolds(report, 'cancelled', reasons.get(report.lease_id));
     }
   }
 
-  private reportHolds(report: Reported, as: string, standing: string, rejected: string | undefined): void {
+  private reportHolds(report: Reported, as: string, rejected: string | undefined): void {
     const lease = this.leases.get(report.lease_id);
-    const result = this.results.get(report.lease_id);
     const name = `lease ${report.lease_id}`;
+    const isStored = lease?.observations === JSON.stringify(report.observations);
     if (rejected === undefined) {
       this.broken(
-        lease?.state !== as || result?.standing !== standing || result.report !== as,
-        `${name}: its report as ${as} was acknowledged, the database has ${lease?.state}, ${result?.standing}`,
+        lease?.state !== as || lease.report !== as,
+        `${name}: its report as ${as} was acknowledged, the database has ${lease?.state}, reported as ${lease?.report}`,
       );
       this.broken(
-        result !== undefined && result.observations !== JSON.stringify(report.observations),
+        lease?.report === as && !isStored,
         `${name}: the result that was acknowledged is not the one stored`,
       );
       const task = this.tasks.get(lease?.task_id ?? 0);
@@ -306,9 +314,11 @@ class Judgement {
         `${name}: its report was rejected as ${rejected}`,
       );
       this.broken(
-        lease?.state !== rejected || (result !== undefined && result.standing !== 'late'),
-        `${name}: its report was rejected as ${rejected}, the database has ${lease?.state}, ${result?.standing}`,
+        lease?.state !== rejected,
+        `${name}: its report was rejected as ${rejected}, the database has ${lease?.state}`,
       );
+      this.broken(lease?.report === as && !isStored, `${name}: the late report is not the one stored`);
+      this.broken(lease?.report === null, `${name}: its late report is lost`);
     }
   }
 
@@ -369,29 +379,47 @@ class Judgement {
     }
   }
 
-  private ceilingsAsClientsSaw(): void {
+  /** For each window that a client has limited: the calls that did, in order. */
+  private limitCalls(): Map<string, Call<'limit'>[]> {
+    const calls = this.of('limit').sort((a, b) => a.sent.at - b.sent.at);
+    return Map.groupBy(calls, ({ sent: { request } }) => nameOf(windowOf(request)));
+  }
+
+  private limitsAreThere(): void {
+    const stored = new Map(this.tables.windows.map((window) => [nameOf(window), window.slots]));
+    for (const [name, calls] of this.limitCalls()) {
+      const last = calls.at(-1);
+      if (last?.ended?.status !== 200) continue;
+      const { limit } = last.sent.request;
+      const is = stored.get(name) ?? null;
+      this.broken(is !== limit, `window ${name}: its limit ${limit} was acknowledged and is ${is}`);
+    }
+  }
+
+  /** Whatever is granted while a limit is in force beyond doubt is within it; what was granted before goes on. */
+  private limitsAsClientsSaw(): void {
     const live = this.surelyLive();
-    for (const window of this.tables.windows) {
-      const { ceiling } = window;
-      if (ceiling === null) continue;
-      const inside = live.filter(({ task }) => isIn(window, this.tasks.get(task)));
-      // Ends before beginnings: a slot that is freed at an instant is free at that instant.
-      const turns = inside
-        .flatMap(({ from, until }) => [
-          { at: from, by: 1 },
-          { at: until, by: -1 },
-        ])
-        .sort((a, b) => a.at - b.at || a.by - b.by);
-      let held = 0;
-      let most = 0;
-      for (const { by } of turns) {
-        held += by;
-        most = Math.max(most, held);
+    const grants = Map.groupBy(this.live.values(), ({ asked, from, agent }) => `${agent} ${asked} ${from}`);
+    for (const [name, calls] of this.limitCalls()) {
+      for (const [i, { sent, ended }] of calls.entries()) {
+        const { limit } = sent.request;
+        if (ended?.status !== 200 || limit === null) continue;
+        const end = calls[i + 1]?.sent.at ?? Number.POSITIVE_INFINITY;
+        const window = windowOf(sent.request);
+        const isInside = ({ task }: Live) => isIn(window, this.tasks.get(task));
+        const inside = live.filter(isInside);
+        for (const granted of grants.values()) {
+          const [{ asked, from }] = granted as [Live];
+          if (asked < ended.at || from > end) continue;
+          const count = granted.filter(isInside).length;
+          if (count === 0) continue;
+          const beside = inside.filter((one) => one.from <= asked && one.until >= from).length;
+          this.broken(
+            count + beside > limit,
+            `window ${name}: ${count} leases were granted beside ${beside}, its limit is ${limit}`,
+          );
+        }
       }
-      this.broken(
-        most > ceiling,
-        `window ${nameOf(window)}: ${most} leases were live, its ceiling is ${ceiling}`,
-      );
     }
   }
 
@@ -400,13 +428,18 @@ class Judgement {
     const leases = this.leasesOf.get(task.id) ?? [];
     const active = leases.filter((lease) => lease.state === 'active');
     this.broken(active.length > 1, `${name}: ${active.length} live leases`);
+    const places = [
+      ...(this.places.get(task.id) ?? []).map(({ place }) => place),
+      ...active.map(() => 'leased'),
+    ];
     this.broken(
-      (task.state === 'leased') !== active.length > 0 || task.lease_id !== (active[0]?.id ?? null),
-      `${name}: ${task.state} under lease ${task.lease_id}, its live lease is ${active[0]?.id ?? null}`,
+      places.length !== (task.state === 'open' ? 1 : 0),
+      `${name}: ${task.state}, and ${places.join(' and ') || 'nowhere'}`,
     );
+    const ended = leases.length - active.length;
     this.broken(
-      task.attempts !== leases.length || task.attempts > task.max_attempts,
-      `${name}: ${task.attempts} attempts of ${task.max_attempts}, ${leases.length} leases`,
+      task.attempts !== ended || leases.length > task.max_attempts,
+      `${name}: ${task.attempts} attempts of ${task.max_attempts}, ${ended} leases that ended`,
     );
     for (const [i, lease] of leases.entries()) {
       this.broken(
@@ -419,42 +452,50 @@ class Judgement {
         `${name}: lease ${lease.id} began before ${before?.id} had ended`,
       );
     }
-    const finals = leases.filter((lease) => this.results.get(lease.id)?.standing === 'final');
     const completed = leases.filter((lease) => lease.state === 'completed');
+    const finals = completed.filter((lease) => lease.report === 'completed');
     const wanted = task.state === 'completed' ? 1 : 0;
     this.broken(
-      finals.length !== wanted || completed.length !== wanted || finals[0]?.id !== completed[0]?.id,
+      finals.length !== wanted || completed.length !== wanted,
       `${name}: ${task.state} with ${finals.length} final results and ${completed.length} completed leases`,
     );
   }
 
   private countersAreRight(): void {
-    const { tasks, windows, counts } = this.tables;
-    const inState = (among: Tables['tasks'], state: string) =>
-      among.filter((task) => task.state === state).length;
+    const { tasks, leases, windows, counts } = this.tables;
+    const live = new Set(leases.filter(({ state }) => state === 'active').map((lease) => lease.task_id));
+    const stateOf = (task: Tables['tasks'][number]): string =>
+      task.state !== 'open'
+        ? task.state
+        : live.has(task.id)
+          ? 'leased'
+          : (this.places.get(task.id)?.[0]?.place ?? 'nowhere');
     for (const window of windows) {
-      const among = tasks.filter((task) => isIn(window, task));
-      const says = [window.ready, window.leased, window.waiting];
-      const is = [inState(among, 'queued'), inState(among, 'leased'), inState(among, 'waiting')];
+      const is = tasks.filter((task) => live.has(task.id) && isIn(window, task)).length;
       this.broken(
-        String(says) !== String(is),
-        `window ${nameOf(window)}: says ${says} (ready, leased, waiting), the tasks are ${is}`,
-      );
-      this.broken(
-        window.ceiling !== null && window.ready + window.leased > window.ceiling,
-        `window ${nameOf(window)}: ${window.ready} + ${window.leased} exceed its ceiling ${window.ceiling}`,
+        window.leased !== is,
+        `window ${nameOf(window)}: says ${window.leased} leased, the tasks are ${is}`,
       );
     }
-    const says = new Map(counts.map(({ kind, state, count }) => [`${kind} ${state}`, count]));
-    const is = Map.groupBy(tasks, ({ kind, state }) => `${kind} ${state}`);
-    for (const key of new Set([...says.keys(), ...is.keys()])) {
-      const [said, counted] = [says.get(key) ?? 0, is.get(key)?.length ?? 0];
-      this.broken(said !== counted, `count of ${key}: says ${said}, the tasks are ${counted}`);
-    }
+    const says = new Map(counts.map((row) => [row.kind, row]));
+    const is = Map.groupBy(tasks, ({ kind }) => kind);
+    for (const kind of new Set([...says.keys(), ...is.keys()]))
+      for (const state of TASK_STATES) {
+        const said = says.get(kind)?.[state] ?? 0;
+        const counted = (is.get(kind) ?? []).filter((task) => stateOf(task) === state).length;
+        this.broken(said !== counted, `count of ${kind} ${state}: says ${said}, the tasks are ${counted}`);
+      }
   }
 }
 
-type Window = Tables['windows'][number];
+/** What a limit counts. */
+type Window = Pick<Tables['windows'][number], 'scope' | 'kind' | 'target'>;
+
+const windowOf = ({ kind, target }: Requests['limit']): Window => ({
+  scope: target !== null ? 'target' : kind !== null ? 'kind' : 'global',
+  kind: kind ?? '',
+  target: target ?? '',
+});
 
 const isIn = ({ scope, kind, target }: Window, task: Tables['tasks'][number] | undefined): boolean =>
   task !== undefined &&

@@ -276,7 +276,7 @@ export const THROWAWAY_IDS = 40;
 /** A claim that finds nothing may hold up nobody for long. */
 const LONGEST_WAIT_MS = 5;
 
-/** Makes requests of every operation of a document: what its schemas allow, and that spoilt in every way. */
+/** Makes requests of every operation of a document: what its schemas allow, and that corrupted in every way. */
 export class HostileRequests {
   private readonly names: string[];
   /** What was answered lately, by the name of its field. */
@@ -410,13 +410,13 @@ export class HostileRequests {
     return value;
   }
 
-  /** A body as text: as it is, or spoilt before it is written, or after. */
+  /** A body as text: as it is, or corrupted before it is written, or after. */
   private write(chance: Chance, good: unknown): string | Buffer {
     let value = good;
     if (chance.is(0.6)) for (let n = chance.int(1, 2); n > 0; n--) value = this.spoil(chance, value);
     this.shortenWaits(value);
     const text = JSON.stringify(value) ?? '';
-    return chance.is(0.15) ? this.spoilText(chance, text) : text;
+    return chance.is(0.15) ? this.corruptText(chance, text) : text;
   }
 
   /** Changes one place of a value. */
@@ -486,7 +486,7 @@ export class HostileRequests {
     }
   }
 
-  private spoilText(chance: Chance, text: string): string | Buffer {
+  private corruptText(chance: Chance, text: string): string | Buffer {
     switch (chance.int(0, 8)) {
       case 0:
         return text.slice(0, chance.int(0, text.length));

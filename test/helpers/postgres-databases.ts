@@ -54,7 +54,7 @@ export class PostgresDatabases {
   /** As the template is: its shape, and the statements that take a database of its shape back to it. */
   private template: { shape: string; wipe: string } | undefined;
 
-  /** The address of the database that goes by a name; a migrated one, where there was none yet. */
+  /** The address of the database that goes by a name; a migrated one, if there was none yet. */
   async take(name: string): Promise<string> {
     let database = this.used.get(name);
     if (!database) {

@@ -1,9 +1,9 @@
 import { isDeepStrictEqual } from 'node:util';
 
 import type { AgentTransition } from '../../src/agents/fleet.service';
-import type { LeaseState } from '../../src/leases/lease.entity';
-import type { Outcome, Standing } from '../../src/leases/result.entity';
-import type { TaskReason, TaskState } from '../../src/leases/task.entity';
+import type { Outcome } from '../../src/kinds/observations';
+import type { LeaseState, Standing } from '../../src/leases/lease.entity';
+import type { TaskReason, TaskState } from '../../src/queue/task.entity';
 import { onPostgres } from './harness';
 
 /**
@@ -15,7 +15,7 @@ const plain = (value: unknown): unknown =>
   value === undefined ? undefined : JSON.parse(JSON.stringify(value));
 
 /**
- * The reference for the queue: what tasks, leases and ceilings must do, said once more in the plainest way, without a
+ * The reference for the queue: what tasks, leases and limits must do, said once more in the plainest way, without a
  * database. It does not choose what the service is free to choose (ids, the jitter of a backoff, which of two calls at
  * once came first): it takes the service's answer and says whether there is a way to explain it.
  */
@@ -56,8 +56,10 @@ export type Operation =
   | { op: 'cancel'; task: number }
   | { op: 'retry'; task: number }
   | { op: 'change'; agent: number; transition: AgentTransition }
-  | { op: 'ceiling'; kind: string | null; target: string | null; ceiling: number | null }
-  | { op: 'reap' };
+  | { op: 'limit'; kind: string | null; target: string | null; limit: number | null }
+  | { op: 'reap' }
+  /** What the server does by itself that must not show: counts are added up, tasks are moved into lanes. */
+  | { op: 'tidy' };
 
 /** What a call was answered, reduced to what the reference speaks of; or the code of its error. */
 export type Answer = { error: string } | { is: unknown };
@@ -111,7 +113,7 @@ export interface Snapshot {
   leases: LeaseRow[];
   results: ResultRow[];
   agents: Record<number, string>;
-  ceilings: Record<string, number>;
+  limits: Record<string, number>;
 }
 
 /** The state of the reference: plain data, so that it can be copied to try another explanation. */
@@ -122,14 +124,15 @@ interface World {
   /** By lease. */
   results: Map<number, ResultRow>;
   agents: Map<number, 'active' | 'draining' | 'disabled'>;
-  ceilings: Map<string, number>;
+  limits: Map<string, number>;
   keys: Map<string, { request: string; leases: number[] }>;
   lastTask: number;
   lastLease: number;
-  /** The same before the operations that are being explained. */
+  /** The same two before the operations that are being explained. */
+  lastTaskBefore: number;
   lastLeaseBefore: number;
-  /** Whether a claim may leave out tasks: those that others have locked at the moment, whom it does not wait for. */
-  passesOver: boolean;
+  /** Whether a claim may leave out tasks: it does not wait for those that others have locked at the moment. */
+  mayMiss: boolean;
   /** When the service was last seen to run. */
   lastSeen: number;
   /** What the reaper's look found; what it then does depends on it. */
@@ -145,11 +148,10 @@ type Choose = () => boolean;
 /** A part of an operation that happens at one instant: nothing comes in between. */
 type Part = (answer: Answer, choose: Choose) => void;
 
-const UNFINISHED: ReadonlySet<TaskState> = new Set<TaskState>(['scheduled', 'waiting', 'queued', 'leased']);
-const holdsSlot = (task: TaskRow) => task.state === 'queued' || task.state === 'leased';
+const UNFINISHED: ReadonlySet<TaskState> = new Set<TaskState>(['scheduled', 'queued', 'leased']);
 const bestFirst = (a: TaskRow, b: TaskRow) => b.priority - a.priority || a.id - b.id;
 
-/** The window that a ceiling is on: `''`, `dns`, `dns|192.0.2.53`. */
+/** The window that a limit is on: `''`, `dns`, `dns|192.0.2.53`. */
 export const windowName = (kind: string | null, target: string | null): string =>
   kind === null ? '' : target === null ? kind : `${kind}|${target}`;
 
@@ -173,12 +175,13 @@ export class ReferenceModel {
       leases: new Map(),
       results: new Map(),
       agents: new Map(agents.map((id) => [id, 'active'])),
-      ceilings: new Map(),
+      limits: new Map(),
       keys: new Map(),
       lastTask: 0,
       lastLease: 0,
+      lastTaskBefore: 0,
       lastLeaseBefore: 0,
-      passesOver: false,
+      mayMiss: false,
       lastSeen: now,
       found: { overdue: false, due: false },
     });
@@ -217,12 +220,13 @@ export class ReferenceModel {
   /**
    * Finds an order of the operations, and choices of the service, that explain all answers and what is stored after
    * them; takes that for what happened.
-   * @throws Error where there is none: says why not, for the order in which they were asked
+   * @throws Error if there is none: says why not, for the order in which they were asked
    */
   explain(operations: readonly Operation[], answers: readonly Answer[], after: Snapshot): void {
     let reason: string | undefined;
+    this.world.lastTaskBefore = this.world.lastTask;
     this.world.lastLeaseBefore = this.world.lastLease;
-    this.world.passesOver = onPostgres && operations.length > 1;
+    this.world.mayMiss = onPostgres && operations.length > 1;
     const done = operations.map(() => 0);
     const search = (model: ReferenceModel): ReferenceModel | undefined => {
       const open = operations.map((_, i) => i).filter((i) => (done[i] as number) < partsOf(operations[i]));
@@ -274,7 +278,7 @@ export class ReferenceModel {
 
   /** Compares with what is stored, and takes from it what the service was free to choose. @returns the difference */
   private adopt(after: Snapshot): string | undefined {
-    const { tasks, results, agents, ceilings } = this.world;
+    const { tasks, results, agents, limits } = this.world;
     for (const row of after.tasks) {
       const task = tasks.get(row.id);
       const bounds = task?.run_at;
@@ -293,7 +297,7 @@ export class ReferenceModel {
         after.results,
       ) ??
       difference('agents', [Object.fromEntries(agents)], [after.agents]) ??
-      difference('ceilings', [Object.fromEntries(ceilings)], [after.ceilings])
+      difference('limits', [Object.fromEntries(limits)], [after.limits])
     );
   }
 
@@ -313,8 +317,10 @@ export class ReferenceModel {
         return [(answer) => expectAnswer(answer, this.retry(operation.task))];
       case 'change':
         return [(answer) => expectAnswer(answer, this.change(operation.agent, operation.transition))];
-      case 'ceiling':
-        return [(answer) => expectAnswer(answer, this.setCeiling(operation))];
+      case 'limit':
+        return [(answer) => expectAnswer(answer, this.setLimit(operation))];
+      case 'tidy':
+        return [(answer) => expectAnswer(answer, { is: null })];
       case 'reap':
         return [
           () => this.seen(),
@@ -353,13 +359,18 @@ export class ReferenceModel {
         return { error: 'ERR_CONFLICT' };
     }
     const got = idsOf(answer, 'enqueue');
+    const told = (answer as { is: { state: TaskState }[] }).is;
+    // A sequence gives ids at once: those of two enqueues of the same moment may interleave.
+    let newest = onPostgres ? this.world.lastTaskBefore : this.world.lastTask;
     const expected = tasks.map((asked, i) => {
       const holder = asked.uniqueKey === null ? undefined : this.holderOf(asked.uniqueKey);
-      if (holder) return holder;
+      // Of a task that is there already it is told how it was found, which may change until the new ones are stored.
+      if (holder) return this.world.mayMiss ? { id: holder.id, state: told[i]?.state } : holder;
       const id = got[i] as number;
-      if (!(id > this.world.lastTask))
-        throw new Mismatch(`task ${id} is not newer than ${this.world.lastTask}`);
-      this.world.lastTask = id;
+      if (!(id > newest) || this.world.tasks.has(id))
+        throw new Mismatch(`task ${id} is not newer than ${newest}`);
+      newest = id;
+      this.world.lastTask = Math.max(this.world.lastTask, id);
       const task: TaskRow = {
         id,
         kind: asked.kind,
@@ -376,7 +387,7 @@ export class ReferenceModel {
         reason: null,
         finished_at: null,
       };
-      if (asked.runAt === null || asked.runAt <= now) task.state = this.fits(task) ? 'queued' : 'waiting';
+      if (asked.runAt === null || asked.runAt <= now) task.state = 'queued';
       this.world.tasks.set(id, task);
       return task;
     });
@@ -407,16 +418,20 @@ export class ReferenceModel {
         ({ agent_id, state, task_id }) =>
           agent_id === agent && state === 'active' && this.world.tasks.get(task_id)?.kind === kind,
       ).length;
-    const best = wanted
-      .flatMap(([kind, capacity]) =>
-        this.tasks
-          .filter((task) => task.state === 'queued' && task.kind === kind)
-          .filter((task) => task.not_after === null || task.not_after > now)
-          .filter((task) => !this.world.passesOver || given.has(task.id))
-          .sort(bestFirst)
-          .slice(0, Math.max(0, capacity - held(kind))),
-      )
+    const left = new Map(wanted.map(([kind, capacity]) => [kind, capacity - held(kind)]));
+    const best: TaskRow[] = [];
+    const candidates = this.tasks
+      .filter((task) => task.state === 'queued' && (task.not_after === null || task.not_after > now))
+      .filter((task) => !this.world.mayMiss || given.has(task.id))
       .sort(bestFirst);
+    for (const task of candidates) {
+      const budget = left.get(task.kind) ?? 0;
+      if (budget <= 0 || !this.fits(task)) continue;
+      left.set(task.kind, budget - 1);
+      // From here on it holds its slots.
+      task.state = 'leased';
+      best.push(task);
+    }
     const got = idsOf(answer, 'claim');
     // A sequence gives ids at once, and who has the first need not be who is first to have it stored.
     const newest = onPostgres ? this.world.lastLeaseBefore : this.world.lastLease;
@@ -506,7 +521,6 @@ export class ReferenceModel {
         rejected.push({ lease_id: id, reason: 'conflict' });
       }
     }
-    this.admitWaiting();
     const acknowledged = reports.length - rejected.length;
     return { is: rejected.length === 0 ? { acknowledged } : { acknowledged, rejected } };
   }
@@ -519,7 +533,6 @@ export class ReferenceModel {
       const lease = task.lease_id === null ? undefined : this.world.leases.get(task.lease_id);
       if (lease) this.end(lease, 'revoked');
       this.finish(task, 'cancelled', 'operator');
-      this.admitWaiting();
     }
     return { is: this.viewOf(task) };
   }
@@ -534,7 +547,7 @@ export class ReferenceModel {
     task.reason = null;
     task.finished_at = null;
     if (task.not_after !== null && task.not_after <= this.now) task.not_after = null;
-    task.state = this.fits(task) ? 'queued' : 'waiting';
+    task.state = 'queued';
     return { is: this.viewOf(task) };
   }
 
@@ -548,26 +561,29 @@ export class ReferenceModel {
     if (state === 'disabled') {
       for (const lease of held) {
         const task = this.end(lease, 'revoked');
-        // The operator cut the attempt off, so it does not count; the slot stays the task's, if the ceiling still has it.
+        // The operator cut the attempt off, so it does not count.
         task.state = 'queued';
         task.attempts--;
       }
-      this.putBackExcess();
-      this.admitWaiting();
     }
     return { is: { status: state, live_leases: state === 'disabled' ? 0 : held.length } };
   }
 
-  private setCeiling({ kind, target, ceiling }: Operation & { op: 'ceiling' }): Answer {
+  private setLimit({ kind, target, limit }: Operation & { op: 'limit' }): Answer {
     const name = windowName(kind, target);
-    if (ceiling === null) this.world.ceilings.delete(name);
-    else this.world.ceilings.set(name, ceiling);
-    this.putBackExcess();
-    this.admitWaiting();
+    if (limit === null) this.world.limits.delete(name);
+    else this.world.limits.set(name, limit);
     const inside = (state: TaskState) =>
       this.tasks.filter((task) => task.state === state && windowsOf(task).includes(name)).length;
+    const leased = inside('leased');
     return {
-      is: { limit: ceiling, leased: inside('leased'), queued: inside('queued') + inside('waiting') },
+      is: {
+        limit,
+        leased: limit === null ? null : leased,
+        available: limit === null ? null : Math.max(0, limit - leased),
+        // Of a target only those are told that are in its lane already.
+        ...(target === null ? { queued: inside('queued') } : {}),
+      },
     };
   }
 
@@ -594,18 +610,16 @@ export class ReferenceModel {
   private expire(choose: Choose): void {
     if (!this.world.found.overdue) return;
     for (const lease of this.overdue()) this.giveBack(this.end(lease, 'expired'), choose);
-    this.admitWaiting();
   }
 
   private endOutOfTime(): void {
     if (!this.world.found.due) return;
     for (const task of this.outOfTime()) this.finish(task, 'dead', 'not_after');
-    this.admitWaiting();
   }
 
   private makeReady(): void {
     if (!this.world.found.due) return;
-    for (const task of this.due()) task.state = this.fits(task) ? 'queued' : 'waiting';
+    for (const task of this.due()) task.state = 'queued';
   }
 
   /** Ends a live lease. @returns its task, which somebody else has to take further */
@@ -646,30 +660,11 @@ export class ReferenceModel {
   }
 
   private roomIn(name: string): number {
-    const ceiling = this.world.ceilings.get(name);
-    if (ceiling === undefined) return Number.POSITIVE_INFINITY;
-    return ceiling - this.tasks.filter((task) => holdsSlot(task) && windowsOf(task).includes(name)).length;
-  }
-
-  private admitWaiting(): void {
-    for (const task of this.tasks.filter((t) => t.state === 'waiting').sort(bestFirst)) {
-      if (this.fits(task)) task.state = 'queued';
-    }
-  }
-
-  /** What is ready beyond a ceiling goes back to waiting, the last in line first; narrow windows before wide ones. */
-  private putBackExcess(): void {
-    const width = (name: string) => (name === '' ? 2 : name.includes('|') ? 0 : 1);
-    for (const name of [...this.world.ceilings.keys()].sort((a, b) => width(a) - width(b))) {
-      const ready = this.tasks
-        .filter((task) => task.state === 'queued' && windowsOf(task).includes(name))
-        .sort(bestFirst);
-      while (this.roomIn(name) < 0) {
-        const last = ready.pop();
-        if (!last) break;
-        last.state = 'waiting';
-      }
-    }
+    const limit = this.world.limits.get(name);
+    if (limit === undefined) return Number.POSITIVE_INFINITY;
+    return (
+      limit - this.tasks.filter((task) => task.state === 'leased' && windowsOf(task).includes(name)).length
+    );
   }
 
   private holderOf(key: string): TaskRow | undefined {
@@ -703,7 +698,7 @@ function copyOf(world: World): World {
     leases: rows(world.leases),
     results: new Map(world.results),
     agents: new Map(world.agents),
-    ceilings: new Map(world.ceilings),
+    limits: new Map(world.limits),
     keys: new Map(world.keys),
     found: { ...world.found },
   };

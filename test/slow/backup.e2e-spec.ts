@@ -15,6 +15,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { run } from '../helpers/command-line';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
+import { brokenPromises } from '../helpers/queue-tables';
 
 const folders: string[] = [];
 
@@ -115,13 +116,16 @@ describe('a backup', () => {
     expect(await server.rows('PRAGMA integrity_check')).toEqual([{ integrity_check: 'ok' }]);
     const tasks = new Set((await server.rows('SELECT id FROM tasks')).map(({ id }) => id));
     expect([...before.tasks].filter((id) => !tasks.has(id))).toEqual([]);
-    const results = new Map(
-      (await server.rows('SELECT lease_id, observations FROM results')).map((row) => [row.lease_id, row]),
+    const leasesBefore = new Map(
+      (await server.rows('SELECT id, state, observations FROM leases')).map((row) => [row.id, row]),
     );
     for (const id of before.reports)
-      expect(results.get(id)?.observations).toBe(JSON.stringify([{ name: 'lease', value: id }]));
+      expect(leasesBefore.get(id)).toMatchObject({
+        ...{ state: 'completed', observations: JSON.stringify([{ name: 'lease', value: id }]) },
+      });
+    expect(await server.database.read(brokenPromises)).toEqual([]);
 
-    // A lease that the old server gave is nobody's here, whoever gets which task now.
+    // A lease that the old server gave is unknown here, whichever agent gets the task now.
     const next = await server.enqueue(dnsTask(), dnsTask());
     expect(Math.min(...next)).toBeGreaterThan(given.tasks);
     const leases = await claim(server, agents[1] as Credentials);
@@ -151,12 +155,17 @@ describe('a backup', () => {
       { operator_name: 'control-plane', subject: 'database', operator_token_id: null },
     ]);
     expect(items[0].after.ids_go_on_after.leases).toBe(Math.min(...leases) - 1);
+    await server.enqueue({ kind: 'tcp', spec: { host: 'a.example', port: 53 } });
+    expect(await server.rows(`SELECT id FROM lanes WHERE kind = 'tcp'`)).toEqual([
+      { id: items[0].after.ids_go_on_after.lanes + 1 },
+    ]);
+    expect(await server.database.read(brokenPromises)).toEqual([]);
     expect((await server.operator('GET', '/v1/audit/verification')).body.intact).toBe(true);
 
     // Once: the next start goes on where this one ended.
     await server.stop({ keep: true });
     const again = await TestServer.start({}, { folder: server.folder });
-    expect(await again.enqueue(dnsTask())).toEqual([Math.max(...next) + 1]);
+    expect(await again.enqueue(dnsTask())).toEqual([Math.max(...next) + 2]);
     expect((await again.operator('GET', restores)).body.items).toHaveLength(1);
     await again.stop();
   }, 90_000);

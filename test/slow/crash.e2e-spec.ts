@@ -1,6 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
 import {
   chmodSync,
   existsSync,
@@ -13,89 +11,24 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import Sqlite from 'better-sqlite3';
-import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
-import { endAll, track } from '../helpers/processes';
+import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
+import { endAll, Program, ServerProcess } from '../helpers/processes';
+import { brokenPromises } from '../helpers/queue-tables';
 
-const ROOT = join(__dirname, '../..');
 const ROUNDS = 5;
 
-/** The server as a process of its own, on a database file that outlives it. */
-class ServerProcess {
-  private constructor(
-    readonly child: ChildProcess,
-    readonly url: string,
-    readonly errors: () => string,
-  ) {}
-
-  static spawn(
-    folder: string,
-    env: Record<string, string> = {},
-    args: string[] = [],
-    as: { uid?: number; gid?: number } = {},
-  ): { child: ChildProcess; errors: () => string } {
-    const child = spawn(process.execPath, [join(ROOT, 'dist/main.js'), ...args], {
-      cwd: folder,
-      ...as,
-      env: {
-        ...CHILD_ENV,
-        CONTROL_PLANE_BIND: '127.0.0.1:0',
-        CONTROL_PLANE_DRAIN_MS: '0',
-        CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
-        ...Object.fromEntries(
-          ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'PUBLIC', 'OPERATOR'].map(
-            (route) => [`CONTROL_PLANE_QUOTA_${route}`, 'off'],
-          ),
-        ),
-        ...env,
-      },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    track(child);
-    let errors = '';
-    child.stderr?.on('data', (chunk) => {
-      errors += chunk;
-    });
-    return { child, errors: () => errors };
-  }
-
-  static async start(folder: string, env: Record<string, string> = {}): Promise<ServerProcess> {
-    const { child, errors } = ServerProcess.spawn(folder, env);
-    for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
-      const entry = JSON.parse(line);
-      if (entry.message !== 'listening') continue;
-      child.stdout?.resume();
-      return new ServerProcess(child, entry.url, errors);
-    }
-    throw new Error(`the server did not start: ${errors()}`);
-  }
-
-  /** @returns undefined where no answer came: the effect is unknown then */
-  async call(path: string, body: object, headers: Record<string, string>, method = 'POST'): Promise<any> {
-    try {
-      const response = await fetch(this.url + path, {
-        method,
-        headers: { 'content-type': 'application/json', ...headers },
-        body: method === 'GET' ? undefined : JSON.stringify(body),
-      });
-      const answer = await response.json();
-      if (!response.ok)
-        throw Object.assign(new Error(`${path}: ${response.status} ${JSON.stringify(answer)}`), {
-          refused: true,
-        });
-      return answer;
-    } catch (error) {
-      if ((error as { refused?: boolean }).refused) throw error;
-      return undefined;
-    }
-  }
-
-  async end(signal: NodeJS.Signals): Promise<number | null> {
-    this.child.kill(signal);
-    const [code] = await once(this.child, 'exit');
-    return code;
-  }
+/** Calls a server. @returns undefined if no answer came: the effect is unknown then @throws Error it was refused */
+async function call(
+  server: ServerProcess,
+  path: string,
+  body: object,
+  headers: Record<string, string>,
+): Promise<any> {
+  const answer = await server.request('POST', path, { headers, body }).catch(() => undefined);
+  if (answer && answer.status >= 300)
+    throw new Error(`${path}: ${answer.status} ${JSON.stringify(answer.body)}`);
+  return answer?.body;
 }
 
 const operator = { authorization: `Bearer ${ADMIN_TOKEN}` };
@@ -126,7 +59,7 @@ describe('the process', () => {
     async function client(server: ServerProcess, name: string, until: () => boolean): Promise<void> {
       let who = acknowledged.agents.get(name);
       if (!who) {
-        who = (await server.call('/register', { hostname: name }, {})) as Credentials | undefined;
+        who = (await call(server, '/register', { hostname: name }, {})) as Credentials | undefined;
         if (!who) return;
         acknowledged.agents.set(name, who);
         held.set(who.agent_id, new Map());
@@ -134,20 +67,27 @@ describe('the process', () => {
       const agent_id = who.agent_id;
       const mine = held.get(agent_id) as Map<number, number>;
       while (!until()) {
-        const enqueued = await server.call(
+        const enqueued = await call(
+          server,
           '/v1/tasks',
           { tasks: [dnsTask(), dnsTask(), dnsTask()] },
           { ...operator, 'idempotency-key': randomUUID() },
         );
         for (const task of enqueued?.tasks ?? []) acknowledged.tasks.add(task.id);
-        const claimed = await server.call('/claim', { agent_id, capacities: { dns: 4 } }, credentialsOf(who));
+        const claimed = await call(
+          server,
+          '/claim',
+          { agent_id, capacities: { dns: 4 } },
+          credentialsOf(who),
+        );
         for (const lease of claimed?.leases ?? []) mine.set(lease.lease_id, lease.task_id);
         // One lease of each claim is kept: it must still be ours after the crash.
         const reports = [...mine.keys()].slice(0, Math.max(0, mine.size - 1)).map((lease_id) => ({
           lease_id,
           observations: [{ name: 'value', value: `${name}-${lease_id}` }],
         }));
-        const reported = await server.call(
+        const reported = await call(
+          server,
           '/report',
           { agent_id, completed: reports, cancelled: [] },
           credentialsOf(who),
@@ -162,18 +102,18 @@ describe('the process', () => {
             mine.delete(lease_id);
           }
         }
-        const bundle = await server.call('/v1/configs', { config: { name } }, operator);
+        const bundle = await call(server, '/v1/configs', { config: { name } }, operator);
         if (!bundle) continue;
         acknowledged.configs.set(bundle.revision, bundle.seq);
         const state = { config_revision: bundle.revision, config_status: 'applied' };
-        if (await server.call('/heartbeat', { agent_id, ...state }, credentialsOf(who)))
+        if (await call(server, '/heartbeat', { agent_id, ...state }, credentialsOf(who)))
           acknowledged.configStates.set(agent_id, bundle.revision);
         const envelope = {
           agent_id,
           timestamp: new Date().toISOString(),
           gauges: [{ name: randomUUID(), value: 1 }],
         };
-        const stored = await server.call('/metrics', envelope, credentialsOf(who));
+        const stored = await call(server, '/metrics', envelope, credentialsOf(who));
         if (stored) acknowledged.metrics.set(stored.id, agent_id);
       }
     }
@@ -197,7 +137,8 @@ describe('the process', () => {
     for (const who of acknowledged.agents.values()) {
       const mine = held.get(who.agent_id) as Map<number, number>;
       // The token works, and whatever the agent held it still holds: no lease ended while no server ran.
-      const extended = await server.call(
+      const extended = await call(
+        server,
         '/extend',
         { agent_id: who.agent_id, lease_ids: [...mine.keys()], extend_by_ms: 30_000 },
         credentialsOf(who),
@@ -212,8 +153,7 @@ describe('the process', () => {
       const file = new Sqlite(join(folder, 'control-plane.db'), { readonly: true });
       try {
         return (
-          file.prepare(`SELECT 1 FROM results WHERE lease_id = ? AND standing = 'final'`).get(leaseId) !==
-          undefined
+          file.prepare(`SELECT 1 FROM leases WHERE id = ? AND state = 'completed'`).get(leaseId) !== undefined
         );
       } finally {
         file.close();
@@ -227,14 +167,14 @@ describe('the process', () => {
       rows<{ id: number; state: string }>('SELECT id, state FROM tasks').map((row) => [row.id, row.state]),
     );
     expect([...acknowledged.tasks].filter((id) => !tasks.has(id))).toEqual([]);
-    const results = new Map(
-      rows<{ lease_id: number; observations: string; standing: string }>('SELECT * FROM results').map(
-        (row) => [row.lease_id, row],
-      ),
+    const leases = new Map(
+      rows<{ id: number; state: string; report: string | null; observations: string | null }>(
+        'SELECT id, state, report, observations FROM leases',
+      ).map((row) => [row.id, row]),
     );
     for (const [leaseId, { task, value }] of acknowledged.reports) {
-      expect(results.get(leaseId)).toMatchObject({
-        standing: 'final',
+      expect(leases.get(leaseId)).toMatchObject({
+        ...{ state: 'completed', report: 'completed' },
         observations: JSON.stringify([{ name: 'value', value }]),
       });
       expect(tasks.get(task)).toBe('completed');
@@ -258,49 +198,40 @@ describe('the process', () => {
       rows<{ id: number }>('SELECT id FROM agent_metrics').map((row) => String(row.id)),
     );
     expect([...acknowledged.metrics.keys()].filter((id) => !metrics.has(id))).toEqual([]);
-    expect(
-      rows(`SELECT task_id FROM results WHERE standing = 'final' GROUP BY task_id HAVING count(*) > 1`),
-    ).toEqual([]);
-    expect(
-      rows(`SELECT task_id FROM leases WHERE state = 'active' GROUP BY task_id HAVING count(*) > 1`),
-    ).toEqual([]);
-    const counted = `SELECT kind, state, count FROM task_counts WHERE count > 0 ORDER BY kind, state`;
-    expect(rows(counted)).toEqual(
-      rows('SELECT kind, state, count(*) AS count FROM tasks GROUP BY kind, state ORDER BY kind, state'),
-    );
+    expect(await brokenPromises({ rows: async (sql) => rows(sql) })).toEqual([]);
     file.close();
     expect(acknowledged.reports.size).toBeGreaterThanOrEqual(ROUNDS * 40);
   }, 90_000);
 
   it('answers long polls, says that it is not ready and ends with 0 when it is asked to stop', async () => {
     const server = await ServerProcess.start(folder);
-    const who = await server.call('/register', { hostname: 'probe-1' }, {});
-    const waiting = server.call(
+    const who = await call(server, '/register', { hostname: 'probe-1' }, {});
+    const waiting = call(
+      server,
       '/claim',
       { agent_id: who.agent_id, capacities: { dns: 1 }, wait_ms: 30_000 },
       credentialsOf(who),
     );
     // Whatever of the two comes first, the claim is answered or never reached the server; it does not hold the stop up.
-    await server.call('/heartbeat', { agent_id: who.agent_id }, credentialsOf(who));
+    await call(server, '/heartbeat', { agent_id: who.agent_id }, credentialsOf(who));
     expect(await server.end('SIGTERM')).toBe(0);
     expect(await waiting).toEqual({ leases: [] });
   });
 
   it('keeps a second process off the same file', async () => {
     await ServerProcess.start(folder);
-    const second = ServerProcess.spawn(folder);
-    const [code] = await once(second.child, 'exit');
-    expect(code).toBe(1);
-    expect(second.errors()).toMatch(/Another process is using .*control-plane\.db/);
+    const second = Program.run(folder);
+    expect(await second.ended()).toBe(1);
+    expect(second.errors).toMatch(/Another process is using .*control-plane\.db/);
   });
 
   it('says in a line where it cannot listen, and why', async () => {
     const { url } = await ServerProcess.start(folder);
     const { host, port } = new URL(url);
-    const elsewhere = { CONTROL_PLANE_DATABASE_URL: 'sqlite::memory:' };
-    const second = ServerProcess.spawn(folder, { CONTROL_PLANE_BIND: host, ...elsewhere });
-    expect((await once(second.child, 'exit'))[0]).toBe(1);
-    expect(second.errors()).toBe(
+    const elsewhere = { DATABASE_URL: 'sqlite::memory:' };
+    const second = Program.run(folder, { env: { BIND: host, ...elsewhere } });
+    expect(await second.ended()).toBe(1);
+    expect(second.errors).toBe(
       `Can't listen on port ${port} of 127.0.0.1: another process listens there. ` +
         'CONTROL_PLANE_BIND says where to listen.\n',
     );
@@ -312,9 +243,9 @@ describe('the process', () => {
       older,
       `Object.defineProperty(process, 'versions', { value: { node: '20.20.2', napi: '9' } });`,
     );
-    const { child, errors } = ServerProcess.spawn(folder, { NODE_OPTIONS: `--require ${older}` });
-    expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toBe(
+    const program = Program.run(folder, { variables: { NODE_OPTIONS: `--require ${older}` } });
+    expect(await program.ended()).toBe(1);
+    expect(program.errors).toBe(
       "This program needs Node 22.15 or newer; this is 20.20.2. In the project's folder, put scripts/with-node.sh before " +
         'the command: it finds or fetches a newer one.\n',
     );
@@ -322,20 +253,16 @@ describe('the process', () => {
 
   it('says in a line that a file is not a database', async () => {
     writeFileSync(join(folder, 'notes.txt'), 'Notes, and nothing that SQLite ever wrote. '.repeat(99));
-    const { child, errors } = ServerProcess.spawn(folder, {
-      CONTROL_PLANE_DATABASE_URL: 'sqlite://notes.txt',
-    });
-    expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toMatch(/^.*notes\.txt can't be opened: it is not a database\.\n$/);
+    const program = Program.run(folder, { env: { DATABASE_URL: 'sqlite://notes.txt' } });
+    expect(await program.ended()).toBe(1);
+    expect(program.errors).toMatch(/^.*notes\.txt can't be opened: it is not a database\.\n$/);
     expect(readdirSync(folder)).toEqual(['notes.txt']);
   });
 
   it('says in a line that a folder is not a database', async () => {
-    const { child, errors } = ServerProcess.spawn(folder, {
-      CONTROL_PLANE_DATABASE_URL: `sqlite://${folder}`,
-    });
-    expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toMatch(/^.*can't be opened: it is not a file\.\n$/);
+    const program = Program.run(folder, { env: { DATABASE_URL: `sqlite://${folder}` } });
+    expect(await program.ended()).toBe(1);
+    expect(program.errors).toMatch(/^.*can't be opened: it is not a file\.\n$/);
     expect(existsSync(`${folder}-lock`)).toBe(false);
   });
 
@@ -344,9 +271,9 @@ describe('the process', () => {
     rmSync(join(folder, 'control-plane.db-lock'));
     chmodSync(folder, 0o777);
     chmodSync(join(folder, 'control-plane.db'), 0o444);
-    const { child, errors } = ServerProcess.spawn(folder, {}, [], { uid: 65_534, gid: 65_534 });
-    expect((await once(child, 'exit'))[0]).toBe(1);
-    expect(errors()).toMatch(
+    const program = Program.run(folder, { as: { uid: 65_534, gid: 65_534 } });
+    expect(await program.ended()).toBe(1);
+    expect(program.errors).toMatch(
       /^.*control-plane\.db can't be opened: the process must be able to write both the file and its folder\.\n$/,
     );
     expect(existsSync(join(folder, 'control-plane.db-lock'))).toBe(false);
@@ -356,9 +283,9 @@ describe('the process', () => {
     const { url } = await ServerProcess.start(folder);
     const elsewhere = mkdtempSync(join(tmpdir(), 'control-plane-'));
     try {
-      const second = ServerProcess.spawn(elsewhere, { CONTROL_PLANE_BIND: new URL(url).host });
-      expect((await once(second.child, 'exit'))[0]).toBe(1);
-      expect(second.errors()).toMatch(/^Can't listen on port .*\n$/);
+      const second = Program.run(elsewhere, { env: { BIND: new URL(url).host } });
+      expect(await second.ended()).toBe(1);
+      expect(second.errors).toMatch(/^Can't listen on port .*\n$/);
       expect(readdirSync(elsewhere)).toEqual([]);
     } finally {
       rmSync(elsewhere, { recursive: true });
@@ -368,7 +295,7 @@ describe('the process', () => {
   describe('of which there are two on one file', () => {
     const enqueue = async (server: ServerProcess, count: number): Promise<number[]> => {
       const tasks = Array.from({ length: count }, () => dnsTask());
-      const answer = await server.call('/v1/tasks', { tasks }, operator);
+      const answer = await call(server, '/v1/tasks', { tasks }, operator);
       return answer.tasks.map(({ id }: { id: number }) => id);
     };
     const storedTasks = (): number[] => {
@@ -390,11 +317,9 @@ describe('the process', () => {
           ['hard', linkSync, /can't be opened: it has several names/],
         ] as const) {
           link(join(folder, 'control-plane.db'), join(other, `${name}.db`));
-          const second = ServerProcess.spawn(folder, {
-            CONTROL_PLANE_DATABASE_URL: `sqlite://${join(other, name)}.db`,
-          });
-          expect((await once(second.child, 'exit'))[0]).toBe(1);
-          expect(second.errors()).toMatch(reason);
+          const second = Program.run(folder, { env: { DATABASE_URL: `sqlite://${join(other, name)}.db` } });
+          expect(await second.ended()).toBe(1);
+          expect(second.errors).toMatch(reason);
           ids.push(...(await enqueue(first, 100)));
         }
         expect(readdirSync(other).sort()).toEqual(['hard.db', 'symbolic.db']);
@@ -411,7 +336,7 @@ describe('the process', () => {
       rmSync(join(folder, 'control-plane.db-lock'));
       const second = await ServerProcess.start(folder);
       ids.push(...(await enqueue(second, 100)));
-      const ended = once(first.child, 'exit');
+      const ended = first.program.ended();
       // Its reaper may have noticed by itself already.
       await expect(
         enqueue(first, 100).catch((error: Error) => {
@@ -419,7 +344,7 @@ describe('the process', () => {
           throw new Error('refused');
         }),
       ).rejects.toThrow('refused');
-      expect((await ended)[0]).toBe(1);
+      expect(await ended).toBe(1);
       ids.push(...(await enqueue(second, 100)));
       await second.end('SIGTERM');
       expect(storedTasks()).toEqual(ids);
@@ -434,35 +359,34 @@ describe('the process', () => {
       `INSERT INTO migrations (timestamp, name) VALUES (9999999999999, 'FromTheFuture9999999999999')`,
     );
     file.close();
-    const second = ServerProcess.spawn(folder);
-    const [code] = await once(second.child, 'exit');
-    expect(code).toBe(1);
-    expect(second.errors()).toMatch(/newer version.*FromTheFuture9999999999999/);
+    const second = Program.run(folder);
+    expect(await second.ended()).toBe(1);
+    expect(second.errors).toMatch(/newer version.*FromTheFuture9999999999999/);
   });
 
   it('applies migrations and ends with migrate; refuses a database without them where it may not apply them', async () => {
-    const refused = ServerProcess.spawn(folder, { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
-    expect((await once(refused.child, 'exit'))[0]).toBe(1);
-    expect(refused.errors()).toMatch(/control-plane migrate/);
-    const migrated = ServerProcess.spawn(folder, {}, ['migrate']);
-    expect((await once(migrated.child, 'exit'))[0]).toBe(0);
-    const server = await ServerProcess.start(folder, { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
+    const refused = Program.run(folder, { env: { MIGRATE_ON_START: 'false' } });
+    expect(await refused.ended()).toBe(1);
+    expect(refused.errors).toMatch(/control-plane migrate/);
+    const migrated = Program.run(folder, { args: ['migrate'] });
+    expect(await migrated.ended()).toBe(0);
+    const server = await ServerProcess.start(folder, { env: { MIGRATE_ON_START: 'false' } });
     expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
     expect(await server.end('SIGTERM')).toBe(0);
   });
 
   it.each([
-    ['CONTROL_PLANE_LEASE_DURATION', '5'],
-    ['CONTROL_PLANE_ADMIN_TOKEN', 'canary-short'],
-    ['CONTROL_PLANE_QUOTA_CLAIM', 'canary'],
-    ['CONTROL_PLANE_BIND', 'canary'],
-    ['CONTROL_PLANE_DATABASE_URL', 'mysql://canary:canary@host/db'],
-    ['CONTROL_PLANE_TRUST_PROXY', 'canary'],
-  ])('does not start with a wrong %s, names it and prints no value', async (name, value) => {
-    const { child, errors } = ServerProcess.spawn(folder, { [name]: value });
-    expect((await once(child, 'exit'))[0]).toBe(2);
-    expect(errors()).toContain(name);
-    expect(errors()).not.toContain('canary');
-    expect(errors()).not.toContain(ADMIN_TOKEN);
+    ['LEASE_DURATION', '5'],
+    ['ADMIN_TOKEN', 'canary-short'],
+    ['QUOTA_CLAIM', 'canary'],
+    ['BIND', 'canary'],
+    ['DATABASE_URL', 'mysql://canary:canary@host/db'],
+    ['TRUST_PROXY', 'canary'],
+  ])('does not start with a wrong CONTROL_PLANE_%s, names it and prints no value', async (name, value) => {
+    const program = Program.run(folder, { env: { [name]: value } });
+    expect(await program.ended()).toBe(2);
+    expect(program.errors).toContain(`CONTROL_PLANE_${name}`);
+    expect(program.errors).not.toContain('canary');
+    expect(program.errors).not.toContain(ADMIN_TOKEN);
   });
 });

@@ -17,7 +17,7 @@ function mountDisk(): string | undefined {
 }
 
 const disk = mountDisk();
-if (!disk) console.warn('Skipped, for it needs the right to mount a file system: a disk that is full.');
+if (!disk) console.warn('Skipped, because it needs the right to mount a file system: a disk that is full.');
 
 (disk ? describe : describe.skip)('a disk that is full', () => {
   const folder = disk as string;

@@ -1,24 +1,20 @@
-import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { createInterface } from 'node:readline';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { inspectDatabase } from '../../src/database/open-database';
 import { readSettings } from '../../src/settings';
 import {
   ADMIN_TOKEN,
-  type Answer,
-  CHILD_ENV,
   type Credentials,
   credentialsOf,
   databaseIn,
   dnsTask,
   removeDatabaseIn,
 } from '../helpers/harness';
-import { endAll, track } from '../helpers/processes';
+import { endAll, Program, ServerProcess } from '../helpers/processes';
 
 // Each test starts processes, and a machine that is busy with other tests is slow at that.
 jest.setTimeout(120_000);
@@ -43,118 +39,47 @@ async function workplace(files: Record<string, string> = {}): Promise<string> {
   return folder;
 }
 
-function run(folder: string, file: string, args: string[], env: Record<string, string> = {}): ChildProcess {
-  const child = spawn(process.execPath, [resolve(ROOT, file), ...args], {
-    cwd: folder,
-    env: {
-      ...CHILD_ENV,
-      CONTROL_PLANE_BIND: '127.0.0.1:0',
-      CONTROL_PLANE_DRAIN_MS: '0',
-      CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
-      CONTROL_PLANE_DATABASE_URL: databases.get(folder),
-      ...Object.fromEntries(
-        ['REGISTER', 'CLAIM', 'REPORT', 'PUBLIC', 'OPERATOR'].map((route) => [
-          `CONTROL_PLANE_QUOTA_${route}`,
-          'off',
-        ]),
-      ),
-      ...env,
-    },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  return track(child);
+const withExtensions = (folder: string, extensions: string, env: Record<string, string> = {}) => ({
+  env: { DATABASE_URL: databases.get(folder) as string, EXTENSIONS: extensions, ...env },
+});
+
+/** Runs the program to its end: a server that can't start, or another command. */
+async function finish(
+  folder: string,
+  extensions: string,
+  args: string[] = ['serve'],
+  env: Record<string, string> = {},
+): Promise<{ code: number | null; output: string; errors: string }> {
+  const program = Program.run(folder, { ...withExtensions(folder, extensions, env), args });
+  const code = await program.ended();
+  return { code, output: program.output, errors: program.errors };
 }
 
-/** Runs to the end. */
-async function finish(child: ChildProcess): Promise<{ code: number; output: string; errors: string }> {
-  const texts = { output: '', errors: '' };
-  child.stdout?.on('data', (chunk) => {
-    texts.output += chunk;
-  });
-  child.stderr?.on('data', (chunk) => {
-    texts.errors += chunk;
-  });
-  const [code] = await once(child, 'close');
-  return { code, ...texts };
+/** Starts a server. Only in a process of its own does Node itself resolve what extensions import. */
+const start = (folder: string, extensions: string): Promise<ServerProcess> =>
+  ServerProcess.start(folder, withExtensions(folder, extensions));
+
+async function stop(server: ServerProcess): Promise<void> {
+  expect(await server.end('SIGTERM')).toBe(0);
 }
 
-const serve = (folder: string, extensions: string, args: string[] = [], env: Record<string, string> = {}) =>
-  run(folder, 'dist/main.js', args, { CONTROL_PLANE_EXTENSIONS: extensions, ...env });
+/** Enqueues tasks and has them claimed. @returns their leases, in the order of the tasks */
+async function lease(
+  server: ServerProcess,
+  who: Credentials,
+  kinds: string[],
+  ...tasks: object[]
+): Promise<any[]> {
+  await server.enqueue(...tasks);
+  const capacities = Object.fromEntries(kinds.map((kind) => [kind, 10]));
+  const { leases } = (await server.agent(who, '/claim', { capacities })).body;
+  expect(leases).toHaveLength(tasks.length);
+  return leases.sort((a: any, b: any) => a.task_id - b.task_id);
+}
 
-/** The program as a process of its own: only there does Node itself resolve what extensions import. */
-class ServerProcess {
-  private constructor(
-    private readonly child: ChildProcess,
-    readonly url: string,
-    readonly log: any[],
-  ) {}
-
-  static async start(folder: string, extensions: string): Promise<ServerProcess> {
-    const child = serve(folder, extensions);
-    let errors = '';
-    child.stderr?.on('data', (chunk) => {
-      errors += chunk;
-    });
-    const log: any[] = [];
-    const url = await new Promise<string>((listening, failed) => {
-      createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
-        log.push(JSON.parse(line));
-        if (log.at(-1).message === 'listening') listening(log.at(-1).url);
-      });
-      child.once('exit', () => failed(new Error(`the server did not start: ${errors}`)));
-    });
-    return new ServerProcess(child, url, log);
-  }
-
-  async request(
-    method: string,
-    path: string,
-    headers: Record<string, string>,
-    body?: object,
-  ): Promise<Answer> {
-    const response = await fetch(this.url + path, {
-      method,
-      headers: { ...(body && { 'content-type': 'application/json' }), ...headers },
-      body: body && JSON.stringify(body),
-    });
-    const text = await response.text();
-    const isJson = /json/.test(response.headers.get('content-type') ?? '');
-    return { status: response.status, headers: response.headers, body: isJson ? JSON.parse(text) : text };
-  }
-
-  operator(method: string, path: string, body?: object): Promise<Answer> {
-    return this.request(method, path, { authorization: `Bearer ${ADMIN_TOKEN}` }, body);
-  }
-
-  agent(who: Credentials, path: string, body: object): Promise<Answer> {
-    return this.request('POST', path, credentialsOf(who), { agent_id: who.agent_id, ...body });
-  }
-
-  async register(): Promise<Credentials> {
-    return (await this.request('POST', '/register', {}, { hostname: 'probe' })).body;
-  }
-
-  /** Enqueues tasks and has them claimed. @returns the leases by what `of` says of their specs */
-  async lease(who: Credentials, kinds: string[], ...tasks: object[]): Promise<any[]> {
-    const enqueued = await this.operator('POST', '/v1/tasks', { tasks });
-    expect(enqueued.status).toBe(201);
-    const capacities = Object.fromEntries(kinds.map((kind) => [kind, 10]));
-    const { leases } = (await this.agent(who, '/claim', { capacities })).body;
-    expect(leases).toHaveLength(tasks.length);
-    return leases.sort((a: any, b: any) => a.task_id - b.task_id);
-  }
-
-  /** Answers when the log, which is written in blocks, has an entry with these fields. */
-  async logged(fields: object): Promise<void> {
-    while (!this.log.some((entry) => expect.objectContaining(fields).asymmetricMatch(entry))) await sleep(50);
-  }
-
-  async stop(): Promise<void> {
-    this.child.removeAllListeners('exit');
-    const ended = once(this.child, 'exit');
-    this.child.kill('SIGTERM');
-    expect(await ended).toEqual([0, null]);
-  }
+/** Returns when the log, which is written in blocks, has an entry with these fields. */
+async function logged(server: ServerProcess, fields: object): Promise<void> {
+  while (!server.log.some((entry) => expect.objectContaining(fields).asymmetricMatch(entry))) await sleep(50);
 }
 
 /** The rows of a stopped server's database. */
@@ -202,11 +127,11 @@ describe('the example extension', () => {
     }).listen(0, '127.0.0.1');
     await once(registry, 'listening');
     registryAddress = `127.0.0.1:${(registry.address() as AddressInfo).port}`;
-    server = await ServerProcess.start(folder, './whois-kind');
+    server = await start(folder, './whois-kind');
   });
 
   afterAll(async () => {
-    await server.stop();
+    await stop(server);
     registry.close();
   });
 
@@ -217,11 +142,14 @@ describe('the example extension', () => {
       ),
     });
     expect(enqueued.status).toBe(201);
-    const agent = run(folder, 'examples/agent.mjs', [
-      ...['--server', server.url, '--hostname', 'whois-probe', '--tasks', '3'],
-      ...['--check', join(EXAMPLE, 'check.mjs')],
-    ]);
-    expect(await finish(agent)).toMatchObject({ code: 0, errors: '' });
+    const agent = Program.run(folder, {
+      main: join(ROOT, 'examples/agent.mjs'),
+      args: [
+        ...['--server', server.url, '--hostname', 'whois-probe', '--tasks', '3'],
+        ...['--check', join(EXAMPLE, 'check.mjs')],
+      ],
+    });
+    expect([await agent.ended(), agent.errors]).toEqual([0, '']);
     expect(asked.sort()).toEqual(['free.example\r\n', 'later.example\r\n', 'soon.example\r\n']);
 
     const [first] = enqueued.body.tasks;
@@ -273,12 +201,12 @@ describe('the example extension', () => {
 
   it('is guarded, checked and answered as the program itself', async () => {
     const path = '/v1/whois/domains';
-    expect(await server.request('GET', path, {})).toMatchObject({
+    expect(await server.request('GET', path)).toMatchObject({
       status: 401,
       body: { error: 'ERR_UNAUTHORIZED' },
     });
-    const who = await server.register();
-    expect(await server.request('GET', path, credentialsOf(who))).toMatchObject({ status: 401 });
+    const who = await server.register('probe');
+    expect(await server.request('GET', path, { headers: credentialsOf(who) })).toMatchObject({ status: 401 });
     expect(await server.operator('GET', `${path}?limit=0&expires_before=soon&color=red`)).toMatchObject({
       status: 400,
       body: {
@@ -317,13 +245,25 @@ describe('the example extension', () => {
         whoisTask('c.example', {}, 'x'),
       ],
     });
-    expect(body.tasks.map(({ state }: any) => state)).toEqual(['queued', 'waiting', 'queued']);
-    const windows = await server.operator('GET', '/v1/concurrency/windows?kind=whois&target=whois.iana.org');
-    expect(windows.body.items).toMatchObject([{ scope: 'target', limit: 1, leased: 0, queued: 2 }]);
+    expect(body.tasks.map(({ state }: any) => state)).toEqual(['queued', 'queued', 'queued']);
+    const window = async () => {
+      const { body } = await server.operator(
+        'GET',
+        '/v1/concurrency/windows?kind=whois&target=whois.iana.org',
+      );
+      return body.items;
+    };
+    const shown = { scope: 'target', kind: 'whois', target: 'whois.iana.org', limit: 1 };
+    expect(await window()).toEqual([{ ...shown, leased: 0, queued: 2, available: 1 }]);
+    // One of the two that ask the limited server; the third asks another one.
+    const agent = await server.register('claims-a-limited-server');
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { whois: 5 } })).body;
+    expect(leases.map(({ spec }: any) => spec.domain)).toEqual(['a.example', 'c.example']);
+    expect(await window()).toEqual([{ ...shown, leased: 1, queued: 1, available: 0 }]);
   });
 
   it('is in the API document, and not in the committed one', async () => {
-    const { body: document } = await server.request('GET', '/docs-json', {});
+    const { body: document } = await server.request('GET', '/docs-json');
     const { TaskInput, WhoisSpec, LeaseGrant } = document.components.schemas;
     expect(TaskInput.properties.kind.enum).toEqual(['dns', 'http', 'ping', 'tcp', 'trace', 'whois']);
     for (const { properties } of [TaskInput, LeaseGrant])
@@ -403,8 +343,8 @@ describe('a kind that is told of reports', () => {
 
   beforeAll(async () => {
     folder = await workplace(files);
-    server = await ServerProcess.start(folder, './probe');
-    who = await server.register();
+    server = await start(folder, './probe');
+    who = await server.register('probe');
   });
 
   const probe = (spec: object) => ({ kind: 'probe', spec });
@@ -417,7 +357,8 @@ describe('a kind that is told of reports', () => {
     (await rowsOf(folder, 'SELECT * FROM calls')).map(({ reports }) => JSON.parse(reports));
 
   it('is told once, in one call, of all that took effect, and of nothing else', async () => {
-    const [one, two, three, other] = await server.lease(
+    const [one, two, three, other] = await lease(
+      server,
       who,
       ['probe', 'dns'],
       ...[1, 2, 3].map((n) => probe({ n })),
@@ -467,7 +408,8 @@ describe('a kind that is told of reports', () => {
   });
 
   it('loses what it wrote where it fails; the reports, its own and others, are taken all the same', async () => {
-    const [bad, good, other] = await server.lease(
+    const [bad, good, other] = await lease(
+      server,
       who,
       ['probe', 'dns'],
       probe({ fail: 'report' }),
@@ -488,7 +430,7 @@ describe('a kind that is told of reports', () => {
         leases: [{ result: { standing: 'final' } }],
       });
     }
-    await server.logged({
+    await logged(server, {
       level: 'error',
       context: 'TaskKinds',
       kind: 'probe',
@@ -496,7 +438,7 @@ describe('a kind that is told of reports', () => {
       err: expect.objectContaining({ message: 'this kind fails' }),
     });
     // The kind is told of the next ones as if nothing had been.
-    const [next] = await server.lease(who, ['probe'], probe({ n: 2 }));
+    const [next] = await lease(server, who, ['probe'], probe({ n: 2 }));
     const again = await callsAfter(async () => {
       await server.agent(who, '/report', { completed: [{ lease_id: next.lease_id }], cancelled: [] });
     });
@@ -510,26 +452,26 @@ describe('a kind that is told of reports', () => {
       body: { error: 'ERR_VALIDATION', details: { 'tasks.1.spec': expect.stringContaining('probe') } },
     });
     const message = fail === 'text' ? expect.stringContaining('number') : 'no target';
-    await server.logged({ level: 'error', kind: 'probe', err: expect.objectContaining({ message }) });
+    await logged(server, { level: 'error', kind: 'probe', err: expect.objectContaining({ message }) });
   });
 });
 
 describe('an extension that is taken away', () => {
   it('leaves its tables, and tasks that nobody can claim until it is back', async () => {
     const folder = await workplace();
-    let server = await ServerProcess.start(folder, './whois-kind');
-    const who = await server.register();
-    const [held] = await server.lease(who, ['whois'], whoisTask('held.example'));
+    let server = await start(folder, './whois-kind');
+    const who = await server.register('probe');
+    const [held] = await lease(server, who, ['whois'], whoisTask('held.example'));
     const observations = [{ name: 'registrar', value: 'R' }];
     const completed = [{ lease_id: held.lease_id, outcome: 'success', observations }];
-    const [later] = await server.lease(who, ['whois'], whoisTask('later.example'));
+    const [later] = await lease(server, who, ['whois'], whoisTask('later.example'));
     expect(await server.agent(who, '/report', { completed, cancelled: [] })).toMatchObject({ status: 200 });
     await server.operator('POST', '/v1/tasks', {
       tasks: [whoisTask('queued.example'), whoisTask('dropped.example')],
     });
-    await server.stop();
+    await stop(server);
 
-    server = await ServerProcess.start(folder, '');
+    server = await start(folder, '');
     const claim = (capacities: object) => server.agent(who, '/claim', { capacities });
     expect((await server.operator('GET', '/v1/tasks/stats')).body.depths).toEqual(
       expect.arrayContaining([
@@ -553,25 +495,25 @@ describe('an extension that is taken away', () => {
       status: 200,
       body: { state: 'cancelled' },
     });
-    await server.stop();
+    await stop(server);
 
-    server = await ServerProcess.start(folder, './whois-kind');
+    server = await start(folder, './whois-kind');
     expect((await server.operator('GET', '/v1/whois/domains')).body.items).toMatchObject([
       { domain: 'held.example', registrar: 'R' },
     ]);
     expect((await claim({ whois: 1 })).body.leases).toMatchObject([{ spec: { domain: 'queued.example' } }]);
-    await server.stop();
+    await stop(server);
   });
 
   it('has its migrations recorded apart, in order, and applied by migrate', async () => {
     const folder = await workplace();
-    const unmigrated = serve(folder, './whois-kind', [], { CONTROL_PLANE_MIGRATE_ON_START: 'false' });
-    expect(await finish(unmigrated)).toMatchObject({
+    const unmigrated = await finish(folder, './whois-kind', ['serve'], { MIGRATE_ON_START: 'false' });
+    expect(unmigrated).toMatchObject({
       code: 1,
       // A test's database has the program's own.
       errors: expect.stringContaining('lacks 1 migration(s)'),
     });
-    const first = await finish(serve(folder, './whois-kind', ['migrate']));
+    const first = await finish(folder, './whois-kind', ['migrate']);
     expect(first).toMatchObject({ code: 0, output: expect.stringContaining(MIGRATION) });
     expect(await rowsOf(folder, 'SELECT * FROM migrations_whois_kind')).toEqual([
       { name: MIGRATION.split('/')[1] },
@@ -580,8 +522,8 @@ describe('an extension that is taken away', () => {
     expect(await rowsOf(folder, 'SELECT name FROM migrations')).toHaveLength(own.length);
 
     const older = await workplace({ 'whois-kind/dist/index.js': extension('target() { return "x"; }') });
-    const theSame = { CONTROL_PLANE_DATABASE_URL: databases.get(folder) as string };
-    expect(await finish(serve(older, './whois-kind', [], theSame))).toMatchObject({
+    const theSame = { DATABASE_URL: databases.get(folder) as string };
+    expect(await finish(older, './whois-kind', ['serve'], theSame)).toMatchObject({
       code: 1,
       errors: expect.stringMatching(/newer version of the extension whois-kind \(migration WhoisDomains/),
     });
@@ -623,11 +565,7 @@ describe('a faulty extension', () => {
       'require("dns-agent-control-plane/dist/app.js");',
       /'\.\/dist\/app\.js' is not defined by "exports"/,
     ],
-    [
-      'lists migrations that are none',
-      extension(target, 'exports.migrations = {};'),
-      /not a list of classes/,
-    ],
+    ['lists invalid migrations', extension(target, 'exports.migrations = {};'), /not a list of classes/],
     [
       'has a migration that fails',
       extension(
@@ -643,7 +581,11 @@ describe('a faulty extension', () => {
     ],
     ['has no target', extension(''), /task kind probe of ProbeKind has no target/],
     ['has no method for reports', extension(`${target} onReports = 5;`), /onReports that is not a method/],
-    ['forgets whom a route lets in', routes(get()), /Routes\.list names nobody: add @Public/],
+    [
+      'does not declare the callers of a route',
+      routes(get()),
+      /Routes\.list declares no callers: add @Public/,
+    ],
     [
       'takes a path of the program',
       routes(`Public()(Routes.prototype.list); ${get()} `).replace("'v1/mine'", "'healthz'"),
@@ -723,14 +665,12 @@ describe('a faulty extension', () => {
       ]),
       ...misnamed.map(([named, reason]): [string, string, RegExp] => [`is named ${named}`, named, reason]),
     ];
-    const child = run(
-      folder,
-      join(folder, 'starts.js'),
-      cases.map(([, extensions]) => extensions),
-    );
-    const { code, output, errors } = await finish(child);
-    expect([code, errors]).toEqual([0, '']);
-    const messages: string[] = output
+    const starts = Program.run(folder, {
+      main: join(folder, 'starts.js'),
+      args: cases.map(([, extensions]) => extensions),
+    });
+    expect([await starts.ended(), starts.errors]).toEqual([0, '']);
+    const messages: string[] = starts.output
       .trimEnd()
       .split('\n')
       .map((line) => JSON.parse(line));
@@ -744,8 +684,13 @@ describe('a faulty extension', () => {
 
   it('ends the process with that line and exit code 1', async () => {
     const folder = await workplace({ 'faulty/index.js': routes(get()) });
-    const { code, errors } = await finish(serve(folder, './faulty'));
-    expect([code, errors]).toEqual([1, expect.stringMatching(/^Extension faulty is faulty: Routes .*\n$/)]);
+    const { code, errors } = await finish(folder, './faulty');
+    expect([code, errors]).toEqual([
+      1,
+      expect.stringMatching(
+        /^Extension faulty is faulty: Invalid declarations of routes: Routes\.list .*[^.]\.\n$/,
+      ),
+    ]);
   });
 
   it('takes back the migration that failed, and keeps those before it', async () => {
@@ -759,7 +704,7 @@ describe('a faulty extension', () => {
          } });`,
       ),
     });
-    const { code, errors } = await finish(serve(folder, './faulty', ['migrate']));
+    const { code, errors } = await finish(folder, './faulty', ['migrate']);
     expect([code, errors]).toEqual([1, 'Extension faulty has a migration that failed, Broken: half way\n']);
     expect(await rowsOf(folder, 'SELECT * FROM mine')).toEqual([]);
     await expect(rowsOf(folder, 'SELECT * FROM other')).rejects.toThrow('other');
@@ -782,8 +727,8 @@ it('is found as a package that is installed beside the program or in the working
     'node_modules/@team/probe/node_modules/@nestjs/common/package.json': '{"name": "@nestjs/common"}',
     'node_modules/@team/probe/node_modules/@nestjs/common/index.js': 'throw new Error("the wrong copy");',
   });
-  const server = await ServerProcess.start(folder, '@team/probe');
+  const server = await start(folder, '@team/probe');
   const { body } = await server.operator('POST', '/v1/tasks', { tasks: [{ kind: 'probe', spec: {} }] });
   expect(body.tasks).toMatchObject([{ state: 'queued' }]);
-  await server.stop();
+  await stop(server);
 });

@@ -24,32 +24,35 @@ const HISTORY: Entry[] = [
   ended(10, 1_590, { accepted: true, id: '5' }),
   sent(11, 1_600, 'cancel', { task_id: 4 }),
   { ...ended(11, 1_610, { error: 'ERR_UNAVAILABLE' }), status: 503, retryAfter: '1' },
+  // In force for the third lease and no longer; that of the target is there to the end.
+  sent(12, 51, 'limit', { kind: 'dns', target: null, limit: 3 }),
+  ended(12, 55, { windows: [] }),
+  sent(13, 100, 'limit', { kind: 'dns', target: null, limit: null }),
+  ended(13, 110, { windows: [] }),
+  sent(14, 1_511, 'limit', { kind: 'dns', target: 'a.example', limit: 2 }),
+  ended(14, 1_515, { windows: [] }),
 ];
 
 const T0 = 1_767_225_600_000;
 
 const TABLES: Tables = {
-  tasks: [task(1, 'completed', 1), task(2, 'leased', 2, 4), task(3, 'cancelled', 1), task(4, 'queued', 0)],
+  tasks: [task(1, 'completed', 1), task(2, 'open', 1), task(3, 'cancelled', 1), task(4, 'open', 0)],
+  places: [{ task_id: 4, place: 'queued' }],
   leases: [
-    { ...lease(1, 1, 7, 1, 'completed'), granted_at: T0, deadline_at: T0 + 2_085, ended_at: T0 + 1_505 },
-    { ...lease(2, 2, 7, 1, 'expired'), granted_at: T0, deadline_at: T0 + 1_000, ended_at: T0 + 1_100 },
+    {
+      ...{ ...lease(1, 1, 7, 1, 'completed'), ...reported(1) },
+      ...{ granted_at: T0, deadline_at: T0 + 2_085, ended_at: T0 + 1_505 },
+    },
+    {
+      ...{ ...lease(2, 2, 7, 1, 'expired'), ...reported(2) },
+      ...{ granted_at: T0, deadline_at: T0 + 1_000, ended_at: T0 + 1_100 },
+    },
     { ...lease(3, 3, 8, 1, 'revoked'), granted_at: T0 + 20, deadline_at: T0 + 1_020, ended_at: T0 + 1_545 },
     { ...lease(4, 2, 8, 2, 'active'), granted_at: T0 + 1_525, deadline_at: T0 + 2_565 },
   ],
-  results: [result(1, 1, 'final'), result(2, 2, 'late')],
   metrics: [{ id: 5, agent_id: 7 }],
-  windows: [
-    { scope: 'global', kind: '', target: '', ceiling: null, ready: 1, leased: 1, waiting: 0 },
-    { scope: 'kind', kind: 'dns', target: '', ceiling: 3, ready: 1, leased: 1, waiting: 0 },
-    { scope: 'target', kind: 'dns', target: 'a.example', ceiling: null, ready: 1, leased: 1, waiting: 0 },
-  ],
-  counts: [
-    { kind: 'dns', state: 'completed', count: 1 },
-    { kind: 'dns', state: 'leased', count: 1 },
-    { kind: 'dns', state: 'cancelled', count: 1 },
-    { kind: 'dns', state: 'queued', count: 1 },
-    { kind: 'dns', state: 'dead', count: 0 },
-  ],
+  windows: [{ scope: 'target', kind: 'dns', target: 'a.example', slots: 2, leased: 1 }],
+  counts: [{ kind: 'dns', scheduled: 0, queued: 1, leased: 1, completed: 1, cancelled: 1, dead: 0 }],
 };
 
 function sent(id: number, at: number, op: Sent['op'], request: object, key?: string): Sent {
@@ -68,22 +71,17 @@ function report(lease_id: number) {
   return { lease_id, observations: [{ name: 'value', value: `of ${lease_id}` }] };
 }
 
-function task(id: number, state: string, attempts: number, lease_id: number | null = null) {
-  return { id, kind: 'dns', target: 'a.example', state, attempts, max_attempts: 5, lease_id };
+function task(id: number, state: string, attempts: number) {
+  return { id, kind: 'dns', target: 'a.example', state, attempts, max_attempts: 5 };
 }
 
 function lease(id: number, task_id: number, agent_id: number, attempt: number, state: string) {
-  return { id, task_id, agent_id, attempt, state, ended_at: null as number | null };
+  const ended_at: number | null = null;
+  return { id, task_id, agent_id, attempt, state, ended_at, report: null, observations: null };
 }
 
-function result(task_id: number, lease_id: number, standing: string) {
-  return {
-    task_id,
-    lease_id,
-    standing,
-    report: 'completed',
-    observations: JSON.stringify(report(lease_id).observations),
-  };
+function reported(id: number) {
+  return { report: 'completed', observations: JSON.stringify(report(id).observations) };
 }
 
 interface Run {
@@ -119,46 +117,57 @@ const WRONG: [string, (run: Run) => void, RegExp][] = [
   ],
   [
     'an acknowledged result is lost',
-    (run) => run.tables.results.shift(),
-    /^lease 1: its report as completed was acknowledged, the database has completed, undefined$/,
+    (run) => Object.assign(row(run.tables.leases, 1), { report: null, observations: null }),
+    /^lease 1: its report as completed was acknowledged, the database has completed, reported as null$/,
   ],
   [
     'the stored result is not the acknowledged one',
     (run) => {
-      (run.tables.results[0] as { observations: string }).observations = '[]';
+      row(run.tables.leases, 1).observations = '[]';
     },
     /^lease 1: the result that was acknowledged is not the one stored$/,
   ],
   [
+    'what was reported too late is lost',
+    (run) => Object.assign(row(run.tables.leases, 2), { report: null, observations: null }),
+    /^lease 2: its late report is lost$/,
+  ],
+  [
+    'the stored late report is another one',
+    (run) => {
+      row(run.tables.leases, 2).observations = '[]';
+    },
+    /^lease 2: the late report is not the one stored$/,
+  ],
+  [
     'a completed task is queued again',
     (run) => {
-      row(run.tables.tasks, 1).state = 'queued';
+      row(run.tables.tasks, 1).state = 'open';
     },
-    /^lease 1: its task was acknowledged as completed and is queued$/,
+    /^lease 1: its task was acknowledged as completed and is open$/,
   ],
   [
     'a report of a superseded holder is acknowledged',
     (run) => {
       answer(run, 6).body = { acknowledged: 2 };
     },
-    /^lease 2: its report as completed was acknowledged, the database has expired, late$/,
+    /^lease 2: its report as completed was acknowledged, the database has expired, reported as completed$/,
   ],
   [
     'a report is rejected and counts',
     (run) => {
       row(run.tables.leases, 2).state = 'completed';
     },
-    /^lease 2: its report was rejected as expired, the database has completed, late$/,
+    /^lease 2: its report was rejected as expired, the database has completed$/,
   ],
   [
     'a task has two final results',
     (run) => {
       row(run.tables.leases, 2).state = 'completed';
       row(run.tables.leases, 4).state = 'completed';
-      run.tables.results.push(result(2, 4, 'final'));
-      Object.assign(run.tables.results[1] as object, { standing: 'final' });
+      Object.assign(row(run.tables.leases, 4), reported(4));
     },
-    /^task 2: leased with 2 final results and 2 completed leases$/,
+    /^task 2: open with 2 final results and 2 completed leases$/,
   ],
   [
     'a report is acknowledged in part only',
@@ -170,9 +179,9 @@ const WRONG: [string, (run: Run) => void, RegExp][] = [
   [
     'a cancelled task goes on',
     (run) => {
-      row(run.tables.tasks, 3).state = 'waiting';
+      row(run.tables.tasks, 3).state = 'open';
     },
-    /^task 3: its cancel was acknowledged and it is waiting$/,
+    /^task 3: its cancel was acknowledged and it is open$/,
   ],
   [
     'a lease ends before its deadline as its holder knows it',
@@ -229,44 +238,60 @@ const WRONG: [string, (run: Run) => void, RegExp][] = [
   [
     'an attempt is not counted',
     (run) => {
-      row(run.tables.tasks, 2).attempts = 1;
+      row(run.tables.tasks, 2).attempts = 0;
     },
-    /^task 2: 1 attempts of 5, 2 leases$/,
+    /^task 2: 0 attempts of 5, 1 leases that ended$/,
   ],
   [
-    'a task is held by a lease that has ended',
-    (run) => {
-      row(run.tables.tasks, 2).lease_id = 2;
-    },
-    /^task 2: leased under lease 2, its live lease is 4$/,
+    'a task is queued while it is leased',
+    (run) => run.tables.places.push({ task_id: 2, place: 'queued' }),
+    /^task 2: open, and queued and leased$/,
+  ],
+  ['an open task is nowhere', (run) => run.tables.places.pop(), /^task 4: open, and nowhere$/],
+  [
+    'a finished task is still to be claimed',
+    (run) => run.tables.places.push({ task_id: 1, place: 'queued' }),
+    /^task 1: completed, and queued$/,
   ],
   [
     'a window counts wrong',
     (run) => {
-      (run.tables.windows[1] as { ready: number }).ready = 0;
+      (run.tables.windows[0] as { leased: number }).leased = 0;
     },
-    /^window kind dns: says 0,1,0 \(ready, leased, waiting\), the tasks are 1,1,0$/,
+    /^window target dns a\.example: says 0 leased, the tasks are 1$/,
   ],
   [
     'a depth counts wrong',
     (run) => {
-      (run.tables.counts[0] as { count: number }).count = 2;
+      (run.tables.counts[0] as { completed: number }).completed = 2;
     },
     /^count of dns completed: says 2, the tasks are 1$/,
   ],
   [
-    'a ceiling is exceeded at the end',
-    (run) => {
-      (run.tables.windows[2] as { ceiling: number }).ceiling = 1;
-    },
-    /^window target dns a\.example: 1 \+ 1 exceed its ceiling 1$/,
+    'a limit that was acknowledged is not there',
+    (run) => run.tables.windows.pop(),
+    /^window target dns a\.example: its limit 2 was acknowledged and is null$/,
   ],
   [
-    'a ceiling was exceeded in between',
+    'a limit that was lifted is there',
+    (run) => run.tables.windows.push({ scope: 'kind', kind: 'dns', target: '', slots: 3, leased: 1 }),
+    /^window kind dns: its limit null was acknowledged and is 3$/,
+  ],
+  [
+    'more is granted than a limit allows',
     (run) => {
-      (run.tables.windows[1] as { ceiling: number }).ceiling = 2;
+      request(run, 12).request.limit = 2;
     },
-    /^window kind dns: 3 leases were live, its ceiling is 2$/,
+    /^window kind dns: 1 leases were granted beside 2, its limit is 2$/,
+  ],
+  [
+    'one claim is granted more than a limit allows',
+    (run) => {
+      Object.assign(request(run, 12), { at: 31 });
+      Object.assign(answer(run, 12), { at: 39 });
+      request(run, 12).request.limit = 1;
+    },
+    /^window kind dns: 2 leases were granted beside 0, its limit is 1$/,
   ],
   [
     'a server fails',
@@ -305,15 +330,24 @@ describe('the history checker', () => {
   it('takes what a call that was not answered may have done for possible', () => {
     const run = structuredClone({ history: HISTORY, tables: TABLES });
     // The report that completed lease 4 was stored, and its answer was lost.
-    run.history.push(sent(12, 1_700, 'report', { agent_id: 8, completed: [report(4)], cancelled: [] }));
-    Object.assign(row(run.tables.tasks, 2), { state: 'completed', lease_id: null });
-    Object.assign(row(run.tables.leases, 4), { state: 'completed', ended_at: T0 + 1_700 });
-    run.tables.results.push(result(2, 4, 'final'));
+    run.history.push(sent(15, 1_700, 'report', { agent_id: 8, completed: [report(4)], cancelled: [] }));
+    Object.assign(row(run.tables.tasks, 2), { state: 'completed', attempts: 2 });
+    Object.assign(row(run.tables.leases, 4), {
+      ...{ ...reported(4), state: 'completed', ended_at: T0 + 1_700 },
+    });
     for (const window of run.tables.windows) window.leased = 0;
-    run.tables.counts = run.tables.counts.map((count) => ({
-      ...count,
-      count: { completed: 2, leased: 0 }[count.state] ?? count.count,
-    }));
+    Object.assign(run.tables.counts[0] as object, { completed: 2, leased: 0 });
+    // A limit may have been set, or not.
+    run.history.push(sent(16, 1_710, 'limit', { kind: 'dns', target: 'a.example', limit: 9 }));
+    expect(violationsOf(run.history, run.tables)).toEqual([]);
+  });
+
+  it('holds nothing that was granted before a limit, or while it changed, against it', () => {
+    const run = structuredClone({ history: HISTORY, tables: TABLES });
+    // Set while the third lease was granted; two were live already.
+    Object.assign(request(run, 12), { at: 61 });
+    Object.assign(answer(run, 12), { at: 65 });
+    request(run, 12).request.limit = 1;
     expect(violationsOf(run.history, run.tables)).toEqual([]);
   });
 });

@@ -7,7 +7,6 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   ADMIN_TOKEN,
-  CHILD_ENV,
   type Credentials,
   credentialsOf,
   databaseIn,
@@ -15,21 +14,12 @@ import {
   exchange,
   removeDatabaseIn,
 } from '../helpers/harness';
-import { end, endAll, freePort, track } from '../helpers/processes';
+import { end, endAll, freePort, ServerProcess, track } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' };
 const PATIENCE_MS = 180_000;
 const AGENTS = 12;
-
-function run(
-  program: string,
-  args: string[],
-  env: Record<string, string | undefined>,
-  cwd: string,
-): ChildProcess {
-  return track(spawn(program, args, { cwd, env, stdio: 'ignore' }));
-}
 
 /** The shipped configuration with other addresses, and the process that runs it. */
 class LoadBalancer {
@@ -58,7 +48,9 @@ class LoadBalancer {
     });
     writeFileSync(join(folder, 'haproxy.cfg'), config);
     const balancer = new LoadBalancer(folder, `http://127.0.0.1:${port}`);
-    balancer.child = run('haproxy', ['-db', '-q', '-f', join(folder, 'haproxy.cfg')], process.env, folder);
+    balancer.child = track(
+      spawn('haproxy', ['-db', '-q', '-f', join(folder, 'haproxy.cfg')], { cwd: folder, stdio: 'ignore' }),
+    );
     for (;;) {
       if (await balancer.status('control-plane-1').catch(() => undefined)) return balancer;
       if (balancer.child.exitCode !== null) throw new Error('haproxy did not start');
@@ -91,39 +83,23 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
   let folder: string;
   let database: string;
   let ports: number[];
-  let replicas: ChildProcess[];
+  let replicas: ServerProcess[];
   let balancer: LoadBalancer;
 
-  /** Starts a replica; it is ready when it answers so. */
-  async function startReplica(port: number): Promise<ChildProcess> {
-    const named: Record<string, string> = {
-      BIND: `127.0.0.1:${port}`,
-      DATABASE_URL: database,
-      ADMIN_TOKEN,
-      POOL_SIZE: '4',
-      SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
-      TRUST_PROXY: '127.0.0.1',
-      LOG_LEVEL: 'fatal',
-      MAX_EVENT_LOOP_DELAY_MS: '60000',
-      REGISTER_PER_IP: 'off',
-    };
-    for (const route of ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS'])
-      named[`QUOTA_${route}`] = 'off';
-    const settings = Object.entries(named).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]);
-    const child = run(
-      process.execPath,
-      [join(ROOT, 'dist/main.js')],
-      { ...CHILD_ENV, ...Object.fromEntries(settings) },
-      folder,
-    );
-    for (;;) {
-      const response = await fetch(`http://127.0.0.1:${port}/readyz`).catch(() => undefined);
-      await response?.arrayBuffer();
-      if (response?.ok) return child;
-      if (child.exitCode !== null) throw new Error('a replica did not start');
-      await sleep(50);
-    }
-  }
+  const startReplica = (port: number): Promise<ServerProcess> =>
+    ServerProcess.start(folder, {
+      env: {
+        BIND: `127.0.0.1:${port}`,
+        DATABASE_URL: database,
+        POOL_SIZE: '4',
+        SIGNING_KEY_FILE: join(folder, 'signing-key.pem'),
+        TRUST_PROXY: '127.0.0.1',
+        // As it is shipped: the balancer has to notice before the replica ends.
+        DRAIN_MS: 'default',
+        LOG_LEVEL: 'fatal',
+        MAX_EVENT_LOOP_DELAY_MS: '60000',
+      },
+    });
 
   beforeAll(async () => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
@@ -240,7 +216,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
         for (let restart = 0; restart < 6; restart++) {
           const i = restart % 2;
           const before = reports;
-          expect(await end(replicas[i] as ChildProcess, 'SIGTERM')).toBe(0);
+          expect(await replicas[i]?.end('SIGTERM')).toBe(0);
           replicas[i] = await startReplica(ports[i] as number);
           await balancer.until(`control-plane-${i + 1}`, /^UP$/);
           expect(reports).toBeGreaterThan(before);
@@ -258,7 +234,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
   it(
     'answers in the envelope what a replica that is killed leaves unanswered',
     async () => {
-      await end(replicas[1] as ChildProcess, 'SIGKILL');
+      await replicas[1]?.end('SIGKILL');
       await balancer.until('control-plane-2', /^DOWN/);
       const register = await fetch(`${balancer.url}/register`, {
         method: 'POST',
@@ -275,7 +251,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
           `content-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`,
       );
       await sleep(500);
-      await end(replicas[0] as ChildProcess, 'SIGKILL');
+      await replicas[0]?.end('SIGKILL');
       const [headers = '', text = ''] = (await claim).split('\r\n\r\n');
       expect(headers).toMatch(/^HTTP\/1\.1 502 /);
       expect(headers).toMatch(/^retry-after: [1-9]\r?$/im);

@@ -1,77 +1,46 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { closeSync, existsSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { CHILD_ENV } from '../helpers/harness';
+import { end, endAll, ServerProcess } from '../helpers/processes';
 
-const MAIN = join(__dirname, '../../dist/main.js');
 /** What the process may take to stop, and more than it may need to notice. */
 const SHUTDOWN_MS = 5_000;
 const PATIENCE_MS = 60_000;
 
 describe('a log that can not be written', () => {
   let folder: string;
-  let child: ChildProcess;
+  let server: ServerProcess;
 
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
   });
   afterEach(async () => {
-    if (child.exitCode === null && child.signalCode === null) {
-      child.kill('SIGKILL');
-      await once(child, 'exit');
-    }
+    await endAll();
     rmSync(folder, { recursive: true, force: true });
   });
 
-  /** Starts a server that logs each request. @returns its address, as it says on standard error */
-  async function start(stdout: number | 'pipe', env: Record<string, string> = {}): Promise<string> {
-    const settings: Record<string, string> = {
-      BIND: '127.0.0.1:0',
-      DATABASE_URL: `sqlite://${join(folder, 'test.db')}`,
-      LOG_REQUESTS: 'all',
-      SHUTDOWN_TIMEOUT_MS: String(SHUTDOWN_MS),
-      DRAIN_MS: '500',
-      ...env,
-    };
-    child = spawn(process.execPath, [MAIN], {
-      cwd: folder,
-      env: {
-        ...CHILD_ENV,
-        ...Object.fromEntries(
-          Object.entries(settings).map(([name, value]) => [`CONTROL_PLANE_${name}`, value]),
-        ),
-      },
-      stdio: ['ignore', stdout, 'pipe'],
-    });
-    let text = '';
-    child.stderr?.on('data', (chunk) => {
-      text += chunk;
-    });
-    for (;;) {
-      const [, url] = /The control plane answers at (\S+)/.exec(text) ?? [];
-      if (url) return url;
-      if (child.exitCode !== null) throw new Error(`the server did not start: ${text}`);
-      await sleep(20);
-    }
+  /** Starts a server that logs each request. */
+  async function start(env: Record<string, string> = {}, stdout?: number): Promise<void> {
+    const settings = { LOG_REQUESTS: 'all', SHUTDOWN_TIMEOUT_MS: String(SHUTDOWN_MS), DRAIN_MS: '500' };
+    server = await ServerProcess.start(folder, { env: { ...settings, ...env }, stdout });
   }
 
   /** Has the server log more than its pipe and its buffer take. */
-  async function flood(url: string, requests: number): Promise<void> {
+  async function flood(requests: number): Promise<void> {
     const each = Array.from({ length: 20 }, async () => {
-      for (let i = 0; i < requests / 20; i++) await (await fetch(`${url}/nowhere`)).arrayBuffer();
+      for (let i = 0; i < requests / 20; i++) await server.status('/nowhere');
     });
     await Promise.all(each);
-    expect((await fetch(`${url}/healthz`)).status).toBe(200);
+    expect(await server.status('/healthz')).toBe(200);
   }
 
   /** @returns its exit code; undefined if it does not end in time */
-  async function stop(): Promise<number | null | undefined> {
-    const ended = once(child, 'exit').then(([code]) => code as number | null);
-    child.kill('SIGTERM');
-    return Promise.race([ended, sleep(SHUTDOWN_MS + 10_000, undefined, { ref: false })]);
+  function stop(): Promise<number | null | undefined> {
+    return Promise.race([
+      end(server.program.child, 'SIGTERM'),
+      sleep(SHUTDOWN_MS + 10_000, undefined, { ref: false }),
+    ]);
   }
 
   const itOnLinux = existsSync('/dev/full') ? it : it.skip;
@@ -80,9 +49,9 @@ describe('a log that can not be written', () => {
     'does not keep the server from serving and ending in order: a full disk',
     async () => {
       const full = openSync('/dev/full', 'w');
-      const url = await start(full);
+      await start({}, full);
       closeSync(full);
-      await flood(url, 400);
+      await flood(400);
       expect(await stop()).toBe(0);
     },
     PATIENCE_MS,
@@ -91,9 +60,9 @@ describe('a log that can not be written', () => {
   it(
     'does not keep the server from serving and ending in order: a reader that has stalled',
     async () => {
-      const url = await start('pipe');
-      child.stdout?.pause();
-      await flood(url, 4_000);
+      await start();
+      server.program.child.stdout?.pause();
+      await flood(4_000);
       expect(await stop()).toBe(0);
     },
     PATIENCE_MS,
@@ -102,9 +71,9 @@ describe('a log that can not be written', () => {
   it(
     'does not keep the server from serving and ending in order: a reader that is gone',
     async () => {
-      const url = await start('pipe');
-      child.stdout?.destroy();
-      await flood(url, 400);
+      await start();
+      server.program.child.stdout?.destroy();
+      await flood(400);
       expect(await stop()).toBe(0);
     },
     PATIENCE_MS,
@@ -113,14 +82,15 @@ describe('a log that can not be written', () => {
   it(
     'is told again to stop: the drain ends',
     async () => {
-      await start('pipe', { SHUTDOWN_TIMEOUT_MS: '600000', DRAIN_MS: '500000' });
-      const ended = once(child, 'exit');
+      await start({ SHUTDOWN_TIMEOUT_MS: '600000', DRAIN_MS: '500000' });
+      const { child } = server.program;
+      const ended = server.program.ended();
       child.kill('SIGINT');
       // Two signals at once are one: npm passes on what the terminal sends to both.
       await sleep(700);
       expect(child.exitCode).toBeNull();
       child.kill('SIGINT');
-      expect((await ended)[0]).toBe(0);
+      expect(await ended).toBe(0);
     },
     PATIENCE_MS,
   );

@@ -1,14 +1,11 @@
-import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ADMIN_TOKEN, CHILD_ENV } from '../helpers/harness';
+import { endAll, ServerProcess } from '../helpers/processes';
 
-const ROOT = join(__dirname, '../..');
 /** What the process may take. It needs about 150 MiB; a thousand answers of 1.5 MB for each of three sockets are 4 GiB. */
 const MAX_MIB = 500;
 const SOCKETS = 30;
@@ -18,39 +15,26 @@ const onLinux = process.platform === 'linux' ? describe : describe.skip;
 
 onLinux('the memory of the process', () => {
   let folder: string;
-  let child: ChildProcess;
-  let url: string;
+  let server: ServerProcess;
   const sockets: Socket[] = [];
 
   beforeAll(async () => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
-    child = spawn(process.execPath, [join(ROOT, 'dist/main.js')], {
-      cwd: folder,
-      env: { ...CHILD_ENV, CONTROL_PLANE_BIND: '127.0.0.1:0', CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN },
-      stdio: ['ignore', 'pipe', 'ignore'],
-    });
-    for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
-      const entry = JSON.parse(line);
-      if (entry.message !== 'listening') continue;
-      url = entry.url;
-      break;
-    }
-    child.stdout?.resume();
+    server = await ServerProcess.start(folder, { env: { QUOTA_PUBLIC: 'default' } });
   });
   afterAll(async () => {
     for (const socket of sockets) socket.destroy();
-    if (child.exitCode === null) {
-      child.kill('SIGKILL');
-      await once(child, 'exit');
-    }
+    await endAll();
     rmSync(folder, { recursive: true, force: true });
   });
 
   const peakMib = () =>
-    Number(/^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))?.[1]) / 1024;
+    Number(
+      /^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${server.program.child.pid}/status`, 'utf8'))?.[1],
+    ) / 1024;
 
   it('stays small under pipelines of a thousand large answers that nobody reads, or reads by the byte', async () => {
-    const { hostname, port } = new URL(url);
+    const { hostname, port } = new URL(server.url);
     const paths = ['/docs/swagger-ui-bundle.js', '/docs-json', '/docs-yaml'];
     for (let i = 0; i < SOCKETS; i++) {
       const socket = connect(Number(port), hostname).on('error', () => undefined);
@@ -61,10 +45,10 @@ onLinux('the memory of the process', () => {
     }
     for (let i = 0; i < 20; i++) {
       for (const socket of sockets) socket.read(1);
-      expect((await fetch(`${url}/healthz`)).status).toBe(200);
+      expect(await server.status('/healthz')).toBe(200);
       await sleep(50);
     }
-    expect(child.exitCode).toBeNull();
+    expect(server.runs).toBe(true);
     expect(peakMib()).toBeLessThan(MAX_MIB);
   });
 });

@@ -1,21 +1,20 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import pg from 'pg';
 import type { Database } from '../../src/database/database';
 import { openDatabase } from '../../src/database/open-database';
 import type { Transaction } from '../../src/database/statements';
 import { LeasesService } from '../../src/leases/leases.service';
 import { parseDatabaseUrl } from '../../src/settings';
-import { ADMIN_TOKEN, CHILD_ENV, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
-import { endAll, track } from '../helpers/processes';
+import { dnsTask, onPostgres, TestServer } from '../helpers/harness';
+import { databaseAt, rowsAt, ScratchDatabases } from '../helpers/postgres-server';
+import { endAll, freePort, Program, type ProgramOptions, ServerProcess, track } from '../helpers/processes';
 
-const ROOT = join(__dirname, '../..');
 const SERVER = process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string;
 /** Part of every password here; it must never be shown. */
 const MARKER = 'MARKER';
@@ -23,19 +22,8 @@ const MARKER = 'MARKER';
 const onShared = onPostgres ? describe : describe.skip;
 
 /** The address of a database on the tests' server. */
-function addressOf(name: string, fields: Partial<Pick<URL, 'username' | 'password' | 'port'>> = {}): string {
-  return Object.assign(new URL(SERVER), { pathname: `/${name}`, ...fields }).href;
-}
-
-async function administer(sql: string, database?: string): Promise<void> {
-  const client = new pg.Client(database === undefined ? SERVER : addressOf(database));
-  await client.connect();
-  try {
-    await client.query(sql);
-  } finally {
-    await client.end();
-  }
-}
+const addressOf = (name: string, fields: Partial<Pick<URL, 'username' | 'password' | 'port'>> = {}): string =>
+  databaseAt(SERVER, name, fields);
 
 async function until(isSo: () => Promise<boolean>): Promise<void> {
   while (!(await isSo())) await new Promise((resolve) => setTimeout(resolve, 25));
@@ -100,7 +88,7 @@ class Way {
 }
 
 onShared('a server of PostgreSQL', () => {
-  const databases: string[] = [];
+  const databases = new ScratchDatabases();
   const roles: string[] = [];
   let folder: string;
 
@@ -109,57 +97,24 @@ onShared('a server of PostgreSQL', () => {
   });
   afterAll(async () => {
     await endAll();
-    for (const name of databases) await administer(`DROP DATABASE IF EXISTS "${name}" WITH (FORCE)`);
-    for (const name of roles) await administer(`DROP ROLE IF EXISTS "${name}"`);
+    await databases.drop();
+    for (const name of roles) await rowsAt(SERVER, `DROP ROLE IF EXISTS "${name}"`);
     rmSync(folder, { recursive: true, force: true });
   });
 
-  async function makeDatabase(options = ''): Promise<string> {
-    const name = `control_plane_${randomUUID()}`;
-    databases.push(name);
-    await administer(`CREATE DATABASE "${name}" ${options}`);
-    return name;
+  const onDatabase = (url: string, args?: string[]): ProgramOptions => ({
+    env: { LEASE_DURATION_MS: '2000', DATABASE_URL: url },
+    args,
+    nodeArgs: ['--throw-deprecation'],
+  });
+
+  async function finish(url: string, args?: string[]): Promise<{ code: number | null; output: string }> {
+    const program = Program.run(folder, onDatabase(url, args));
+    const code = await program.ended();
+    return { code, output: program.output + program.errors };
   }
 
-  function run(file: string, url: string, args: string[] = []): ChildProcess {
-    const child = spawn(process.execPath, ['--throw-deprecation', join(ROOT, 'dist', file), ...args], {
-      cwd: folder,
-      env: {
-        ...CHILD_ENV,
-        CONTROL_PLANE_BIND: '127.0.0.1:0',
-        CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
-        CONTROL_PLANE_LEASE_DURATION_MS: '2000',
-        CONTROL_PLANE_DATABASE_URL: url,
-      },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    return track(child);
-  }
-
-  async function finish(child: ChildProcess): Promise<{ code: number; output: string }> {
-    let output = '';
-    for (const stream of [child.stdout, child.stderr])
-      stream?.on('data', (chunk) => {
-        output += chunk;
-      });
-    const [code] = await once(child, 'close');
-    return { code, output };
-  }
-
-  async function start(url: string): Promise<{ child: ChildProcess; url: string; errors: () => string }> {
-    const child = run('main.js', url);
-    let errors = '';
-    child.stderr?.on('data', (chunk) => {
-      errors += chunk;
-    });
-    for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
-      const entry = JSON.parse(line);
-      if (entry.message !== 'listening') continue;
-      child.stdout?.resume();
-      return { child, url: entry.url, errors: () => errors };
-    }
-    throw new Error(`it did not start: ${errors}`);
-  }
+  const start = (url: string): Promise<ServerProcess> => ServerProcess.start(folder, onDatabase(url));
 
   describe('that takes no writes any more', () => {
     let server: TestServer;
@@ -193,17 +148,18 @@ onShared('a server of PostgreSQL', () => {
 
     it('is not ready until it does again', async () => {
       expect(await ready()).toBe(200);
-      await administer(`ALTER DATABASE "${name}" SET default_transaction_read_only = on`);
-      await administer(
+      await rowsAt(SERVER, `ALTER DATABASE "${name}" SET default_transaction_read_only = on`);
+      await rowsAt(
+        SERVER,
         `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '${name}' AND pid <> pg_backend_pid()`,
       );
       await until(async () => (await ready()) === 503);
-      await administer(`ALTER DATABASE "${name}" RESET default_transaction_read_only`);
+      await rowsAt(SERVER, `ALTER DATABASE "${name}" RESET default_transaction_read_only`);
       await until(async () => (await ready()) === 200);
       await server.enqueue(dnsTask());
     });
 
-    it('is ready, whoever holds all the connections of the pool', async () => {
+    it('is ready while all the connections of the pool are taken', async () => {
       const release = await server.holdWriter();
       try {
         expect(await ready()).toBe(200);
@@ -217,7 +173,7 @@ onShared('a server of PostgreSQL', () => {
     const server = await TestServer.start();
     try {
       const [{ name }] = await server.rows('SELECT current_database() AS name');
-      await administer(`ALTER DATABASE "${name}" SET default_transaction_isolation = 'serializable'`);
+      await rowsAt(SERVER, `ALTER DATABASE "${name}" SET default_transaction_isolation = 'serializable'`);
       const url = addressOf(name);
       const target = parseDatabaseUrl(url);
       if (typeof target === 'string') throw new Error(target);
@@ -242,7 +198,7 @@ onShared('a server of PostgreSQL', () => {
         await holder.end();
       } finally {
         await database.close();
-        await administer(`ALTER DATABASE "${name}" RESET default_transaction_isolation`);
+        await rowsAt(SERVER, `ALTER DATABASE "${name}" RESET default_transaction_isolation`);
       }
     } finally {
       await server.stop();
@@ -351,7 +307,7 @@ onShared('a server of PostgreSQL', () => {
       expect(await stored()).toEqual([]);
     });
 
-    it('is told that the database is away, for all of them, if the connection is cut', async () => {
+    it('is told that the database is away, all of them, if the connection is cut', async () => {
       const outcomes = database.write((tx) => {
         const sent = ['a', 'b', 'c'].map((text) => note(tx, text));
         way.cut();
@@ -398,57 +354,30 @@ onShared('a server of PostgreSQL', () => {
   });
 
   it('prints nothing of deprecated calls, in the server and in what an operator runs', async () => {
-    const url = addressOf(await makeDatabase());
+    const url = addressOf(await databases.make());
     const server = await start(url);
-    const register = await fetch(`${server.url}/register`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body: '{}',
-    });
-    expect(register.status).toBe(200);
-    const doctor = await finish(run('main.js', url, ['doctor']));
+    await server.register();
+    const doctor = await finish(url, ['doctor']);
     expect(doctor.output).toMatch(/ok {4}database/);
-    server.child.kill('SIGTERM');
-    expect(await once(server.child, 'exit')).toEqual([0, null]);
-    expect([server.errors(), doctor.output].join()).not.toMatch(/Deprecation/);
+    expect(await server.end('SIGTERM')).toBe(0);
+    expect([server.program.errors, doctor.output].join()).not.toMatch(/Deprecation/);
   });
 
   it('takes nothing from live leases after a replica was suspended', async () => {
-    const url = addressOf(await makeDatabase());
+    const url = addressOf(await databases.make());
     const replica = await start(url);
-    const call = async (path: string, body: object, headers: Record<string, string>) =>
-      (
-        await fetch(replica.url + path, {
-          method: 'POST',
-          headers: { 'content-type': 'application/json', ...headers },
-          body: JSON.stringify(body),
-        })
-      ).json();
-    const agent = (await call('/register', {}, {})) as { agent_id: number; auth_token: string };
-    const operator = { authorization: `Bearer ${ADMIN_TOKEN}` };
-    await call('/v1/tasks', { tasks: [dnsTask(), dnsTask(), dnsTask()] }, operator);
-    const claimed = (await call(
-      '/claim',
-      { agent_id: agent.agent_id, capacities: { dns: 3 } },
-      credentialsOf(agent),
-    )) as { leases: { lease_id: number }[] };
-    expect(claimed.leases).toHaveLength(3);
-    replica.child.kill('SIGSTOP');
+    const agent = await replica.register();
+    await replica.enqueue(dnsTask(), dnsTask(), dnsTask());
+    const claimed = await replica.agent(agent, '/claim', { capacities: { dns: 3 } });
+    const lease_ids = claimed.body.leases.map(({ lease_id }: { lease_id: number }) => lease_id);
+    expect(lease_ids).toHaveLength(3);
+    replica.program.child.kill('SIGSTOP');
     // Longer than the leases, and than a pause that is no outage.
     await new Promise((resolve) => setTimeout(resolve, 7_000));
-    replica.child.kill('SIGCONT');
-    const reported = await call(
-      '/extend',
-      {
-        agent_id: agent.agent_id,
-        lease_ids: claimed.leases.map(({ lease_id }) => lease_id),
-        extend_by_ms: 2_000,
-      },
-      credentialsOf(agent),
-    );
-    expect(reported).toMatchObject({ revoked: [] });
-    replica.child.kill('SIGTERM');
-    await once(replica.child, 'exit');
+    replica.program.child.kill('SIGCONT');
+    const extended = await replica.agent(agent, '/extend', { lease_ids, extend_by_ms: 2_000 });
+    expect(extended.body).toMatchObject({ revoked: [] });
+    expect(await replica.end('SIGTERM')).toBe(0);
   });
 
   it('takes nothing from live leases by what a replica knew before it was suspended', async () => {
@@ -471,7 +400,7 @@ onShared('a server of PostgreSQL', () => {
   describe('on the first day', () => {
     /** Starts on a database that can't be used. @returns what is said, which is one line without any of a password */
     async function refused(url: string): Promise<string> {
-      const { code, output } = await finish(run('main.js', url));
+      const { code, output } = await finish(url);
       expect(output).not.toContain(MARKER);
       expect(output.trimEnd()).not.toContain('\n');
       expect([1, 2]).toContain(code);
@@ -499,9 +428,9 @@ onShared('a server of PostgreSQL', () => {
     });
 
     it('says in a line that the user may not make tables', async () => {
-      const name = await makeDatabase();
+      const name = await databases.make();
       const role = `control_plane_${randomUUID()}`;
-      await administer(`CREATE ROLE "${role}" LOGIN PASSWORD '${MARKER}'`);
+      await rowsAt(SERVER, `CREATE ROLE "${role}" LOGIN PASSWORD '${MARKER}'`);
       roles.push(role);
       expect(await refused(addressOf(name, { username: role, password: MARKER }))).toMatch(
         /^The database's user lacks a right \(permission denied for schema public\): .*GRANT|grant/,
@@ -510,10 +439,10 @@ onShared('a server of PostgreSQL', () => {
 
     it('refuses an encoding that can not hold every text, and doctor says the same', async () => {
       const url = addressOf(
-        await makeDatabase(`ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0`),
+        await databases.make(`ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0`),
       );
       expect(await refused(url)).toMatch(/^The encoding of the database .* is SQL_ASCII/);
-      const doctor = await finish(run('main.js', url, ['doctor']));
+      const doctor = await finish(url, ['doctor']);
       expect(doctor).toMatchObject({
         code: 1,
         output: expect.stringMatching(/FAIL {2}database .*SQL_ASCII/),
@@ -533,10 +462,7 @@ onShared('a server of PostgreSQL', () => {
     const withPooler = found ? it : it.skip;
 
     async function pooler(mode: string, roundRobin: number): Promise<string> {
-      const probe = createServer().listen(0, '127.0.0.1');
-      await once(probe, 'listening');
-      const { port } = probe.address() as AddressInfo;
-      await once(probe.close(), 'close');
+      const port = await freePort();
       const { hostname, port: behind, username, password } = new URL(SERVER);
       const config = join(folder, `pooler-${port}.ini`);
       writeFileSync(join(folder, 'users.txt'), `"${username}" "${password}"\n`);
@@ -561,9 +487,9 @@ onShared('a server of PostgreSQL', () => {
     }
 
     withPooler.each([0, 1])('refuses one that pools transactions (round robin: %d)', async (roundRobin) => {
-      const name = await makeDatabase();
+      const name = await databases.make();
       const port = await pooler('transaction', roundRobin);
-      const { code, output } = await finish(run('main.js', addressOf(name, { port })));
+      const { code, output } = await finish(addressOf(name, { port }));
       expect([code, output]).toEqual([
         1,
         expect.stringMatching(/^Between this program .*session pooling.*\n$/),
@@ -571,12 +497,11 @@ onShared('a server of PostgreSQL', () => {
     });
 
     withPooler('takes one that pools sessions', async () => {
-      const name = await makeDatabase();
+      const name = await databases.make();
       const port = await pooler('session', 0);
       const server = await start(addressOf(name, { port }));
       expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
-      server.child.kill('SIGTERM');
-      expect(await once(server.child, 'exit')).toEqual([0, null]);
+      expect(await server.end('SIGTERM')).toBe(0);
     });
   });
 });

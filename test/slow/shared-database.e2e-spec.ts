@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { LeasesService } from '../../src/leases/leases.service';
+import { TaskTransitions } from '../../src/queue/transitions';
 import { Continuity } from '../../src/scheduling/continuity';
 import { JobRunner } from '../../src/scheduling/job-runner';
 import {
@@ -12,6 +13,7 @@ import {
   onPostgres,
   TestServer,
 } from '../helpers/harness';
+import { brokenPromises } from '../helpers/queue-tables';
 
 // What replicas on one PostgreSQL database owe each other; SQLite serves one process.
 const onShared = onPostgres ? describe : describe.skip;
@@ -38,7 +40,7 @@ onShared('replicas on one database', () => {
     }
   }
 
-  it('know each other’s agents, and put one out everywhere', async () => {
+  it('know each other’s agents, and take one out of service everywhere', async () => {
     const agent = await first.register('probe');
     const heartbeat = () => second.agent(agent, '/heartbeat');
     expect((await heartbeat()).status).toBe(200);
@@ -161,9 +163,9 @@ onShared('replicas on one database', () => {
       second.request('POST', path, { headers: { authorization: `Bearer ${body.token}` }, body: content });
     const config = () => second.request('GET', '/config', { headers: credentialsOf(agent) });
     const announcements = Reflect.get(second.database, 'announcements');
-    const hear = announcements.hear.bind(announcements);
-    const spy = jest.spyOn(announcements, 'hear').mockImplementation((payload) => {
-      if (String(payload).includes(announcements.id)) hear(payload);
+    const receive = announcements.receive.bind(announcements);
+    const spy = jest.spyOn(announcements, 'receive').mockImplementation((payload) => {
+      if (String(payload).includes(announcements.id)) receive(payload);
     });
     try {
       expect([(await read()).status, (await config()).status]).toEqual([200, 404]);
@@ -192,7 +194,7 @@ onShared('replicas on one database', () => {
     expect(await until(listening, (is) => is)).toBe(true);
   });
 
-  it('keep an admin’s token that another started without, until one withdraws it', async () => {
+  it('keep an admin’s token that another started without, until one revokes it', async () => {
     const read = () => first.operator('GET', '/v1/tasks');
     const own = await read();
     expect(own.status).toBe(200);
@@ -287,7 +289,7 @@ onShared('replicas on one database', () => {
       await Promise.all([first, second].map((server) => server.app.get(LeasesService).expireOverdue(500)));
       return first.rows('SELECT state, attempts FROM tasks');
     };
-    const states = await until(expire, (tasks) => tasks.every(({ state }) => state !== 'leased'));
+    const states = await until(expire, (tasks) => tasks.every(({ state }) => state !== 'open'));
     expect(states).toEqual(ids.map(() => ({ state: 'dead', attempts: 1 })));
     const { body } = await second.operator('GET', '/v1/tasks/stats');
     expect(body.depths).toEqual([expect.objectContaining({ state: 'dead', count: 50 })]);
@@ -323,55 +325,55 @@ onShared('replicas on one database', () => {
     },
   );
 
-  it('let in a task that was passed over because somebody had locked it', async () => {
-    const limits = [{ kind: 'dns', target: 'ns.example', limit: 1 }];
-    await first.operator('PUT', '/v1/concurrency/limits', { limits });
-    const [one, other] = await first.enqueue(
-      dnsTask({}, { server: 'ns.example' }),
-      dnsTask({}, { server: 'ns.example' }),
-    );
-    const stateOf = async () => (await first.operator('GET', `/v1/tasks/${other}`)).body.state;
+  it('hand out a task that a claim skipped because another unit had locked it, once that is undone', async () => {
     const agent = await first.register();
-    const { leases } = (await first.agent(agent, '/claim', { capacities: { dns: 5 } })).body;
-    expect([leases.map(({ task_id }: { task_id: number }) => task_id), await stateOf()]).toEqual([
-      [one],
-      'waiting',
-    ]);
+    const [skipped, other] = await first.enqueue(dnsTask(), dnsTask());
+    const claim = async () =>
+      (await first.agent(agent, '/claim', { capacities: { dns: 9 } })).body.leases.map(
+        ({ task_id }: { task_id: number }) => task_id,
+      );
     const undone = second.database.write(async (tx) => {
-      await tx.rows('SELECT id FROM tasks WHERE id = $1 FOR UPDATE', other as number);
-      const completed = [{ lease_id: leases[0].lease_id }];
-      await first.agent(agent, '/report', { completed, cancelled: [] });
+      await tx.rows('DELETE FROM ready WHERE task_id = $1 RETURNING task_id', skipped as number);
+      // From now on this replica looks for tasks behind the one that it has not seen.
+      expect(await claim()).toEqual([other]);
       throw new Error('undone');
     });
     await expect(undone).rejects.toThrow('undone');
-    expect(await until(stateOf, (state) => state === 'queued')).toBe('queued');
+    expect(await until(claim, (ids) => ids.length > 0)).toEqual([skipped]);
   });
 
-  it('lock the table of tasks before the counters, when they take tasks in as when they set ceilings', async () => {
+  it('count in a new limit what a unit under way at another grants, and keep others waiting only shortly for it', async () => {
+    const agents = [await first.register(), await first.register()] as const;
+    await first.enqueue(dnsTask(), dnsTask(), dnsTask());
     const gate = Promise.withResolvers<void>();
     const holding = Promise.withResolvers<void>();
-    const holder = second.database.write(async (tx) => {
-      await tx.rows(`SELECT id FROM concurrency_windows WHERE scope = 'global' FOR UPDATE`);
+    const unit = second.database.write(async (tx) => {
+      await second.app.get(TaskTransitions).begin(tx);
       holding.resolve();
       await gate.promise;
     });
     await holding.promise;
-    const enqueued = first.enqueue(dnsTask());
-    const waitsWithTheTable = () =>
-      first.rows(
-        `SELECT pid FROM pg_locks l WHERE relation = 'tasks'::regclass AND mode = 'RowExclusiveLock' AND granted
-         AND EXISTS (SELECT 1 FROM pg_locks w WHERE w.pid = l.pid AND NOT w.granted)`,
-      );
-    try {
-      expect(await until(waitsWithTheTable, (rows) => rows.length > 0)).toHaveLength(1);
-    } finally {
-      gate.resolve();
-    }
-    await holder;
-    expect(await enqueued).toHaveLength(1);
+    let isSet = false;
+    const setting = first
+      .operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 1 }] })
+      .finally(() => {
+        isSet = true;
+      });
+    // Both replicas go on granting leases: the call waits, and makes nobody else wait longer than it tries at a time.
+    const held = await Promise.all(
+      agents.map((agent, i) => (i === 0 ? first : second).agent(agent, '/claim', { capacities: { dns: 1 } })),
+    );
+    expect(held.map(({ body }) => body.leases.length)).toEqual([1, 1]);
+    expect(isSet).toBe(false);
+    gate.resolve();
+    await unit;
+    const { status, body } = await setting;
+    expect([status, body.windows]).toMatchObject([200, [{ limit: 1, leased: 2, queued: 1, available: 0 }]]);
+    expect((await second.agent(agents[0], '/claim', { capacities: { dns: 2 } })).body.leases).toEqual([]);
+    expect(await first.database.read(brokenPromises)).toEqual([]);
   });
 
-  it('give each task to one of many claims, and never more than a ceiling allows', async () => {
+  it('give each task to one of many claims, and never more than a limit allows', async () => {
     await first.operator('PUT', '/v1/concurrency/limits', { limits: [{ kind: 'dns', limit: 30 }] });
     await first.enqueue(
       ...Array.from({ length: 200 }, (_, i) => dnsTask({}, { server: `192.0.2.${i % 7}` })),
@@ -391,22 +393,14 @@ onShared('replicas on one database', () => {
           const completed = body.leases.map(({ lease_id }: { lease_id: number }) => ({ lease_id }));
           const report = await server.agent(agent, '/report', { completed, cancelled: [] });
           expect(report.body).toEqual({ acknowledged: completed.length });
-          const [row] = await server.rows(
-            `SELECT count(*) AS live FROM tasks WHERE state IN ('queued', 'leased')`,
-          );
+          const [row] = await server.rows(`SELECT count(*) AS live FROM leases WHERE state = 'active'`);
           if (row.live > 30) over++;
         }
       }),
     );
     expect(over).toBe(0);
-    const windows = await first.rows(
-      `SELECT ready, leased, waiting FROM concurrency_windows WHERE scope = 'kind' AND kind = 'dns'`,
-    );
-    const [counts] = await first.rows(
-      `SELECT count(CASE WHEN state = 'queued' THEN 1 END) AS ready, count(CASE WHEN state = 'leased' THEN 1 END) AS leased,
-         count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting FROM tasks`,
-    );
-    expect(windows).toEqual([counts]);
+    expect(seen.size).toBeGreaterThan(100);
+    expect(await first.database.read(brokenPromises)).toEqual([]);
   });
 
   it('keep one audit log', async () => {

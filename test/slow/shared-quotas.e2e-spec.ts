@@ -12,7 +12,7 @@ const describeShared = POSTGRES ? describe : describe.skip;
 
 const QUOTAS = { QUOTA_HEARTBEAT: 'default', QUOTA_CLAIM: 'default', QUOTA_REGISTER: 'default' };
 
-/** A way to the server of the database that can be cut, and mended at the same address. */
+/** A way to the server of the database that can be cut, and repaired at the same address. */
 class Cable {
   private readonly server = createServer((near) => {
     const far = connect({ host: this.target.hostname, port: Number(this.target.port || 5432) });
@@ -33,7 +33,7 @@ class Cable {
   constructor(private readonly target: URL) {}
 
   /** @returns the port that leads to the database */
-  async mend(): Promise<number> {
+  async repair(): Promise<number> {
     this.server.listen(this.port, '127.0.0.1');
     await once(this.server, 'listening');
     this.port = (this.server.address() as AddressInfo).port;
@@ -258,7 +258,7 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
     cable = new Cable(target);
     const there = new URL(target);
     there.hostname = '127.0.0.1';
-    there.port = String(await cable.mend());
+    there.port = String(await cable.repair());
     const [{ name }] = (await replica(0).rows<{ name: string }>('SELECT current_database() AS name')) as [
       { name: string },
     ];
@@ -282,7 +282,7 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
     // Its bucket is known to be empty; but nobody can say whether it is in service still.
     expect((await far.agent(empty, '/heartbeat')).status).toBe(503);
 
-    await cable.mend();
+    await cable.repair();
     const statuses = await statusesOf(Array.from({ length: 30 }, (_, i) => heartbeat(i)));
     expect(admittedOf(statuses)).toBe(2);
     expect(statuses).not.toContain(503);

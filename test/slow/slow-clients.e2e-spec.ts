@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { Bodies } from '../../src/http/bodies';
-import { ClaimWaiters } from '../../src/leases/claim-waiters';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
 const IDLE = 2_000;
@@ -147,7 +147,7 @@ describe('slow and silent clients', () => {
       return text;
     };
     const known = `x-agent-id: ${agent.agent_id}\r\nx-agent-token: ${agent.auth_token}\r\n`;
-    // Half a body: whoever waited for the rest would not answer.
+    // Half a body: a server that waited for the rest would not answer.
     expect(await send('content-length: 4000000\r\n', '{"agent_id"')).toMatch(/^HTTP\/1\.1 401 /);
     expect(await send('transfer-encoding: chunked\r\n', '1\r\n{\r\n')).toMatch(/^HTTP\/1\.1 401 /);
     const expecting = 'content-length: 24\r\nexpect: 100-continue\r\n';
@@ -209,7 +209,7 @@ describe('slow and silent clients', () => {
     expect([status, body]).toEqual([200, { leases: [] }]);
   });
 
-  it('do not keep the process from stopping, nor whoever is answered from the answer', async () => {
+  it('do not keep the process from stopping, nor a caller that is being answered from its answer', async () => {
     await start({});
     const beginnings = ['', 'GET / HTTP/1.1\r\n', `${BODY}content-length: 9\r\n\r\n{`];
     for (const beginning of beginnings) await open(1, beginning);
@@ -229,7 +229,7 @@ describe('slow and silent clients', () => {
     expect((await server.operator('GET', '/v1/tasks')).body.items).toHaveLength(1);
   });
 
-  it('can be so many that no more are taken in; those that are there are served', async () => {
+  it('can be too many, so that no more are taken in; those that are there are served', async () => {
     await start({ MAX_CONNECTIONS: '10' });
     const { hostname, port } = new URL(server.url);
     const [healthy] = await open(1);

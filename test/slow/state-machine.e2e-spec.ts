@@ -11,11 +11,12 @@ import { toTimestamp } from '../../src/clock';
 import { ConcurrencyService } from '../../src/concurrency/concurrency.service';
 import type { Statements } from '../../src/database/statements';
 import type { AgentIdentity } from '../../src/http/control-plane-request';
+import { type LeaseState, standingOf } from '../../src/leases/lease.entity';
 import { LeasesService } from '../../src/leases/leases.service';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
-import type { TaskDetail } from '../../src/leases/tasks.dto';
-import { TasksService } from '../../src/leases/tasks.service';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { readSettings } from '../../src/settings';
+import type { TaskDetail } from '../../src/tasks/tasks.dto';
+import { TasksService } from '../../src/tasks/tasks.service';
 import {
   ADMIN_TOKEN,
   databaseIn,
@@ -26,6 +27,7 @@ import {
   serviceRuns,
   TestClock,
 } from '../helpers/harness';
+import { ALL_TASKS, brokenPromises, emptyQueue } from '../helpers/queue-tables';
 import {
   type Answer,
   type LeaseRow,
@@ -54,13 +56,13 @@ const TERMS: Terms = {
 };
 const UNKNOWN_ID = 999_999_999;
 
-// What a history is made of. Tasks and leases are named by how many are newer than they; who asks, by a place in the
+// What a history is made of. Tasks and leases are named by how many are newer than they; callers, by a place in the
 // list of agents or as the holder of the lease that is asked about: so a step means something in any history.
 
 const KINDS = ['dns', 'tcp'] as const;
 type Kind = (typeof KINDS)[number];
 
-/** So many places before the newest; 'unknown' is an id that nobody ever had. */
+/** How many places before the newest; 'unknown' is an id that nobody ever had. */
 type Pick = number | 'unknown';
 /** Among those that are live, or among all. */
 type LeasePick = { of: 'live' | 'all'; back: Pick };
@@ -87,8 +89,8 @@ type Call =
     }
   | { step: 'cancel' | 'retry'; task: Pick }
   | { step: AgentTransition; who: number }
-  | { step: 'ceiling'; kind: Kind | null; host: number | null; ceiling: number | null }
-  | { step: 'reap' };
+  | { step: 'limit'; kind: Kind | null; host: number | null; limit: number | null }
+  | { step: 'reap' | 'tidy' };
 
 type Step =
   | Call
@@ -176,18 +178,19 @@ const calls: Record<string, { weight: number; arbitrary: fc.Arbitrary<Call> }> =
       who,
     }),
   },
-  ceiling: {
+  limit: {
     weight: 3,
     arbitrary: fc
       .record({
-        step: fc.constant('ceiling' as const),
+        step: fc.constant('limit' as const),
         kind: fc.option(fc.constantFrom(...KINDS)),
         host: fc.option(fc.integer({ min: 0, max: 1 })),
-        ceiling: fc.option(fc.constantFrom(0, 1, 1, 2, 2, 3), { freq: 2 }),
+        limit: fc.option(fc.constantFrom(0, 1, 1, 2, 2, 3), { freq: 2 }),
       })
-      .map((limit) => (limit.kind === null ? { ...limit, host: null } : limit)),
+      .map((one) => (one.kind === null ? { ...one, host: null } : one)),
   },
   reap: { weight: 5, arbitrary: fc.record({ step: fc.constant('reap' as const) }) },
+  tidy: { weight: 2, arbitrary: fc.record({ step: fc.constant('tidy' as const) }) },
 };
 
 const call = fc.oneof(...Object.values(calls));
@@ -242,7 +245,7 @@ describe('tasks and leases', () => {
       retryBackoffMaxMs: TERMS.backoffMaxMs,
     };
     plane = await createApp(settings, { clock, logger: pino({ level: 'silent' }) });
-    // Upkeep happens where the history says so, and at no other time.
+    // Maintenance happens if the history says so, and at no other time.
     const schedule = service(SchedulerRegistry);
     for (const name of schedule.getIntervals()) schedule.deleteInterval(name);
     for (const name of schedule.getCronJobs().keys()) schedule.deleteCronJob(name);
@@ -267,14 +270,10 @@ describe('tasks and leases', () => {
   /** Empties the queue; agents, and the ids that were given, stay. */
   async function startOver(): Promise<ReferenceModel> {
     await plane.database.write(async (tx) => {
-      for (const table of ['idempotency_keys', 'results', 'leases', 'tasks', 'task_counts'])
-        await tx.run(`DELETE FROM ${table}`);
-      // The row of everything is there from the start.
-      await tx.run(`DELETE FROM concurrency_windows WHERE scope <> 'global'`);
-      await tx.run('UPDATE concurrency_windows SET ceiling = NULL, ready = 0, leased = 0, waiting = 0');
+      await emptyQueue(tx);
       await tx.run(`UPDATE agents SET state = 'active'`);
     });
-    await service(QueueUpkeep).reap();
+    await service(QueueMaintainer).reap();
     return ReferenceModel.empty(TERMS, clock.now(), agents);
   }
 
@@ -337,15 +336,16 @@ describe('tasks and leases', () => {
       case 'cancel':
       case 'retry':
         return { op: plan.step, task: at(model.tasks, plan.task) };
-      case 'ceiling':
+      case 'limit':
         return {
-          op: 'ceiling',
+          op: 'limit',
           kind: plan.kind,
           target: plan.kind === null || plan.host === null ? null : targetOf(plan.kind, plan.host),
-          ceiling: plan.ceiling,
+          limit: plan.limit,
         };
       case 'reap':
-        return { op: 'reap' };
+      case 'tidy':
+        return { op: plan.step };
       default:
         return { op: 'change', agent: agents[plan.who] as number, transition: plan.step };
     }
@@ -409,15 +409,22 @@ describe('tasks and leases', () => {
         const status = view.status === 'online' || view.status === 'offline' ? 'active' : view.status;
         return { status, live_leases: view.live_leases };
       }
-      case 'ceiling': {
-        const { kind, target, ceiling } = operation;
-        const [window] = await service(ConcurrencyService).setCeilings(OPERATOR, [
-          { kind, target, limit: ceiling },
-        ]);
-        return { limit: window?.limit, leased: window?.leased, queued: window?.queued };
+      case 'limit': {
+        const { kind, target, limit } = operation;
+        const [window] = await service(ConcurrencyService).setLimits(OPERATOR, [{ kind, target, limit }]);
+        return {
+          limit: window?.limit,
+          leased: window?.leased,
+          available: window?.available,
+          ...(target === null ? { queued: window?.queued } : {}),
+        };
       }
+      case 'tidy':
+        await service(QueueMaintainer).foldCounts();
+        await service(QueueMaintainer).moveTasks();
+        return null;
       case 'reap':
-        await service(QueueUpkeep).reap();
+        await service(QueueMaintainer).reap();
         return null;
     }
   }
@@ -436,30 +443,33 @@ describe('tasks and leases', () => {
   async function snapshot(statements: Statements): Promise<Snapshot> {
     const tasks = await statements.rows<Omit<TaskRow, 'spec'> & { spec: string }>(
       `SELECT id, kind, target, spec, state, priority, run_at, not_after, attempts, max_attempts, unique_key, lease_id,
-         reason, finished_at FROM tasks ORDER BY id`,
+         reason, finished_at FROM (${ALL_TASKS}) AS v ORDER BY id`,
     );
     const leases = await statements.rows<LeaseRow>(
       `SELECT id, task_id, agent_id, attempt, state, granted_at, deadline_at, lifetime_ends_at, ended_at
        FROM leases ORDER BY id`,
     );
-    const results = await statements.rows<Omit<ResultRow, 'serial'> & { observations: string }>(
-      `SELECT lease_id, task_id, agent_id, standing, report, outcome, observations, received_at
-       FROM results ORDER BY lease_id`,
+    const results = await statements.rows<
+      Omit<ResultRow, 'serial' | 'standing'> & { observations: string; state: LeaseState }
+    >(
+      `SELECT id AS lease_id, task_id, agent_id, state, report, outcome, observations, reported_at AS received_at
+       FROM leases WHERE report IS NOT NULL ORDER BY id`,
     );
     const fleet = await statements.rows<{ id: number; state: string }>('SELECT id, state FROM agents');
-    const windows = await statements.rows<{ kind: string; target: string; ceiling: number }>(
-      'SELECT kind, target, ceiling FROM concurrency_windows WHERE ceiling IS NOT NULL',
+    const windows = await statements.rows<{ kind: string; target: string; slots: number }>(
+      'SELECT kind, target, slots FROM concurrency_windows',
     );
     return {
       tasks: tasks.map((row) => ({ ...row, spec: JSON.parse(row.spec) as object })),
       leases: leases.map((row) => ({ ...row })),
-      results: results.map(({ observations, ...row }) => ({
+      results: results.map(({ observations, state, lease_id, task_id, agent_id, ...row }) => ({
+        ...{ lease_id, task_id, agent_id, standing: standingOf(state) },
         ...row,
         serial: JSON.parse(observations)[0]?.value ?? null,
       })),
       agents: Object.fromEntries(fleet.map((row) => [row.id, row.state])),
-      ceilings: Object.fromEntries(
-        windows.map((row) => [windowName(row.kind || null, row.target || null), row.ceiling]),
+      limits: Object.fromEntries(
+        windows.map((row) => [windowName(row.kind || null, row.target || null), row.slots]),
       ),
     };
   }
@@ -489,15 +499,15 @@ describe('tasks and leases', () => {
         history.push(`  -> ${answers.map((answer) => JSON.stringify(answer)).join('  |  ')}`);
         const { stored, broken, leased } = await plane.database.read(async (statements) => ({
           stored: await snapshot(statements),
-          broken: await statements.rows<{ broken: string; facts: string }>(INVARIANTS),
+          broken: await brokenPromises(statements),
           leased: await leasedByWindow(statements),
         }));
-        if (broken.length > 0) throw new Error(broken.map((row) => `${row.broken}: ${row.facts}`).join('\n'));
-        const lowered = operations.some((operation) => operation.op === 'ceiling');
+        if (broken.length > 0) throw new Error(broken.join('\n'));
+        const lowered = operations.some((operation) => operation.op === 'limit');
         for (const [name, count] of lowered ? [] : leased) {
-          const ceiling = stored.ceilings[name];
-          if (ceiling !== undefined && count > ceiling && count > (leasedBefore.get(name) ?? 0))
-            throw new Error(`${count} leases in window '${name}', with a ceiling of ${ceiling}`);
+          const limit = stored.limits[name];
+          if (limit !== undefined && count > limit && count > (leasedBefore.get(name) ?? 0))
+            throw new Error(`${count} leases in window '${name}', with a limit of ${limit}`);
         }
         leasedBefore = leased;
         model.explain(operations, answers, stored);
@@ -546,7 +556,7 @@ describe('tasks and leases', () => {
         fc.asyncProperty(fc.array(step, { maxLength: 60, size: 'max' }), async (steps) => {
           await play(steps.flat());
         }),
-        // Whoever wins a race on PostgreSQL may not win it again, so a shorter history may tell nothing.
+        // A caller that wins a race on PostgreSQL may not win it again, so a shorter history may tell nothing.
         { numRuns: RUNS, endOnFailure: onPostgres },
       );
     },
@@ -560,13 +570,13 @@ function asked(plan: Exclude<Step, { step: 'gap' | 'pass' }>): Call[] {
   const seen = new Set<string>();
   return plan.calls.flatMap((one): Call[] => {
     if (one.step === 'claim') return seen.size === seen.add('claim').size ? [{ ...one, key: null }] : [one];
-    return one.step === 'reap' && seen.size === seen.add('reap').size ? [] : [one];
+    return (one.step === 'reap' || one.step === 'tidy') && seen.size === seen.add(one.step).size ? [] : [one];
   });
 }
 
 async function leasedByWindow(statements: Statements): Promise<Map<string, number>> {
   const rows = await statements.rows<{ kind: string; target: string }>(
-    `SELECT kind, target FROM tasks WHERE state = 'leased'`,
+    `SELECT t.kind, t.target FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.state = 'active'`,
   );
   const counts = new Map<string, number>();
   for (const { kind, target } of rows) {
@@ -574,56 +584,3 @@ async function leasedByWindow(statements: Statements): Promise<Map<string, numbe
   }
   return counts;
 }
-
-/** What a task takes from the counters of a window that counts it. */
-const COUNTED = ['queued', 'leased', 'waiting']
-  .map((state) => `CASE state WHEN '${state}' THEN -1 ELSE 0 END`)
-  .join(', ');
-
-/** What must hold whatever the reference says: each row that this finds is a broken promise. */
-const INVARIANTS = `
-  SELECT 'two live leases for a task' AS broken, 'task ' || task_id AS facts
-  FROM leases WHERE state = 'active' GROUP BY task_id HAVING count(*) > 1
-UNION ALL
-  SELECT 'two final results for a task', 'task ' || task_id
-  FROM results WHERE standing = 'final' GROUP BY task_id HAVING count(*) > 1
-UNION ALL
-  SELECT 'completed without a final result', 'task ' || id FROM tasks t
-  WHERE (state = 'completed') <> EXISTS (SELECT 1 FROM results r WHERE r.task_id = t.id AND r.standing = 'final')
-UNION ALL
-  SELECT 'leased without its live lease', 'task ' || t.id FROM tasks t LEFT JOIN leases l ON l.id = t.lease_id
-  WHERE (t.state = 'leased') <> (l.id IS NOT NULL AND l.state = 'active' AND l.task_id = t.id)
-UNION ALL
-  SELECT 'a live lease that is not its task''s', 'lease ' || l.id FROM leases l JOIN tasks t ON t.id = l.task_id
-  WHERE l.state = 'active' AND (t.lease_id IS NULL OR t.lease_id <> l.id)
-UNION ALL
-  SELECT 'a lease that expired early', 'lease ' || id FROM leases WHERE state = 'expired' AND ended_at < deadline_at
-UNION ALL
-  SELECT 'a lease that ended and has no end, or the reverse', 'lease ' || id FROM leases
-  WHERE (state = 'active') <> (ended_at IS NULL)
-UNION ALL
-  SELECT 'a later attempt with a smaller lease', 'lease ' || b.id FROM leases a JOIN leases b ON b.task_id = a.task_id
-  WHERE b.granted_at > a.granted_at AND b.id < a.id
-UNION ALL
-  SELECT 'more attempts than allowed', 'task ' || id FROM tasks WHERE attempts > max_attempts OR attempts < 0
-UNION ALL
-  SELECT 'finished without an instant, or the reverse', 'task ' || id FROM tasks
-  WHERE (state IN ('completed', 'cancelled', 'dead')) <> (finished_at IS NOT NULL)
-UNION ALL
-  SELECT 'a wrong depth', kind || ' ' || state || ' ' || sum(n) FROM (
-    SELECT kind, state, count AS n FROM task_counts UNION ALL SELECT kind, state, -count(*) FROM tasks GROUP BY kind, state
-  ) AS d GROUP BY kind, state HAVING sum(n) <> 0
-UNION ALL
-  SELECT 'a wrong window', name || ' ' || sum(ready) || ' ' || sum(leased) || ' ' || sum(waiting) FROM (
-    SELECT scope || '/' || kind || '/' || target AS name, ready, leased, waiting FROM concurrency_windows
-    UNION ALL SELECT 'target/' || kind || '/' || target, ${COUNTED} FROM tasks
-    UNION ALL SELECT 'kind/' || kind || '/', ${COUNTED} FROM tasks
-    UNION ALL SELECT 'global//', ${COUNTED} FROM tasks
-  ) AS w GROUP BY name HAVING sum(ready) <> 0 OR sum(leased) <> 0 OR sum(waiting) <> 0
-UNION ALL
-  SELECT 'ready beyond the ceiling', scope || '/' || kind || '/' || target || ' ' || ready || '+' || leased || '>' || ceiling
-  FROM concurrency_windows WHERE ready > 0 AND ready + leased > ceiling
-UNION ALL
-  SELECT 'waiting though there is room', 'task ' || t.id FROM tasks t WHERE t.state = 'waiting' AND NOT EXISTS (
-    SELECT 1 FROM concurrency_windows w WHERE w.ready + w.leased >= w.ceiling
-      AND w.kind IN ('', t.kind) AND w.target IN ('', t.target))`;

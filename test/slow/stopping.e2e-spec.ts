@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ClaimWaiters } from '../../src/leases/claim-waiters';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { ApiDocument } from '../helpers/api-document';
 import { dnsTask, TestServer } from '../helpers/harness';
 
@@ -85,7 +85,7 @@ describe('a server that was told to stop', () => {
     await server.stop();
     await Promise.all([...early, ...late]);
     expect(answers).toEqual(agents.map(() => [200, { leases: [] }]));
-    // Who comes late may be answered by the stop.
+    // A late caller may be answered by the stop.
     expect(events.indexOf('comes back')).toBeGreaterThan(events.indexOf('drain is over'));
     expect(events.slice(0, 4)).toEqual(Array(4).fill('answer'));
   });

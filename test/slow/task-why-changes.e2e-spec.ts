@@ -1,6 +1,7 @@
+import { SchedulerRegistry } from '@nestjs/schedule';
 import fc from 'fast-check';
-import { QueueUpkeep } from '../../src/leases/queue-upkeep';
-import type { TaskWhy, WhyChange, WhyReason } from '../../src/leases/task-why.dto';
+import { QueueMaintainer } from '../../src/queue/maintenance';
+import type { TaskWhy, WhyChange, WhyReason } from '../../src/tasks/task-why.dto';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 /** How many random states are tried; a longer search is asked for with CONTROL_PLANE_TEST_RUNS. */
@@ -20,19 +21,26 @@ const kind = fc.constantFrom(...KINDS);
 const target = fc.nat({ max: 2 });
 const agent = fc.nat({ max: AGENTS - 1 });
 const seconds = (max: number) => fc.integer({ min: 1, max });
-const maybe = <T>(of: fc.Arbitrary<T>) => fc.option(of, { nil: undefined });
+
+/** Often of a kind or of everything, so that some tasks are behind several limits. */
+const limitStep = fc.record({
+  do: fc.constant('limit' as const),
+  kind: fc.option(kind, { nil: undefined, freq: 4 }),
+  target: fc.option(target, { nil: undefined, freq: 3 }),
+  slots: fc.option(fc.nat({ max: 4 }), { nil: null, freq: 8 }),
+});
 
 /** What a state is made by. Agents and leases are named by a place in their list, so a step means something in any state. */
 const step = fc.oneof(
   {
-    weight: 8,
+    weight: 12,
     arbitrary: fc.record({
       do: fc.constant('enqueue' as const),
       kind,
       target,
       count: seconds(3),
       priority: fc.integer({ min: -1, max: 1 }),
-      inS: maybe(seconds(8)),
+      inS: fc.option(seconds(8), { nil: undefined, freq: 2 }),
       notAfterS: fc.option(fc.integer({ min: 9, max: 20 }), { nil: undefined, freq: 6 }),
       max_attempts: seconds(3),
     }),
@@ -54,15 +62,7 @@ const step = fc.oneof(
       as: fc.constantFrom('completed' as const, 'cancelled' as const),
     }),
   },
-  {
-    weight: 4,
-    arbitrary: fc.record({
-      do: fc.constant('limit' as const),
-      kind: maybe(kind),
-      target: maybe(target),
-      limit: fc.option(fc.nat({ max: 4 }), { nil: null, freq: 5 }),
-    }),
-  },
+  { weight: 4, arbitrary: limitStep },
   {
     weight: 2,
     arbitrary: fc.record({
@@ -70,6 +70,8 @@ const step = fc.oneof(
       agent,
     }),
   },
+  // Tasks of a target whose limit is new are moved into its lane.
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('move' as const) }) },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('heartbeat' as const), agent }) },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('pass' as const), s: seconds(11) }) },
 );
@@ -99,6 +101,7 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
       },
       { clock },
     );
+    server.app.get(SchedulerRegistry).deleteInterval('lane-moves');
   });
   afterAll(() => server.stop());
 
@@ -113,8 +116,7 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
   const limit = (limits: object[]): Promise<any> => operator('PUT', '/v1/concurrency/limits', { limits });
   const liveLeases = () =>
     server.rows<{ id: number; agent_id: number; task_id: number; kind: string }>(
-      `SELECT l.id, l.agent_id, l.task_id, t.kind FROM leases l JOIN tasks t ON t.id = l.task_id
-       WHERE l.state = 'active' ORDER BY l.id`,
+      `SELECT id, agent_id, task_id, kind FROM leases WHERE state = 'active' ORDER BY id`,
     );
   const claim = async (who: Credentials, capacities: Record<string, number>): Promise<number[]> => {
     const { body } = await server.agent(who, '/claim', { capacities });
@@ -161,16 +163,18 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
         return;
       }
       case 'limit': {
-        const { kind, target, limit: places } = one;
+        const { kind, target, slots } = one;
         const aimed = kind !== undefined && target !== undefined;
-        await limit([{ kind, ...(aimed ? { target: targetOf(kind, target) } : {}), limit: places }]);
+        await limit([{ kind, ...(aimed ? { target: targetOf(kind, target) } : {}), limit: slots }]);
         return;
       }
+      case 'move':
+        return server.app.get(QueueMaintainer).moveTasks();
       case 'heartbeat':
         await server.agent(agents[one.agent] as Credentials, '/heartbeat');
         return;
       case 'pass':
-        return server.passKept(clock, one.s * 1_000);
+        return server.pass(one.s * 1_000);
       default:
         await operator('POST', `/v1/agents/${agents[one.agent]?.agent_id}/${one.do}`);
     }
@@ -181,10 +185,18 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
     return new Set(items.map(({ id }: { id: number }) => id));
   }
 
-  /** Waits while nothing else happens: who is online stays so, and all other leases are extended. */
-  async function waitUntil(until: number, taskId: number): Promise<void> {
+  /**
+   * Waits while nothing ends: who is online stays so, and all other leases are extended.
+   * @param claimedUntil until then others claim all that can be
+   */
+  async function waitUntil(until: number, taskId: number, claimedUntil: number): Promise<void> {
     const online = await onlineAgents();
     while (clock.now() < until) {
+      if (clock.now() < claimedUntil) {
+        const known = agents.length;
+        for (const one of KINDS) await claimOut(one);
+        for (const { agent_id: id } of agents.slice(known)) online.add(id);
+      }
       for (const id of online) if (withId(id)) await server.agent(withId(id), '/heartbeat');
       const others = (await liveLeases()).filter(({ task_id }) => task_id !== taskId);
       for (const [id, leases] of Map.groupBy(others, ({ agent_id }) => agent_id))
@@ -192,9 +204,9 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
           lease_ids: leases.map((lease) => lease.id),
           extend_by_ms: LEASE_MS,
         });
-      await server.passKept(clock, Math.min(CALLS_MS, until - clock.now()));
+      await server.pass(Math.min(CALLS_MS, until - clock.now()));
     }
-    await server.app.get(QueueUpkeep).reap();
+    await server.app.get(QueueMaintainer).reap();
   }
 
   async function bring(count: number): Promise<Credentials[]> {
@@ -206,8 +218,8 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
 
   /** Makes the changes through the API and the clock. @returns the agents that they name or bring */
   async function make(
-    changes: readonly WhyChange[],
-    taskId: number,
+    { changes, task_id: taskId, until }: TaskWhy,
+    areOthersClaimed: boolean,
   ): Promise<{ who: Credentials[]; more: number } | undefined> {
     let named: { who: Credentials[]; more: number } | undefined;
     const raised = changes.filter(({ action }) => action === 'raise_limit');
@@ -216,7 +228,11 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
       const others = () => bring((change.agents ?? 1) - 1);
       switch (change.action) {
         case 'wait_until':
-          await waitUntil(Date.parse(change.until as string), taskId);
+          await waitUntil(
+            Date.parse(change.until as string),
+            taskId,
+            areOthersClaimed && until !== null ? Date.parse(until) : 0,
+          );
           break;
         case 'retry_task':
           await operator('POST', `/v1/tasks/${taskId}/retry`);
@@ -242,10 +258,10 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
     return named;
   }
 
-  const limitOf = ({ kind, target, limit: places }: WhyChange) => ({
+  const limitOf = ({ kind, target, limit: slots }: WhyChange) => ({
     ...(kind ? { kind } : {}),
     ...(target ? { target } : {}),
-    limit: places,
+    limit: slots,
   });
 
   /** The agents that are online and take the kind. */
@@ -258,26 +274,56 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
     return takers.filter(({ agent_id }) => online.has(agent_id)).map(({ agent_id }) => withId(agent_id));
   }
 
-  const stateOf = async (id: number): Promise<string> => (await operator('GET', `/v1/tasks/${id}`)).state;
+  /** Has new agents claim tasks of a kind until none is left that can be claimed. @returns what they were granted */
+  async function claimOut(kind: string): Promise<number[]> {
+    const granted: number[] = [];
+    for (;;) {
+      const some = await claim((await bring(1))[0] as Credentials, { [kind]: 200 });
+      if (some.length === 0) return granted;
+      granted.push(...some);
+    }
+  }
 
-  /** With one of the limits one less than named, the task has no place yet. */
-  async function checkLeast(id: number, changes: readonly WhyChange[], which: number): Promise<void> {
+  /** Has new agents claim the tasks of a kind that come before a task. */
+  async function claimBefore(id: number, kind: string): Promise<void> {
+    const isBefore = async (other: number): Promise<boolean> => {
+      const [a, b] = await Promise.all([other, id].map((of) => operator('GET', `/v1/tasks/${of}`)));
+      return a.priority > b.priority || (a.priority === b.priority && other < id);
+    };
+    for (;;) {
+      const [other] = await claim((await bring(1))[0] as Credentials, { [kind]: 1 });
+      if (other === undefined) return;
+      if (await isBefore(other)) continue;
+      await operator('POST', `/v1/tasks/${other}/cancel`);
+      return;
+    }
+  }
+
+  /** With one of the limits one less than named, the task is not claimed if all are that can be. */
+  async function checkLeast({ task_id: id, kind, changes }: TaskWhy, which: number): Promise<void> {
     if (changes.some(({ action }) => action !== 'raise_limit')) return;
-    const least = changes.map(limitOf);
-    const i = which % least.length;
-    await limit(least.map((one, j) => (i === j ? { ...one, limit: (one.limit as number) - 1 } : one)));
-    expect(await stateOf(id)).toBe('waiting');
+    const i = which % changes.length;
+    await limit(
+      changes.map(limitOf).map((one, j) => (i === j ? { ...one, limit: (one.limit as number) - 1 } : one)),
+    );
+    // Slots of everything are taken by those of other kinds too.
+    const others = changes[i]?.scope === 'global' ? KINDS.filter((one) => one !== kind) : [];
+    for (const one of others) await claimOut(one);
+    const granted = await claimOut(kind);
+    expect({ changes, i, granted }).toMatchObject({ granted: expect.not.arrayContaining([id]) });
   }
 
   it(
     'lets a claim be granted the task, in any state',
     async () => {
       const property = fc.asyncProperty(
+        // Limits of empty targets hold from the first task on; those that come later find tasks that are to be moved.
+        fc.array(limitStep, { minLength: 2, maxLength: 8 }),
         fc.array(step, { minLength: 8, maxLength: 30 }),
         fc.nat({ max: 99 }),
-        async (steps, which) => {
+        async (limits, steps, which) => {
           await begin();
-          for (const one of steps) await take(one);
+          for (const one of [...limits, ...steps]) await take(one);
           const tasks = await server.rows<{ id: number }>(
             'SELECT id FROM tasks WHERE finished_at IS NULL ORDER BY id',
           );
@@ -286,15 +332,16 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
           const byReason = Map.groupBy(answers, ({ reason }) => reason);
           const rarest =
             byReason.get('agents_busy') ?? [...byReason.values()].sort((a, b) => a.length - b.length)[0];
-          const answer = rarest?.[which % rarest.length];
+          let answer = rarest?.[which % rarest.length];
           if (!answer) return;
           seen.set(answer.reason, (seen.get(answer.reason) ?? 0) + 1);
           const { task_id: id, kind } = answer;
-          let { changes } = answer;
+          // There are few enough tasks to count all.
+          expect(answer.changes.filter(({ limit: slots }) => slots === null)).toEqual([]);
           if (answer.reason === 'window_full' && which % 2 === 1) {
-            await checkLeast(id, changes, which);
-            // Others may have got the places that it did not.
-            changes = (await why(id)).changes;
+            await checkLeast(answer, which);
+            // Others have the slots now that it did not get.
+            answer = await why(id);
           }
           const granted: number[] = [];
           const claimAll = async (who: readonly Credentials[], more: number): Promise<void> => {
@@ -311,8 +358,10 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
             await claimAll(await onlineTakers(kind), 200);
             expect({ answer, granted }).toMatchObject({ granted: expect.not.arrayContaining([id]) });
           }
-          const named = await make(changes, id);
+          const named = await make(answer, which % 3 === 0);
           if (!named) expect((await why(id)).reason).toBe('ready');
+          if (answer.changes.some(({ scope }) => scope === 'global'))
+            for (const other of KINDS) if (other !== kind) await claimBefore(id, other);
           if (named) await claimAll(named.who, named.more);
           const areOthersFull = isShort || answer.agents?.with_room === 0;
           if (!named || !areOthersFull) await claimAll(await onlineTakers(kind), 200);

@@ -1,14 +1,10 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { ADMIN_TOKEN, CHILD_ENV, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
+import { dnsTask } from '../helpers/harness';
 import { OtlpReceiver } from '../helpers/otlp-receiver';
-import { endAll, track } from '../helpers/processes';
+import { endAll, ServerProcess } from '../helpers/processes';
 
-const ROOT = join(__dirname, '../..');
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 const TRACEPARENT = `00-${TRACE}-00f067aa0ba902b7-01`;
 
@@ -23,7 +19,7 @@ describe('a process', () => {
   });
 
   /** Starts the program; `loaded` is written when it ends: the packages of OpenTelemetry that it loaded. */
-  async function start(env: Record<string, string>) {
+  async function start(variables: Record<string, string>, env: Record<string, string> = {}) {
     const hook = join(folder, 'hook.cjs');
     const loaded = join(folder, 'loaded');
     writeFileSync(
@@ -37,77 +33,44 @@ describe('a process', () => {
        } });
        process.on('exit', () => require('node:fs').writeFileSync(${JSON.stringify(loaded)}, [...seen].join('\\n')));`,
     );
-    const child = track(
-      spawn(process.execPath, ['--require', hook, join(ROOT, 'dist/main.js')], {
-        cwd: folder,
-        env: {
-          ...CHILD_ENV,
-          CONTROL_PLANE_BIND: '127.0.0.1:0',
-          CONTROL_PLANE_ADMIN_TOKEN: ADMIN_TOKEN,
-          CONTROL_PLANE_DRAIN_MS: '0',
-          CONTROL_PLANE_MIN_FREE_DISK_MB: '0',
-          ...env,
-        },
-        stdio: ['ignore', 'pipe', 'ignore'],
-      }),
-    );
-    const log: any[] = [];
-    const url = await new Promise<string>((listening, failed) => {
-      createInterface({ input: child.stdout }).on('line', (line) => {
-        log.push(JSON.parse(line));
-        if (log.at(-1).message === 'listening') listening(log.at(-1).url);
-      });
-      child.once('exit', () => failed(new Error('the server did not start')));
+    const server = await ServerProcess.start(folder, {
+      // Nest's throttler warns if no quota of callers is on.
+      env: { REGISTER_TOTAL: 'default', ...env },
+      variables,
+      nodeArgs: ['--require', hook],
     });
-    const request = (method: string, path: string, headers: Record<string, string>, body?: object) =>
-      fetch(url + path, {
-        method,
-        headers: { 'content-type': 'application/json', ...headers },
-        body: body && JSON.stringify(body),
-      });
     const stop = async () => {
-      child.kill('SIGTERM');
-      const [code] = await once(child, 'exit');
+      const code = await server.end('SIGTERM');
       return { code, loaded: readFileSync(loaded, 'utf8') };
     };
-    return { request, stop, log };
+    return { server, stop };
   }
 
-  const AS_ADMIN = { authorization: `Bearer ${ADMIN_TOKEN}` };
-
   it('loads nothing of OpenTelemetry if it sends no traces, and hands on what the caller said', async () => {
-    const server = await start({ OTEL_SERVICE_NAME: 'x', OTEL_TRACES_SAMPLER: 'always_on' });
-    await server.request(
-      'POST',
-      '/v1/tasks',
-      { ...AS_ADMIN, traceparent: TRACEPARENT },
-      { tasks: [dnsTask()] },
-    );
-    await server.request('POST', '/v1/tasks', AS_ADMIN, { tasks: [dnsTask()] });
-    const agent = (await (
-      await server.request('POST', '/register', {}, { hostname: 'a' })
-    ).json()) as Credentials;
-    const claimed = await server.request('POST', '/claim', credentialsOf(agent), {
-      ...{ agent_id: agent.agent_id, capacities: { dns: 2 } },
-    });
-    const { leases } = (await claimed.json()) as { leases: { traceparent?: string }[] };
+    const { server, stop } = await start({ OTEL_SERVICE_NAME: 'x', OTEL_TRACES_SAMPLER: 'always_on' });
+    await server.operator('POST', '/v1/tasks', { tasks: [dnsTask()] }, { traceparent: TRACEPARENT });
+    await server.enqueue(dnsTask());
+    const agent = await server.register('a');
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { dns: 2 } })).body as {
+      leases: { traceparent?: string }[];
+    };
     expect(leases.map(({ traceparent }) => traceparent)).toEqual([TRACEPARENT, undefined]);
-    expect(await server.stop()).toEqual({ code: 0, loaded: '' });
+    expect(await stop()).toEqual({ code: 0, loaded: '' });
     const enqueued = server.log.filter(({ route }) => route === '/v1/tasks');
     expect(enqueued[0]).toMatchObject({ task_id: 1, trace_id: TRACE });
   });
 
   it('sends what waits when it stops, under the names of the environment', async () => {
     const receiver = await OtlpReceiver.start();
-    const server = await start({
+    const { server, stop } = await start({
       OTEL_EXPORTER_OTLP_ENDPOINT: receiver.url,
       OTEL_EXPORTER_OTLP_HEADERS: 'x-key=secret-of-the-collector',
       OTEL_SERVICE_NAME: 'probes',
       OTEL_BSP_SCHEDULE_DELAY: '600000',
     });
-    await server.request('GET', '/v1/tasks', AS_ADMIN);
+    await server.operator('GET', '/v1/tasks');
     expect(receiver.spans).toEqual([]);
-    const { code, loaded } = await server.stop();
+    const { code, loaded } = await stop();
     expect(code).toBe(0);
     expect(loaded).toContain('@opentelemetry/sdk-trace');
     expect(receiver.named('GET /v1/tasks')).toHaveLength(1);
@@ -124,13 +87,12 @@ describe('a process', () => {
       const endpoint = receiver.url;
       if (answer === 'away') await receiver.stop();
       else receiver.answer = answer;
-      const server = await start({
-        ...{ OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_BSP_SCHEDULE_DELAY: '50' },
-        CONTROL_PLANE_SHUTDOWN_TIMEOUT_MS: '9000',
-      });
-      for (let i = 0; i < 50; i++)
-        expect((await server.request('GET', '/v1/tasks', AS_ADMIN)).status).toBe(200);
-      const { code } = await server.stop();
+      const { server, stop } = await start(
+        { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_BSP_SCHEDULE_DELAY: '50' },
+        { SHUTDOWN_TIMEOUT_MS: '9000' },
+      );
+      for (let i = 0; i < 50; i++) expect((await server.operator('GET', '/v1/tasks')).status).toBe(200);
+      const { code } = await stop();
       // By itself, and not by the time that it has for it.
       expect(code).toBe(0);
       expect(server.log.filter(({ level }) => level === 'fatal')).toEqual([]);
@@ -143,18 +105,18 @@ describe('a process', () => {
   it('counts the spans for which there is no room, and says so once', async () => {
     const receiver = await OtlpReceiver.start();
     receiver.answer = 'never';
-    const server = await start({
+    const { server, stop } = await start({
       OTEL_EXPORTER_OTLP_ENDPOINT: receiver.url,
       OTEL_BSP_MAX_QUEUE_SIZE: '8',
       OTEL_BSP_MAX_EXPORT_BATCH_SIZE: '8',
     });
-    for (let i = 0; i < 50; i++) await server.request('GET', '/v1/tasks', AS_ADMIN);
-    const text = await (await server.request('GET', '/metrics', AS_ADMIN)).text();
+    for (let i = 0; i < 50; i++) await server.operator('GET', '/v1/tasks');
+    const text = (await server.operator('GET', '/metrics')).body;
     const lost = Number(/^control_plane_trace_spans_lost_total (\d+)$/m.exec(text)?.[1]);
     // Eight are on their way, and eight wait.
     expect(lost).toBeGreaterThanOrEqual(50 - 16);
     expect(lost).toBeLessThan(70);
-    expect((await server.stop()).code).toBe(0);
+    expect((await stop()).code).toBe(0);
     expect(server.log.filter(({ message }) => /some are lost/.test(message))).toHaveLength(1);
     await receiver.stop();
   });
@@ -167,9 +129,9 @@ describe('a process', () => {
     ],
     [{ OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:9', OTEL_SDK_DISABLED: 'true' }, undefined],
   ])('starts without traces, and says why, if it can not send them: %j', async (env, problem) => {
-    const server = await start(env);
-    expect((await server.request('GET', '/healthz', {})).status).toBe(200);
-    expect(await server.stop()).toEqual({ code: 0, loaded: '' });
+    const { server, stop } = await start(env);
+    expect(await server.status('/healthz')).toBe(200);
+    expect(await stop()).toEqual({ code: 0, loaded: '' });
     const said = server.log.filter(({ level }) => level === 'warn').map(({ message }) => message);
     expect(said).toEqual(problem === undefined ? [] : [expect.stringContaining(problem)]);
   });

@@ -2,20 +2,22 @@ import { copyFileSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Sqlite from 'better-sqlite3';
-import pg from 'pg';
 import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
+import { QueueMaintainer } from '../../src/queue/maintenance';
 import { type Ended, run, spawnCommand } from '../helpers/command-line';
 import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
+import { connected, rowsAt, ScratchDatabases } from '../helpers/postgres-server';
+import { brokenPromises } from '../helpers/queue-tables';
 
 // Each command is a process, and each server migrates a database.
 jest.setTimeout(180_000);
 
-const { CONTROL_PLANE_TEST_POSTGRES_URL: POSTGRES, CONTROL_PLANE_TEST_POSTGRES_PREFIX: PREFIX } = process.env;
+const { CONTROL_PLANE_TEST_POSTGRES_URL: POSTGRES } = process.env;
 const WHOIS = join(__dirname, '../../examples/whois-kind');
 
 const folders: string[] = [];
-const databases: string[] = [];
+const databases = new ScratchDatabases();
 
 function newFolder(): string {
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
@@ -23,28 +25,8 @@ function newFolder(): string {
   return folder;
 }
 
-async function ask<Row = any>(url: string, sql: string): Promise<Row[]> {
-  const client = new pg.Client(url);
-  await client.connect();
-  try {
-    return (await client.query(sql)).rows as Row[];
-  } finally {
-    await client.end();
-  }
-}
-
-/** The address of a new, empty database. */
-async function newDatabase(): Promise<string> {
-  const name = `${PREFIX}transfer_${process.pid}_${databases.length}`;
-  databases.push(name);
-  await ask(POSTGRES as string, `CREATE DATABASE ${name}`);
-  const url = new URL(POSTGRES as string);
-  url.pathname = `/${name}`;
-  return url.href;
-}
-
 afterAll(async () => {
-  for (const name of databases) await ask(POSTGRES as string, `DROP DATABASE ${name} WITH (FORCE)`);
+  await databases.drop();
   for (const folder of folders) rmSync(folder, { recursive: true, force: true });
 });
 
@@ -75,18 +57,21 @@ function change(folder: string, ...statements: string[]): void {
 
 /** How many rows there are in each table that has some, but for what the migrations leave. */
 async function rowsIn(url: string): Promise<Record<string, number>> {
-  const tables = await ask<{ name: string }>(
+  const tables = await rowsAt<{ name: string }>(
     url,
     `SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'migrations%'`,
   );
   const counts: Record<string, number> = {};
   for (const { name } of tables) {
-    const [{ n }] = (await ask(url, `SELECT count(*)::int AS n FROM ${name}`)) as [{ n: number }];
+    const [{ n }] = (await rowsAt(url, `SELECT count(*) AS n FROM ${name}`)) as [{ n: number }];
     if (n > 0) counts[name] = n;
   }
   return counts;
 }
-const NO_ROWS = { audit_head: 1, concurrency_windows: 1, service_continuity: 1 };
+const NO_ROWS = { audit_head: 1, service_continuity: 1 };
+
+/** What does not hold of the queue's tables. */
+const brokenAt = (url: string) => connected(url, (rows) => brokenPromises({ rows }));
 
 /** A stopped instance with something of everything. */
 interface Instance {
@@ -188,6 +173,18 @@ async function makeInstance(): Promise<Instance> {
   );
   expect([cancelled, live]).not.toContain(undefined);
   await server.enqueue(...Array.from({ length: 3 }, () => dnsTask({}, { server: 'full.example' })));
+  // One of them takes the only slot, and the others are in a lane of their own.
+  await server.agent(three, '/claim', { capacities: { dns: 1 } });
+  // These are moved into theirs.
+  await server.enqueue(...Array.from({ length: 3 }, () => dnsTask({}, { server: 'moved.example' })));
+  await put('/v1/concurrency/limits', {
+    limits: [
+      { limit: 1_000 },
+      { kind: 'dns', limit: 900 },
+      { kind: 'dns', target: 'moved.example', limit: 5 },
+    ],
+  });
+  await server.app.get(QueueMaintainer).moveTasks();
   // More than goes in one statement.
   await server.enqueue(...Array.from({ length: 2_100 }, (_, i) => dnsTask({}, { query: `${i}.example` })));
   await post('/v1/tasks', ENQUEUED, KEY);
@@ -205,20 +202,26 @@ async function makeInstance(): Promise<Instance> {
   // As retention does, and as a restore does.
   await server.operator('POST', `/v1/tasks/${gone[0]}/cancel`);
   await server.database.write(async (tx) => {
-    await tx.run('DELETE FROM tasks WHERE id = $1', gone[0] as number);
+    await tx.run('UPDATE tasks SET finished_at = 0 WHERE id = $1', gone[0] as number);
+    await tx.run('UPDATE finished_tasks SET finished_at = 0 WHERE task_id = $1', gone[0] as number);
     await tx.run("UPDATE sqlite_sequence SET seq = 500000 WHERE name = 'agents'");
   });
-  const states = await server.rows('SELECT DISTINCT state FROM tasks ORDER BY state');
-  expect(states.map(({ state }) => state)).toEqual([
+  await server.app.get(QueueMaintainer).purge();
+  expect(await server.rows('SELECT id FROM tasks WHERE id = $1', gone[0] as number)).toEqual([]);
+  const { body: stats } = await server.operator('GET', '/v1/tasks/stats');
+  expect(stats.depths.map(({ state }: any) => state).sort()).toEqual([
     'cancelled',
     'completed',
     'dead',
     'leased',
     'queued',
     'scheduled',
-    'waiting',
   ]);
-  const [{ lease }] = await server.rows(`SELECT id AS lease FROM leases WHERE state = 'active'`);
+  expect(await server.database.read(brokenPromises)).toEqual([]);
+  const [{ lease }] = await server.rows(
+    `SELECT id AS lease FROM leases WHERE state = 'active' AND agent_id = $1`,
+    one.agent_id,
+  );
   // What is written a moment later.
   await server.app.get(AgentOutcomes).flush();
   await server.app.get(AgentAbout).flush();
@@ -244,9 +247,9 @@ async function makeInstance(): Promise<Instance> {
   it('moves everything: the new servers answer the same, and go on where the old one ended', async () => {
     const { folder, agents, lease, viewer, enrollment, last, reads } = instance;
     const before = readFileSync(fileIn(folder));
-    const target = await newDatabase();
+    const target = await databases.create();
     const moved = await transfer(folder, target, '--json');
-    expect([moved.code, moved.stderr.split('\n')[0]]).toEqual([0, 'Everything is there. Left to do:']);
+    expect([moved.code, moved.stderr.split('\n')[0]]).toEqual([0, 'Everything was copied. Left to do:']);
     expect(moved.stderr).toContain(join(folder, 'test.signing-key.pem'));
     expect(readFileSync(fileIn(folder)).equals(before)).toBe(true);
     const { tables } = JSON.parse(moved.stdout);
@@ -292,6 +295,19 @@ async function makeInstance(): Promise<Instance> {
     expect(body.agent_id).toBe(last.agent + 1);
     const claimed = (await server.agent(one, '/claim', { capacities: { dns: 1 } })).body.leases;
     expect(claimed[0].lease_id).toBeGreaterThan(lease);
+    // The first task of a kind has a lane made for it.
+    const [{ lanes }] = await rowsAt(target, 'SELECT max(id) AS lanes FROM lanes');
+    await server.enqueue({ kind: 'tcp', spec: { host: 'later.example', port: 53 } });
+    const [{ made }] = await rowsAt(target, `SELECT id AS made FROM lanes WHERE kind = 'tcp'`);
+    expect(made).toBeGreaterThan(lanes);
+    // What was limited still is, and what waited behind a limit is claimed when its slot is free.
+    const full = { kind: 'dns', target: 'full.example:53', limit: 1 };
+    const windows = (await server.operator('GET', '/v1/concurrency/windows')).body.items;
+    expect(windows).toContainEqual({ scope: 'target', ...full, leased: 1, queued: 2, available: 0 });
+    await server.operator('POST', `/v1/tasks/cancel`, { target: 'full.example', state: 'leased' });
+    const all = (await server.agent(one, '/claim', { capacities: { dns: 256 } })).body.leases;
+    expect(all.filter(({ spec }: any) => spec.server === 'full.example')).toHaveLength(1);
+    expect(await brokenAt(target)).toEqual([]);
     await server.stop({ keep: true });
 
     const refused = await transfer(folder, target);
@@ -300,7 +316,7 @@ async function makeInstance(): Promise<Instance> {
   });
 
   it('shows a table, and fills a database that was only migrated', async () => {
-    const target = await newDatabase();
+    const target = await databases.create();
     await run(['migrate'], { env: { DATABASE_URL: target } });
     const moved = await transfer(instance.folder, target);
     expect([moved.code, moved.stdout.split('\n')[0]]).toEqual([
@@ -313,14 +329,14 @@ async function makeInstance(): Promise<Instance> {
   it('leaves the target empty where the copy fails half-way, and can be tried again', async () => {
     const folder = newFolder();
     copyFileSync(fileIn(instance.folder), fileIn(folder));
-    const target = await newDatabase();
+    const target = await databases.create();
     const faults: [fault: string, remedy: string, said: RegExp][] = [
       [
-        "UPDATE results SET observations = observations || char(0) WHERE standing = 'final'",
+        "UPDATE leases SET observations = observations || char(0) WHERE state = 'completed'",
         // Not replace(): for SQLite a text that begins with the character is empty.
-        `UPDATE results SET observations = CAST(substr(CAST(observations AS blob), 1, length(CAST(observations AS blob)) - 1)
-         AS text) WHERE standing = 'final'`,
-        /^results\.observations holds the character U\+0000/,
+        `UPDATE leases SET observations = CAST(substr(CAST(observations AS blob), 1, length(CAST(observations AS blob)) - 1)
+         AS text) WHERE state = 'completed'`,
+        /^leases\.observations holds the character U\+0000/,
       ],
       [
         'UPDATE agent_metrics SET agent_id = agent_id + 900',
@@ -347,13 +363,13 @@ async function makeInstance(): Promise<Instance> {
     ],
     ['drops a row', 'RETURN NULL;', /^The copy of tasks is not what was sent \(\d+ rows of \d+\)/],
   ])('notices a target that %s', async (_what, body, said) => {
-    const target = await newDatabase();
+    const target = await databases.create();
     await run(['migrate'], { env: { DATABASE_URL: target } });
     // On a task that nothing refers to.
-    await ask(
+    await rowsAt(
       target,
       `CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN ${body} END $$;
-       CREATE TRIGGER spoil BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.state = 'scheduled' AND NEW.unique_key IS NOT NULL)
+       CREATE TRIGGER spoil BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.unique_key IS NOT NULL)
        EXECUTE FUNCTION spoil()`,
     );
     const failed = await transfer(instance.folder, target);
@@ -362,8 +378,8 @@ async function makeInstance(): Promise<Instance> {
   });
 
   it('leaves a database alone that something else uses', async () => {
-    const target = await newDatabase();
-    await ask(target, 'CREATE TABLE somebody_elses (id integer)');
+    const target = await databases.create();
+    await rowsAt(target, 'CREATE TABLE somebody_elses (id integer)');
     const refused = await transfer(instance.folder, target);
     expect([refused.code, refused.stderr]).toEqual([
       1,
@@ -373,7 +389,7 @@ async function makeInstance(): Promise<Instance> {
   });
 
   it('refuses a source that a server runs on, or that is not there or not migrated', async () => {
-    const target = await newDatabase();
+    const target = await databases.create();
     const folder = newFolder();
     const missing = await transfer(folder, target);
     expect([missing.code, missing.stderr]).toEqual([1, expect.stringContaining('There is no database')]);
@@ -410,7 +426,7 @@ async function makeInstance(): Promise<Instance> {
       `INSERT INTO ${name} (${columns.map((column) => column.name).join(', ')})
        VALUES (${columns.map(({ type }) => (/int/i.test(type) ? '7' : "'kept'")).join(', ')})`,
     );
-    const target = await newDatabase();
+    const target = await databases.create();
     const refused = await run(['transfer', '--from', from, '--to', target], { cwd: folder });
     expect([refused.code, refused.stderr]).toEqual([
       1,
@@ -420,9 +436,9 @@ async function makeInstance(): Promise<Instance> {
       cwd: folder,
       env: { ...env, DATABASE_URL: target },
     });
-    expect([moved.code, moved.stderr]).toEqual([0, expect.stringContaining('Everything is there')]);
-    expect(Object.values((await ask(target, `SELECT * FROM ${name}`))[0])).toEqual(
-      columns.map(({ type }) => (/bigint/i.test(type) ? '7' : /int/i.test(type) ? 7 : 'kept')),
+    expect([moved.code, moved.stderr]).toEqual([0, expect.stringContaining('Everything was copied')]);
+    expect(Object.values((await rowsAt(target, `SELECT * FROM ${name}`))[0])).toEqual(
+      columns.map(({ type }) => (/int/i.test(type) ? 7 : 'kept')),
     );
   });
 
@@ -431,7 +447,7 @@ async function makeInstance(): Promise<Instance> {
     const env = { DATABASE_URL: `sqlite://${fileIn(instance.folder)}` };
     const written = await run(['backup', fileIn(backup)], { env });
     expect([written.code, written.stderr]).toEqual([0, expect.any(String)]);
-    const target = await newDatabase();
+    const target = await databases.create();
     expect((await transfer(backup, target)).code).toBe(0);
     const server = await start(instance.folder, target);
     expect((await server.enqueue(dnsTask()))[0]).toBeGreaterThan(2 ** 32);
@@ -443,7 +459,7 @@ async function makeInstance(): Promise<Instance> {
       run(['restored', ...args], { env: { DATABASE_URL: database } });
 
     it('has ids and the configuration go on beyond all that were given, and records it', async () => {
-      const target = await newDatabase();
+      const target = await databases.create();
       expect((await transfer(instance.folder, target)).code).toBe(0);
       const settled = await restored(target, '--json');
       expect([settled.code, settled.stderr]).toEqual([0, '']);
@@ -458,6 +474,9 @@ async function makeInstance(): Promise<Instance> {
       const [one] = instance.agents as [Credentials];
       const { leases } = (await server.agent(one, '/claim', { capacities: { dns: 100 } })).body;
       expect(leases[0].lease_id).toBe(after.leases + 1);
+      await server.enqueue({ kind: 'tcp', spec: { host: 'later.example', port: 53 } });
+      const [lane] = await rowsAt(target, `SELECT id FROM lanes WHERE kind = 'tcp'`);
+      expect(lane.id).toBeGreaterThan(after.lanes);
       const bundle = (await server.request('GET', '/config', { headers: credentialsOf(one) })).body;
       expect([bundle.seq, bundle.config.n]).toEqual([after.agent_configs + 1, 2]);
       expect((await other.request('GET', '/config', { headers: credentialsOf(one) })).body).toEqual(bundle);
@@ -480,7 +499,7 @@ async function makeInstance(): Promise<Instance> {
     });
 
     it('has the configuration signed again where the key is lost', async () => {
-      const target = await newDatabase();
+      const target = await databases.create();
       expect((await transfer(instance.folder, target)).code).toBe(0);
       const env = { SIGNING_KEY_FILE: join(newFolder(), 'another.pem') };
       await expect(start(instance.folder, target, env)).rejects.toThrow(
@@ -512,7 +531,7 @@ describe('moving', () => {
       /--to must name a host and a database/,
     ],
     ['a file as the target', 'sqlite://a.db', 'sqlite://b.db', /--to must name a PostgreSQL/],
-  ])('refuses %s without a word of the password', async (_what, from, to, said) => {
+  ])('refuses %s and keeps the password to itself', async (_what, from, to, said) => {
     const { code, stdout, stderr } = await run(['transfer', '--from', from, '--to', to], {
       cwd: newFolder(),
     });

@@ -20,7 +20,7 @@ export class WhoisKind implements TaskKindHandler<WhoisSpec> {
     return port >= 1 && port <= 65_535 ? {} : { server: 'must have a port from 1 to 65535' };
   }
 
-  /** Tasks that ask the same server share a window: a ceiling on it is kept across the fleet. */
+  /** Tasks that ask the same server share a window: a limit on it is kept across the fleet. */
   target({ server }: WhoisSpec): string {
     return spell(server ?? 'whois.iana.org');
   }

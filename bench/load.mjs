@@ -1,0 +1,163 @@
+// Closed loops: callers of which each sends its next call when the one before was answered. They show how much gets done; how long
+// callers wait at a given load is for fleet.mjs.
+import { Connection } from './connection.mjs';
+import { OPERATOR } from './processes.mjs';
+import { percentile } from './statistics.mjs';
+import { agentHeaders, claimBody, dnsTasks, heartbeatBody, MAX_ENQUEUE, reportBody } from './wire.mjs';
+
+/** How often in a row a caller may find nothing: claims at once can pass over what another has locked. */
+const MAX_EMPTY = 200;
+const CONNECTIONS = 64;
+
+/** Does the work for each item, at most `concurrency` at a time. */
+export async function each(items, concurrency, work) {
+  const rest = items.values();
+  await Promise.all(
+    Array.from({ length: concurrency }, async (_, i) => {
+      for (const item of rest) await work(item, i);
+    }),
+  );
+}
+
+/** Registers agents. @returns their ids and tokens, and how long each call took in ms */
+export async function register(server, count, prefix = 'bench') {
+  const agents = [];
+  const times = [];
+  const connections = connect(server, Math.min(CONNECTIONS, count));
+  await each(
+    Array.from({ length: count }, (_, i) => `${prefix}-${i}`),
+    connections.length,
+    async (hostname, i) => {
+      const startedAt = performance.now();
+      const { agent_id: id, auth_token: token } = await connections[i].post('/register', { hostname });
+      times.push(performance.now() - startedAt);
+      agents.push({ id, token });
+    },
+  );
+  for (const connection of connections) connection.close();
+  return { agents, times };
+}
+
+const connect = ({ port }, count) => Array.from({ length: count }, () => new Connection(port));
+
+/** Enqueues tasks. @param options see dnsTasks; `atOnce` are enqueued in a call */
+export async function enqueue(server, count, { atOnce = MAX_ENQUEUE, ...options } = {}) {
+  for (let done = 0; done < count; done += atOnce) {
+    const tasks = dnsTasks(Math.min(atOnce, count - done), { from: done, ...options });
+    const answer = await server.post('/v1/tasks', { tasks }, OPERATOR);
+    if (answer.tasks.length !== tasks.length) throw new Error('not every task was enqueued');
+  }
+}
+
+/** An agent with a connection of its own, that claims and reports. */
+export class Worker {
+  constructor(server, agent) {
+    this.agent = agent;
+    this.headers = agentHeaders(agent);
+    this.connection = new Connection(server.port);
+  }
+
+  /** @returns the ids of the leases granted */
+  async claim(count) {
+    const { leases } = await this.connection.post('/claim', claimBody(this.agent, count), this.headers);
+    return leases.map(({ lease_id: id }) => id);
+  }
+
+  /** @throws one is not acknowledged */
+  async report(leaseIds) {
+    const body = reportBody(this.agent, leaseIds);
+    const { acknowledged } = await this.connection.post('/report', body, this.headers);
+    if (acknowledged !== leaseIds.length)
+      throw new Error(`${acknowledged} of ${leaseIds.length} acknowledged`);
+  }
+
+  close() {
+    this.connection.close();
+  }
+}
+
+/** Tasks that wait for rounds of work: enqueued between rounds, as many as a round may need. */
+export class Stock {
+  #queued = 0;
+  #most = 0;
+
+  /** @param enqueue enqueues the number of tasks that it is given */
+  constructor(enqueue) {
+    this.enqueue = enqueue;
+  }
+
+  /** Makes sure of at least `count` tasks, and of three times what one round took so far. */
+  async require(count) {
+    const missing = Math.max(count, 3 * this.#most) - this.#queued;
+    if (missing <= 0) return;
+    await this.enqueue(missing);
+    this.#queued += missing;
+  }
+
+  took(count) {
+    this.#queued -= count;
+    this.#most = Math.max(this.#most, count);
+  }
+}
+
+/** Registers agents that work, each at one of the servers. */
+export async function workersAt(servers, count, prefix) {
+  const { agents } = await register(servers[0], count, prefix);
+  return agents.map((agent, i) => new Worker(servers[i % servers.length], agent));
+}
+
+/**
+ * Has workers claim and report.
+ * @param options.size how many tasks each claims at a time
+ * @param options.count until this many are done
+ * @param options.seconds or for so long
+ * @returns tasks a second, how many were done, how long claims took in ms, and how many came back empty
+ * @throws there is nothing left to do
+ */
+export async function work(workers, { size, count = Number.POSITIVE_INFINITY, seconds = 3_600 }) {
+  const startedAt = performance.now();
+  const until = startedAt + seconds * 1_000;
+  const claims = [];
+  let done = 0;
+  let empty = 0;
+  await Promise.all(
+    workers.map(async (worker) => {
+      let inARow = 0;
+      while (done < count && performance.now() < until) {
+        const claimedAt = performance.now();
+        const leases = await worker.claim(size);
+        claims.push(performance.now() - claimedAt);
+        if (leases.length === 0) {
+          empty += 1;
+          inARow += 1;
+          if (inARow === MAX_EMPTY) throw new Error('there are no tasks left to claim');
+          continue;
+        }
+        inARow = 0;
+        await worker.report(leases);
+        done += leases.length;
+      }
+    }),
+  );
+  return { rate: done / ((performance.now() - startedAt) / 1_000), done, claims, empty };
+}
+
+/** Sends heartbeats for a time, each connection for its share of the agents in turns. */
+export async function beat(server, agents, seconds) {
+  const connections = connect(server, CONNECTIONS);
+  const startedAt = performance.now();
+  const times = [];
+  await Promise.all(
+    connections.map(async (connection, i) => {
+      const own = agents.filter((_, n) => n % CONNECTIONS === i);
+      for (let n = 0; performance.now() - startedAt < seconds * 1_000; n = (n + 1) % own.length) {
+        const sentAt = performance.now();
+        await connection.post('/heartbeat', heartbeatBody(own[n]), agentHeaders(own[n]));
+        times.push(performance.now() - sentAt);
+      }
+    }),
+  );
+  const rate = times.length / ((performance.now() - startedAt) / 1_000);
+  for (const connection of connections) connection.close();
+  return { rate, p50: percentile(times, 50), p95: percentile(times, 95), p99: percentile(times, 99) };
+}

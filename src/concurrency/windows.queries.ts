@@ -1,0 +1,154 @@
+import { Conditions } from '../database/conditions';
+import type { SqlValue, Statements, Transaction } from '../database/statements';
+import type { WindowKey, WindowRow, WindowScope } from './window.entity';
+
+/** A window by its name. */
+export interface NamedWindow extends WindowKey {
+  readonly scope: WindowScope;
+}
+
+const COLUMNS = 'id, scope, kind, target, slots, leased, moved_through';
+const KEYS = { kind: 'text', target: 'text' } as const;
+
+/** The windows of everything and of kinds: at most one for each kind, and one more. */
+export function selectWideWindows(statements: Statements): Promise<WindowRow[]> {
+  return statements.rows<WindowRow>(
+    `SELECT ${COLUMNS} FROM concurrency_windows WHERE scope IN ('global', 'kind') ORDER BY id`,
+  );
+}
+
+/** Whether any target has a limit: if none has, nothing about targets has to be looked up. */
+export async function hasTargetWindows(statements: Statements): Promise<boolean> {
+  const row = await statements.first(
+    `SELECT 1 AS one FROM concurrency_windows WHERE scope = 'target' LIMIT 1`,
+  );
+  return row !== undefined;
+}
+
+/** The windows of these targets that have one. */
+export function selectTargetWindows(
+  statements: Statements,
+  keys: readonly WindowKey[],
+): Promise<WindowRow[]> {
+  return statements.rows<WindowRow>(
+    `SELECT ${COLUMNS.replaceAll(/\w+/g, 'w.$&')} FROM ${statements.dialect.rowset('$1', KEYS)} AS r
+     CROSS JOIN concurrency_windows w WHERE w.kind = r.kind AND w.target = r.target AND w.scope = 'target'`,
+    JSON.stringify(keys.map(({ kind, target }) => ({ kind, target }))),
+  );
+}
+
+/** The windows of targets whose tasks are still being moved into their lanes. */
+export function selectMovingWindows(statements: Statements, kind?: string): Promise<WindowRow[]> {
+  const values: SqlValue[] = kind === undefined ? [] : [kind];
+  return statements.rows<WindowRow>(
+    `SELECT ${COLUMNS} FROM concurrency_windows WHERE moved_through IS NOT NULL ${kind === undefined ? '' : 'AND kind = $1'} ORDER BY id`,
+    ...values,
+  );
+}
+
+/** Reads windows that no other unit changes until this one ends, by ascending ids. */
+export function lockWindows(tx: Transaction, ids: readonly number[]): Promise<WindowRow[]> {
+  return tx.rows<WindowRow>(
+    `SELECT ${COLUMNS} FROM concurrency_windows WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id ${tx.dialect.forUpdate()}`,
+    JSON.stringify(ids),
+  );
+}
+
+/** Adds to what locked windows count. */
+export async function addLeased(tx: Transaction, changes: ReadonlyMap<number, number>): Promise<void> {
+  const rows = [...changes].filter(([, by]) => by !== 0).map(([id, by]) => ({ id, by_count: by }));
+  if (rows.length === 0) return;
+  await tx.run(
+    `UPDATE concurrency_windows SET leased = concurrency_windows.leased + r.by_count
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', by_count: 'integer' })} AS r
+     WHERE concurrency_windows.id = r.id AND ${tx.dialect.prefilterByList('concurrency_windows.id', '$2')}`,
+    JSON.stringify(rows),
+    JSON.stringify(rows.map(({ id }) => id)),
+  );
+}
+
+const NAMES = { scope: 'text', kind: 'text', target: 'text' } as const;
+
+const named = (statements: Statements): string =>
+  `SELECT ${COLUMNS.replaceAll(/\w+/g, 'w.$&')} FROM ${statements.dialect.rowset('$1', NAMES)} AS r
+   CROSS JOIN concurrency_windows w WHERE w.kind = r.kind AND w.target = r.target AND w.scope = r.scope`;
+
+const textOf = (windows: readonly NamedWindow[]): string =>
+  JSON.stringify(windows.map(({ scope, kind, target }) => ({ scope, kind, target })));
+
+/** Those of the named windows that have a limit. */
+export function selectNamedWindows(
+  statements: Statements,
+  windows: readonly NamedWindow[],
+): Promise<WindowRow[]> {
+  return statements.rows<WindowRow>(`${named(statements)} ORDER BY w.id`, textOf(windows));
+}
+
+/** The same; no other unit changes them until this one ends. */
+export function lockNamedWindows(tx: Transaction, windows: readonly NamedWindow[]): Promise<WindowRow[]> {
+  return tx.rows<WindowRow>(`${named(tx)} ORDER BY w.id ${tx.dialect.forUpdate('w')}`, textOf(windows));
+}
+
+/** Adds windows; of one that is there the limit changes, and nothing else. */
+export async function insertWindows(
+  tx: Transaction,
+  windows: readonly (NamedWindow & Partial<Pick<WindowRow, 'slots' | 'leased' | 'moved_through'>>)[],
+): Promise<void> {
+  if (windows.length === 0) return;
+  await tx.run(
+    `INSERT INTO concurrency_windows (scope, kind, target, slots, leased, moved_through)
+     SELECT scope, kind, target, slots, leased, moved_through FROM ${tx.dialect.rowset('$1', {
+       ...NAMES,
+       slots: 'integer',
+       leased: 'integer',
+       moved_through: 'integer',
+     })} AS r WHERE true
+     ON CONFLICT (kind, target, scope) DO UPDATE SET slots = excluded.slots`,
+    JSON.stringify(windows),
+  );
+}
+
+/** Takes limits away. */
+export async function deleteWindows(tx: Transaction, windows: readonly NamedWindow[]): Promise<void> {
+  if (windows.length === 0) return;
+  await tx.run(
+    `DELETE FROM concurrency_windows WHERE id IN (
+       SELECT w.id FROM ${tx.dialect.rowset('$1', NAMES)} AS r
+       CROSS JOIN concurrency_windows w WHERE w.kind = r.kind AND w.target = r.target AND w.scope = r.scope)`,
+    textOf(windows),
+  );
+}
+
+/** Which windows a list shows. */
+export interface WindowFilter {
+  readonly scope?: WindowScope;
+  readonly kind?: string;
+  /** The window is one of these targets'. */
+  readonly targets?: readonly WindowKey[];
+  /** Its id is below this one. */
+  readonly below: number;
+}
+
+/** Windows by descending ids. */
+export function selectWindowPage(
+  statements: Statements,
+  { scope, kind, targets, below }: WindowFilter,
+  limit: number,
+): Promise<WindowRow[]> {
+  const conditions = new Conditions();
+  conditions.require(`id < ${conditions.bind(below)}`);
+  conditions.add(scope, (value) => `scope = ${value}`).add(kind, (value) => `kind = ${value}`);
+  if (targets)
+    conditions.require(
+      `(${targets.map((one) => `(kind = ${conditions.bind(one.kind)} AND target = ${conditions.bind(one.target)})`).join(' OR ')})`,
+    );
+  return statements.rows<WindowRow>(
+    `SELECT ${COLUMNS} FROM concurrency_windows ${conditions.where} ORDER BY id DESC LIMIT ${conditions.bind(limit)}`,
+    ...conditions.values,
+  );
+}
+
+/** Remembers how far the queued tasks of a target were looked at to move them; null once all are in its lane. */
+export async function setMovedThrough(tx: Transaction, id: number, taskId: number | null): Promise<void> {
+  await tx.run('UPDATE concurrency_windows SET moved_through = $2 WHERE id = $1', id, taskId);
+}

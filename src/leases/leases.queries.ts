@@ -1,0 +1,276 @@
+import type { AttemptOutcome } from '../agents/agent.entity';
+import type { NamedWindow } from '../concurrency/windows.queries';
+import type { Statements, Transaction } from '../database/statements';
+import type { Outcome } from '../kinds/observations';
+import type { TransitionTask } from '../queue/transitions';
+import type { LeaseState } from './lease.entity';
+
+/** A lease with what is needed of its task to end it. */
+export interface HeldLease extends Omit<TransitionTask, 'id'> {
+  readonly id: number;
+  readonly task_id: number;
+  readonly agent_id: number;
+  readonly attempt: number;
+  readonly granted_at: number;
+  readonly max_attempts: number;
+}
+
+/** A lease of the caller as a report finds it. */
+export interface ReportedLease extends HeldLease {
+  readonly state: LeaseState;
+  readonly report: 'completed' | 'cancelled' | null;
+  readonly outcome: Outcome | null;
+}
+
+/** That a lease found by its id is live, in a way that fits none of the indexes of live leases. */
+const isLive = (table: string): string => `coalesce(${table}.state, '') = 'active'`;
+
+const HELD = `l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
+  t.unique_key, t.traceparent, t.max_attempts`;
+
+// The task's row needs no lock: while its lease is live nobody changes what is read of it here.
+const FROM = 'FROM leases l JOIN tasks t ON t.id = l.task_id';
+
+/** How many live leases of each kind the agents hold. */
+export function countHeldByKind(
+  statements: Statements,
+  agentIds: readonly number[],
+): Promise<{ agent_id: number; kind: string; count: number }[]> {
+  return statements.rows(
+    `SELECT agent_id, kind, count(*) AS count FROM leases
+     WHERE state = 'active' AND ${statements.dialect.isAmong('agent_id', '$1')} GROUP BY agent_id, kind`,
+    JSON.stringify(agentIds),
+  );
+}
+
+/** A lease to grant. */
+export interface NewLease {
+  readonly task_id: number;
+  readonly agent_id: number;
+  readonly kind: string;
+  readonly attempt: number;
+}
+
+/** Grants leases from now on. @returns the id of each by its task */
+export async function insertLeases(
+  tx: Transaction,
+  leases: readonly NewLease[],
+  durationMs: number,
+  lifetimeMs: number,
+): Promise<Map<number, number>> {
+  if (leases.length === 0) return new Map();
+  const rows = await tx.rows<{ id: number; task_id: number }>(
+    `INSERT INTO leases (task_id, agent_id, kind, attempt, state, granted_at, deadline_at, lifetime_ends_at)
+     SELECT task_id, agent_id, kind, attempt, 'active', $2, $3, $4
+     FROM ${tx.dialect.rowset('$1', { task_id: 'integer', agent_id: 'integer', kind: 'text', attempt: 'integer' })} AS r
+     RETURNING id, task_id`,
+    JSON.stringify(leases),
+    tx.now,
+    tx.now + durationMs,
+    tx.now + lifetimeMs,
+  );
+  return new Map(rows.map((row) => [row.task_id, row.id]));
+}
+
+/** A live lease as it is granted again. */
+export interface LiveLease {
+  readonly id: number;
+  readonly lease_id: number;
+  readonly kind: string;
+  readonly spec: string;
+  readonly traceparent: string | null;
+  readonly deadline_at: number;
+}
+
+/** Those of an agent's leases that are live, with their tasks. */
+export function selectLive(
+  statements: Statements,
+  agentId: number,
+  leaseIds: readonly number[],
+): Promise<LiveLease[]> {
+  return statements.rows<LiveLease>(
+    `SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at ${FROM}
+     WHERE ${statements.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2 AND ${isLive('l')}`,
+    JSON.stringify(leaseIds),
+    agentId,
+  );
+}
+
+/** A deadline that an agent asks for. */
+export interface Extension {
+  readonly id: number;
+  readonly agent_id: number;
+  readonly until: number;
+}
+
+/** Moves the deadlines of live leases, never nearer and never past their lifetime. @returns those that are live */
+export function extendLeases(
+  tx: Transaction,
+  extensions: readonly Extension[],
+): Promise<{ id: number; agent_id: number; deadline_at: number }[]> {
+  if (extensions.length === 0) return Promise.resolve([]);
+  const until = tx.dialect.least('r.until', 'leases.lifetime_ends_at');
+  return tx.rows(
+    `UPDATE leases SET deadline_at = ${tx.dialect.greatest('leases.deadline_at', until)}
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', agent_id: 'integer', until: 'integer' })} AS r
+     WHERE leases.id = r.id AND leases.agent_id = r.agent_id AND ${isLive('leases')}
+       AND ${tx.dialect.prefilterByList('leases.id', '$2')}
+     RETURNING leases.id, leases.agent_id, leases.deadline_at`,
+    JSON.stringify(extensions),
+    JSON.stringify(extensions.map(({ id }) => id)),
+  );
+}
+
+/**
+ * Reads leases that reports name, and keeps other units from ending them meanwhile. Those of other agents are left out: locked,
+ * the reaper would skip them.
+ */
+export function lockReported(
+  tx: Transaction,
+  reported: readonly { readonly id: number; readonly agent_id: number }[],
+): Promise<ReportedLease[]> {
+  if (reported.length === 0) return Promise.resolve([]);
+  return tx.rows<ReportedLease>(
+    `SELECT ${HELD}, l.state, l.report, l.outcome ${FROM} WHERE ${tx.dialect.isAmong('l.id', '$2')}
+       AND (l.id, l.agent_id) IN (SELECT r.id, r.agent_id FROM ${tx.dialect.rowset('$1', { id: 'integer', agent_id: 'integer' })} AS r)
+     ORDER BY l.id ${tx.dialect.forUpdate('l')}`,
+    JSON.stringify(reported),
+    JSON.stringify(reported.map(({ id }) => id)),
+  );
+}
+
+/** Live leases whose deadline has passed, the earliest first; those that another unit has locked are left out. */
+export function lockOverdue(tx: Transaction, limit: number): Promise<HeldLease[]> {
+  return tx.rows<HeldLease>(
+    `SELECT ${HELD} ${FROM} WHERE l.ended_at IS NULL AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
+     ${tx.dialect.skipLocked('l')}`,
+    tx.now,
+    limit,
+  );
+}
+
+/** The live leases of agents. */
+export function lockHeldBy(tx: Transaction, agentIds: readonly number[]): Promise<HeldLease[]> {
+  return tx.rows<HeldLease>(
+    `SELECT ${HELD} ${FROM} WHERE l.state = 'active' AND ${tx.dialect.isAmong('l.agent_id', '$1')}
+     ORDER BY l.id ${tx.dialect.forUpdate('l')}`,
+    JSON.stringify(agentIds),
+  );
+}
+
+/** The live leases of tasks. */
+export function lockLiveOf(
+  tx: Transaction,
+  tasks: readonly { readonly id: number; readonly kind: string }[],
+): Promise<HeldLease[]> {
+  if (tasks.length === 0) return Promise.resolve([]);
+  return tx.rows<HeldLease>(
+    `SELECT ${HELD} FROM ${tx.dialect.rowset('$1', { kind: 'text', task_id: 'integer' })} AS r
+     CROSS JOIN leases l JOIN tasks t ON t.id = l.task_id
+     WHERE l.kind = r.kind AND l.task_id = r.task_id AND l.ending IS NULL AND ${tx.dialect.prefilterByList('l.task_id', '$2')}
+     ORDER BY l.id ${tx.dialect.forUpdate('l')}`,
+    JSON.stringify(tasks.map(({ id, kind }) => ({ kind, task_id: id }))),
+    JSON.stringify(tasks.map(({ id }) => id)),
+  );
+}
+
+/** How a live lease ends. */
+export interface LeaseEnd {
+  readonly id: number;
+  readonly state: Exclude<LeaseState, 'active'>;
+  readonly ending: AttemptOutcome | 'revoked';
+  readonly report: 'completed' | 'cancelled' | null;
+  readonly outcome: Outcome | null;
+  /** JSON list; null if there are none. */
+  readonly observations: string | null;
+  readonly error: string | null;
+}
+
+const END = {
+  id: 'integer',
+  state: 'text',
+  ending: 'text',
+  report: 'text',
+  outcome: 'text',
+  observations: 'text',
+  error: 'text',
+} as const;
+
+/** Ends locked live leases, with what was reported of them. @throws Error one of them is not live */
+export async function endLeases(tx: Transaction, ends: readonly LeaseEnd[]): Promise<void> {
+  if (ends.length === 0) return;
+  const ended = await tx.run(
+    `UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.report, outcome = r.outcome,
+       observations = r.observations, error = r.error, reported_at = CASE WHEN r.report IS NOT NULL THEN CAST($2 AS bigint) END
+     FROM ${tx.dialect.rowset('$1', END)} AS r
+     WHERE leases.id = r.id AND ${isLive('leases')} AND ${tx.dialect.prefilterByList('leases.id', '$3')}`,
+    JSON.stringify(ends),
+    tx.now,
+    JSON.stringify(ends.map(({ id }) => id)),
+  );
+  if (ended !== ends.length) throw new Error(`${ends.length} leases were to end, ${ended} were active`);
+}
+
+/** Keeps what was reported of leases that had ended already; the first report of each stays. */
+export async function keepLateReports(
+  tx: Transaction,
+  reports: readonly Pick<LeaseEnd, 'id' | 'report' | 'outcome' | 'observations'>[],
+): Promise<void> {
+  if (reports.length === 0) return;
+  await tx.run(
+    `UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations, reported_at = $2
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', report: 'text', outcome: 'text', observations: 'text' })} AS r
+     WHERE leases.id = r.id AND leases.report IS NULL AND ${tx.dialect.prefilterByList('leases.id', '$3')}`,
+    JSON.stringify(
+      reports.map(({ id, report, outcome, observations }) => ({ id, report, outcome, observations })),
+    ),
+    tx.now,
+    JSON.stringify(reports.map(({ id }) => id)),
+  );
+}
+
+/** Whether a live lease's deadline has passed. */
+export async function isAnyOverdue(statements: Statements, now: number): Promise<boolean> {
+  const row = await statements.first(
+    `SELECT id FROM leases WHERE ended_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1`,
+    now,
+  );
+  return row !== undefined;
+}
+
+/**
+ * Has every live lease end at an instant at the earliest.
+ * @param shiftMs how far the clock was set back, as a negative number: deadlines lie as far ahead as before then
+ */
+export async function adjustDeadlines(tx: Transaction, earliest: number, shiftMs: number): Promise<void> {
+  await tx.run(
+    `UPDATE leases SET deadline_at = ${tx.dialect.greatest('$1', 'deadline_at + $2')}, lifetime_ends_at = lifetime_ends_at + $2
+     WHERE ended_at IS NULL AND (deadline_at < $1 OR $2 < 0)`,
+    earliest,
+    shiftMs,
+  );
+}
+
+/** Deletes the leases of tasks. */
+export async function deleteLeasesOf(tx: Transaction, taskIds: readonly number[]): Promise<void> {
+  await tx.run(`DELETE FROM leases WHERE ${tx.dialect.isAmong('task_id', '$1')}`, JSON.stringify(taskIds));
+}
+
+/** How many live leases count in a window. */
+export async function countInWindow(
+  statements: Statements,
+  { scope, kind, target }: NamedWindow,
+): Promise<number> {
+  const live = `SELECT count(*) AS count FROM leases l WHERE l.ending IS NULL`;
+  const row =
+    scope === 'global'
+      ? await statements.first<{ count: number }>(live)
+      : scope === 'kind'
+        ? await statements.first<{ count: number }>(`${live} AND l.kind = $1`, kind)
+        : await statements.first<{ count: number }>(
+            `SELECT count(*) AS count ${FROM} WHERE l.ending IS NULL AND l.kind = $1 AND t.target = $2`,
+            kind,
+            target,
+          );
+  return row?.count ?? 0;
+}

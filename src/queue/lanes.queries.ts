@@ -1,0 +1,275 @@
+import type { WindowKey } from '../concurrency/window.entity';
+import type { SqlValue, Statements, Transaction } from '../database/statements';
+
+/** A place in the order of claiming within a lane: the lower first. The rank is minus the priority. */
+export interface Position {
+  readonly rank: number;
+  readonly id: number;
+}
+
+/** Before every task. */
+export const START: Position = { rank: -2_147_483_648, id: 0 };
+
+/** A row of `ready`. */
+export interface ReadyRow {
+  readonly lane_id: number;
+  readonly rank: number;
+  readonly task_id: number;
+  readonly kind: string;
+  /** When it could be claimed first, in ms since the epoch. */
+  readonly ready_at: number;
+  readonly not_after: number | null;
+}
+
+/** Part of a lane: its best tasks from a position on. */
+export interface LanePart {
+  readonly laneId: number;
+  readonly from: Position;
+  readonly limit: number;
+}
+
+/** An open lane of a target, with the room of its window; null if the limit was lifted. */
+export interface TakableLane {
+  readonly id: number;
+  readonly target: string;
+  readonly room: number | null;
+  /** Its best task, by the lane's row; left out if that is not up to date yet. */
+  readonly head_id?: number;
+}
+
+/** The same, by its best task. */
+export interface OpenLane extends TakableLane {
+  readonly head_rank: number;
+  readonly head_id: number;
+}
+
+const READY = {
+  lane_id: 'integer',
+  rank: 'integer',
+  task_id: 'integer',
+  kind: 'text',
+  ready_at: 'integer',
+  not_after: 'integer',
+} as const;
+const READY_COLUMNS = Object.keys(READY).join(', ');
+const READY_KEY = ['lane_id', 'rank', 'task_id'] as const;
+const KEYS = { kind: 'text', target: 'text' } as const;
+
+/** Statements for parts come in a few sizes, so that each is prepared once; what is left of one is of a lane that there is not. */
+const SIZES = [1, 2, 4, 8, 16, 32];
+const MAX_PARTS = 32;
+const NO_PART: LanePart = { laneId: 0, from: START, limit: 0 };
+
+/** Splits parts into groups that one statement takes, each filled up to one of the sizes. */
+function groupsOf(parts: readonly LanePart[]): LanePart[][] {
+  const groups: LanePart[][] = [];
+  for (let begin = 0; begin < parts.length; begin += MAX_PARTS) {
+    const group = parts.slice(begin, begin + MAX_PARTS);
+    const size = SIZES.find((one) => one >= group.length) as number;
+    groups.push([...group, ...Array<LanePart>(size - group.length).fill(NO_PART)]);
+  }
+  return groups;
+}
+
+/** The condition of a part, with its order and limit; `$1` is the present instant. */
+const within = (i: number): string => {
+  const at = 2 + 4 * i;
+  return `WHERE lane_id = $${at} AND (rank, task_id) >= ($${at + 1}, $${at + 2}) AND (not_after IS NULL OR not_after > $1)
+    ORDER BY rank, task_id LIMIT $${at + 3}`;
+};
+
+const valuesOf = (parts: readonly LanePart[]): SqlValue[] =>
+  parts.flatMap(({ laneId, from, limit }) => [laneId, from.rank, from.id, limit]);
+
+/** Takes the best tasks of each part out of `ready`. Those that another unit is taking are left out. */
+export async function takeReady(tx: Transaction, parts: readonly LanePart[]): Promise<ReadyRow[]> {
+  const taken: ReadyRow[] = [];
+  for (const group of groupsOf(parts))
+    taken.push(
+      ...(await tx.rows<ReadyRow>(
+        `${tx.dialect.takeRows(
+          'ready',
+          READY_KEY,
+          group.map((_, i) => within(i)),
+        )} RETURNING ${READY_COLUMNS}`,
+        tx.now,
+        ...valuesOf(group),
+      )),
+    );
+  return taken;
+}
+
+/** The positions of the best tasks of each part, without taking them. */
+export async function selectReady(
+  statements: Statements,
+  parts: readonly LanePart[],
+  now: number,
+): Promise<Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[]> {
+  const found: Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[] = [];
+  for (const group of groupsOf(parts)) {
+    const selected = group.map(
+      (_, i) => `SELECT * FROM (SELECT ${READY_KEY.join(', ')} FROM ready ${within(i)}) AS p${i}`,
+    );
+    found.push(...(await statements.rows<ReadyRow>(selected.join(' UNION ALL '), now, ...valuesOf(group))));
+  }
+  return found;
+}
+
+/** Takes these tasks out of `ready`, whichever of the lanes each is in. @returns those that were there */
+export function removeReady(
+  tx: Transaction,
+  places: readonly Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[],
+): Promise<ReadyRow[]> {
+  const rowset = tx.dialect.rowset('$1', { lane_id: 'integer', rank: 'integer', task_id: 'integer' });
+  return tx.rows<ReadyRow>(
+    `DELETE FROM ready WHERE ${tx.dialect.isKeyAmong('ready', READY_KEY, rowset)} RETURNING ${READY_COLUMNS}`,
+    JSON.stringify(places.map(({ lane_id, rank, task_id }) => ({ lane_id, rank, task_id }))),
+  );
+}
+
+export async function insertReady(tx: Transaction, rows: readonly ReadyRow[]): Promise<void> {
+  if (rows.length === 0) return;
+  await tx.run(
+    `INSERT INTO ready (${READY_COLUMNS}) SELECT ${READY_COLUMNS} FROM ${tx.dialect.rowset('$1', READY)} AS r`,
+    JSON.stringify(rows),
+  );
+}
+
+/** The lanes of these kinds and targets that there are; a target is empty for the lane that a kind's tasks share. */
+export function selectLanes(
+  statements: Statements,
+  keys: readonly WindowKey[],
+): Promise<(WindowKey & { id: number })[]> {
+  return statements.rows(
+    `SELECT l.id, l.kind, l.target FROM ${statements.dialect.rowset('$1', KEYS)} AS r
+     CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target`,
+    JSON.stringify(keys.map(({ kind, target }) => ({ kind, target }))),
+  );
+}
+
+/** Adds open, empty lanes; those that are there stay as they are. */
+export async function insertLanes(tx: Transaction, keys: readonly WindowKey[]): Promise<void> {
+  if (keys.length === 0) return;
+  await tx.run(
+    `INSERT INTO lanes (kind, target, is_open, queued) SELECT kind, target, 1, 0 FROM ${tx.dialect.rowset('$1', KEYS)} AS r
+     WHERE true ORDER BY kind, target ON CONFLICT (kind, target) DO NOTHING`,
+    JSON.stringify(keys.map(({ kind, target }) => ({ kind, target }))),
+  );
+}
+
+/** Whether any target has a lane of its own. */
+export async function hasOwnLanes(statements: Statements): Promise<boolean> {
+  const row = await statements.first(`SELECT 1 AS one FROM lanes WHERE target > '' LIMIT 1`);
+  return row !== undefined;
+}
+
+/** The open lanes of targets of a kind that have tasks, by their best tasks. */
+export function selectOpenLanes(statements: Statements, kind: string, limit: number): Promise<OpenLane[]> {
+  return statements.rows<OpenLane>(
+    `SELECT l.id, l.target, l.head_rank, l.head_id, w.slots - w.leased AS room
+     FROM (SELECT id, kind, target, head_rank, head_id FROM lanes
+       WHERE kind = $1 AND is_open = 1 AND head_id IS NOT NULL ORDER BY head_rank, head_id LIMIT $2) AS l
+     LEFT JOIN concurrency_windows w ON w.kind = l.kind AND w.target = l.target AND w.scope = 'target'
+     ORDER BY l.head_rank, l.head_id`,
+    kind,
+    limit,
+  );
+}
+
+/** Those of the lanes that are of targets of a kind, and open. */
+export function selectOpenAmong(
+  statements: Statements,
+  kind: string,
+  laneIds: readonly number[],
+): Promise<TakableLane[]> {
+  return statements.rows<TakableLane>(
+    `SELECT l.id, l.target, w.slots - w.leased AS room FROM lanes l
+     LEFT JOIN concurrency_windows w ON w.kind = l.kind AND w.target = l.target AND w.scope = 'target'
+     WHERE ${statements.dialect.isAmong('l.id', '$1')} AND l.kind = $2 AND l.is_open = 1`,
+    JSON.stringify(laneIds),
+    kind,
+  );
+}
+
+/** What came into a lane of a target: how many, and the best of them. */
+export interface LaneAddition {
+  readonly id: number;
+  readonly count: number;
+  readonly rank: number;
+  readonly head: number;
+}
+
+/** Counts what came into lanes that the unit has locked; the best of it may be the lane's best. */
+export async function addToLanes(tx: Transaction, additions: readonly LaneAddition[]): Promise<void> {
+  if (additions.length === 0) return;
+  const isBetter = 'lanes.head_id IS NULL OR (r.rank, r.head) < (lanes.head_rank, lanes.head_id)';
+  await tx.run(
+    `UPDATE lanes SET queued = lanes.queued + r.count,
+       head_rank = CASE WHEN ${isBetter} THEN r.rank ELSE lanes.head_rank END,
+       head_id = CASE WHEN ${isBetter} THEN r.head ELSE lanes.head_id END
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', count: 'integer', rank: 'integer', head: 'integer' })} AS r
+     WHERE lanes.id = r.id AND ${tx.dialect.prefilterByList('lanes.id', '$2')}`,
+    JSON.stringify(additions),
+    JSON.stringify(additions.map(({ id }) => id)),
+  );
+}
+
+/** Counts what left lanes that the unit has locked, and looks up which task is the best now. */
+export async function removeFromLanes(tx: Transaction, counts: ReadonlyMap<number, number>): Promise<void> {
+  if (counts.size === 0) return;
+  const best = (column: string) =>
+    `(SELECT ${column} FROM ready WHERE lane_id = lanes.id ORDER BY rank, task_id LIMIT 1)`;
+  await tx.run(
+    `UPDATE lanes SET queued = lanes.queued - r.count, head_rank = ${best('rank')}, head_id = ${best('task_id')}
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', count: 'integer' })} AS r
+     WHERE lanes.id = r.id AND ${tx.dialect.prefilterByList('lanes.id', '$2')}`,
+    JSON.stringify([...counts].map(([id, count]) => ({ id, count }))),
+    JSON.stringify([...counts.keys()]),
+  );
+}
+
+/** Closes or opens lanes of targets. */
+export async function setLanesOpen(
+  tx: Transaction,
+  keys: readonly WindowKey[],
+  isOpen: boolean,
+): Promise<void> {
+  if (keys.length === 0) return;
+  await tx.run(
+    `UPDATE lanes SET is_open = $2 WHERE id IN (
+       SELECT l.id FROM ${tx.dialect.rowset('$1', KEYS)} AS r CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target)`,
+    JSON.stringify(keys.map(({ kind, target }) => ({ kind, target }))),
+    isOpen ? 1 : 0,
+  );
+}
+
+/** How many tasks are queued in the lanes of these targets. */
+export async function countInLanes(
+  statements: Statements,
+  keys: readonly WindowKey[],
+): Promise<(WindowKey & { queued: number })[]> {
+  return statements.rows(
+    `SELECT l.kind, l.target, l.queued FROM ${statements.dialect.rowset('$1', KEYS)} AS r
+     CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target`,
+    JSON.stringify(keys.map(({ kind, target }) => ({ kind, target }))),
+  );
+}
+
+/** How many tasks of each kind are queued in lanes of targets that an operator has stopped by a limit of 0. */
+export function countStopped(statements: Statements): Promise<{ kind: string; queued: number }[]> {
+  return statements.rows(
+    `SELECT l.kind, sum(l.queued) AS queued FROM concurrency_windows w CROSS JOIN lanes l
+     WHERE w.scope = 'target' AND w.slots = 0 AND l.kind = w.kind AND l.target = w.target GROUP BY l.kind`,
+  );
+}
+
+/** Deletes lanes of targets that have no limit any more and are empty. @returns how many */
+export function deleteIdleLanes(tx: Transaction, limit: number): Promise<number> {
+  return tx.run(
+    `DELETE FROM lanes WHERE id IN (
+       SELECT l.id FROM lanes l WHERE l.target > '' AND l.queued = 0 AND NOT EXISTS (
+         SELECT 1 FROM concurrency_windows w WHERE w.kind = l.kind AND w.target = l.target AND w.scope = 'target')
+       ORDER BY l.id LIMIT $1 ${tx.dialect.skipLocked('l')})`,
+    limit,
+  );
+}

@@ -1,0 +1,468 @@
+import { Injectable } from '@nestjs/common';
+import { ConcurrencyService } from '../concurrency/concurrency.service';
+import { type ChangedWindow, Windows } from '../concurrency/windows';
+import { Database } from '../database/database';
+import type { Transaction } from '../database/statements';
+import { ClaimWaiters } from './claim-waiters';
+import { QueueDepth } from './depth';
+import { Lanes, type LaneTask } from './lanes';
+import {
+  countInLanes,
+  insertLanes,
+  type Position,
+  type ReadyRow,
+  removeReady,
+  setLanesOpen,
+} from './lanes.queries';
+import { QueueMetrics } from './queue-metrics';
+import { type FinishedState, isFinished, type TaskReason, type TaskState } from './task.entity';
+import { TaskLog } from './task-log';
+import {
+  deleteTasks,
+  type FinishedRow,
+  insertExpiries,
+  insertFinished,
+  insertScheduled,
+  insertTasks,
+  insertUniqueKeys,
+  type NewTaskRow,
+  removeExpiries,
+  removeFinished,
+  removeScheduled,
+  removeUniqueKeys,
+  reopenTasks,
+  updateTasks,
+} from './transitions.queries';
+
+/** A task as its transitions need it. */
+export interface TransitionTask extends LaneTask {
+  readonly unique_key: string | null;
+  readonly traceparent: string | null;
+}
+
+/** A task that goes from one state to another. */
+export interface TaskChange {
+  readonly task: TransitionTask;
+  readonly from: TaskState;
+  readonly to: TaskState;
+  /** Attempts that count from now on; to be given unless the task goes to `queued` or `leased`, which leave its row as it is. */
+  readonly attempts?: number;
+  /** When it is to be queued; to be given if it goes to `scheduled`. */
+  readonly runAt?: number;
+  /** Why it is cancelled or dead. */
+  readonly reason?: TaskReason;
+}
+
+/** A new task, and what it becomes. */
+export interface CreatedTask {
+  readonly id: number;
+  readonly state: 'scheduled' | 'queued';
+}
+
+/** A task that a claim has taken out of the queue. */
+export interface TakenTask extends TransitionTask {
+  readonly spec: string;
+  /** Attempts that count so far. */
+  readonly attempts: number;
+  /** Where it was queued. */
+  readonly row: ReadyRow;
+}
+
+/** Under what it is announced that tasks became ready: their kind and number, and the first place of the lane that they share. */
+const READY = 'ready';
+type ReadyMessage = [kind: string, count: number, laneId?: number, rank?: number, id?: number];
+
+/** How often one claim moves tasks of targets that were limited a moment ago out of its way, and how many at a time at most. */
+const MAX_DIVERSIONS = 4;
+const MAX_DIVERTED = 2_048;
+
+/**
+ * The one writer of the state of tasks: whatever changes it goes through here, in the unit of work that has locked the task or
+ * taken it out of where it was. Keeps in step what depends on the state: the lanes, the slots of windows, the depth, the lists of
+ * finished tasks, reserved keys, and the claims that wait.
+ */
+@Injectable()
+export class TaskTransitions {
+  constructor(
+    private readonly lanes: Lanes,
+    private readonly windows: Windows,
+    private readonly depth: QueueDepth,
+    private readonly waiters: ClaimWaiters,
+    private readonly metrics: QueueMetrics,
+    private readonly log: TaskLog,
+    database: Database,
+    concurrency: ConcurrencyService,
+  ) {
+    database.onAnnouncement(READY, (message) => {
+      const [kind, count, laneId, rank, id] = JSON.parse(message) as ReadyMessage;
+      if (laneId !== undefined) this.lanes.setBack(laneId, { rank, id } as Position);
+      this.waiters.wake(kind, count);
+    });
+    database.onGap(() => {
+      this.lanes.forgetPositions();
+      this.waiters.wakeAll();
+    });
+    concurrency.onLimitsSet(async (tx, { set, lifted }) => {
+      const targets = set.filter(({ scope }) => scope === 'target');
+      await insertLanes(tx, targets);
+      await setLanesOpen(
+        tx,
+        [...targets.filter(hasRoom), ...lifted.filter(({ scope }) => scope === 'target')],
+        true,
+      );
+      await setLanesOpen(
+        tx,
+        targets.filter((window) => !hasRoom(window)),
+        false,
+      );
+      await this.wakeFor(tx, [
+        ...set
+          .map((window) => ({ ...window, room: window.slots - window.leased }))
+          .filter(({ room }) => room > 0),
+        ...lifted.map((window) => ({ ...window, id: 0, room: Number.MAX_SAFE_INTEGER })),
+      ]);
+    });
+    concurrency.countWith({
+      countQueued: async (statements, windows) => {
+        const targets = windows.filter(({ scope }) => scope === 'target');
+        const lanes = targets.length === 0 ? [] : await countInLanes(statements, targets);
+        const inLane = new Map(lanes.map(({ kind, target, queued }) => [`${kind}\0${target}`, queued]));
+        const depths = (await this.depth.depths(statements)).filter(({ state }) => state === 'queued');
+        return windows.map(({ scope, kind, target }) =>
+          scope === 'target'
+            ? (inLane.get(`${kind}\0${target}`) ?? 0)
+            : depths
+                .filter((depth) => scope === 'global' || depth.kind === kind)
+                .reduce((sum, { count }) => sum + count, 0),
+        );
+      },
+    });
+  }
+
+  /** Has the limits hold until the unit ends. Comes before all else that a unit locks that changes states. */
+  async begin(tx: Transaction): Promise<void> {
+    await this.windows.of(tx);
+  }
+
+  /** Creates tasks: queued ones, or scheduled ones if their `run_at` is ahead. @returns them in the order given */
+  async create(tx: Transaction, rows: readonly NewTaskRow[]): Promise<CreatedTask[]> {
+    if (rows.length === 0) return [];
+    // First of all that is locked.
+    await this.windows.of(tx);
+    const ids = await insertTasks(tx, rows);
+    const tasks = rows.map((row, i) => ({ ...row, id: ids[i] as number }));
+    await insertUniqueKeys(
+      tx,
+      tasks.flatMap(({ unique_key, id }) => (unique_key === null ? [] : [{ unique_key, task_id: id }])),
+    );
+    const isLater = ({ run_at: runAt }: NewTaskRow): boolean => runAt !== null && runAt > tx.now;
+    const later = tasks.filter(isLater);
+    const now = tasks.filter((task) => !isLater(task));
+    await insertScheduled(
+      tx,
+      later.map(({ id, kind, run_at }) => ({ task_id: id, kind, run_at: run_at as number })),
+    );
+    await insertExpiries(tx, expiriesOf(tasks));
+    const added = await this.lanes.add(tx, now);
+    await this.depth.count(
+      tx,
+      tasks.map((task) => ({ kind: task.kind, from: null, to: isLater(task) ? 'scheduled' : 'queued' })),
+    );
+    await this.lanes.settle(tx);
+    this.announceReady(tx, added);
+    this.metrics.countEnqueued(tx, tasks);
+    this.log.enqueued(tx, tasks);
+    return tasks.map((task) => ({ id: task.id, state: isLater(task) ? 'scheduled' : 'queued' }));
+  }
+
+  /**
+   * Applies changes of state. A queued or scheduled task has been taken out of where it was ({@link takeOut}, {@link takeForClaim}),
+   * the lease of a leased one has ended in this unit, and the row of a finished one is locked.
+   */
+  async apply(tx: Transaction, changes: readonly TaskChange[]): Promise<void> {
+    if (changes.length === 0) return;
+    const { now } = tx;
+    const unit = await this.windows.of(tx);
+    const tasksTo = (...states: TaskState[]) =>
+      changes.filter(({ to }) => states.includes(to)).map(({ task }) => task);
+
+    await updateTasks(
+      tx,
+      changes.flatMap(({ task, to, attempts, runAt, reason = null }) => {
+        if (to === 'queued' || to === 'leased') return [];
+        if (attempts === undefined)
+          throw new Error(`task ${task.id} becomes ${to} without a number of attempts`);
+        const state = isFinished(to) ? to : 'open';
+        return [{ id: task.id, state, attempts, reason, ...(runAt === undefined ? {} : { run_at: runAt }) }];
+      }),
+    );
+    const ended = changes.filter((change): change is TaskChange & { to: FinishedState } =>
+      isFinished(change.to),
+    );
+    for (const some of Map.groupBy(ended, ({ task, to }) => `${task.kind}\0${to}`).values()) {
+      const [{ task, to }] = some as [TaskChange & { to: FinishedState }];
+      await insertFinished(
+        tx,
+        task.kind,
+        to,
+        some.map((change) => change.task.id),
+      );
+    }
+    await removeUniqueKeys(
+      tx,
+      ended.flatMap(({ task }) => task.unique_key ?? []),
+    );
+    await insertScheduled(
+      tx,
+      changes.flatMap(({ task, to, runAt }) =>
+        to === 'scheduled' ? [{ task_id: task.id, kind: task.kind, run_at: runAt ?? now }] : [],
+      ),
+    );
+    const waits = (state: TaskState) => state === 'scheduled' || state === 'queued';
+    await insertExpiries(
+      tx,
+      expiriesOf(changes.filter(({ from, to }) => waits(to) && !waits(from)).map(({ task }) => task)),
+    );
+    await removeExpiries(
+      tx,
+      expiriesOf(changes.filter(({ from, to }) => waits(from) && !waits(to)).map(({ task }) => task)),
+    );
+    const added = await this.lanes.add(tx, tasksTo('queued'));
+    await this.depth.count(
+      tx,
+      changes.map(({ task, from, to }) => ({ kind: task.kind, from, to })),
+    );
+    const opened = await unit.giveBack(
+      changes.filter(({ from, to }) => from === 'leased' && to !== 'leased').map(({ task }) => task),
+    );
+    this.lanes.setOpen(
+      tx,
+      opened.filter(({ scope }) => scope === 'target'),
+      true,
+    );
+    await this.lanes.settle(tx);
+    this.announceReady(tx, added);
+    await this.wakeFor(tx, opened);
+    const dead = changes.filter(({ to }) => to === 'dead');
+    this.metrics.countDead(
+      tx,
+      dead.map(({ task, reason = null }) => ({ kind: task.kind, reason })),
+    );
+    this.log.dead(
+      tx,
+      dead.map(({ task, reason = null }) => ({ ...task, reason })),
+    );
+    this.log.cancelled(tx, tasksTo('cancelled'));
+  }
+
+  /**
+   * Opens finished tasks again, whose rows the unit has locked: they are queued, as if they were new. No unfinished task may have a
+   * key of theirs.
+   */
+  async reopen(
+    tx: Transaction,
+    tasks: readonly (TransitionTask & { readonly state: FinishedState; readonly finished_at: number })[],
+  ): Promise<void> {
+    if (tasks.length === 0) return;
+    await this.windows.of(tx);
+    await reopenTasks(
+      tx,
+      tasks.map(({ id }) => id),
+    );
+    await removeFinished(
+      tx,
+      tasks.map(
+        ({ id, kind, state, finished_at }): FinishedRow => ({ kind, state, finished_at, task_id: id }),
+      ),
+    );
+    await insertUniqueKeys(
+      tx,
+      tasks.flatMap(({ unique_key, id }) => (unique_key === null ? [] : [{ unique_key, task_id: id }])),
+    );
+    const open = tasks.map((task) => ({
+      ...task,
+      not_after: task.not_after !== null && task.not_after > tx.now ? task.not_after : null,
+    }));
+    await insertExpiries(tx, expiriesOf(open));
+    const added = await this.lanes.add(tx, open);
+    await this.depth.count(
+      tx,
+      tasks.map(({ kind, state }) => ({ kind, from: state, to: 'queued' })),
+    );
+    await this.lanes.settle(tx);
+    this.announceReady(tx, added);
+    this.log.retried(tx, tasks);
+  }
+
+  /**
+   * Takes tasks out of where they wait. Comes before the unit locks leases and tasks. What it finds in neither place is leased or
+   * finished, or was on its way from one to the other.
+   * @returns for each task that it took where that was
+   */
+  async takeOut(tx: Transaction, tasks: readonly LaneTask[]): Promise<Map<number, 'queued' | 'scheduled'>> {
+    if (tasks.length === 0) return new Map();
+    await this.windows.of(tx);
+    const rows = await removeReady(tx, await this.lanes.placesOf(tx, tasks));
+    this.lanes.noteRemoved(tx, rows);
+    const places = new Map<number, 'queued' | 'scheduled'>(rows.map((row) => [row.task_id, 'queued']));
+    const scheduled = await removeScheduled(
+      tx,
+      tasks.flatMap(({ id }) => (places.has(id) ? [] : [id])),
+    );
+    for (const id of scheduled) places.set(id, 'scheduled');
+    return places;
+  }
+
+  /**
+   * Takes the best queued tasks of kinds for claims, as far as windows have room; now and then more than are wanted. {@link lease} has to be called with them before
+   * the unit ends.
+   * @param wanted how many of each kind at most
+   */
+  async takeForClaim(tx: Transaction, wanted: ReadonlyMap<string, number>): Promise<TakenTask[]> {
+    const unit = await this.windows.of(tx);
+    const missing = new Map([...wanted].map(([kind, count]) => [kind, Math.min(count, unit.roomOf(kind))]));
+    const taken: TakenTask[] = [];
+    for (let diversions = 0; missing.size > 0; diversions++) {
+      const rows = await this.lanes.take(tx, missing);
+      const tasks = await selectTaken(tx, rows);
+      const strays: TakenTask[] = [];
+      for (const task of tasks) {
+        const isStray =
+          unit.hasTargets && this.lanes.isOfKind(task.row.lane_id) && (await unit.isMoving(task));
+        (isStray ? strays : taken).push(task);
+      }
+      missing.clear();
+      if (strays.length === 0) break;
+      // Their target was limited a moment ago: they belong into its lane, and a claim that finds them moves them there.
+      await this.lanes.add(
+        tx,
+        strays.map((task) => ({ ...task, ready_at: task.row.ready_at })),
+      );
+      if (diversions === MAX_DIVERSIONS) break;
+      // More of them are likely: the next look takes more of them at a time.
+      const { fitting } = this.lanes.fit(tx, taken);
+      for (const kind of new Set(strays.map((stray) => stray.kind))) {
+        const most = Math.min(wanted.get(kind) ?? 0, unit.roomOf(kind));
+        const left = most - fitting.filter((task) => task.kind === kind).length;
+        if (left > 0) missing.set(kind, Math.min(MAX_DIVERTED, left * 4 ** (diversions + 1)));
+      }
+    }
+    // Each look took as many of a lane as its window has room for, so that the best of them all are among them.
+    const { fitting, excess } = this.lanes.fit(tx, taken);
+    await this.lanes.putBack(
+      tx,
+      excess.map(({ row }) => row),
+    );
+    this.announceReady(
+      tx,
+      excess.map(({ row }) => row),
+    );
+    this.lanes.keep(
+      tx,
+      fitting.map(({ row }) => row),
+    );
+    return fitting;
+  }
+
+  /**
+   * Takes the slots for tasks that were taken for claims, in the order given; puts those back that do not get one, and those that
+   * no claim wants.
+   * @returns the tasks to lease
+   */
+  async lease(
+    tx: Transaction,
+    wanted: readonly TakenTask[],
+    unwanted: readonly TakenTask[],
+  ): Promise<TakenTask[]> {
+    const unit = await this.windows.of(tx);
+    const { fits, full } = await unit.take(wanted);
+    const leased = wanted.filter((_, i) => fits[i]);
+    const back = [...unwanted, ...wanted.filter((_, i) => !fits[i])];
+    await this.lanes.putBack(
+      tx,
+      back.map(({ row }) => row),
+    );
+    await removeExpiries(tx, expiriesOf(leased));
+    await this.depth.count(
+      tx,
+      leased.map(({ kind }) => ({ kind, from: 'queued', to: 'leased' })),
+    );
+    this.lanes.setOpen(
+      tx,
+      full.filter(({ scope }) => scope === 'target'),
+      false,
+    );
+    await this.lanes.settle(tx);
+    // A claim meanwhile may have missed them.
+    this.announceReady(
+      tx,
+      back.map(({ row }) => row),
+    );
+    this.metrics.countGranted(
+      tx,
+      leased.map(({ kind, row }) => ({ kind, readyAt: row.ready_at })),
+    );
+    return leased;
+  }
+
+  /** Deletes finished tasks that were taken out of `finished_tasks`. */
+  async delete(tx: Transaction, rows: readonly FinishedRow[]): Promise<void> {
+    if (rows.length === 0) return;
+    await deleteTasks(
+      tx,
+      rows.map((row) => row.task_id),
+    );
+    await this.depth.count(
+      tx,
+      rows.map(({ kind, state }) => ({ kind, from: state, to: null })),
+    );
+  }
+
+  /** Has claims that wait look for tasks that are ready now, here and on other replicas. */
+  private announceReady(tx: Transaction, rows: readonly ReadyRow[]): void {
+    for (const [kind, some] of Map.groupBy(rows, (row) => row.kind)) {
+      const shared = some.filter((row) => this.lanes.isOfKind(row.lane_id));
+      const first = shared.reduce<ReadyRow | undefined>(
+        (best, row) =>
+          !best || row.rank < best.rank || (row.rank === best.rank && row.task_id < best.task_id)
+            ? row
+            : best,
+        undefined,
+      );
+      const place = first ? ([first.lane_id, first.rank, first.task_id] as const) : [];
+      tx.announce(READY, JSON.stringify([kind, some.length, ...place]));
+    }
+  }
+
+  /** Has claims that wait look again for what windows held back. */
+  private async wakeFor(tx: Transaction, opened: readonly ChangedWindow[]): Promise<void> {
+    if (opened.length === 0) return;
+    const rooms = new Map<string, number>();
+    for (const { scope, kind, room } of opened)
+      for (const one of scope === 'global' ? await this.depth.kinds(tx) : [kind])
+        rooms.set(one, Math.min((rooms.get(one) ?? 0) + room, Number.MAX_SAFE_INTEGER));
+    for (const [kind, room] of rooms) tx.announce(READY, JSON.stringify([kind, room]));
+  }
+}
+
+const hasRoom = ({ slots, leased }: { slots: number; leased: number }): boolean => leased < slots;
+
+const expiriesOf = (tasks: readonly { readonly id: number; readonly not_after: number | null }[]) =>
+  tasks.flatMap(({ id, not_after }) => (not_after === null ? [] : [{ not_after, task_id: id }]));
+
+/** The tasks of rows that were taken out of `ready`, in the order of claiming. */
+async function selectTaken(tx: Transaction, rows: readonly ReadyRow[]): Promise<TakenTask[]> {
+  if (rows.length === 0) return [];
+  const tasks = await tx.rows<Omit<TakenTask, 'row'>>(
+    `SELECT id, kind, target, spec, priority, not_after, unique_key, traceparent, attempts FROM tasks
+     WHERE ${tx.dialect.isAmong('id', '$1')}`,
+    JSON.stringify(rows.map((row) => row.task_id)),
+  );
+  const byId = new Map(tasks.map((task) => [task.id, task]));
+  return [...rows]
+    .sort((a, b) => a.rank - b.rank || a.task_id - b.task_id)
+    .flatMap((row) => {
+      const task = byId.get(row.task_id);
+      return task ? [{ ...task, row }] : [];
+    });
+}

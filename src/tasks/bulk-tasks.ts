@@ -1,0 +1,250 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { Injectable } from '@nestjs/common';
+import { Database } from '../database/database';
+import type { SqlValue, Statements, Transaction } from '../database/statements';
+import { fail } from '../errors';
+import type { OperatorIdentity } from '../http/control-plane-request';
+import { AuditLog } from '../operators/audit-log';
+import { QueueDepth } from '../queue/depth';
+import type { TaskState } from '../queue/task.entity';
+import { TaskTransitions } from '../queue/transitions';
+import { nextBatchSize } from '../scheduling/job-runner';
+import { Lifecycle } from '../telemetry/lifecycle';
+import {
+  conditionsOf,
+  type ListCursor,
+  type ListPart,
+  partsOf,
+  selectListed,
+  type TaskFilter,
+} from './task-lists';
+import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tasks.dto';
+import { selectKeyHolders, type TaskRow, tasksOf } from './tasks.queries';
+import { TasksService } from './tasks.service';
+
+/** How long one request goes on changing tasks, in milliseconds: less than proxies wait, and than a stop waits for requests. */
+const BUDGET_MS = 5_000;
+/** How many tasks the first batch looks at; the next ones adapt. */
+const FIRST_BATCH = 200;
+/** How many tasks are counted at once. */
+const COUNTED_AT_ONCE = 5_000;
+
+/** What is done to many tasks. */
+interface Change {
+  readonly action: 'task.cancel-many' | 'task.retry-many';
+  /**
+   * The states that it is for, in the order that they are gone through: tasks move on from the first to the last
+   * meanwhile, and so are met once. What waits is cancelled before what holds the slots that it waits for.
+   */
+  readonly states: readonly TaskState[];
+  /** Changes tasks in the unit that has read them. @returns how many it changed */
+  apply(tx: Transaction, tasks: readonly TaskRow[], filter: TaskFilter): Promise<number>;
+}
+
+/** What there is to go through, each part from a cursor on, and how many tasks match. */
+interface Survey {
+  readonly parts: readonly { readonly part: ListPart; readonly from: ListCursor | undefined }[];
+  readonly matched: number;
+}
+
+/**
+ * Cancels and retries tasks by the filter of their list. Each batch is a transaction of about 50 ms, so that nobody waits
+ * long behind a million tasks; tasks that are enqueued after the request began are left alone.
+ */
+@Injectable()
+export class BulkTasks {
+  constructor(
+    private readonly database: Database,
+    private readonly transitions: TaskTransitions,
+    private readonly depth: QueueDepth,
+    private readonly tasks: TasksService,
+    private readonly audit: AuditLog,
+    private readonly lifecycle: Lifecycle,
+  ) {}
+
+  /**
+   * Cancels the unfinished tasks that match; live leases are revoked. Goes on for 5 s at most, or until the caller hangs
+   * up: the same again does the rest, and nothing twice.
+   * @returns how many matched when it began, and how many were changed
+   * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
+   */
+  cancel(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
+    return this.change(by, request, hangUp, {
+      action: 'task.cancel-many',
+      states: CANCELLABLE,
+      apply: async (tx, tasks, { agentId }) => (await this.tasks.cancelOpen(tx, tasks, agentId)).length,
+    });
+  }
+
+  /**
+   * Reopens the dead and cancelled tasks that match, as a single retry does. One whose unique_key another task has by now
+   * stays as it is. Goes on as {@link cancel} does.
+   * @returns how many matched when it began, and how many were changed
+   * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
+   */
+  retry(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
+    return this.change(by, request, hangUp, {
+      action: 'task.retry-many',
+      states: RETRYABLE,
+      apply: (tx, tasks, wanted) => this.applyRetry(tx, tasks, wanted),
+    });
+  }
+
+  private async change(
+    by: OperatorIdentity,
+    request: BulkRequest,
+    hangUp: AbortSignal,
+    change: Change,
+  ): Promise<BulkAnswer> {
+    const { kind, state, target, agent_id, outcome, from, to } = request;
+    const filter = withoutNulls({ kind, state, target, agent_id, outcome, from, to });
+    const filtered = Object.keys(filter).length > 0;
+    if (!filtered && request.all !== true)
+      throw fail('ERR_VALIDATION', { all: 'must be true if there is no filter' });
+    if (filtered && request.all === true)
+      throw fail('ERR_VALIDATION', { all: 'must not come with a filter' });
+    const wanted = await this.read(request, change.states);
+    const { parts, matched } = await this.survey(wanted, hangUp);
+    // Not before: however long the count took, something is changed.
+    const until = performance.now() + BUDGET_MS;
+    const record = (tx: Transaction, changed: number) =>
+      this.audit.record(tx, by, {
+        action: change.action,
+        subject: 'tasks',
+        after: { ...filter, matched, changed },
+      });
+    let changed = 0;
+    let batches = 0;
+    let limit = FIRST_BATCH;
+    for (const { part, from: begin } of request.dry_run === true || matched === 0 ? [] : parts) {
+      for (let cursor = begin, isDone = false; !isDone; ) {
+        if (performance.now() > until || hangUp.aborted || this.lifecycle.stopping) break;
+        const startedAt = performance.now();
+        const after = cursor;
+        const size = limit;
+        const step = await this.database.write(async (tx) => {
+          await this.transitions.begin(tx);
+          const { rows, next } = await readNext(tx, part, wanted, after, size);
+          const count = rows.length === 0 ? 0 : await change.apply(tx, rows, wanted);
+          // The first that changes something says so in its own transaction; the end is added below.
+          if (count > 0 && changed === 0) await record(tx, count);
+          return { count, next };
+        });
+        if (step.count > 0) batches++;
+        changed += step.count;
+        cursor = step.next;
+        isDone = step.next === undefined;
+        limit = nextBatchSize(limit, performance.now() - startedAt);
+      }
+    }
+    if (batches > 1) await this.database.write((tx) => record(tx, changed));
+    return { matched, changed };
+  }
+
+  /** What a request asks for, of the tasks that there are when it begins. */
+  private async read(request: BulkRequest, states: readonly TaskState[]): Promise<TaskFilter> {
+    const { state, ...rest } = withoutNulls(request);
+    const last = await this.database.read((statements) =>
+      statements.first<{ id: number | null }>('SELECT max(id) AS id FROM tasks'),
+    );
+    const wanted = states.filter((one) => state === undefined || one === state);
+    return { ...this.tasks.filterOf(rest, wanted), lastId: last?.id ?? 0 };
+  }
+
+  /** What there is to go through, and how many match. */
+  private async survey(wanted: TaskFilter, hangUp: AbortSignal): Promise<Survey> {
+    const { agentId, outcome, from, to, kind, targets, states } = wanted;
+    const depths = await this.database.read((statements) => this.depth.depths(statements));
+    const kinds = await this.database.read((statements) => this.depth.kinds(statements));
+    const isByStateAlone =
+      targets === undefined && [agentId, outcome, from, to].every((value) => value === undefined);
+    if (!isByStateAlone) return this.count(partsOf(wanted, kinds), wanted, hangUp);
+    // State by state: a task that moves on meanwhile is met in the next one at the latest.
+    const parts = states.flatMap((state) => partsOf({ ...wanted, states: [state] }, kinds));
+    const matched = depths
+      .filter((depth) => (kind === undefined || depth.kind === kind) && states.includes(depth.state))
+      .reduce((sum, { count }) => sum + count, 0);
+    return { parts: parts.map((part) => ({ part, from: undefined })), matched };
+  }
+
+  /**
+   * How many tasks of the parts match, read a bounded number at a time, and where the first of each part is: what is before it,
+   * such as all that a target ever had, is not gone through again.
+   */
+  private async count(parts: readonly ListPart[], wanted: TaskFilter, hangUp: AbortSignal): Promise<Survey> {
+    let matched = 0;
+    const found: Survey['parts'][number][] = [];
+    for (const part of parts) {
+      let hasBegun = false;
+      for (let cursor: ListCursor | undefined, isDone = false; !isDone; ) {
+        if (hangUp.aborted || this.lifecycle.stopping) break;
+        const after: ListCursor | undefined = cursor;
+        const { rows, next } = await this.database.read((statements) =>
+          readNext(statements, part, wanted, after, COUNTED_AT_ONCE),
+        );
+        matched += rows.length;
+        if (rows.length > 0 && !hasBegun) {
+          hasBegun = true;
+          found.push({ part, from: after });
+        }
+        cursor = next;
+        isDone = next === undefined;
+        // SQLite reads without waiting: others would have no turn until all is counted.
+        await nextTurn();
+      }
+    }
+    return { parts: found, matched };
+  }
+
+  private async applyRetry(tx: Transaction, tasks: readonly TaskRow[], wanted: TaskFilter): Promise<number> {
+    const ids = tasks.map(({ id }) => id);
+    await tx.lockRows('tasks', ids);
+    const locked = await readAmong(tx, ids, wanted);
+    const taken = new Set(
+      (
+        await selectKeyHolders(
+          tx,
+          locked.flatMap(({ unique_key: key }) => key ?? []),
+        )
+      ).keys(),
+    );
+    const reopened = locked.filter(({ unique_key: key }) => {
+      if (key === null) return true;
+      if (taken.has(key)) return false;
+      taken.add(key);
+      return true;
+    });
+    await this.tasks.reopenLocked(tx, reopened);
+    return reopened.length;
+  }
+}
+
+/** The next tasks of a part that a filter asks for, and where to go on if there may be more. */
+async function readNext(
+  statements: Statements,
+  part: ListPart,
+  wanted: TaskFilter,
+  after: ListCursor | undefined,
+  limit: number,
+): Promise<{ rows: readonly TaskRow[]; next: ListCursor | undefined }> {
+  const { rows, stoppedAt } = await selectListed(statements, [part], wanted, 'oldest', after, limit);
+  return { rows, next: rows.length === limit ? rows.at(-1) : stoppedAt };
+}
+
+/** Those of the tasks that a filter still asks for. */
+function readAmong(statements: Statements, ids: readonly number[], wanted: TaskFilter): Promise<TaskRow[]> {
+  const values: SqlValue[] = [JSON.stringify(ids)];
+  const conditions = conditionsOf(wanted, (value) => `$${values.push(value)}`);
+  return statements.rows<TaskRow>(
+    `SELECT * FROM (${tasksOf(statements.dialect, statements.dialect.ids('$1'))}) AS v WHERE ${conditions} ORDER BY v.id`,
+    ...values,
+  );
+}
+
+/** What of a request is given. */
+const withoutNulls = <Fields extends object>(
+  fields: Fields,
+): { [K in keyof Fields]: NonNullable<Fields[K]> | undefined } =>
+  Object.fromEntries(
+    Object.entries(fields).filter(([, value]) => value !== undefined && value !== null),
+  ) as never;

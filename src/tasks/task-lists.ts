@@ -1,0 +1,349 @@
+import { ATTEMPT_OUTCOMES, type AttemptOutcome } from '../agents/agent.entity';
+import type { WindowKey } from '../concurrency/window.entity';
+import type { SqlValue, Statements } from '../database/statements';
+import { fail } from '../errors';
+import { FINISHED_STATES, type FinishedState, isFinished, type TaskState } from '../queue/task.entity';
+import { type TaskRow, tasksOf } from './tasks.queries';
+
+/** Which tasks to find. */
+export interface TaskFilter {
+  /** The agent that holds the task, or ended its last attempt. */
+  readonly agentId?: number;
+  /** How its last attempt ended. */
+  readonly outcome?: AttemptOutcome;
+  /** When its last attempt ended, in ms since the epoch: not before. */
+  readonly from?: number;
+  /** The same: before. */
+  readonly to?: number;
+  readonly kind?: string;
+  /** Targets, each of a kind. */
+  readonly targets?: readonly WindowKey[];
+  /** The states that are looked for. */
+  readonly states: readonly TaskState[];
+  /** No task above this id. */
+  readonly lastId?: number;
+}
+
+/** Where a task stands in a list: the next ones are below it, or above. */
+export interface ListCursor {
+  readonly at: number;
+  readonly id: number;
+}
+
+/** A row with where it stands. */
+export type Standing = TaskRow & { readonly at: number };
+
+/** Tasks that an agent holds stand before all whose last attempt has ended: their attempt has not. */
+const HELD_AT = 9_999_999_999_999;
+
+const FIRST: ListCursor = { at: -1, id: 0 };
+const LAST: ListCursor = { at: HELD_AT, id: Number.MAX_SAFE_INTEGER };
+
+/** How many tasks of a part are looked at for one page, if the filter says more than an index knows: a page can be short then. */
+const LOOKED_AT = 2_000;
+/** How many parts one statement reads; SQLite takes at most 500 in a union. */
+const PARTS_IN_STATEMENT = 100;
+
+/**
+ * Tasks that one index finds in an order that stays. By their ids: all, those of a kind or a target, or those that are in an open
+ * state. By an instant and their ids: those that finished, those whose last attempt an agent or a kind ended in one way, and
+ * those that an agent holds.
+ */
+export type ListPart =
+  | { readonly in: 'all' }
+  | { readonly in: 'kind'; readonly kind: string }
+  | { readonly in: 'target'; readonly target: string }
+  | { readonly in: 'scheduled' | 'queued' | 'leased'; readonly kind: string }
+  | { readonly in: 'finished'; readonly kind: string; readonly state: FinishedState }
+  | {
+      readonly in: 'ended';
+      readonly by: 'kind' | 'agent_id';
+      readonly value: string | number;
+      readonly ending: AttemptOutcome;
+    }
+  | { readonly in: 'held'; readonly agentId: number };
+
+/** @throws ERR_VALIDATION the range ends before it begins */
+export function checkRange({ from, to }: Pick<TaskFilter, 'from' | 'to'>): void {
+  if (from !== undefined && to !== undefined && from > to)
+    throw fail('ERR_VALIDATION', { from: 'must not be after to' });
+}
+
+/** Whether a filter asks for the last attempt. */
+const asksForAttempt = ({ agentId, outcome, from, to }: TaskFilter): boolean =>
+  [agentId, outcome, from, to].some((value) => value !== undefined);
+
+/** Whether what an agent holds is asked for: of what is held, a filter by outcome or time speaks of the attempt before. */
+const asksForHeld = ({ outcome, from, to }: TaskFilter): boolean =>
+  outcome === undefined && from === undefined && to === undefined;
+
+/** Whether a list is in the order of when tasks, or their last attempts, ended; else it is in the order of ids. */
+export const isByInstant = (filter: TaskFilter): boolean =>
+  filter.targets === undefined && (asksForAttempt(filter) || filter.states.every(isFinished));
+
+/** What a task whose last attempt ended so can be: only one that was given back, or expired, goes on. */
+const GONE_ON: readonly TaskState[] = ['scheduled', 'queued', 'leased', 'cancelled', 'dead'];
+const statesAfter = (ending: AttemptOutcome): readonly TaskState[] =>
+  ending === 'cancelled' || ending === 'expired' ? GONE_ON : ['completed'];
+
+/**
+ * The parts that the tasks of a filter are in. No task is in two of them.
+ * @param kinds every kind that there are tasks of
+ */
+export function partsOf(filter: TaskFilter, kinds: readonly string[]): ListPart[] {
+  const { agentId, outcome, kind, targets, states } = filter;
+  // Kinds can have targets of the same name, and the index finds those of all.
+  if (targets !== undefined)
+    return [...new Set(targets.map(({ target }) => target))].map((target) => ({ in: 'target', target }));
+  const ofKinds = kind === undefined ? kinds : [kind];
+  if (asksForAttempt(filter)) {
+    const drivers =
+      agentId === undefined
+        ? ofKinds.map((one) => ({ by: 'kind' as const, value: one }))
+        : [{ by: 'agent_id' as const, value: agentId }];
+    const endings = ATTEMPT_OUTCOMES.filter(
+      (one) =>
+        (outcome === undefined || one === outcome) &&
+        statesAfter(one).some((state) => states.includes(state)),
+    );
+    const ended = drivers.flatMap((driver): ListPart[] => {
+      // Most tasks of a kind that finish succeed, so they have no index of their own; and the list of those that are completed
+      // has those that an agent completed otherwise, too.
+      const isCompleted = (one: AttemptOutcome) => statesAfter(one) !== GONE_ON;
+      const finished = driver.by === 'kind' && endings.includes('success');
+      return [
+        ...(finished
+          ? [{ in: 'finished' as const, kind: String(driver.value), state: 'completed' as const }]
+          : []),
+        ...endings
+          .filter((one) => !(finished && isCompleted(one)))
+          .map((ending): ListPart => ({ in: 'ended', ending, ...driver })),
+      ];
+    });
+    const held: ListPart[] =
+      agentId !== undefined && asksForHeld(filter) && states.includes('leased')
+        ? [{ in: 'held', agentId }]
+        : [];
+    return [...ended, ...held];
+  }
+  if (states.length > FINISHED_STATES.length + 2)
+    return kind === undefined ? [{ in: 'all' }] : [{ in: 'kind', kind }];
+  return states.flatMap((state) =>
+    ofKinds.map(
+      (one): ListPart =>
+        isFinished(state) ? { in: 'finished', kind: one, state } : { in: state, kind: one },
+    ),
+  );
+}
+
+type Bind = (value: SqlValue) => string;
+
+/** Where the tasks of a part are found. */
+interface Source {
+  /** A table, and the condition that its rows are of the part. */
+  readonly from: string;
+  /** The column of the task's id. */
+  readonly id: string;
+  /** The instant that the part is in the order of, before the id; undefined if it is in the order of ids. */
+  readonly instant?: string;
+  /** Where its tasks stand in a list, if that is not the instant. */
+  readonly standsAt?: number;
+  /** The column of the attempt that ended; undefined if the part is not one of attempts. */
+  readonly attempt?: string;
+}
+
+function sourceOf(part: ListPart, bind: Bind): Source {
+  switch (part.in) {
+    case 'all':
+      return { from: 'tasks WHERE true', id: 'id' };
+    case 'kind':
+      return { from: `tasks WHERE kind = ${bind(part.kind)}`, id: 'id + 0' };
+    case 'target':
+      return { from: `tasks WHERE target = ${bind(part.target)}`, id: 'id + 0' };
+    case 'scheduled':
+      return { from: `scheduled WHERE kind = ${bind(part.kind)}`, id: 'task_id + 0' };
+    case 'queued':
+      return { from: `ready WHERE kind = ${bind(part.kind)}`, id: 'task_id + 0' };
+    case 'leased':
+      return { from: `leases WHERE kind = ${bind(part.kind)} AND ending IS NULL`, id: 'task_id' };
+    case 'held':
+      return {
+        from: `leases WHERE agent_id = ${bind(part.agentId)} AND state = 'active'`,
+        ...{ id: 'task_id', standsAt: HELD_AT },
+      };
+    case 'finished':
+      return {
+        from: `finished_tasks WHERE kind = ${bind(part.kind)} AND state = ${bind(part.state)}`,
+        ...{ id: 'task_id', instant: 'finished_at' },
+      };
+    case 'ended': {
+      // As the partial indexes say it, word for word. The ending is one of a few, so it need not be bound.
+      const ending = `ending = '${part.ending}'${part.ending === 'success' ? '' : ` AND ending <> 'success'`}`;
+      return {
+        from: `leases WHERE ${part.by} = ${bind(part.value)} AND ${ending}`,
+        ...{ id: 'task_id', instant: 'ended_at', attempt: 'id' },
+      };
+    }
+  }
+}
+
+/** Whether rows of a part may be none that the filter asks for. */
+function mustBeChecked(part: ListPart, filter: TaskFilter): boolean {
+  switch (part.in) {
+    case 'target':
+    // The attempt may not be the last one.
+    case 'ended':
+      return true;
+    case 'held':
+      return filter.kind !== undefined;
+    case 'finished':
+      return filter.outcome !== undefined;
+    default:
+      return false;
+  }
+}
+
+/** What a row `v` with all that is known of a task must be, to be one that the filter asks for. */
+export function conditionsOf(filter: TaskFilter, bind: Bind): string {
+  const { agentId, outcome, from, to, kind, targets, states, lastId } = filter;
+  const conditions = [`v.state IN (${states.map((state) => `'${state}'`).join(', ')})`];
+  if (kind !== undefined) conditions.push(`v.kind = ${bind(kind)}`);
+  if (targets !== undefined)
+    conditions.push(
+      `(${targets.map((one) => `(v.kind = ${bind(one.kind)} AND v.target = ${bind(one.target)})`).join(' OR ')})`,
+    );
+  if (lastId !== undefined) conditions.push(`v.id <= ${bind(lastId)}`);
+  if (agentId !== undefined) {
+    // A task that another agent holds now is that one's.
+    const held = asksForHeld(filter) ? `v.held_by = ${bind(agentId)}` : 'false';
+    conditions.push(`CASE WHEN v.state = 'leased' THEN ${held} ELSE v.last_agent_id = ${bind(agentId)} END`);
+  }
+  if (outcome !== undefined) conditions.push(`v.last_outcome = ${bind(outcome)}`);
+  if (from !== undefined) conditions.push(`v.last_ended_at >= ${bind(from)}`);
+  if (to !== undefined) conditions.push(`v.last_ended_at < ${bind(to)}`);
+  // As expressions that no index knows: else the tasks of a page might be looked for among all of their kind.
+  return conditions.map((condition) => `CASE WHEN ${condition} THEN true ELSE false END`).join(' AND ');
+}
+
+/**
+ * Tasks of all the parts beyond a cursor, in their order. Reads of each part no more than the limit; if the filter must be looked at
+ * row by row, it reads on until it has as many, or has looked at {@link LOOKED_AT}.
+ * @param order newest first for a list; oldest first to go through them, then what ends later is not met
+ * @returns the tasks, and how far was looked if that is not to the end: there may be more beyond
+ */
+export async function selectListed(
+  statements: Statements,
+  parts: readonly ListPart[],
+  filter: TaskFilter,
+  order: 'newest' | 'oldest',
+  cursor: ListCursor | undefined,
+  limit: number,
+): Promise<{ rows: Standing[]; stoppedAt?: ListCursor }> {
+  const [beyond, notBeyond, direction] = order === 'newest' ? ['<', '>=', 'DESC'] : ['>', '<=', 'ASC'];
+  const byInstant = isByInstant(filter);
+  const start = startOf(cursor, byInstant ? filter : {}, order);
+  const orderBy = (hasInstants: boolean) =>
+    `ORDER BY ${hasInstants ? `at ${direction}, ` : ''}id ${direction}`;
+  const { from: since, to: until, lastId } = filter;
+
+  /** The rows of a part that come into question, as `id`, `at` and `attempt_id`, and the order that its index has them in. */
+  const rangeOf = (part: ListPart, bind: Bind, stop?: ListCursor): { rows: string; order: string } => {
+    const { from, id, instant, standsAt, attempt } = sourceOf(part, bind);
+    const place = instant === undefined ? id : `(${instant}, ${id})`;
+    const placeOf = (one: ListCursor) =>
+      instant === undefined ? bind(one.id) : `(${bind(one.at)}, ${bind(one.id)})`;
+    const conditions = [from];
+    if (standsAt === undefined || start.at === standsAt)
+      conditions.push(`${place} ${beyond} ${placeOf(start)}`);
+    // It stands before all the others, so behind the first of them none of it is left.
+    else if (order === 'newest') conditions.push('false');
+    if (stop) conditions.push(`${place} ${notBeyond} ${placeOf(stop)}`);
+    if (instant !== undefined && order === 'newest' && since !== undefined)
+      conditions.push(`${instant} >= ${bind(since)}`);
+    if (instant !== undefined && order === 'oldest' && until !== undefined)
+      conditions.push(`${instant} < ${bind(until)}`);
+    if (lastId !== undefined) conditions.push(`${id} <= ${bind(lastId)}`);
+    return {
+      rows: `SELECT ${id} AS id, ${instant ?? standsAt ?? 0} AS at, ${attempt ?? 'CAST(NULL AS bigint)'} AS attempt_id FROM ${conditions.join(' AND ')}`,
+      order: orderBy(instant !== undefined),
+    };
+  };
+
+  // First: tasks may leave a part before its rows are read, and what is looked at then must not end earlier than is said.
+  const stops = new Map<ListPart, ListCursor>();
+  for (const part of parts) {
+    if (!mustBeChecked(part, filter)) continue;
+    const values: SqlValue[] = [];
+    const range = rangeOf(part, (value) => `$${values.push(value)}`);
+    const stop = await statements.first<ListCursor>(
+      `${range.rows} ${range.order} LIMIT 1 OFFSET ${LOOKED_AT - 1}`,
+      ...values,
+    );
+    if (stop) stops.set(part, stop);
+  }
+  const sign = order === 'newest' ? -1 : 1;
+  const compare = (a: ListCursor, b: ListCursor) => sign * (a.at - b.at || a.id - b.id);
+  const found: Standing[] = [];
+  for (let begin = 0; begin < parts.length; begin += PARTS_IN_STATEMENT) {
+    const values: SqlValue[] = [];
+    const bind: Bind = (value) => `$${values.push(value)}`;
+    const most = bind(limit);
+    const pages = parts.slice(begin, begin + PARTS_IN_STATEMENT).map((part, i) => {
+      const range = rangeOf(part, bind, stops.get(part));
+      // An attempt may not be the last of its task any more: then another part has the task, or another attempt.
+      const checked =
+        () => `SELECT id, at, attempt_id FROM (${tasksOf(statements.dialect, range.rows, ['at', 'attempt_id'])}) AS v
+        WHERE ${conditionsOf(filter, bind)} AND (v.attempt_id IS NULL OR v.attempt_id = v.last_lease_id)`;
+      const rows = mustBeChecked(part, filter) ? checked() : range.rows;
+      // A derived table each: a LIMIT must not reach across the union.
+      return `SELECT id, at FROM (${rows} ${range.order} LIMIT ${most}) AS p${i}`;
+    });
+    found.push(
+      ...(await statements.rows<Standing>(
+        tasksOf(
+          statements.dialect,
+          `SELECT id, at FROM (${pages.join(' UNION ALL ')}) AS pages ${orderBy(byInstant)} LIMIT ${most}`,
+          ['at'],
+        ),
+        ...values,
+      )),
+    );
+  }
+  const [stoppedAt] = [...stops.values()].sort(compare);
+  const rows = found
+    .sort(compare)
+    .filter((row) => !stoppedAt || compare(row, stoppedAt) <= 0)
+    .slice(0, limit);
+  return { rows, ...(stoppedAt ? { stoppedAt } : {}) };
+}
+
+/**
+ * Where to begin: at the cursor, or where the range begins if that is further. One condition for both: of two on one side a database
+ * begins at one of them, and may read all that is between.
+ */
+function startOf(
+  cursor: ListCursor | undefined,
+  { from, to }: { readonly from?: number; readonly to?: number },
+  order: 'newest' | 'oldest',
+): ListCursor {
+  if (order === 'newest') {
+    const start = cursor ?? LAST;
+    // No task has the id 0.
+    return to !== undefined && to <= start.at ? { at: to, id: 0 } : start;
+  }
+  const start = cursor ?? FIRST;
+  return from !== undefined && from > start.at ? { at: from, id: 0 } : start;
+}
+
+/** The text of a cursor behind a row. */
+export const cursorBehind = ({ at, id }: ListCursor, byInstant: boolean): string =>
+  byInstant ? `${at}-${id}` : String(id);
+
+/** @throws ERR_VALIDATION it is the cursor of a list in another order */
+export function cursorOf(text: string | undefined, byInstant: boolean): ListCursor | undefined {
+  if (text === undefined) return undefined;
+  const [first, second] = text.split('-').map(Number);
+  if ((second !== undefined) !== byInstant)
+    throw fail('ERR_VALIDATION', { cursor: 'must be the next_cursor of a page of the same filter' });
+  return byInstant ? { at: first as number, id: second as number } : { at: 0, id: first as number };
+}

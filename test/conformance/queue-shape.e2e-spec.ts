@@ -1,0 +1,358 @@
+import { SchedulerRegistry } from '@nestjs/schedule';
+import type { SqlValue, Transaction } from '../../src/database/statements';
+import { QueueMaintainer } from '../../src/queue/maintenance';
+import { type Credentials, dnsTask, onPostgres, TestClock, TestServer } from '../helpers/harness';
+import { brokenPromises } from '../helpers/queue-tables';
+
+/** What one unit of work did. */
+interface Unit {
+  readonly statements: { readonly sql: string; readonly values: SqlValue[] }[];
+  /** How many rows it added, changed and deleted; of each table, where the database tells. */
+  readonly changes: Record<string, number>;
+  /** How many rows it locked or read by statements that lock. */
+  locked: number;
+}
+
+let server: TestServer;
+let clock: TestClock;
+let agent: Credentials;
+
+const many = <T>(count: number, make: (i: number) => T): T[] =>
+  Array.from({ length: count }, (_, i) => make(i));
+const at = (target: string, fields: object = {}) => dnsTask(fields, { server: target });
+const limit = (...limits: object[]) => server.operator('PUT', '/v1/concurrency/limits', { limits });
+const claim = (who: Credentials, capacities: Record<string, number>) =>
+  server.agent(who, '/claim', { capacities }).then(({ body }) => body.leases as any[]);
+const report = (who: Credentials, leases: any[]) =>
+  server.agent(who, '/report', {
+    completed: leases.map(({ lease_id }) => ({
+      lease_id,
+      outcome: 'success',
+      observations: [{ name: 'rtt_ms', value: 1 }],
+    })),
+    cancelled: [],
+  });
+
+/** Rows that a transaction has changed so far, by table; SQLite tells only how many in all. */
+async function changesIn(tx: Transaction): Promise<Record<string, number>> {
+  if (!onPostgres) {
+    const [row] = await tx.rows<{ all: number }>('SELECT total_changes() AS "all"');
+    return { all: row?.all ?? 0 };
+  }
+  const rows = await tx.rows<{ name: string; count: number; updates: number; hot: number }>(
+    `SELECT relname AS name, n_tup_ins + n_tup_upd + n_tup_del AS count, n_tup_upd AS updates, n_tup_hot_upd AS hot
+     FROM pg_stat_xact_user_tables WHERE n_tup_ins + n_tup_upd + n_tup_del > 0`,
+  );
+  return Object.fromEntries([
+    ['all', rows.reduce((sum, { count }) => sum + count, 0)],
+    ...rows.flatMap(({ name, count, updates, hot }) => [
+      [name, count],
+      [`${name} cold`, updates - hot],
+    ]),
+  ]);
+}
+
+/** Does something, and tells what the units of work did that ran meanwhile and wrote something. */
+async function unitsOf(work: () => Promise<unknown>): Promise<Unit[]> {
+  const units: Unit[] = [];
+  const { database } = server;
+  const write = database.write.bind(database);
+  const spy = jest.spyOn(database, 'write').mockImplementation((unit) =>
+    write(async (tx) => {
+      const seen: Unit = { statements: [], changes: {}, locked: 0 };
+      const watched = new Proxy(tx, {
+        get(target, name) {
+          const value = Reflect.get(target, name, target);
+          if (name !== 'rows' && name !== 'run' && name !== 'first')
+            return typeof value === 'function' ? value.bind(target) : value;
+          return async (sql: string, ...values: SqlValue[]) => {
+            seen.statements.push({ sql, values });
+            const answer = await value.call(target, sql, ...values);
+            if (name === 'rows' && / FOR (?:NO KEY )?UPDATE/.test(sql)) seen.locked += answer.length;
+            return answer;
+          };
+        },
+      });
+      const before = await changesIn(tx);
+      const answer = await unit(watched);
+      for (const [table, count] of Object.entries(await changesIn(tx)))
+        seen.changes[table] = count - (before[table] ?? 0);
+      units.push(seen);
+      return answer;
+    }),
+  );
+  try {
+    await work();
+  } finally {
+    spy.mockRestore();
+  }
+  return units.filter(({ statements }) => statements.length > 0);
+}
+
+/** The same, of what does one unit. */
+async function unitOf(work: () => Promise<unknown>): Promise<Unit> {
+  const units = await unitsOf(work);
+  expect(units).toHaveLength(1);
+  return units[0] as Unit;
+}
+
+// What the queue costs, by numbers of statements, rows and locks: each is what an old design got wrong.
+describe('the queue', () => {
+  beforeEach(async () => {
+    clock = new TestClock();
+    server = await TestServer.start({}, { clock });
+    // What the server does by itself happens here when the test says so.
+    const schedule = server.app.get(SchedulerRegistry);
+    for (const name of schedule.getIntervals()) schedule.deleteInterval(name);
+    agent = await server.register('probe-1');
+    // What is learnt once and remembered is none of what is counted.
+    await server.enqueue(at('warm'));
+    await report(agent, await claim(agent, { dns: 1_000 }));
+    await server.app.get(QueueMaintainer).foldCounts();
+  });
+  afterEach(async () => {
+    expect(await brokenPromises(server)).toEqual([]);
+    await server.stop();
+  });
+
+  it('changes few rows for a task: one leaves the queue and a lease is added; then the lease and the task change once', async () => {
+    await server.enqueue(...many(256, (i) => at(`t${i}`)));
+    let leases: any[] = [];
+    const claimed = await unitOf(async () => {
+      leases = await claim(agent, { dns: 1_000 });
+    });
+    expect(leases).toHaveLength(256);
+    // And one for the depth.
+    expect(claimed.changes.all).toBe(2 * 256 + 1);
+    const reported = await unitOf(() => report(agent, leases));
+    // The lease, the task, its line among the finished ones; one for the depth, one for the agent's budget.
+    expect(reported.changes.all).toBe(3 * 256 + 2);
+    if (!onPostgres) return;
+    // The new version of a task's row goes into its page, and no index is written.
+    expect(reported.changes['tasks cold']).toBeLessThan(256 / 4);
+    expect(claimed.changes.tasks ?? 0).toBe(0);
+  });
+
+  it('has claims and reports cost the same number of statements, however many tasks they are for', async () => {
+    await server.enqueue(...many(257, (i) => at(`t${i}`)));
+    const seen: number[][] = [];
+    for (const count of [1, 256]) {
+      let leases: any[] = [];
+      const claimed = await unitOf(async () => {
+        leases = await claim(agent, { dns: count });
+      });
+      const reported = await unitOf(() => report(agent, leases));
+      seen.push([claimed.statements.length, reported.statements.length]);
+    }
+    expect(seen[1]).toEqual(seen[0]);
+    expect((seen[0] as number[])[0]).toBeLessThanOrEqual(12);
+    expect((seen[0] as number[])[1]).toBeLessThanOrEqual(12);
+  });
+
+  it('shares units of work between calls that come together', async () => {
+    const agents = await Promise.all(many(64, (i) => server.register(`caller-${i}`)));
+    await server.enqueue(...many(64, (i) => at(`t${i}`)));
+    for (const who of agents) await claim(who, { dns: 0, tcp: 1 });
+    let got: any[][] = [];
+    const claims = await unitsOf(async () => {
+      got = await Promise.all(agents.map((who) => claim(who, { dns: 1 })));
+    });
+    expect(got.map((leases) => leases.length)).toEqual(agents.map(() => 1));
+    expect(new Set(got.flat().map(({ task_id }) => task_id)).size).toBe(64);
+    const reports = await unitsOf(() => Promise.all(agents.map((who, i) => report(who, got[i] as any[]))));
+    // How many come together is the machine's business; not one each.
+    for (const units of [claims, reports]) expect(units.length).toBeLessThan(32);
+  });
+
+  it('locks, counts and changes nothing for what has no limit', async () => {
+    await limit({ kind: 'tcp', limit: 5 }, { kind: 'tcp', target: 'a:1', limit: 5 });
+    await server.enqueue(at('a'), at('b'));
+    let leases: any[] = [];
+    const units = await unitsOf(async () => {
+      leases = await claim(agent, { dns: 2 });
+      await report(agent, leases);
+      await server.enqueue(at('c'));
+    });
+    expect(leases).toHaveLength(2);
+    const written = units
+      .flatMap(({ statements }) => statements)
+      .filter(({ sql }) => /UPDATE (?:lanes|concurrency_windows)/.test(sql));
+    expect(written).toEqual([]);
+  });
+
+  // On SQLite units come one after the other.
+  (onPostgres ? it : it.skip)(
+    'has no row that two units wait for each other at, if nothing is limited',
+    async () => {
+      const [one, two] = await Promise.all([server.register('one'), server.register('two')]);
+      await server.enqueue(...many(6, (i) => at(`t${i}`)));
+      const held = await claim(two, { dns: 1 });
+      const gate = Promise.withResolvers<void>();
+      const claimed = Promise.withResolvers<void>();
+      const { database } = server;
+      const write = database.write.bind(database);
+      const spy = jest.spyOn(database, 'write').mockImplementationOnce((unit) =>
+        write(async (tx) => {
+          const answer = await unit(tx);
+          claimed.resolve();
+          await gate.promise;
+          return answer;
+        }),
+      );
+      const waits = claim(one, { dns: 2 });
+      await claimed.promise;
+      spy.mockRestore();
+      // While that claim is not committed: others report, enqueue, cancel, and the maintainer does its work.
+      expect((await report(two, held)).body).toEqual({ acknowledged: 1 });
+      const [added] = await server.enqueue(at('new', { priority: -1 }));
+      expect((await server.operator('POST', `/v1/tasks/${added}/cancel`)).status).toBe(200);
+      await server.app.get(QueueMaintainer).reap();
+      await server.app.get(QueueMaintainer).foldCounts();
+      gate.resolve();
+      expect(await waits).toHaveLength(2);
+    },
+  );
+
+  it.each<[string, (target: string) => object]>([
+    ['everything', () => ({})],
+    ['a kind', () => ({ kind: 'dns' })],
+    ['a target', (target) => ({ kind: 'dns', target })],
+  ])(
+    'sets, lowers and lifts a limit of %s at one cost, whatever is queued behind it',
+    async (_, windowOf) => {
+      const costs: number[][] = [];
+      for (const backlog of [1, 2_000]) {
+        await server.enqueue(...many(backlog, () => at(`t${backlog}`)));
+        const units: Unit[] = [];
+        for (const slots of [5, 0, null])
+          units.push(await unitOf(() => limit({ ...windowOf(`t${backlog}`), limit: slots })));
+        costs.push(
+          units.flatMap(({ statements, changes, locked }) => [statements.length, changes.all ?? 0, locked]),
+        );
+        // Rows of the window, its lane, the audit log and its head.
+        for (const { changes } of units) expect(changes.all).toBeLessThanOrEqual(6);
+      }
+      expect(costs[1]).toEqual(costs[0]);
+    },
+  );
+
+  it('has claims and reports cost the same with 2,000 tasks behind 50 full targets as without', async () => {
+    const work = () => server.enqueue(...many(20, (i) => at(`free${i}`)));
+    const measure = async (): Promise<number[]> => {
+      let leases: any[] = [];
+      const claimed = await unitOf(async () => {
+        leases = await claim(agent, { dns: 20 });
+      });
+      expect(leases).toHaveLength(20);
+      const reported = await unitOf(() => report(agent, leases));
+      return [claimed, reported].flatMap(({ statements, changes }) => [statements.length, changes.all ?? 0]);
+    };
+    // One limited target that is open and empty, so that both ways look for lanes.
+    await limit({ kind: 'dns', target: 'open', limit: 5 });
+    await server.app.get(QueueMaintainer).moveTasks();
+    await work();
+    const before = await measure();
+    await limit(...many(50, (i) => ({ kind: 'dns', target: `full${i}`, limit: 0 })));
+    await server.enqueue(...many(2_000, (i) => at(`full${i % 50}`, { priority: 9 })));
+    await server.app.get(QueueMaintainer).moveTasks();
+    await work();
+    expect(await measure()).toEqual(before);
+  });
+
+  it('lets other kinds go on while a kind that nobody does fills a limit of everything', async () => {
+    await limit({ limit: 10 });
+    await server.enqueue(...many(500, () => ({ kind: 'ping', spec: { host: 'a.example' }, priority: 9 })));
+    await server.enqueue(...many(30, (i) => at(`t${i}`)));
+    for (let i = 0; i < 3; i++) {
+      const leases = await claim(agent, { dns: 100 });
+      expect(leases).toHaveLength(10);
+      await report(agent, leases);
+    }
+  });
+
+  (onPostgres ? it : it.skip)('sets limits and grants leases while tables are vacuumed', async () => {
+    await server.enqueue(...many(3, () => at('a')));
+    const gate = Promise.withResolvers<void>();
+    const locked = Promise.withResolvers<void>();
+    // The lock of VACUUM, which itself can't run inside a transaction.
+    const vacuum = server.database.write(async (tx) => {
+      for (const table of ['tasks', 'leases', 'ready', 'concurrency_windows', 'lanes'])
+        await tx.run(`LOCK TABLE ${table} IN SHARE UPDATE EXCLUSIVE MODE`);
+      locked.resolve();
+      await gate.promise;
+    });
+    await locked.promise;
+    expect((await limit({ kind: 'dns', limit: 2 }, { kind: 'dns', target: 'a', limit: 1 })).status).toBe(200);
+    expect(await claim(agent, { dns: 3 })).toHaveLength(1);
+    gate.resolve();
+    await vacuum;
+  });
+
+  it('begins a search behind what was claimed, and finds what comes before that', async () => {
+    await server.enqueue(...many(20, () => at('a')));
+    await claim(agent, { dns: 20 });
+    await server.enqueue(...many(3, () => at('a')));
+    const fromOf = (unit: Unit): SqlValue[] => {
+      const taken = unit.statements.find(({ sql }) => sql.startsWith('DELETE FROM ready'));
+      // The rank and the id from which on it looks.
+      return taken?.values.slice(2, 4) ?? [];
+    };
+    const first = await unitOf(() => claim(agent, { dns: 21 }));
+    expect(fromOf(first)[1]).toBeGreaterThan(0);
+    // Better than where the next search would begin, and put back to before it.
+    const [better] = await server.enqueue(at('b', { priority: 5 }));
+    expect((await claim(agent, { dns: 22 })).map(({ task_id }) => task_id)).toEqual([better]);
+  });
+
+  (onPostgres ? it : it.skip)(
+    'has plans that do not change with statistics, however wrong they are',
+    async () => {
+      const analyze = () => server.database.write((tx) => tx.run('ANALYZE'));
+      const plansOf = async (): Promise<Map<string, string>> => {
+        const units = await unitsOf(async () => {
+          await server.enqueue(...many(5, (i) => at(i % 2 ? 'a' : 'b', { max_attempts: 2 })));
+          const leases = await claim(agent, { dns: 5 });
+          await report(agent, leases.slice(1));
+          await server.agent(agent, '/extend', { lease_ids: [leases[0].lease_id], extend_by_ms: 10_000 });
+          await server.agent(agent, '/report', {
+            completed: [],
+            cancelled: [{ lease_id: leases[0].lease_id }],
+          });
+          await server.pass(30_000);
+        });
+        const plans = new Map<string, string>();
+        for (const { sql, values } of units.flatMap(({ statements }) => statements)) {
+          if (!HOT.test(sql)) continue;
+          const rows = await server.database.write((tx) =>
+            tx.rows<Record<string, string>>(`EXPLAIN (COSTS OFF) ${sql}`, ...values),
+          );
+          // By what rows are found, and not in which order small parts are put together.
+          const scans = rows
+            .map((row) => (Object.values(row)[0] as string).replace(/^[\s>-]*/, ''))
+            .filter((line) => /Scan/.test(line));
+          plans.set(sql.replaceAll(/\s+/g, ' '), scans.sort().join('; '));
+        }
+        return plans;
+      };
+      await limit({ kind: 'dns', target: 'b', limit: 100 });
+      await analyze();
+      const small = await plansOf();
+      expect(small.size).toBeGreaterThan(15);
+      for (const [sql, plan] of small)
+        expect([sql, plan]).toEqual([sql, expect.not.stringMatching(READS_ALL)]);
+      const expectTheSame = async () => {
+        for (const [sql, plan] of await plansOf()) expect([sql, plan]).toEqual([sql, small.get(sql) ?? plan]);
+      };
+      // Now the tables are large, and the statistics are of when they were empty; then the other way round.
+      await server.enqueue(...many(4_000, (i) => at(`t${i % 100}`)));
+      await expectTheSame();
+      await analyze();
+      await expectTheSame();
+    },
+    60_000,
+  );
+});
+
+/** Statements on the tables of the queue. */
+const HOT = /\b(?:tasks|leases|ready|scheduled|task_expiries|finished_tasks|unique_keys|lanes)\b/;
+const READS_ALL = /Seq Scan on (?:tasks|leases|ready|scheduled|task_expiries|finished_tasks|unique_keys)\b/;
