@@ -25,8 +25,10 @@ class ControlPlane {
   async start(database) {
     const { createApp } = require('../dist/app.js');
     const { readSettings } = require('../dist/settings.js');
+    const { ClaimsService } = require('../dist/leases/claims.service.js');
     const { LeasesService } = require('../dist/leases/leases.service.js');
     this.plane = await createApp(readSettings({ ...settingsOf(database, 0), ...UNTHROTTLED }));
+    this.claims = this.plane.app.get(ClaimsService);
     this.leases = this.plane.app.get(LeasesService);
   }
 
@@ -59,7 +61,7 @@ class ControlPlane {
     await Promise.all(
       agents.map(async (agent) => {
         while (done < count && performance.now() - startedAt < seconds * 1_000) {
-          const { leases } = await this.leases.claim(agent, claimBody(agent, size), undefined, signal);
+          const { leases } = await this.claims.claim(agent, claimBody(agent, size), undefined, signal);
           const ids = leases.map(({ lease_id: id }) => id);
           const { acknowledged } = await this.leases.report(agent, reportBody(agent, ids));
           if (acknowledged !== ids.length) throw new Error(`${acknowledged} of ${ids.length} acknowledged`);

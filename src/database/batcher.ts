@@ -140,3 +140,9 @@ export class Batcher<Request, Answer> {
     }
   }
 }
+
+/** @returns what a call in a shared unit was answered @throws ApiError it was answered with an error */
+export function answerOf<Answer>(answer: Answer | ApiError): Answer {
+  if (answer instanceof ApiError) throw answer;
+  return answer;
+}

@@ -35,7 +35,7 @@ import {
 import { PostgresBuckets } from './postgres-buckets';
 import { PostgresProbe } from './postgres-probe';
 import type { DatabaseReplacements } from './sqlite-database';
-import type { Statements, Transaction } from './statements';
+import { type SqlValue, type Statements, type Transaction, UnitIsOver } from './statements';
 
 /** How often a unit that conflicts with others is run again. */
 const MAX_RERUNS = 3;
@@ -293,16 +293,18 @@ export class PostgresDatabase extends Database {
   private async attempt<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     const client = await acquireClient(this.pool);
     this.attempts++;
-    let tx: UnitOfWork;
+    let tx: UnitOfWork | undefined;
     let broken: Error | undefined;
     let value: T;
     let committingSince: number | undefined;
     try {
       const now = await this.begin(client);
-      tx = new UnitOfWork(client, this.source.manager, now, (...announcement) =>
+      const unit = new UnitOfWork(client, this.source.manager, now, (...announcement) =>
         this.deliver(...announcement),
       );
-      value = await this.inside.run(true, () => work(tx));
+      tx = unit;
+      value = await this.inside.run(true, () => work(unit));
+      unit.isOver = true;
       committingSince = performance.now();
       const { announcements } = tx.effects;
       await inSpan('commit', () => commit(client, this.announcements.id, announcements), {
@@ -310,6 +312,7 @@ export class PostgresDatabase extends Database {
       });
       this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: false });
     } catch (error) {
+      if (tx) tx.isOver = true;
       if (committingSince !== undefined)
         this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: true });
       // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
@@ -351,6 +354,7 @@ export class PostgresDatabase extends Database {
 
 class UnitOfWork extends PostgresStatements implements Transaction {
   readonly effects: Effects;
+  isOver = false;
   /** Of the statement that made the transaction fail, until it is undone to a savepoint. */
   private failure: unknown;
 
@@ -362,6 +366,16 @@ class UnitOfWork extends PostgresStatements implements Transaction {
   ) {
     super(client, manager);
     this.effects = new Effects(deliver);
+  }
+
+  override async rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
+    if (this.isOver) throw new UnitIsOver();
+    return super.rows(sql, ...values);
+  }
+
+  override async run(sql: string, ...values: SqlValue[]): Promise<number> {
+    if (this.isOver) throw new UnitIsOver();
+    return super.run(sql, ...values);
   }
 
   afterCommit(effect: () => void): void {

@@ -61,6 +61,16 @@ export interface Transaction extends Statements {
   announce(topic: string, message: string): void;
 }
 
+/**
+ * A transaction whose unit of work is over takes no more statements: what a unit left behind when it failed would run in another
+ * unit's transaction, or in none.
+ */
+export class UnitIsOver extends Error {
+  constructor() {
+    super('the unit of work is over');
+  }
+}
+
 /** Statements over a TypeORM query runner of better-sqlite3. */
 export class SqliteStatements implements Statements {
   constructor(

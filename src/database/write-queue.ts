@@ -9,7 +9,7 @@ import type { Commit } from './database';
 import { DatabaseError, DatabaseInUse, SyncFailed } from './database-error';
 import type { Dialect } from './dialect';
 import { type Deliver, Effects } from './effects';
-import { SqliteStatements, type Transaction } from './statements';
+import { SqliteStatements, type SqlValue, type Transaction, UnitIsOver } from './statements';
 import { isSyncFailure, type WriteAheadLog } from './write-ahead-log';
 
 /** How many units one commit takes at most, and for how long it goes on taking them. */
@@ -41,6 +41,7 @@ interface Unit {
 
 class UnitOfWork extends SqliteStatements implements Transaction {
   readonly effects: Effects;
+  isOver = false;
 
   constructor(
     runner: QueryRunner,
@@ -50,6 +51,16 @@ class UnitOfWork extends SqliteStatements implements Transaction {
   ) {
     super(runner, dialect);
     this.effects = new Effects(deliver);
+  }
+
+  override async rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]> {
+    if (this.isOver) throw new UnitIsOver();
+    return super.rows(sql, ...values);
+  }
+
+  override async run(sql: string, ...values: SqlValue[]): Promise<number> {
+    if (this.isOver) throw new UnitIsOver();
+    return super.run(sql, ...values);
   }
 
   afterCommit(effect: () => void): void {
@@ -310,12 +321,15 @@ export class WriteQueue {
       await this.runner.query('RELEASE unit');
       return { unit, effects: tx.effects, answer: () => unit.resolve(value) };
     } catch (error) {
+      tx.isOver = true;
       // The disk's fault and not the unit's: it concerns all.
       if (isDiskError(error)) throw error;
       // Fails where SQLite gave up the whole transaction: then the batch is lost, and the caller of this says so.
       await this.runner.query('ROLLBACK TO unit');
       await this.runner.query('RELEASE unit');
       return { unit, answer: () => unit.reject(error) };
+    } finally {
+      tx.isOver = true;
     }
   }
 }

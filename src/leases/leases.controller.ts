@@ -11,6 +11,7 @@ import { ShedFirst } from '../http/load.decorators';
 import { AGENT_PATHS, CurrentAgent, HangUp, IdempotencyKey, UserAgent } from '../http/parameter.decorators';
 import { Quota } from '../http/quota.decorators';
 import { Lifecycle } from '../telemetry/lifecycle';
+import { ClaimsService } from './claims.service';
 import {
   ClaimRequest,
   ClaimResponse,
@@ -26,6 +27,7 @@ import { LeasesService } from './leases.service';
 @Controller(AGENT_PATHS)
 export class LeasesController {
   constructor(
+    private readonly claims: ClaimsService,
     private readonly leases: LeasesService,
     private readonly lifecycle: Lifecycle,
     private readonly about: AgentAbout,
@@ -58,7 +60,7 @@ export class LeasesController {
     @UserAgent() userAgent: string | undefined,
     @Res({ passthrough: true }) reply: FastifyReply,
   ): Promise<ClaimResponse> {
-    const answer = await this.leases.claim(agent, body, key, hangUp);
+    const answer = await this.claims.claim(agent, body, key, hangUp);
     this.about.note(agent.id, userAgent);
     const returnDelayMs = this.lifecycle.pickReturnDelay();
     if (answer.leases.length === 0 && returnDelayMs !== undefined) reply.headers(retryAfter(returnDelayMs));

@@ -5,6 +5,8 @@ import { KindsModule } from '../kinds/kinds.module';
 import { QueueModule } from '../queue/queue.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
 import { AttemptTraces } from './attempt-traces';
+import { ClaimsService } from './claims.service';
+import { LeaseEndings } from './lease-endings';
 import { LeaseMetrics } from './lease-metrics';
 import { LeasesController } from './leases.controller';
 import { LeasesService } from './leases.service';
@@ -13,7 +15,7 @@ import { LeasesService } from './leases.service';
 @Module({
   imports: [TelemetryModule, AgentsModule, ConcurrencyModule, KindsModule, QueueModule],
   controllers: [LeasesController],
-  providers: [LeasesService, AttemptTraces, LeaseMetrics],
-  exports: [LeasesService],
+  providers: [ClaimsService, LeasesService, LeaseEndings, AttemptTraces, LeaseMetrics],
+  exports: [LeaseEndings],
 })
 export class LeasesModule {}

@@ -274,3 +274,15 @@ export async function countInWindow(
           );
   return row?.count ?? 0;
 }
+
+/** The specs of tasks, by id. */
+export async function selectSpecs(
+  statements: Statements,
+  taskIds: readonly number[],
+): Promise<Map<number, string>> {
+  const rows = await statements.rows<{ id: number; spec: string }>(
+    `SELECT id, spec FROM tasks WHERE ${statements.dialect.isAmong('id', '$1')}`,
+    JSON.stringify(taskIds),
+  );
+  return new Map(rows.map(({ id, spec }) => [id, spec]));
+}

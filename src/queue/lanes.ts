@@ -401,7 +401,8 @@ export class Lanes {
     };
   }
 
-  private hasOwn(tx: Transaction): Promise<boolean> {
+  /** Whether any target has a lane of its own, as far as the unit has to know. */
+  hasOwn(tx: Transaction): Promise<boolean> {
     let known = this.ownLanes.get(tx);
     if (!known) {
       known = hasOwnLanes(tx);

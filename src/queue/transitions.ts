@@ -144,6 +144,11 @@ export class TaskTransitions {
     await this.windows.of(tx);
   }
 
+  /** The same, for a unit that takes tasks for claims: looks at the same time whether targets have lanes of their own. */
+  async beginClaim(tx: Transaction): Promise<void> {
+    await Promise.all([this.windows.of(tx), this.lanes.hasOwn(tx)]);
+  }
+
   /** Creates tasks: queued ones, or scheduled ones if their `run_at` is ahead. @returns them in the order given */
   async create(tx: Transaction, rows: readonly NewTaskRow[]): Promise<CreatedTask[]> {
     if (rows.length === 0) return [];
@@ -186,52 +191,56 @@ export class TaskTransitions {
     const tasksTo = (...states: TaskState[]) =>
       changes.filter(({ to }) => states.includes(to)).map(({ task }) => task);
 
-    await updateTasks(
-      tx,
-      changes.flatMap(({ task, to, attempts, runAt, reason = null }) => {
-        if (to === 'queued' || to === 'leased') return [];
-        if (attempts === undefined)
-          throw new Error(`task ${task.id} becomes ${to} without a number of attempts`);
-        const state = isFinished(to) ? to : 'open';
-        return [{ id: task.id, state, attempts, reason, ...(runAt === undefined ? {} : { run_at: runAt }) }];
-      }),
-    );
     const ended = changes.filter((change): change is TaskChange & { to: FinishedState } =>
       isFinished(change.to),
     );
-    for (const some of Map.groupBy(ended, ({ task, to }) => `${task.kind}\0${to}`).values()) {
-      const [{ task, to }] = some as [TaskChange & { to: FinishedState }];
-      await insertFinished(
-        tx,
-        task.kind,
-        to,
-        some.map((change) => change.task.id),
-      );
-    }
-    await removeUniqueKeys(
-      tx,
-      ended.flatMap(({ task }) => task.unique_key ?? []),
-    );
-    await insertScheduled(
-      tx,
-      changes.flatMap(({ task, to, runAt }) =>
-        to === 'scheduled' ? [{ task_id: task.id, kind: task.kind, run_at: runAt ?? now }] : [],
-      ),
-    );
     const waits = (state: TaskState) => state === 'scheduled' || state === 'queued';
-    await insertExpiries(
-      tx,
-      expiriesOf(changes.filter(({ from, to }) => waits(to) && !waits(from)).map(({ task }) => task)),
-    );
-    await removeExpiries(
-      tx,
-      expiriesOf(changes.filter(({ from, to }) => waits(from) && !waits(to)).map(({ task }) => task)),
-    );
-    const added = await this.lanes.add(tx, tasksTo('queued'));
-    await this.depth.count(
-      tx,
-      changes.map(({ task, from, to }) => ({ kind: task.kind, from, to })),
-    );
+    const [added] = await Promise.all([
+      this.lanes.add(tx, tasksTo('queued')),
+      updateTasks(
+        tx,
+        changes.flatMap(({ task, to, attempts, runAt, reason = null }) => {
+          if (to === 'queued' || to === 'leased') return [];
+          if (attempts === undefined)
+            throw new Error(`task ${task.id} becomes ${to} without a number of attempts`);
+          const state = isFinished(to) ? to : 'open';
+          return [
+            { id: task.id, state, attempts, reason, ...(runAt === undefined ? {} : { run_at: runAt }) },
+          ];
+        }),
+      ),
+      ...[...Map.groupBy(ended, ({ task, to }) => `${task.kind}\0${to}`).values()].map((some) => {
+        const [{ task, to }] = some as [TaskChange & { to: FinishedState }];
+        return insertFinished(
+          tx,
+          task.kind,
+          to,
+          some.map((change) => change.task.id),
+        );
+      }),
+      removeUniqueKeys(
+        tx,
+        ended.flatMap(({ task }) => task.unique_key ?? []),
+      ),
+      insertScheduled(
+        tx,
+        changes.flatMap(({ task, to, runAt }) =>
+          to === 'scheduled' ? [{ task_id: task.id, kind: task.kind, run_at: runAt ?? now }] : [],
+        ),
+      ),
+      insertExpiries(
+        tx,
+        expiriesOf(changes.filter(({ from, to }) => waits(to) && !waits(from)).map(({ task }) => task)),
+      ),
+      removeExpiries(
+        tx,
+        expiriesOf(changes.filter(({ from, to }) => waits(from) && !waits(to)).map(({ task }) => task)),
+      ),
+      this.depth.count(
+        tx,
+        changes.map(({ task, from, to }) => ({ kind: task.kind, from, to })),
+      ),
+    ]);
     const opened = await unit.giveBack(
       changes.filter(({ from, to }) => from === 'leased' && to !== 'leased').map(({ task }) => task),
     );
@@ -367,42 +376,40 @@ export class TaskTransitions {
   /**
    * Takes the slots for tasks that were taken for claims, in the order given; puts those back that do not get one, and those that
    * no claim wants.
-   * @returns the tasks to lease
+   * @returns the tasks to lease, and what is being written of it meanwhile, to be awaited before the unit ends
    */
   async lease(
     tx: Transaction,
     wanted: readonly TakenTask[],
     unwanted: readonly TakenTask[],
-  ): Promise<TakenTask[]> {
+  ): Promise<{ leased: TakenTask[]; written: Promise<void> }> {
     const unit = await this.windows.of(tx);
     const { fits, full } = await unit.take(wanted);
     const leased = wanted.filter((_, i) => fits[i]);
-    const back = [...unwanted, ...wanted.filter((_, i) => !fits[i])];
-    await this.lanes.putBack(
-      tx,
-      back.map(({ row }) => row),
-    );
-    await removeExpiries(tx, expiriesOf(leased));
-    await this.depth.count(
-      tx,
-      leased.map(({ kind }) => ({ kind, from: 'queued', to: 'leased' })),
-    );
+    const back = [...unwanted, ...wanted.filter((_, i) => !fits[i])].map(({ row }) => row);
     this.lanes.setOpen(
       tx,
       full.filter(({ scope }) => scope === 'target'),
       false,
     );
-    await this.lanes.settle(tx);
+    const write = async (): Promise<void> => {
+      await Promise.all([
+        this.lanes.putBack(tx, back),
+        removeExpiries(tx, expiriesOf(leased)),
+        this.depth.count(
+          tx,
+          leased.map(({ kind }) => ({ kind, from: 'queued', to: 'leased' })),
+        ),
+      ]);
+      await this.lanes.settle(tx);
+    };
     // A claim meanwhile may have missed them.
-    this.announceReady(
-      tx,
-      back.map(({ row }) => row),
-    );
+    this.announceReady(tx, back);
     this.metrics.countGranted(
       tx,
       leased.map(({ kind, row }) => ({ kind, readyAt: row.ready_at })),
     );
-    return leased;
+    return { leased, written: write() };
   }
 
   /** Deletes finished tasks that were taken out of `finished_tasks`. */

@@ -10,7 +10,7 @@ import { Database } from '../database/database';
 import type { Statements } from '../database/statements';
 import { fail } from '../errors';
 import { TaskKinds } from '../kinds/task-kinds';
-import { longestBackoffMs } from '../leases/backoff';
+import { longestBackoffMs } from '../leases/retries';
 import { QueueDepth } from '../queue/depth';
 import { isBefore, rankOf } from '../queue/lanes';
 import { type Position, selectLanes, selectOpenLanes } from '../queue/lanes.queries';

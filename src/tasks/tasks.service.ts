@@ -12,7 +12,7 @@ import { parseTimestamp } from '../http/timestamps';
 import { MAX_PROBLEMS } from '../http/validation';
 import { TaskKinds } from '../kinds/task-kinds';
 import { standingOf } from '../leases/lease.entity';
-import { LeasesService } from '../leases/leases.service';
+import { LeaseEndings } from '../leases/lease-endings';
 import { AuditLog } from '../operators/audit-log';
 import { QueueDepth } from '../queue/depth';
 import { isFinished, TASK_STATES, type TaskState } from '../queue/task.entity';
@@ -66,7 +66,7 @@ export class TasksService {
     private readonly kinds: TaskKinds,
     private readonly transitions: TaskTransitions,
     private readonly depth: QueueDepth,
-    private readonly leases: LeasesService,
+    private readonly leases: LeaseEndings,
     private readonly idempotency: Idempotency,
     private readonly audit: AuditLog,
   ) {

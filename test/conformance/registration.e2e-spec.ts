@@ -1,6 +1,7 @@
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { HeartbeatsService } from '../../src/agents/heartbeats.service';
 import { RegistrationService } from '../../src/agents/registration.service';
+import { ClaimsService } from '../../src/leases/claims.service';
 import { LeasesService } from '../../src/leases/leases.service';
 import { MetricsService } from '../../src/metrics/metrics.service';
 import { Continuity } from '../../src/scheduling/continuity';
@@ -578,7 +579,10 @@ describe('a token that is void', () => {
     const heard = (await view(agent)).last_heartbeat_at;
     clock.advance(1_000);
     for (const late of [
-      () => leases.claim(before, { agent_id: agent.agent_id, capacities: { dns: 1 } }, undefined, never),
+      () =>
+        server.app
+          .get(ClaimsService)
+          .claim(before, { agent_id: agent.agent_id, capacities: { dns: 1 } }, undefined, never),
       () => leases.extend(before, { agent_id: agent.agent_id, lease_ids: [lease_id], extend_by_ms: 60_000 }),
       () => leases.report(before, { agent_id: agent.agent_id, completed: [{ lease_id }], cancelled: [] }),
       () => server.app.get(HeartbeatsService).heartbeat(before, { agent_id: agent.agent_id }),

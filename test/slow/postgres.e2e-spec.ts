@@ -9,7 +9,7 @@ import pg from 'pg';
 import type { Database } from '../../src/database/database';
 import { openDatabase } from '../../src/database/open-database';
 import type { Transaction } from '../../src/database/statements';
-import { LeasesService } from '../../src/leases/leases.service';
+import { LeaseEndings } from '../../src/leases/lease-endings';
 import { parseDatabaseUrl } from '../../src/settings';
 import { dnsTask, onPostgres, TestServer } from '../helpers/harness';
 import { databaseAt, rowsAt, ScratchDatabases } from '../helpers/postgres-server';
@@ -391,7 +391,7 @@ onShared('a server of PostgreSQL', () => {
         `UPDATE service_continuity SET last_seen_at = last_seen_at - 60000 WHERE id = 1 RETURNING id`,
       );
       await server.rows(`UPDATE leases SET deadline_at = deadline_at - 60000 RETURNING id`);
-      expect(await server.app.get(LeasesService).expireOverdue(10)).toBe(0);
+      expect(await server.app.get(LeaseEndings).expireOverdue(10)).toBe(0);
     } finally {
       await server.stop();
     }

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { LeasesService } from '../../src/leases/leases.service';
+import { LeaseEndings } from '../../src/leases/lease-endings';
 import { TaskTransitions } from '../../src/queue/transitions';
 import { Continuity } from '../../src/scheduling/continuity';
 import { JobRunner } from '../../src/scheduling/job-runner';
@@ -286,7 +286,7 @@ onShared('replicas on one database', () => {
     const expire = async () => {
       // As their jobs do: nothing is overdue to a service that has not said for a while that it runs.
       await Promise.all([first, second].map((server) => server.app.get(Continuity).refresh()));
-      await Promise.all([first, second].map((server) => server.app.get(LeasesService).expireOverdue(500)));
+      await Promise.all([first, second].map((server) => server.app.get(LeaseEndings).expireOverdue(500)));
       return first.rows('SELECT state, attempts FROM tasks');
     };
     const states = await until(expire, (tasks) => tasks.every(({ state }) => state !== 'open'));

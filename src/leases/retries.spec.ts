@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { backoffMs } from './backoff';
+import { backoffMs } from './retries';
 
 describe('backoff', () => {
   const attempts = fc.integer({ min: 1, max: 1_000 });
