@@ -33,6 +33,8 @@ export interface Dialect {
    * @param condition names a few rows by an index that has `id + 0` next; it may name tables on the left
    */
   joinLast(table: string, alias: string, condition: string): string;
+  /** The same for a condition that one row fulfils at most, found by a unique index. */
+  joinOne(table: string, alias: string, condition: string): string;
   /** Whether others write at the same time, so that what a unit decides by must be locked. */
   readonly concurrent: boolean;
   /**
@@ -78,6 +80,8 @@ export const sqliteDialect: Dialect = {
     `(${key.join(', ')}) IN (SELECT ${key.join(', ')} FROM ${rowset} AS r)`,
   joinLast: (table, alias, condition) =>
     `LEFT JOIN ${table} ${alias} ON ${alias}.id = (SELECT id FROM ${table} WHERE ${condition} ORDER BY id + 0 DESC LIMIT 1)`,
+  joinOne: (table, alias, condition) =>
+    `LEFT JOIN ${table} ${alias} ON ${alias}.id = (SELECT id FROM ${table} WHERE ${condition})`,
   // The writer is alone.
   concurrent: false,
   forUpdate: () => '',
@@ -121,6 +125,8 @@ export const postgresDialect: Dialect = {
   // By an equation of ids, the whole table might be joined.
   joinLast: (table, alias, condition) =>
     `LEFT JOIN LATERAL (SELECT * FROM ${table} WHERE ${condition} ORDER BY id + 0 DESC LIMIT 1) AS ${alias} ON true`,
+  joinOne: (table, alias, condition) =>
+    `LEFT JOIN LATERAL (SELECT * FROM ${table} WHERE ${condition} LIMIT 1) AS ${alias} ON true`,
   concurrent: true,
   forUpdate: (...tables) => `FOR UPDATE${of(tables)}`,
   forShare: (...tables) => `FOR SHARE${of(tables)}`,

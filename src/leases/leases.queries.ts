@@ -251,9 +251,12 @@ export async function adjustDeadlines(tx: Transaction, earliest: number, shiftMs
   );
 }
 
-/** Deletes the leases of tasks. */
+/** Deletes the leases of finished tasks: all of them have ended. */
 export async function deleteLeasesOf(tx: Transaction, taskIds: readonly number[]): Promise<void> {
-  await tx.run(`DELETE FROM leases WHERE ${tx.dialect.isAmong('task_id', '$1')}`, JSON.stringify(taskIds));
+  await tx.run(
+    `DELETE FROM leases WHERE ended_at IS NOT NULL AND ${tx.dialect.isAmong('task_id', '$1')}`,
+    JSON.stringify(taskIds),
+  );
 }
 
 /** How many live leases count in a window. */

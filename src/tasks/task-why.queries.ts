@@ -133,7 +133,7 @@ export interface FailedAttempt {
 export function selectLastFailed(statements: Statements, taskId: number): Promise<FailedAttempt | undefined> {
   return statements.first<FailedAttempt>(
     `SELECT id, agent_id, attempt, state, ended_at, CASE WHEN state = 'cancelled' THEN outcome END AS outcome
-     FROM leases WHERE task_id = $1 AND state IN ('cancelled', 'expired') ORDER BY id DESC LIMIT 1`,
+     FROM leases WHERE task_id = $1 AND ended_at IS NOT NULL AND state IN ('cancelled', 'expired') ORDER BY id DESC LIMIT 1`,
     taskId,
   );
 }

@@ -37,9 +37,8 @@ export interface TaskRow {
   readonly last_ended_at: number | null;
 }
 
-/** A live lease is the newest of its task. */
-const ifLive = (value: string, otherwise = 'NULL'): string =>
-  `CASE WHEN newest.state = 'active' THEN ${value} ELSE ${otherwise} END`;
+const ifLive = (value: string, otherwise: string): string =>
+  `CASE WHEN live.id IS NOT NULL THEN ${value} ELSE ${otherwise} END`;
 
 const COLUMNS: Readonly<Record<keyof TaskRow, string>> = {
   // Not the task's: the page has its rows in the order of this one.
@@ -47,21 +46,21 @@ const COLUMNS: Readonly<Record<keyof TaskRow, string>> = {
   kind: 't.kind',
   target: 't.target',
   spec: 't.spec',
-  state: `CASE WHEN t.state <> 'open' THEN t.state WHEN newest.state = 'active' THEN 'leased'
+  state: `CASE WHEN t.state <> 'open' THEN t.state WHEN live.id IS NOT NULL THEN 'leased'
     WHEN s.task_id IS NOT NULL THEN 'scheduled' ELSE 'queued' END`,
   priority: 't.priority',
   run_at: 't.run_at',
   not_after: 't.not_after',
-  attempts: ifLive('newest.attempt', 't.attempts'),
+  attempts: ifLive('live.attempt', 't.attempts'),
   max_attempts: 't.max_attempts',
   unique_key: 't.unique_key',
   reason: 't.reason',
   traceparent: 't.traceparent',
   created_at: 't.created_at',
-  updated_at: ifLive('newest.granted_at', 't.updated_at'),
+  updated_at: ifLive('live.granted_at', 't.updated_at'),
   finished_at: 't.finished_at',
-  lease_id: ifLive('newest.id'),
-  held_by: ifLive('newest.agent_id'),
+  lease_id: 'live.id',
+  held_by: 'live.agent_id',
   last_lease_id: 'ended.id',
   last_agent_id: 'ended.agent_id',
   last_outcome: 'ended.ending',
@@ -78,8 +77,8 @@ export function tasksOf(dialect: Dialect, ids: string, also: readonly string[] =
   const columns = Object.entries(COLUMNS).map(([name, sql]) => `${sql} AS ${name}`);
   return `SELECT ${[...columns, ...also.map((name) => `page.${name}`)].join(', ')}
     FROM (${ids}) AS page CROSS JOIN tasks t LEFT JOIN scheduled s ON s.task_id = t.id
-    ${dialect.joinLast('leases', 'newest', 'task_id = t.id')}
-    ${dialect.joinLast('leases', 'ended', "task_id = t.id AND ending <> 'revoked'")}
+    ${dialect.joinOne('leases', 'live', 'kind = t.kind AND task_id = t.id AND ending IS NULL')}
+    ${dialect.joinLast('leases', 'ended', "task_id = t.id AND ended_at IS NOT NULL AND ending <> 'revoked'")}
     WHERE t.id = page.id`;
 }
 
@@ -134,16 +133,22 @@ export interface AttemptRow {
 /** How large what was reported of a task's attempts is, the newest first. */
 export function selectAttemptSizes(
   statements: Statements,
-  taskId: number,
+  { id: taskId, kind }: Pick<TaskRow, 'id' | 'kind'>,
   belowLease: number,
   limit: number,
 ): Promise<{ id: number; bytes: number }[]> {
   return statements.rows(
-    `SELECT id, coalesce(octet_length(observations), 0) AS bytes FROM leases
-     WHERE task_id = $1 AND id + 0 < $2 ORDER BY id + 0 DESC LIMIT $3`,
+    `SELECT id, bytes FROM (
+       SELECT id, 0 AS bytes FROM leases WHERE kind = $4 AND task_id = $1 AND ending IS NULL
+       UNION ALL
+       SELECT * FROM (
+         SELECT id, coalesce(octet_length(observations), 0) AS bytes FROM leases
+         WHERE task_id = $1 AND id + 0 < $2 AND ended_at IS NOT NULL ORDER BY id + 0 DESC LIMIT $3) AS ended
+     ) AS attempts WHERE id < $2 ORDER BY id DESC LIMIT $3`,
     taskId,
     belowLease,
     limit,
+    kind,
   );
 }
 

@@ -383,7 +383,7 @@ async function detailOf(
   beforeLease = Number.MAX_SAFE_INTEGER,
 ): Promise<string> {
   const task = await findTask(statements, id);
-  const found = await selectAttemptSizes(statements, id, beforeLease, ATTEMPTS_SHOWN + 1);
+  const found = await selectAttemptSizes(statements, task, beforeLease, ATTEMPTS_SHOWN + 1);
   const page = pageOf(found, fitting(found, ATTEMPTS_SHOWN), (lease) => lease.id);
   const attempts = await selectAttempts(
     statements,
