@@ -10,19 +10,19 @@ export interface NamedWindow extends WindowKey {
 const COLUMNS = 'id, scope, kind, target, slots, leased, moved_through';
 const KEYS = { kind: 'text', target: 'text' } as const;
 
-/** The windows of everything and of kinds: at most one for each kind, and one more. */
-export function selectWideWindows(statements: Statements): Promise<WindowRow[]> {
-  return statements.rows<WindowRow>(
-    `SELECT ${COLUMNS} FROM concurrency_windows WHERE scope IN ('global', 'kind') ORDER BY id`,
+/**
+ * The windows of everything and of kinds, by ascending ids (at most one for each kind, and one more); and whether any target has a
+ * limit: if none has, nothing about targets has to be looked up.
+ */
+export async function selectWideWindows(
+  statements: Statements,
+): Promise<{ wide: WindowRow[]; hasTargets: boolean }> {
+  const rows = await statements.rows<WindowRow>(
+    `SELECT ${COLUMNS} FROM concurrency_windows WHERE scope IN ('global', 'kind')
+     UNION ALL SELECT * FROM (SELECT ${COLUMNS} FROM concurrency_windows WHERE scope = 'target' LIMIT 1) AS any_target`,
   );
-}
-
-/** Whether any target has a limit: if none has, nothing about targets has to be looked up. */
-export async function hasTargetWindows(statements: Statements): Promise<boolean> {
-  const row = await statements.first(
-    `SELECT 1 AS one FROM concurrency_windows WHERE scope = 'target' LIMIT 1`,
-  );
-  return row !== undefined;
+  const wide = rows.filter(({ scope }) => scope !== 'target').sort((a, b) => a.id - b.id);
+  return { wide, hasTargets: wide.length < rows.length };
 }
 
 /** The windows of these targets that have one. */

@@ -3,7 +3,6 @@ import type { Transaction } from '../database/statements';
 import type { WindowKey, WindowRow } from './window.entity';
 import {
   addLeased,
-  hasTargetWindows,
   lockWindows,
   selectMovingWindows,
   selectTargetWindows,
@@ -157,10 +156,9 @@ export class Windows {
 
   private async begin(tx: Transaction): Promise<UnitWindows> {
     // One after the other at the server, and sent together where the connection can: what is read must be of after the lock.
-    const [, wide, hasTargets] = await Promise.all([
+    const [, { wide, hasTargets }] = await Promise.all([
       tx.lockName(LIMITS_LOCK, 'shared'),
       selectWideWindows(tx),
-      hasTargetWindows(tx),
     ]);
     return new UnitWindows(tx, wide, hasTargets);
   }
