@@ -1,5 +1,5 @@
-// The agent's side of the kind: asks a whois server over TCP (RFC 3912).
-//   node examples/agent.mjs --check examples/whois-kind/check.mjs
+// The agent's side of the kind: queries a whois server over TCP (RFC 3912). node examples/agent.mjs --check
+//   examples/whois-kind/check.mjs
 import { connect } from 'node:net';
 
 const TIMEOUT_MS = 10_000;
@@ -26,14 +26,14 @@ function ask(host, port, domain) {
   });
 }
 
-/** The values of a field under any of the names that registries give it. */
+/** Finds the values of a field under any of the names that registries use. */
 function valuesOf(text, ...names) {
   return [
     ...text.matchAll(new RegExp(`^[ \\t]*(?:${names.join('|')}):[ \\t]*(\\S.*?)[ \\t\\r]*$`, 'gim')),
   ].map((match) => match[1]);
 }
 
-/** What is observed of a domain. A server that fails is a finding too. */
+/** Checks a domain. The failure of a server is a finding too. */
 async function whois({ domain, server }) {
   const [host, port = 43] = (server ?? 'whois.iana.org').split(':');
   const startedAt = performance.now();

@@ -13,16 +13,18 @@ export async function insertHeartbeat(tx: Transaction, agentId: number): Promise
 
 /**
  * Stores heartbeats, in one statement. A later one that is stored already stays, and agents that are gone are left out.
- * Rows are locked by ascending ids, so that two replicas never wait for each other.
+ * Rows are locked by ascending ids, so that two replicas never wait for each other. The cross join keeps SQLite from reading the
+ * whole rowset for each row: 2,000 heartbeats took a second.
  */
 export async function storeHeartbeats(tx: Transaction, heartbeats: readonly Heartbeat[]): Promise<void> {
-  const { greatest, isAmong, forUpdate, rowset } = tx.dialect;
+  const { greatest, isAmong, forUpdate, prefilterByList, rowset } = tx.dialect;
   await tx.run(
     `WITH locked AS (
        SELECT agent_id FROM agent_heartbeats WHERE ${isAmong('agent_id', '$2')} ORDER BY agent_id ${forUpdate()})
      UPDATE agent_heartbeats SET last_heartbeat_at = ${greatest('agent_heartbeats.last_heartbeat_at', 'r.at')}
-     FROM locked JOIN ${rowset('$1', { agent_id: 'integer', at: 'integer' })} AS r ON r.agent_id = locked.agent_id
-     WHERE agent_heartbeats.agent_id = locked.agent_id AND ${tx.dialect.prefilterByList('agent_heartbeats.agent_id', '$2')}`,
+     FROM ${rowset('$1', { agent_id: 'integer', at: 'integer' })} AS r CROSS JOIN locked
+     WHERE locked.agent_id = r.agent_id AND agent_heartbeats.agent_id = locked.agent_id
+       AND ${prefilterByList('agent_heartbeats.agent_id', '$2')}`,
     JSON.stringify(heartbeats),
     JSON.stringify(heartbeats.map(({ agent_id }) => agent_id)),
   );

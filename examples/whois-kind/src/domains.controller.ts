@@ -9,7 +9,7 @@ import {
 import { DomainPage, DomainsQuery } from './domains.dto';
 import { DomainsService } from './domains.service';
 
-/** What operators see of the domains that were asked about. */
+/** The operators' routes for domains. */
 @ApiTags('whois')
 @Controller('v1/whois/domains')
 export class DomainsController {
@@ -17,7 +17,7 @@ export class DomainsController {
 
   @Get()
   @Operator('viewer')
-  @ApiOperation({ summary: 'List domains', description: 'The last one checked first.' })
+  @ApiOperation({ summary: 'List domains', description: 'The latest check first.' })
   @ApiOkResponse({ type: DomainPage })
   @GuardedErrors()
   list(@Query() query: DomainsQuery): Promise<DomainPage> {
@@ -28,7 +28,7 @@ export class DomainsController {
   @HttpCode(204)
   @Operator('operator')
   @ApiParam({ name: 'domain', example: 'example.com' })
-  @ApiOperation({ summary: 'Forget a domain' })
+  @ApiOperation({ summary: 'Delete a domain' })
   @ApiNoContentResponse()
   @GuardedErrors('ERR_NOT_FOUND')
   forget(@CurrentOperator() operator: OperatorIdentity, @Param('domain') domain: string): Promise<void> {

@@ -2,7 +2,7 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsOptional } from 'class-validator';
 import { IsTimestamp, PageEnd, PageQuery } from 'dns-agent-control-plane/extension';
 
-/** Which domains to list. */
+/** The filters of the list. */
 export class DomainsQuery extends PageQuery {
   @ApiPropertyOptional({
     description: 'Only domains whose registration ends before this instant.',
@@ -14,12 +14,12 @@ export class DomainsQuery extends PageQuery {
   expires_before?: string;
 }
 
-/** What was last learned of a domain. */
+/** The latest result of a domain. */
 export class DomainView {
   @ApiProperty({ example: 'example.com' })
   domain!: string;
 
-  @ApiProperty({ description: 'The server that said so.', example: 'whois.iana.org' })
+  @ApiProperty({ description: 'The server that answered.', example: 'whois.iana.org' })
   server!: string;
 
   @ApiProperty({ type: String, nullable: true, example: 'Example Registrar, Inc.' })
@@ -32,7 +32,7 @@ export class DomainView {
   checked_at!: string;
 }
 
-/** A page of domains, the last one checked first. */
+/** A page of domains, the latest check first. */
 export class DomainPage extends PageEnd {
   @ApiProperty({ type: [DomainView] })
   items!: DomainView[];

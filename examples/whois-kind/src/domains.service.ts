@@ -26,7 +26,7 @@ interface DomainRow {
   lease_id: number;
 }
 
-/** Owns whois_domains: what was last learned of each domain. */
+/** Owns whois_domains: the latest result of each domain. */
 @Injectable()
 export class DomainsService {
   private readonly checked: CounterInstrument<'expiry'>;
@@ -38,12 +38,12 @@ export class DomainsService {
   ) {
     this.checked = meter.counter({
       name: 'whois_domains_checked_total',
-      help: 'Domains that a registry answered for, by whether it said when they expire.',
+      help: 'Domains that a registry answered for, by whether it gave an expiry date.',
       labels: ['expiry'],
     });
   }
 
-  /** Stores what successful checks learned; of a domain that is reported twice, the later lease counts. */
+  /** Stores the results of successful checks. If a domain is reported twice, the later lease counts. */
   async record(tx: Transaction, reports: readonly TakenReport<WhoisSpec>[]): Promise<void> {
     const latest = new Map<string, DomainRow>();
     for (const report of [...reports].sort((a, b) => a.lease_id - b.lease_id)) {
@@ -55,7 +55,7 @@ export class DomainsService {
       latest.set(domain, {
         domain,
         server,
-        // An agent can report anything: what is not of the form is as good as not observed.
+        // An agent can report anything: ignore values of another form.
         registrar: typeof registrar === 'string' ? registrar : null,
         expires_at: typeof expiry === 'string' ? (parseTimestamp(expiry) ?? null) : null,
         checked_at,
@@ -99,7 +99,7 @@ export class DomainsService {
     });
   }
 
-  /** Forgets a domain. @throws ERR_NOT_FOUND nothing is known of it */
+  /** Deletes a domain. @throws ERR_NOT_FOUND it is not in the table */
   forget(by: OperatorIdentity, domain: string): Promise<void> {
     return this.database.write(async (tx) => {
       const name = domain.toLowerCase();

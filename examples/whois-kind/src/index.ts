@@ -5,7 +5,7 @@ import { DomainsService } from './domains.service';
 import { WhoisDomains1764000000000 } from './migrations';
 import { WhoisKind } from './whois.kind';
 
-/** The whois kind, and what its reports taught. */
+/** The whois kind, its table and its routes. */
 @Module({
   imports: [OperatorsModule],
   controllers: [DomainsController],

@@ -13,8 +13,8 @@ export class WhoisDomains1764000000000 implements MigrationInterface {
     )`);
   }
 
-  /** The program never goes back: migrations go forward only. */
+  /** Fails: migrations are forward only. */
   down(): Promise<void> {
-    return Promise.reject(new Error('Migrations go forward only; restore a backup instead.'));
+    return Promise.reject(new Error('Migrations are forward only; restore a backup instead.'));
   }
 }

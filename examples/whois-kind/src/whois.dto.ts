@@ -5,7 +5,7 @@ const DOMAIN = /^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}
 /** A host, or host:port. */
 export const SERVER = /^[a-z0-9.-]{1,253}(?::\d{1,5})?$/i;
 
-/** What a whois task takes. */
+/** The spec of a whois task. */
 export class WhoisSpec {
   @ApiProperty({ description: 'The domain to ask about.', example: 'example.com', maxLength: 253 })
   @MaxLength(253)
@@ -13,8 +13,7 @@ export class WhoisSpec {
   domain!: string;
 
   @ApiProperty({
-    description:
-      'The whois server, with its port where that is not 43; the one of IANA where it is left out.',
+    description: 'The whois server, with its port if that is not 43. Default: the server of IANA.',
     required: false,
     nullable: true,
     type: String,

@@ -20,12 +20,12 @@ export class WhoisKind implements TaskKindHandler<WhoisSpec> {
     return port >= 1 && port <= 65_535 ? {} : { server: 'must have a port from 1 to 65535' };
   }
 
-  /** Tasks that ask the same server share a window: a limit on it is kept across the fleet. */
+  /** Gives tasks of one server one window, so that a limit on it holds across the fleet. */
   target({ server }: WhoisSpec): string {
     return spell(server ?? 'whois.iana.org');
   }
 
-  /** The same for a target in a limit or a filter: one server has one spelling, however it was written. */
+  /** Normalises a target in a limit or a filter: one server has one spelling. */
   parseTarget(text: string): string | undefined {
     return SERVER.test(text) ? spell(text) : undefined;
   }
@@ -35,7 +35,7 @@ export class WhoisKind implements TaskKindHandler<WhoisSpec> {
   }
 }
 
-/** Lower case, without a final dot, and without the port that is usual. */
+/** Normalises to lower case, without a final dot and without the default port. */
 function spell(server: string): string {
   const [host = '', port] = server.toLowerCase().split(':');
   return host.replace(/\.$/, '') + (port === undefined || Number(port) === 43 ? '' : `:${Number(port)}`);
