@@ -4,6 +4,7 @@ import type { Transaction } from '../database/statements';
 import { isName } from '../http/text';
 import { hashToken, isImportedToken } from '../http/tokens';
 import { hostnameKey, MAX_HOSTNAME } from './hostnames';
+import { insertImported, selectTakenHostnames, selectTakenIds } from './imported-agents.queries';
 
 /** The result of importing the agents of another database. */
 export interface ImportedAgents {
@@ -35,15 +36,8 @@ export async function importAgents(
     notes: [] as [number, string][],
     clashes: [] as number[],
   };
-  // By rows, deleted ones included, and not by the counter: PostgreSQL does not set that back with a transaction.
-  const taken = new Set((await tx.rows<{ id: number }>('SELECT id FROM agents')).map((row) => row.id));
-  const keys = new Set(
-    (
-      await tx.rows<{ key: string }>(
-        `SELECT hostname_key AS key FROM agents WHERE hostname_key IS NOT NULL AND state <> 'deleted'`,
-      )
-    ).map((row) => row.key),
-  );
+  const taken = await selectTakenIds(tx);
+  const keys = await selectTakenHostnames(tx);
   for (const agent of fresh) {
     if (taken.has(agent.id)) {
       result.clashes.push(agent.id);
@@ -63,20 +57,17 @@ export async function importAgents(
     if (!isUsable)
       result.notes.push([agent.id, 'has a token of an unknown form: rotate it, or let it register']);
     const registeredAt = Math.min(agent.created_at ?? tx.now, tx.now);
-    await tx.run(
-      `INSERT INTO agents (id, hostname, hostname_key, origin, state, token_hash, token_expires_at, registered_at)
-       VALUES ($1, $2, $3, 'open', $4, $5, $6, $7)`,
-      agent.id,
-      problem === undefined ? hostname : null,
-      problem === undefined ? key : null,
-      agent.state,
-      hashToken(isUsable ? agent.auth_token : randomUUID()),
-      tokenExpiry,
-      registeredAt,
-    );
-    await tx.run(
-      'INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) VALUES ($1, $2)',
-      agent.id,
+    await insertImported(
+      tx,
+      {
+        id: agent.id,
+        hostname: problem === undefined ? hostname : null,
+        hostname_key: problem === undefined ? key : null,
+        state: agent.state,
+        token_hash: hashToken(isUsable ? agent.auth_token : randomUUID()),
+        token_expires_at: tokenExpiry,
+        registered_at: registeredAt,
+      },
       Math.min(agent.last_heartbeat ?? registeredAt, tx.now),
     );
     result.taken++;

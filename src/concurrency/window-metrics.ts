@@ -1,17 +1,10 @@
 import { Injectable } from '@nestjs/common';
 import { Database } from '../database/database';
 import { Meter } from '../telemetry/meter';
-import type { WindowScope } from './window.entity';
+import { countTargetWindows, selectShownWindows } from './windows.queries';
 
 /** How many targets with a limit are looked at; of more, as many are counted. */
 const MAX_TARGETS = 100_000;
-
-interface WindowRow {
-  scope: WindowScope;
-  kind: string;
-  slots: number;
-  leased: number;
-}
 
 /** Shows the windows of everything and of each kind, and how targets' windows stand: the same on each replica. */
 @Injectable()
@@ -40,18 +33,8 @@ export class WindowMetrics {
     });
     meter.onScrape(async () => {
       const [windows, counts] = await database.read(async (statements) => [
-        await statements.rows<WindowRow>(
-          `SELECT scope, kind, slots, leased FROM concurrency_windows WHERE scope = 'kind'
-           UNION ALL
-           SELECT scope, kind, slots, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
-        ),
-        await statements.rows<{ state: string; count: number }>(
-          `SELECT state, count(*) AS count FROM (
-             SELECT CASE WHEN slots <= 1 THEN 'lowest' WHEN leased >= slots THEN 'full' ELSE 'open' END AS state
-             FROM concurrency_windows WHERE scope = 'target' LIMIT $1) AS w
-           GROUP BY state`,
-          MAX_TARGETS,
-        ),
+        await selectShownWindows(statements),
+        await countTargetWindows(statements, MAX_TARGETS),
       ]);
       for (const gauge of [limit, leased, available]) gauge.reset();
       for (const { scope, kind, slots, leased: held } of windows) {
@@ -60,7 +43,8 @@ export class WindowMetrics {
         available.set({ scope, kind }, Math.max(0, slots - held));
       }
       const byState = new Map(counts.map(({ state, count }) => [state, count]));
-      for (const state of ['open', 'full', 'lowest']) targets.set({ state }, byState.get(state) ?? 0);
+      for (const state of ['open', 'full', 'lowest'] as const)
+        targets.set({ state }, byState.get(state) ?? 0);
     });
   }
 }

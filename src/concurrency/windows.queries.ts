@@ -152,3 +152,36 @@ export function selectWindowPage(
 export async function setMovedThrough(tx: Transaction, id: number, taskId: number | null): Promise<void> {
   await tx.run('UPDATE concurrency_windows SET moved_through = $2 WHERE id = $1', id, taskId);
 }
+
+/** A window's target, and through which id its queued tasks are moved into its lane; null if all are. */
+export function selectMovedThrough(
+  statements: Statements,
+  id: number,
+): Promise<(WindowKey & { readonly moved_through: number | null }) | undefined> {
+  return statements.first('SELECT kind, target, moved_through FROM concurrency_windows WHERE id = $1', id);
+}
+
+/** The windows of everything and of kinds, as metrics show them. */
+export function selectShownWindows(
+  statements: Statements,
+): Promise<Pick<WindowRow, 'scope' | 'kind' | 'slots' | 'leased'>[]> {
+  return statements.rows(
+    `SELECT scope, kind, slots, leased FROM concurrency_windows WHERE scope = 'kind'
+     UNION ALL
+     SELECT scope, kind, slots, leased FROM concurrency_windows WHERE kind = '' AND target = '' AND scope = 'global'`,
+  );
+}
+
+/** How many windows of targets are open, full, and at their lowest. @param limit how many are looked at */
+export function countTargetWindows(
+  statements: Statements,
+  limit: number,
+): Promise<{ state: 'open' | 'full' | 'lowest'; count: number }[]> {
+  return statements.rows(
+    `SELECT state, count(*) AS count FROM (
+       SELECT CASE WHEN slots <= 1 THEN 'lowest' WHEN leased >= slots THEN 'full' ELSE 'open' END AS state
+       FROM concurrency_windows WHERE scope = 'target' LIMIT $1) AS w
+     GROUP BY state`,
+    limit,
+  );
+}

@@ -24,6 +24,15 @@ import {
   type Rollout,
 } from './config.dto';
 import type { ConfigEntity } from './config.entity';
+import {
+  type ConfigSummary,
+  findConfig,
+  findConfigBefore,
+  findNewestConfig,
+  insertConfig,
+  listConfigs,
+  selectLastSeq,
+} from './config.queries';
 import { SigningKeys } from './signing-keys';
 
 /** The bundle that agents get now. */
@@ -51,13 +60,8 @@ interface Issue {
   readonly call?: IdempotentCall;
 }
 
-/** A bundle without its content. */
-type Summary = Omit<ConfigEntity, 'config' | 'signature'>;
-
 /** The announcement of a new bundle; its message is the seq. */
 const PUBLISHED = 'config';
-
-const SUMMARY_COLUMNS = 'revision, seq, issued_at, expires_at, kid';
 
 /**
  * Owns agent_configs: signed bundles of configuration, numbered by `seq`. The newest is in force until it expires; after
@@ -160,11 +164,7 @@ export class ConfigService implements OnModuleInit {
   /** Lists bundles without their content, newest first. */
   list(query: PageQuery): Promise<Page<ConfigView>> {
     return this.database.read(async (statements) => {
-      const rows = await statements.rows<Summary>(
-        `SELECT ${SUMMARY_COLUMNS} FROM agent_configs WHERE seq < $1 ORDER BY seq DESC LIMIT $2`,
-        olderThan(query),
-        query.limit + 1,
-      );
+      const rows = await listConfigs(statements, olderThan(query), query.limit + 1);
       const page = pageOf(rows, query.limit, (row) => row.seq);
       return { items: await this.viewsOf(statements, page.items), next_cursor: page.next_cursor };
     });
@@ -189,10 +189,7 @@ export class ConfigService implements OnModuleInit {
   diff(revision: string): Promise<ConfigDiff> {
     return this.database.read(async (statements) => {
       const row = await findBundle(statements, revision);
-      const previous = await statements.first<ConfigEntity>(
-        'SELECT * FROM agent_configs WHERE seq < $1 ORDER BY seq DESC LIMIT 1',
-        row.seq,
-      );
+      const previous = await findConfigBefore(statements, row.seq);
       return {
         revision,
         previous_revision: previous?.revision ?? null,
@@ -234,16 +231,6 @@ export class ConfigService implements OnModuleInit {
     return this.newest && this.newest.expiresAt > this.clock.now() ? this.newest : undefined;
   }
 
-  /** Returns the last seq that was used, or skipped after a restore. */
-  private async newestSeq(): Promise<number> {
-    const row = await this.database.read((statements) =>
-      statements.first<{ seq: number | null }>(
-        `SELECT ${statements.dialect.lastId('agent_configs', 'seq')} AS seq`,
-      ),
-    );
-    return row?.seq ?? 0;
-  }
-
   private idempotentCall(by: OperatorIdentity, key: string | undefined, request: readonly unknown[]) {
     return key === undefined ? undefined : this.idempotency.call(`configs:${by.tokenId}`, key, request);
   }
@@ -264,7 +251,7 @@ export class ConfigService implements OnModuleInit {
     const issuedAt = this.clock.now();
     const bundle: UnsignedBundle = {
       revision: randomBytes(8).toString('hex'),
-      seq: (await this.newestSeq()) + 1,
+      seq: (await this.database.read(selectLastSeq)) + 1,
       issued_at: issuedAt,
       expires_at: issuedAt + lifetimeMs,
       config,
@@ -280,18 +267,7 @@ export class ConfigService implements OnModuleInit {
   ): Promise<ConfigEntity | undefined> {
     const before = call && (await this.idempotency.find<string>(tx, call));
     if (before !== undefined) return findBundle(tx, before);
-    const stored = await tx.run(
-      `INSERT INTO agent_configs (seq, revision, issued_at, expires_at, config, kid, signature)
-       VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (seq) DO NOTHING`,
-      row.seq,
-      row.revision,
-      row.issued_at,
-      row.expires_at,
-      row.config,
-      row.kid,
-      row.signature,
-    );
-    if (stored === 0) return undefined;
+    if (!(await insertConfig(tx, row))) return undefined;
     await this.audit.record(tx, by, {
       action,
       subject: `config/${row.revision}`,
@@ -316,12 +292,7 @@ export class ConfigService implements OnModuleInit {
 
   /** Reads the newest bundle and, in the same statement, the last seq that was used, or skipped by a restore. */
   private async loadNewest(): Promise<(ConfigEntity & { last_seq: number }) | undefined> {
-    const row = await this.database.read((statements) =>
-      statements.first<ConfigEntity & { last_seq: number }>(
-        `SELECT c.*, ${statements.dialect.lastId('agent_configs', 'seq')} AS last_seq
-         FROM agent_configs c ORDER BY seq DESC LIMIT 1`,
-      ),
-    );
+    const row = await this.database.read(findNewestConfig);
     if (row && row.seq > (this.newest?.seq ?? 0)) this.cache(row);
     return row;
   }
@@ -335,7 +306,7 @@ export class ConfigService implements OnModuleInit {
     };
   }
 
-  private async viewsOf(statements: Statements, rows: readonly Summary[]): Promise<ConfigView[]> {
+  private async viewsOf(statements: Statements, rows: readonly ConfigSummary[]): Promise<ConfigView[]> {
     const rollouts = await this.countRollout(
       statements,
       rows.map((row) => row.revision),
@@ -358,10 +329,7 @@ function lifetimeOf({ expires_in }: RollbackRequest): number {
 }
 
 async function findBundle(statements: Statements, revision: string): Promise<ConfigEntity> {
-  const row = await statements.first<ConfigEntity>(
-    'SELECT * FROM agent_configs WHERE revision = $1',
-    revision,
-  );
+  const row = await findConfig(statements, revision);
   if (!row) throw fail('ERR_NOT_FOUND', { revision: 'was never published' });
   return row;
 }

@@ -13,6 +13,7 @@ import {
   tracing,
 } from '../tracing';
 import type { LeaseState } from './lease.entity';
+import { selectPreviousLeases } from './leases.queries';
 
 /** The number of attempts of one unit of work that get a span: a report of a thousand must not hold everybody up. */
 const MAX_SPANS = 256;
@@ -61,7 +62,7 @@ export class AttemptTraces {
     });
     if (traced.length === 0) return;
     const spanned = traced.slice(0, MAX_SPANS);
-    const before = await previousLeases(
+    const before = await selectPreviousLeases(
       tx,
       spanned.filter(({ attempt }) => attempt > 1),
     );
@@ -99,20 +100,6 @@ export class AttemptTraces {
       }
     });
   }
-}
-
-/** The lease before each of these, of the same task. */
-async function previousLeases(
-  tx: Transaction,
-  leases: readonly { id: number; taskId: number }[],
-): Promise<Map<number, number>> {
-  if (leases.length === 0) return new Map();
-  const rows = await tx.rows<{ id: number; previous: number | null }>(
-    `SELECT r.id, (SELECT l.id FROM leases l WHERE l.task_id = r.task_id AND l.ended_at IS NOT NULL AND l.id + 0 < r.id ORDER BY l.id + 0 DESC LIMIT 1) AS previous
-     FROM ${tx.dialect.rowset('$1', { id: 'integer', task_id: 'integer' })} AS r`,
-    JSON.stringify(leases.map(({ id, taskId }) => ({ id, task_id: taskId }))),
-  );
-  return new Map(rows.flatMap(({ id, previous }) => (previous === null ? [] : [[id, previous]])));
 }
 
 const contextFor = (task: TraceContext, leaseId: number): TraceContext => ({

@@ -289,3 +289,17 @@ export async function selectSpecs(
   );
   return new Map(rows.map(({ id, spec }) => [id, spec]));
 }
+
+/** The lease before each of these, of the same task. */
+export async function selectPreviousLeases(
+  tx: Transaction,
+  leases: readonly { id: number; taskId: number }[],
+): Promise<Map<number, number>> {
+  if (leases.length === 0) return new Map();
+  const rows = await tx.rows<{ id: number; previous: number | null }>(
+    `SELECT r.id, (SELECT l.id FROM leases l WHERE l.task_id = r.task_id AND l.ended_at IS NOT NULL AND l.id + 0 < r.id ORDER BY l.id + 0 DESC LIMIT 1) AS previous
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', task_id: 'integer' })} AS r`,
+    JSON.stringify(leases.map(({ id, taskId }) => ({ id, task_id: taskId }))),
+  );
+  return new Map(rows.flatMap(({ id, previous }) => (previous === null ? [] : [[id, previous]])));
+}

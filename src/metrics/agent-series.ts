@@ -18,7 +18,7 @@ import {
   MAX_AGGREGATES,
   MAX_NAMES,
 } from './agent-samples';
-import type { MetricsEntity } from './metrics.entity';
+import { listReceived, selectSamples } from './metrics.queries';
 
 /** How often silent agents are removed, and other replicas' envelopes are read, in ms. */
 const REFRESH_MS = 15_000;
@@ -31,8 +31,6 @@ const MAX_GROUPS = 20;
 const OTHER = 'other';
 /** After this time, in ms, a scrape yields to the event loop, so that it does not delay requests. */
 const SLICE_MS = 5;
-
-type Found = Pick<MetricsEntity, 'id' | 'received_at'> & { bytes: number };
 
 /**
  * Shows the agents' own metrics in `GET /metrics`: the sum of each counter, and the minimum, mean and maximum of each gauge.
@@ -117,20 +115,13 @@ export class AgentSeries {
     const upTo = Math.min(this.readUpTo ?? seenSince, this.clock.now());
     let [at, id] = [Math.max(seenSince, upTo - LATE_MS), 0];
     for (;;) {
-      const found = await statements.rows<Found>(
-        `SELECT id, received_at, octet_length(counters) + octet_length(gauges) AS bytes FROM agent_metrics
-         WHERE received_at >= $1 AND (received_at > $1 OR id > $2) ORDER BY received_at, id LIMIT $3`,
-        at,
-        id,
-        BATCH,
-      );
+      const found = await listReceived(statements, at, id, BATCH);
       const batch = found.slice(0, fitting(found, BATCH));
       const last = batch.at(-1);
       if (!last) break;
-      const rows = await statements.rows<MetricsEntity>(
-        `SELECT agent_id, measured_at, received_at, counters, gauges FROM agent_metrics
-         WHERE ${statements.dialect.isAmong('id', '$1')}`,
-        JSON.stringify(batch.map((row) => row.id)),
+      const rows = await selectSamples(
+        statements,
+        batch.map((row) => row.id),
       );
       for (const {
         agent_id: agentId,

@@ -22,6 +22,14 @@ import {
   type Sample,
 } from './metrics.dto';
 import type { MetricsEntity } from './metrics.entity';
+import {
+  deleteEnvelopes,
+  type Envelope,
+  insertEnvelopes,
+  listEnvelopes,
+  selectEnvelopeIds,
+  selectEnvelopes,
+} from './metrics.queries';
 
 const HOUR_MS = 3_600_000;
 
@@ -31,9 +39,6 @@ const MAX_AHEAD_MS = 300_000;
 
 /** The most text in one statement, in characters: envelopes can be large, and many can arrive together. */
 const STATEMENT_CHARS = 8 * 1024 * 1024;
-
-/** An envelope to store. */
-type Envelope = Omit<MetricsEntity, 'id' | 'received_at'>;
 
 /** An envelope with its agent. */
 interface Arrival {
@@ -101,22 +106,17 @@ export class MetricsService {
     const [beforeAt, beforeId] = query.cursor?.split('-').map(Number) ?? [];
     return this.database.read(async (statements) => {
       await this.agents.requireKnown(statements, agentId);
-      const found = await statements.rows<{ id: number; measured_at: number; bytes: number }>(
-        `SELECT id, measured_at, octet_length(counters) + octet_length(gauges) AS bytes FROM agent_metrics
-         WHERE agent_id = $1 AND measured_at >= $2 AND measured_at < $3 AND (measured_at, id) < ($4, $5)
-         ORDER BY measured_at DESC, id DESC LIMIT $6`,
+      const found = await listEnvelopes(
+        statements,
         agentId,
-        instantOf(query.from) ?? 0,
-        instantOf(query.to) ?? Number.MAX_SAFE_INTEGER,
-        beforeAt ?? Number.MAX_SAFE_INTEGER,
-        beforeId ?? Number.MAX_SAFE_INTEGER,
+        [instantOf(query.from) ?? 0, instantOf(query.to) ?? Number.MAX_SAFE_INTEGER],
+        [beforeAt ?? Number.MAX_SAFE_INTEGER, beforeId ?? Number.MAX_SAFE_INTEGER],
         query.limit + 1,
       );
       const page = pageOf(found, fitting(found, query.limit), (row) => `${row.measured_at}-${row.id}`);
-      const rows = await statements.rows<MetricsEntity>(
-        `SELECT * FROM agent_metrics WHERE ${statements.dialect.isAmong('id', '$1')}
-         ORDER BY measured_at DESC, id DESC`,
-        JSON.stringify(page.items.map((row) => row.id)),
+      const rows = await selectEnvelopes(
+        statements,
+        page.items.map((row) => row.id),
       );
       return { items: rows.map(viewOf), next_cursor: page.next_cursor };
     });
@@ -125,16 +125,7 @@ export class MetricsService {
   /** Deletes envelopes whose retention time is over. @returns how many */
   purge(): Promise<number> {
     const before = this.clock.now() - this.settings.metricsRetentionMs;
-    return this.jobs.purge((limit) =>
-      this.database.write((tx) =>
-        tx.run(
-          `DELETE FROM agent_metrics WHERE id IN (
-             SELECT id FROM agent_metrics WHERE received_at < $1 ORDER BY received_at LIMIT $2)`,
-          before,
-          limit,
-        ),
-      ),
-    );
+    return this.jobs.purge((limit) => this.database.write((tx) => deleteEnvelopes(tx, before, limit)));
   }
 
   @Cron(CronExpression.EVERY_HOUR)
@@ -165,24 +156,7 @@ export class MetricsService {
     const known = await this.idsOf(tx, envelopes);
     const news = envelopes.filter((envelope) => !known.has(keyOf(envelope)));
     const affordable = await this.charge(tx, news);
-    const { now } = tx;
-    for (const batch of batchesOf(affordable)) {
-      await tx.run(
-        `INSERT INTO agent_metrics (agent_id, envelope_hash, measured_at, received_at, counters, gauges)
-         SELECT agent_id, envelope_hash, measured_at, $2, counters, gauges
-         FROM ${tx.dialect.rowset('$1', {
-           agent_id: 'integer',
-           envelope_hash: 'text',
-           measured_at: 'integer',
-           counters: 'text',
-           gauges: 'text',
-         })} AS r
-         WHERE true
-         ON CONFLICT (agent_id, envelope_hash) DO NOTHING`,
-        JSON.stringify(batch),
-        now,
-      );
-    }
+    for (const batch of batchesOf(affordable)) await insertEnvelopes(tx, batch);
     const stored = await this.idsOf(tx, affordable);
     return arrivals.map(({ envelope }, i) => {
       const key = keyOf(envelope);
@@ -213,12 +187,7 @@ export class MetricsService {
   /** Reads the ids of those envelopes that are stored, by {@link keyOf}. */
   private async idsOf(tx: Transaction, envelopes: readonly Envelope[]): Promise<Map<string, number>> {
     if (envelopes.length === 0) return new Map();
-    const rows = await tx.rows<{ id: number; agent_id: number; envelope_hash: string }>(
-      `SELECT m.id, m.agent_id, m.envelope_hash
-       FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', envelope_hash: 'text' })} AS r
-       JOIN agent_metrics m ON m.agent_id = r.agent_id AND m.envelope_hash = r.envelope_hash`,
-      JSON.stringify(envelopes.map(({ agent_id, envelope_hash }) => ({ agent_id, envelope_hash }))),
-    );
+    const rows = await selectEnvelopeIds(tx, envelopes);
     return new Map(rows.map((row) => [keyOf(row), row.id]));
   }
 }

@@ -6,7 +6,7 @@ import { Batcher } from '../database/batcher';
 import { Database } from '../database/database';
 import { writePrivately } from '../database/private-file';
 import { RowCache } from '../database/row-cache';
-import type { Statements, Transaction } from '../database/statements';
+import type { Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/control-plane-request';
 import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
@@ -15,12 +15,28 @@ import { adminTokenFile, SETTINGS, type Settings } from '../settings';
 import { Lifecycle } from '../telemetry/lifecycle';
 import { AuditLog, PROCESS } from './audit-log';
 import type { OperatorTokenEntity } from './operator-token.entity';
+import {
+  type Bootstrap,
+  type CachedToken,
+  findByHash,
+  findToken,
+  findUnrevoked,
+  hasValidAdmin,
+  insertIssued,
+  listAdminIds,
+  listEarlierSettings,
+  listSlowHashes,
+  listTokens,
+  listValidTokens,
+  markRevoked,
+  markUsed,
+  upsertAdmin,
+} from './operator-tokens.queries';
 import type { CreatedOperatorToken, CreateOperatorTokenRequest, OperatorTokenView } from './operators.dto';
 
 /** The name of the first admin's token, which comes from the setting or is created at the first start. */
 const BOOTSTRAP = 'bootstrap';
 const CACHED_TOKENS = 1_000;
-const TOKEN_COLUMNS = 'id, name, role, expires_at, last_used_at';
 
 /** How many verified secrets, chosen by persons, are kept in memory. */
 const MAX_VERIFIED = 100;
@@ -40,16 +56,8 @@ const STORE_RETRY_MS = 50;
 /** How often the last use of a token is recorded, in ms. */
 const USE_INTERVAL_MS = 60_000;
 
-type CachedToken = Pick<OperatorTokenEntity, 'id' | 'name' | 'role' | 'expires_at' | 'last_used_at'>;
-
-/** A token that the process stored itself. */
-type Bootstrap = Pick<OperatorTokenEntity, 'id' | 'revoked_at'>;
-
 /** The command line when no server runs. It is an admin, because it has access to the database's file anyway. */
 const COMMAND_LINE: OperatorIdentity = { tokenId: 0, name: 'command line', role: 'admin', address: 'local' };
-
-/** Selects the tokens that are valid at an instant, `$1`. */
-const IS_VALID = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)';
 
 /** Matches the form of a generated token, whether or not its checksum is right. */
 const MISTYPED = /^dcpo_[0-9A-Za-z]{49}$/;
@@ -96,11 +104,7 @@ export class OperatorsService implements OnModuleInit {
     await this.database.exclusively('first-admin', () => this.makeFirstAdmin());
     // Fill the cache, because look-ups can be refused for an address that also sends guesses.
     await this.tokens.fill(async (statements) => {
-      const rows = await statements.rows<CachedToken & { token_hash: string }>(
-        `SELECT token_hash, ${TOKEN_COLUMNS} FROM operator_tokens WHERE ${IS_VALID} ORDER BY id DESC LIMIT $2`,
-        this.clock.now(),
-        CACHED_TOKENS,
-      );
+      const rows = await listValidTokens(statements, this.clock.now(), CACHED_TOKENS);
       return new Map(rows.map(({ token_hash, ...known }) => [token_hash, known]));
     });
   }
@@ -114,11 +118,7 @@ export class OperatorsService implements OnModuleInit {
         'the token of CONTROL_PLANE_ADMIN_TOKEN was revoked and is not valid; set another',
       );
     const others = await this.database.read((statements) =>
-      statements.rows<{ id: number }>(
-        `SELECT id FROM operator_tokens WHERE ${IS_VALID} AND origin = 'setting' AND id <> $2 ORDER BY id`,
-        this.clock.now(),
-        id,
-      ),
+      listEarlierSettings(statements, this.clock.now(), id),
     );
     if (others.length > 0)
       this.logger.warn(
@@ -128,13 +128,7 @@ export class OperatorsService implements OnModuleInit {
   }
 
   private async makeFirstAdmin(): Promise<void> {
-    const known = await this.database.read((statements) =>
-      statements.first(
-        `SELECT id FROM operator_tokens WHERE ${IS_VALID} AND role = 'admin' LIMIT 1`,
-        this.clock.now(),
-      ),
-    );
-    if (known) return;
+    if (await this.database.read((statements) => hasValidAdmin(statements, this.clock.now()))) return;
     const token = mintToken('dcpo_');
     const path = adminTokenFile(this.settings.database);
     // The file first: a token in the database that was shown to nobody would never be replaced.
@@ -166,7 +160,7 @@ export class OperatorsService implements OnModuleInit {
 
   /** Finds the stored slow hash of a secret, valid or not. */
   private async findSlowHash(secret: string): Promise<string | undefined> {
-    for (const stored of await this.database.read((statements) => slowHashes(statements)))
+    for (const stored of await this.database.read((statements) => listSlowHashes(statements)))
       if (await isHashOf(stored, secret)) return stored;
     return undefined;
   }
@@ -236,13 +230,7 @@ export class OperatorsService implements OnModuleInit {
   }
 
   private lookUp(stored: string): Promise<CachedToken | undefined> {
-    return this.tokens.load(stored, (statements) =>
-      statements.first<CachedToken>(
-        `SELECT ${TOKEN_COLUMNS} FROM operator_tokens
-         WHERE token_hash = $1 AND revoked_at IS NULL`,
-        stored,
-      ),
-    );
+    return this.tokens.load(stored, (statements) => findUnrevoked(statements, stored));
   }
 
   /**
@@ -251,7 +239,7 @@ export class OperatorsService implements OnModuleInit {
    * @throws ERR_UNAVAILABLE too many calls wait already
    */
   private async verify(secret: string, hash: string): Promise<string | undefined> {
-    const rows = await this.database.read((statements) => slowHashes(statements, { onlyValid: true }));
+    const rows = await this.database.read((statements) => listSlowHashes(statements, MAX_COMPARED));
     const others = new Set(this.verified.values());
     const candidates = rows.filter((stored) => !others.has(stored));
     if (candidates.length === 0) return undefined;
@@ -287,17 +275,13 @@ export class OperatorsService implements OnModuleInit {
   ): Promise<CreatedOperatorToken> {
     const token = mintToken('dcpo_');
     const view = await this.database.write(async (tx) => {
-      const { now } = tx;
-      const [row] = await tx.rows<OperatorTokenEntity>(
-        `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at, expires_at)
-         VALUES ($1, $2, 'issued', $3, $4, $5) RETURNING *`,
+      const row = await insertIssued(tx, {
         name,
         role,
-        hashToken(token),
-        now,
-        expiresIn == null ? null : now + expiresIn * 1_000,
-      );
-      const view = viewOf(row as OperatorTokenEntity);
+        token_hash: hashToken(token),
+        expires_at: expiresIn == null ? null : tx.now + expiresIn * 1_000,
+      });
+      const view = viewOf(row);
       await this.audit.record(tx, by, {
         action: 'operator-token.create',
         subject: `operator-token/${view.id}`,
@@ -313,11 +297,7 @@ export class OperatorsService implements OnModuleInit {
   /** Lists tokens, including revoked ones, newest first. */
   list(query: PageQuery): Promise<Page<OperatorTokenView>> {
     return this.database.read(async (statements) => {
-      const rows = await statements.rows<OperatorTokenEntity>(
-        'SELECT * FROM operator_tokens WHERE id < $1 ORDER BY id DESC LIMIT $2',
-        olderThan(query),
-        query.limit + 1,
-      );
+      const rows = await listTokens(statements, olderThan(query), query.limit + 1);
       return pageOf(rows, query.limit, (row) => row.id, viewOf);
     });
   }
@@ -329,7 +309,7 @@ export class OperatorsService implements OnModuleInit {
    */
   revoke(by: OperatorIdentity, id: number): Promise<void> {
     return this.database.write(async (tx) => {
-      const token = await tx.first<OperatorTokenEntity>('SELECT * FROM operator_tokens WHERE id = $1', id);
+      const token = await findToken(tx, id);
       if (!token) throw fail('ERR_NOT_FOUND', { operator_token_id: id });
       if (token.revoked_at !== null) return;
       if (id === this.settingId) {
@@ -345,7 +325,7 @@ export class OperatorsService implements OnModuleInit {
       await this.requireAnotherAdmin(tx, id);
       // Recorded first: a token may revoke itself.
       await this.recordRevocation(tx, by, token);
-      await tx.run('UPDATE operator_tokens SET revoked_at = $2 WHERE id = $1', id, tx.now);
+      await markRevoked(tx, id);
     });
   }
 
@@ -374,28 +354,15 @@ export class OperatorsService implements OnModuleInit {
   }
 
   private async storeUses(tx: Transaction, ids: readonly number[]): Promise<undefined[]> {
-    await tx.run(
-      `UPDATE operator_tokens SET last_used_at = $2 WHERE ${tx.dialect.isAmong('id', '$1')}`,
-      JSON.stringify(ids),
-      tx.now,
-    );
+    await markUsed(tx, ids);
     return ids.map(() => undefined);
   }
 
   /** @throws ERR_CONFLICT no other valid token of an admin is left */
   private async requireAnotherAdmin(tx: Transaction, id: number): Promise<void> {
     // Locked: if two admins revoke each other's token, one must see the other's revocation.
-    const admins = await tx.rows<{ id: number }>(`SELECT id FROM operator_tokens WHERE role = 'admin'`);
-    await tx.lockRows(
-      'operator_tokens',
-      admins.map((admin) => admin.id),
-    );
-    const other = await tx.first(
-      `SELECT id FROM operator_tokens WHERE ${IS_VALID} AND role = 'admin' AND id <> $2 LIMIT 1`,
-      tx.now,
-      id,
-    );
-    if (other) return;
+    await tx.lockRows('operator_tokens', await listAdminIds(tx));
+    if (await hasValidAdmin(tx, tx.now, id)) return;
     throw fail('ERR_CONFLICT', undefined, {
       message: "This is the last admin's token; make another first.",
     });
@@ -404,24 +371,11 @@ export class OperatorsService implements OnModuleInit {
   /** Stores the token of the setting, or the one that the process created. A revoked token stays revoked. */
   private storeBootstrap(hash: string, origin: 'setting' | 'file'): Promise<Bootstrap> {
     return this.database.write(async (tx) => {
-      const known = await tx.first<OperatorTokenEntity>(
-        'SELECT * FROM operator_tokens WHERE token_hash = $1',
-        hash,
-      );
+      const known = await findByHash(tx, hash);
       if (known && known.revoked_at !== null) return known;
       if (known?.origin === origin && known.role === 'admin') return known;
       // A setting can name a token that is stored already: it then becomes the admin's.
-      const [row] = await tx.rows<Bootstrap>(
-        `INSERT INTO operator_tokens (name, role, origin, token_hash, created_at) VALUES ($1, 'admin', $2, $3, $4)
-         ON CONFLICT (token_hash) DO UPDATE SET name = excluded.name, role = excluded.role, origin = excluded.origin,
-           expires_at = NULL
-         RETURNING id, revoked_at`,
-        BOOTSTRAP,
-        origin,
-        hash,
-        tx.now,
-      );
-      const stored = row as Bootstrap;
+      const stored = await upsertAdmin(tx, { name: BOOTSTRAP, origin, token_hash: hash });
       await this.audit.record(tx, PROCESS, {
         action: 'operator-token.create',
         subject: `operator-token/${stored.id}`,
@@ -431,15 +385,6 @@ export class OperatorsService implements OnModuleInit {
       return stored;
     });
   }
-}
-
-/** Lists the stored slow hashes, newest first: all of them, or the newest few that are not revoked. */
-async function slowHashes(statements: Statements, { onlyValid } = { onlyValid: false }): Promise<string[]> {
-  const rows = await statements.rows<Pick<OperatorTokenEntity, 'token_hash'>>(
-    `SELECT token_hash FROM operator_tokens WHERE token_hash LIKE 'scrypt$%'
-     ${onlyValid ? 'AND revoked_at IS NULL' : ''} ORDER BY id DESC ${onlyValid ? `LIMIT ${MAX_COMPARED}` : ''}`,
-  );
-  return rows.map(({ token_hash: stored }) => stored);
 }
 
 function viewOf(row: OperatorTokenEntity): OperatorTokenView {

@@ -1,6 +1,7 @@
 import { isBackup, passOverIds } from '../database/backup';
 import type { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
+import { selectAfterOfLast } from './audit.queries';
 import { AuditLog, PROCESS } from './audit-log';
 
 /**
@@ -48,11 +49,8 @@ export interface ImportRecord {
 
 /** Returns the last ids that earlier imports covered; zeros if there was none. */
 export async function findImport(tx: Transaction): Promise<ImportRecord['through']> {
-  const row = await tx.first<{ after: string }>(
-    `SELECT "after" FROM audit_log WHERE action = $1 ORDER BY id DESC LIMIT 1`,
-    IMPORT,
-  );
-  return row ? (JSON.parse(row.after) as ImportRecord).through : { agents: 0, tasks: 0 };
+  const after = await selectAfterOfLast(tx, IMPORT);
+  return after === undefined ? { agents: 0, tasks: 0 } : (JSON.parse(after) as ImportRecord).through;
 }
 
 /** Records what was imported from the original control plane, up to which ids. */

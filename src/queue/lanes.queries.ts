@@ -21,6 +21,14 @@ export interface ReadyRow {
   readonly not_after: number | null;
 }
 
+/** A task as its place in a lane needs it. */
+export interface TargetTask extends WindowKey {
+  readonly id: number;
+  readonly priority: number;
+  readonly not_after: number | null;
+  readonly state: string;
+}
+
 /** Part of a lane: its best tasks from a position on. */
 export interface LanePart {
   readonly laneId: number;
@@ -113,6 +121,35 @@ export async function selectReady(
     found.push(...(await statements.rows<ReadyRow>(selected.join(' UNION ALL '), now, ...valuesOf(group))));
   }
   return found;
+}
+
+/** The best task of a lane before a position. */
+export async function findBefore(
+  statements: Statements,
+  laneId: number,
+  before: Position,
+): Promise<Position | undefined> {
+  return statements.first<Position>(
+    `SELECT rank, task_id AS id FROM ready WHERE lane_id = $1 AND (rank, task_id) < ($2, $3) ORDER BY rank, task_id LIMIT 1`,
+    laneId,
+    before.rank,
+    before.id,
+  );
+}
+
+/** Tasks of a target above an id, by ascending ids. */
+export function selectOfTarget(
+  tx: Transaction,
+  target: string,
+  aboveId: number,
+  limit: number,
+): Promise<TargetTask[]> {
+  return tx.rows<TargetTask>(
+    `SELECT id, kind, target, priority, not_after, state FROM tasks WHERE target = $1 AND id + 0 > $2 ORDER BY id + 0 LIMIT $3`,
+    target,
+    aboveId,
+    limit,
+  );
 }
 
 /** Takes these tasks out of `ready`, whichever of the lanes each is in. @returns those that were there */

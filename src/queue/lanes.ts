@@ -1,7 +1,7 @@
 import { Injectable } from '@nestjs/common';
 import type { WindowKey } from '../concurrency/window.entity';
 import { Windows } from '../concurrency/windows';
-import { setMovedThrough } from '../concurrency/windows.queries';
+import { selectMovedThrough, setMovedThrough } from '../concurrency/windows.queries';
 import type { Transaction } from '../database/statements';
 import {
   addToLanes,
@@ -15,6 +15,7 @@ import {
   removeReady,
   START,
   selectLanes,
+  selectOfTarget,
   selectOpenAmong,
   selectOpenLanes,
   selectReady,
@@ -229,17 +230,9 @@ export class Lanes {
    */
   async moveNext(tx: Transaction, windowId: number, limit: number): Promise<boolean> {
     await this.windows.of(tx);
-    const window = await tx.first<{ kind: string; target: string; moved_through: number | null }>(
-      'SELECT kind, target, moved_through FROM concurrency_windows WHERE id = $1',
-      windowId,
-    );
+    const window = await selectMovedThrough(tx, windowId);
     if (!window || window.moved_through === null) return false;
-    const tasks = await tx.rows<LaneTask & { state: string }>(
-      `SELECT id, kind, target, priority, not_after, state FROM tasks WHERE target = $1 AND id + 0 > $2 ORDER BY id + 0 LIMIT $3`,
-      window.target,
-      window.moved_through,
-      limit,
-    );
+    const tasks = await selectOfTarget(tx, window.target, window.moved_through, limit);
     const open = tasks.filter(({ kind, state }) => kind === window.kind && state === 'open');
     const shared = (await this.sharedLanes(tx, new Set([window.kind]))).get(window.kind) as number;
     const rows = await removeReady(

@@ -11,11 +11,18 @@ import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
 import { QueueDepth } from './depth';
+import { hasDeltas } from './depth.queries';
 import { Lanes } from './lanes';
-import { deleteIdleLanes } from './lanes.queries';
+import { deleteIdleLanes, findBefore } from './lanes.queries';
 import { FINISHED_STATES } from './task.entity';
-import { type TaskChange, TaskTransitions, type TransitionTask } from './transitions';
-import { isAnyDue, selectExpired, takeDue, takeFinishedBefore } from './transitions.queries';
+import { type TaskChange, TaskTransitions } from './transitions';
+import {
+  isAnyDue,
+  selectExpired,
+  selectTransitionTasks,
+  takeDue,
+  takeFinishedBefore,
+} from './transitions.queries';
 
 /** How often time is looked at: what was promised within a second has several tries. */
 const TICK_MS = 250;
@@ -118,9 +125,7 @@ export class QueueMaintainer {
 
   /** Adds up the changes of counts that units have left. */
   async foldCounts(): Promise<void> {
-    const any = await this.database.read((statements) =>
-      statements.first('SELECT 1 AS one FROM task_count_deltas LIMIT 1'),
-    );
+    const any = await this.database.read(hasDeltas);
     if (any) await this.database.write((tx) => this.depth.fold(tx));
   }
 
@@ -173,7 +178,7 @@ export class QueueMaintainer {
   private queueDue(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
       await this.windows.of(tx);
-      const tasks = await selectTasks(tx, await takeDue(tx, limit));
+      const tasks = await selectTransitionTasks(tx, await takeDue(tx, limit));
       await this.transitions.apply(
         tx,
         tasks.map((task): TaskChange => ({ task, from: 'scheduled', to: 'queued' })),
@@ -190,7 +195,7 @@ export class QueueMaintainer {
   private endExpired(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
       await this.windows.of(tx);
-      const tasks = await selectTasks(tx, await selectExpired(tx, tx.now, limit));
+      const tasks = await selectTransitionTasks(tx, await selectExpired(tx, tx.now, limit));
       const places = await this.transitions.takeOut(tx, tasks);
       const changes = tasks.flatMap((task): TaskChange[] => {
         const from = places.get(task.id);
@@ -209,30 +214,10 @@ export class QueueMaintainer {
     const startedAt = performance.now();
     if (startedAt < this.checkAt) return;
     for (const [laneId, position] of this.lanes.positions) {
-      const first = await this.database.read((statements) =>
-        statements.first<{ rank: number; task_id: number }>(
-          `SELECT rank, task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) < ($2, $3) ORDER BY rank, task_id LIMIT 1`,
-          laneId,
-          position.rank,
-          position.id,
-        ),
-      );
-      if (first) this.lanes.setBack(laneId, { rank: first.rank, id: first.task_id });
+      const first = await this.database.read((statements) => findBefore(statements, laneId, position));
+      if (first) this.lanes.setBack(laneId, first);
     }
     const tookMs = performance.now() - startedAt;
     this.checkAt = startedAt + Math.max(SECOND_MS, tookMs / CHECK_SHARE);
   }
-}
-
-/** What transitions need of tasks. */
-function selectTasks(
-  tx: Transaction,
-  ids: readonly number[],
-): Promise<(TransitionTask & { readonly attempts: number })[]> {
-  if (ids.length === 0) return Promise.resolve([]);
-  return tx.rows(
-    `SELECT id, kind, target, priority, not_after, unique_key, traceparent, attempts FROM tasks
-     WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id`,
-    JSON.stringify(ids),
-  );
 }

@@ -285,3 +285,39 @@ export async function setBackBackoffs(tx: Transaction, earliest: number, byMs: n
     byMs,
   );
 }
+
+/** A task as its transitions need it. */
+export interface TransitionRow {
+  readonly id: number;
+  readonly kind: string;
+  readonly target: string;
+  readonly priority: number;
+  readonly not_after: number | null;
+  readonly unique_key: string | null;
+  readonly traceparent: string | null;
+  /** Attempts that count so far. */
+  readonly attempts: number;
+}
+
+const TRANSITION = 'id, kind, target, priority, not_after, unique_key, traceparent, attempts';
+
+/** What transitions need of tasks, by ascending ids. */
+export function selectTransitionTasks(tx: Transaction, ids: readonly number[]): Promise<TransitionRow[]> {
+  if (ids.length === 0) return Promise.resolve([]);
+  return tx.rows(
+    `SELECT ${TRANSITION} FROM tasks WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id`,
+    JSON.stringify(ids),
+  );
+}
+
+/** The same with their specs, of tasks that claims have taken. */
+export function selectTakenTasks(
+  tx: Transaction,
+  ids: readonly number[],
+): Promise<(TransitionRow & { readonly spec: string })[]> {
+  if (ids.length === 0) return Promise.resolve([]);
+  return tx.rows(
+    `SELECT ${TRANSITION}, spec FROM tasks WHERE ${tx.dialect.isAmong('id', '$1')}`,
+    JSON.stringify(ids),
+  );
+}

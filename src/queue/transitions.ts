@@ -31,6 +31,7 @@ import {
   removeScheduled,
   removeUniqueKeys,
   reopenTasks,
+  selectTakenTasks,
   updateTasks,
 } from './transitions.queries';
 
@@ -460,10 +461,9 @@ const expiriesOf = (tasks: readonly { readonly id: number; readonly not_after: n
 /** The tasks of rows that were taken out of `ready`, in the order of claiming. */
 async function selectTaken(tx: Transaction, rows: readonly ReadyRow[]): Promise<TakenTask[]> {
   if (rows.length === 0) return [];
-  const tasks = await tx.rows<Omit<TakenTask, 'row'>>(
-    `SELECT id, kind, target, spec, priority, not_after, unique_key, traceparent, attempts FROM tasks
-     WHERE ${tx.dialect.isAmong('id', '$1')}`,
-    JSON.stringify(rows.map((row) => row.task_id)),
+  const tasks = await selectTakenTasks(
+    tx,
+    rows.map((row) => row.task_id),
   );
   const byId = new Map(tasks.map((task) => [task.id, task]));
   return [...rows]

@@ -2,6 +2,7 @@ import { Injectable, type OnModuleInit } from '@nestjs/common';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
+import { selectContinuity, updateContinuity } from './continuity.queries';
 
 /** A pause longer than this, in ms, counts as an outage: agents could not reach the server. */
 const OUTAGE_MS = 5_000;
@@ -74,9 +75,7 @@ export class Continuity implements OnModuleInit {
   async isUnbroken(tx: Transaction): Promise<boolean> {
     // If other replicas record it too, this process's memory may be stale: read the row.
     if (this.database.endsWithProcess) return !isInterruption(tx.now, this.lastSeen);
-    const row = await tx.first<{ last_seen_at: number }>(
-      'SELECT last_seen_at FROM service_continuity WHERE id = 1',
-    );
+    const row = await selectContinuity(tx);
     return !isInterruption(tx.now, row?.last_seen_at ?? 0);
   }
 
@@ -113,9 +112,7 @@ export class Continuity implements OnModuleInit {
       const { now } = tx;
       // Locked, so that only one of several replicas that notice an interruption adjusts the deadlines.
       await tx.lockRows('service_continuity', [1]);
-      const row = await tx.first<{ since: number; last_seen_at: number }>(
-        'SELECT since, last_seen_at FROM service_continuity WHERE id = 1',
-      );
+      const row = await selectContinuity(tx);
       // If the clock was set back, ignore what this process remembers: another replica may have adjusted deadlines already.
       const seen = Math.max(row?.last_seen_at ?? 0, lastSeen > now ? 0 : lastSeen);
       const interrupted = isRestart || isInterruption(now, seen);
@@ -123,7 +120,7 @@ export class Continuity implements OnModuleInit {
       const since = interrupted ? now : (row?.since ?? now);
       // Overlapping units may run in any order, so never go back. Their instants differ by less than an outage.
       const latest = interrupted ? now : Math.max(now, seen);
-      await tx.run('UPDATE service_continuity SET since = $1, last_seen_at = $2 WHERE id = 1', since, latest);
+      await updateContinuity(tx, since, latest);
       return { since, now };
     });
     this.since = recorded.since;

@@ -1,7 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Injectable } from '@nestjs/common';
 import { Database } from '../database/database';
-import type { SqlValue, Statements, Transaction } from '../database/statements';
+import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/control-plane-request';
 import { AuditLog } from '../operators/audit-log';
@@ -11,15 +11,16 @@ import { TaskTransitions } from '../queue/transitions';
 import { nextBatchSize } from '../scheduling/job-runner';
 import { Lifecycle } from '../telemetry/lifecycle';
 import {
-  conditionsOf,
   type ListCursor,
   type ListPart,
   partsOf,
+  selectLastId,
   selectListed,
+  selectMatching,
   type TaskFilter,
-} from './task-lists';
+} from './task-lists.queries';
 import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tasks.dto';
-import { selectKeyHolders, type TaskRow, tasksOf } from './tasks.queries';
+import { selectKeyHolders, type TaskRow } from './tasks.queries';
 import { TasksService } from './tasks.service';
 
 /** How long one request goes on changing tasks, in milliseconds: less than proxies wait, and than a stop waits for requests. */
@@ -144,11 +145,9 @@ export class BulkTasks {
   /** What a request asks for, of the tasks that there are when it begins. */
   private async read(request: BulkRequest, states: readonly TaskState[]): Promise<TaskFilter> {
     const { state, ...rest } = withoutNulls(request);
-    const last = await this.database.read((statements) =>
-      statements.first<{ id: number | null }>('SELECT max(id) AS id FROM tasks'),
-    );
+    const lastId = await this.database.read(selectLastId);
     const wanted = states.filter((one) => state === undefined || one === state);
-    return { ...this.tasks.filterOf(rest, wanted), lastId: last?.id ?? 0 };
+    return { ...this.tasks.filterOf(rest, wanted), lastId };
   }
 
   /** What there is to go through, and how many match. */
@@ -199,7 +198,7 @@ export class BulkTasks {
   private async applyRetry(tx: Transaction, tasks: readonly TaskRow[], wanted: TaskFilter): Promise<number> {
     const ids = tasks.map(({ id }) => id);
     await tx.lockRows('tasks', ids);
-    const locked = await readAmong(tx, ids, wanted);
+    const locked = await selectMatching(tx, ids, wanted);
     const taken = new Set(
       (
         await selectKeyHolders(
@@ -229,16 +228,6 @@ async function readNext(
 ): Promise<{ rows: readonly TaskRow[]; next: ListCursor | undefined }> {
   const { rows, stoppedAt } = await selectListed(statements, [part], wanted, 'oldest', after, limit);
   return { rows, next: rows.length === limit ? rows.at(-1) : stoppedAt };
-}
-
-/** Those of the tasks that a filter still asks for. */
-function readAmong(statements: Statements, ids: readonly number[], wanted: TaskFilter): Promise<TaskRow[]> {
-  const values: SqlValue[] = [JSON.stringify(ids)];
-  const conditions = conditionsOf(wanted, (value) => `$${values.push(value)}`);
-  return statements.rows<TaskRow>(
-    `SELECT * FROM (${tasksOf(statements.dialect, statements.dialect.ids('$1'))}) AS v WHERE ${conditions} ORDER BY v.id`,
-    ...values,
-  );
 }
 
 /** What of a request is given. */

@@ -28,7 +28,7 @@ import {
   partsOf,
   selectListed,
   type TaskFilter,
-} from './task-lists';
+} from './task-lists.queries';
 import type {
   AttemptsQuery,
   AttemptView,

@@ -74,4 +74,19 @@ describe('the rules of the architecture', () => {
       expect.stringMatching(/^src\/leases\/a\.ts:2: "instanceof PostgresDatabase": only src\/database knows/),
     ]);
   });
+
+  it('keep SQL in files of queries', () => {
+    const statement = "const found = tx.rows('SELECT id FROM agents');";
+    write({
+      'src/agents/agents.service.ts': statement,
+      'src/agents/agents.queries.ts': statement,
+      'src/database/a.ts': "tx.run('DELETE FROM quota_buckets')",
+    });
+    expect(check()).toEqual({
+      code: 1,
+      problems: [
+        'src/agents/agents.service.ts:1: "SELECT": SQL stands in x.queries.ts, one operation a function',
+      ],
+    });
+  });
 });

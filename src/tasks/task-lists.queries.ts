@@ -204,7 +204,7 @@ function mustBeChecked(part: ListPart, filter: TaskFilter): boolean {
 }
 
 /** What a row `v` with all that is known of a task must be, to be one that the filter asks for. */
-export function conditionsOf(filter: TaskFilter, bind: Bind): string {
+function conditionsOf(filter: TaskFilter, bind: Bind): string {
   const { agentId, outcome, from, to, kind, targets, states, lastId } = filter;
   const conditions = [`v.state IN (${states.map((state) => `'${state}'`).join(', ')})`];
   if (kind !== undefined) conditions.push(`v.kind = ${bind(kind)}`);
@@ -346,4 +346,24 @@ export function cursorOf(text: string | undefined, byInstant: boolean): ListCurs
   if ((second !== undefined) !== byInstant)
     throw fail('ERR_VALIDATION', { cursor: 'must be the next_cursor of a page of the same filter' });
   return byInstant ? { at: first as number, id: second as number } : { at: 0, id: first as number };
+}
+
+/** Those of the tasks that a filter still asks for. */
+export function selectMatching(
+  statements: Statements,
+  ids: readonly number[],
+  wanted: TaskFilter,
+): Promise<TaskRow[]> {
+  const values: SqlValue[] = [JSON.stringify(ids)];
+  const conditions = conditionsOf(wanted, (value) => `$${values.push(value)}`);
+  return statements.rows<TaskRow>(
+    `SELECT * FROM (${tasksOf(statements.dialect, statements.dialect.ids('$1'))}) AS v WHERE ${conditions} ORDER BY v.id`,
+    ...values,
+  );
+}
+
+/** The id of the newest task; 0 if there is none. */
+export async function selectLastId(statements: Statements): Promise<number> {
+  const row = await statements.first<{ id: number | null }>('SELECT max(id) AS id FROM tasks');
+  return row?.id ?? 0;
 }

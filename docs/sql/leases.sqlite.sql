@@ -1,0 +1,75 @@
+-- leases/leases.queries.ts: adjustDeadlines
+UPDATE leases SET deadline_at = max($1, deadline_at + $2), lifetime_ends_at = lifetime_ends_at + $2
+  WHERE ended_at IS NULL AND (deadline_at < $1 OR $2 < 0);
+
+-- leases/leases.queries.ts: countHeldByKind
+SELECT agent_id, kind, count(*) AS count FROM leases
+  WHERE state = 'active' AND agent_id IN (SELECT value FROM json_each($1)) GROUP BY agent_id, kind;
+
+-- leases/leases.queries.ts: countInWindow
+SELECT count(*) AS count FROM leases l WHERE l.ending IS NULL;
+SELECT count(*) AS count FROM leases l WHERE l.ending IS NULL AND l.kind = $1;
+SELECT count(*) AS count FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ending IS NULL AND l.kind = $1 AND t.target = $2;
+
+-- leases/leases.queries.ts: deleteLeasesOf
+DELETE FROM leases WHERE ended_at IS NOT NULL AND task_id IN (SELECT value FROM json_each($1));
+
+-- leases/leases.queries.ts: endLeases
+UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.report, outcome = r.outcome,
+  observations = r.observations, error = r.error, reported_at = CASE WHEN r.report IS NOT NULL THEN CAST($2 AS bigint) END
+  FROM (SELECT value ->> 'id' AS id, value ->> 'state' AS state, value ->> 'ending' AS ending, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations, value ->> 'error' AS error FROM json_each($1)) AS r
+  WHERE leases.id = r.id AND coalesce(leases.state, '') = 'active' AND $3 IS NOT NULL;
+
+-- leases/leases.queries.ts: extendLeases
+UPDATE leases SET deadline_at = max(leases.deadline_at, min(r.until, leases.lifetime_ends_at))
+  FROM (SELECT value ->> 'id' AS id, value ->> 'agent_id' AS agent_id, value ->> 'until' AS until FROM json_each($1)) AS r
+  WHERE leases.id = r.id AND leases.agent_id = r.agent_id AND coalesce(leases.state, '') = 'active'
+  AND $2 IS NOT NULL
+  RETURNING leases.id, leases.agent_id, leases.deadline_at;
+
+-- leases/leases.queries.ts: insertLeases
+INSERT INTO leases (task_id, agent_id, kind, attempt, state, granted_at, deadline_at, lifetime_ends_at)
+  SELECT task_id, agent_id, kind, attempt, 'active', $2, $3, $4
+  FROM (SELECT value ->> 'task_id' AS task_id, value ->> 'agent_id' AS agent_id, value ->> 'kind' AS kind, value ->> 'attempt' AS attempt FROM json_each($1)) AS r
+  RETURNING id, task_id;
+
+-- leases/leases.queries.ts: isAnyOverdue
+SELECT id FROM leases WHERE ended_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1;
+
+-- leases/leases.queries.ts: keepLateReports
+UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations, reported_at = $2
+  FROM (SELECT value ->> 'id' AS id, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations FROM json_each($1)) AS r
+  WHERE leases.id = r.id AND leases.report IS NULL AND $3 IS NOT NULL;
+
+-- leases/leases.queries.ts: lockHeldBy
+SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
+  t.unique_key, t.traceparent, t.max_attempts FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.state = 'active' AND l.agent_id IN (SELECT value FROM json_each($1))
+  ORDER BY l.id;
+
+-- leases/leases.queries.ts: lockLiveOf
+SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
+  t.unique_key, t.traceparent, t.max_attempts FROM (SELECT value ->> 'kind' AS kind, value ->> 'task_id' AS task_id FROM json_each($1)) AS r
+  CROSS JOIN leases l JOIN tasks t ON t.id = l.task_id
+  WHERE l.kind = r.kind AND l.task_id = r.task_id AND l.ending IS NULL AND $2 IS NOT NULL
+  ORDER BY l.id;
+
+-- leases/leases.queries.ts: lockOverdue
+SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
+  t.unique_key, t.traceparent, t.max_attempts FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ended_at IS NULL AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2;
+
+-- leases/leases.queries.ts: lockReported
+SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
+  t.unique_key, t.traceparent, t.max_attempts, l.state, l.report, l.outcome FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.id IN (SELECT value FROM json_each($2))
+  AND (l.id, l.agent_id) IN (SELECT r.id, r.agent_id FROM (SELECT value ->> 'id' AS id, value ->> 'agent_id' AS agent_id FROM json_each($1)) AS r)
+  ORDER BY l.id;
+
+-- leases/leases.queries.ts: selectLive
+SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
+  WHERE l.id IN (SELECT value FROM json_each($1)) AND l.agent_id = $2 AND coalesce(l.state, '') = 'active';
+
+-- leases/leases.queries.ts: selectPreviousLeases
+SELECT r.id, (SELECT l.id FROM leases l WHERE l.task_id = r.task_id AND l.ended_at IS NOT NULL AND l.id + 0 < r.id ORDER BY l.id + 0 DESC LIMIT 1) AS previous
+  FROM (SELECT value ->> 'id' AS id, value ->> 'task_id' AS task_id FROM json_each($1)) AS r;
+
+-- leases/leases.queries.ts: selectSpecs
+SELECT id, spec FROM tasks WHERE id IN (SELECT value FROM json_each($1));
