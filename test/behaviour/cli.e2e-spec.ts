@@ -23,6 +23,7 @@ import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { Lifecycle } from '../../src/telemetry/lifecycle';
+import type { Json } from '../helpers/api';
 import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 
@@ -44,7 +45,7 @@ describe('the command line with a server', () => {
     run(args, { cwd: server.folder, env: { ...finding(server.url), ...env }, input });
 
   /** What a command that must succeed answers as JSON. */
-  async function json(...args: string[]): Promise<any> {
+  async function json(...args: string[]): Promise<Json> {
     const { code, stdout, stderr } = await cli([...args, '--json']);
     expect([code, stderr]).toEqual([0, '']);
     return JSON.parse(stdout);
@@ -295,7 +296,7 @@ describe('the command line with a server', () => {
     });
     await server.enqueue(tcp);
     const { leases } = (await server.agent(agent, '/claim', { capacities: { tcp: 9 } })).body;
-    expect(leases.filter(({ spec }: any) => spec.host === '192.0.2.77')).toHaveLength(3);
+    expect(leases.filter(({ spec }) => (spec as Json).host === '192.0.2.77')).toHaveLength(3);
     await json('limits', 'set', '--kind', 'http', '--limit', '0');
     expect((await json('limits', 'list')).items).toMatchObject([{ kind: 'http' }, { kind: 'tcp' }]);
     expect((await json('windows', 'list', '--scope', 'target', '--kind', 'tcp')).items).toContainEqual(
@@ -472,7 +473,7 @@ describe('the command line with a server', () => {
     expect(listed.stdout).toContain(String.raw`error first line\u000a\u001b[2J\u202e`);
     expect(listed.stdout).not.toContain('x'.repeat(40));
     const idsOf = async (...args: string[]) =>
-      (await json(...args)).items.map((item: any) => String(item.id));
+      (await json(...args)).items.map((item: Json) => String(item.id));
     expect(await idsOf('agents', 'list', '--not-failing')).not.toContain(id);
     expect(await idsOf('agents', 'list', '--config-status', 'unsaid', '--failing')).toEqual([id]);
     expect(await idsOf('agents', 'list', '--config-status', 'failed')).toEqual([]);
@@ -497,7 +498,7 @@ describe('the command line with a server', () => {
     expect(shown).not.toMatch(HIDDEN);
 
     const failed = (await json('task', 'list', '--agent', id, '--outcome', 'error', '--from', '1h')).items;
-    expect(failed.map((task: any) => task.id).toSorted()).toEqual(ids.slice(1));
+    expect(failed.map((task: Json) => task.id).toSorted()).toEqual(ids.slice(1));
     expect(failed[0]).toMatchObject({ last_error: said, last_agent_id: agent.agent_id });
     expect((await json('task', 'list', '--agent', id, '--to', '1h')).items).toEqual([]);
     const rows = await cli(['task', 'list', '--agent', id]);
@@ -701,7 +702,7 @@ describe('the command line with a server', () => {
       readFileSync(join(__dirname, '../../docs/openapi.json'), 'utf8'),
     );
     const ofQuery = (path: string, name: string): string[] => {
-      const { schema } = paths[path].get.parameters.find((each: any) => each.name === name);
+      const { schema } = paths[path].get.parameters.find((each: Json) => each.name === name);
       return schema.enum ?? components.schemas[schema.$ref.split('/').at(-1)].enum;
     };
     const ofBody = (path: string, name: string): string[] => {

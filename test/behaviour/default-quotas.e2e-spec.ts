@@ -1,4 +1,5 @@
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import type { Json } from '../helpers/api';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 const QUOTAS = ['REGISTER', 'HEARTBEAT', 'CLAIM', 'EXTEND', 'REPORT', 'METRICS', 'CONFIG'];
@@ -10,7 +11,7 @@ class Paced {
 
   constructor(private readonly clock: TestClock) {}
 
-  async call(send: () => Promise<{ status: number; headers: Headers; body: any }>): Promise<any> {
+  async call(send: () => Promise<{ status: number; headers: Headers; body: Json }>): Promise<Json> {
     if (this.clock.now() < this.notBefore) return undefined;
     const { status, headers, body } = await send();
     if (status === 200) return body;

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { parse, parseAllDocuments } from 'yaml';
 import { readSettings, type Settings, serverFile } from '../../src/settings';
+import type { Json } from '../helpers/api';
 
 // What can't be run here is read, by what would be wrong with it.
 
@@ -168,7 +169,7 @@ describe('compose.yaml', () => {
       const settings = readSettings(filled);
       expect(settings.database.type).toBe('postgres');
       expectToFit(settings, { stopSeconds: seconds(replica.stop_grace_period) });
-      const [subnet] = compose.networks.default.ipam.config.map((each: any) => each.subnet);
+      const [subnet] = compose.networks.default.ipam.config.map((each: Json) => each.subnet);
       expect(replica.environment.CONTROL_PLANE_TRUST_PROXY).toBe(subnet);
       expect(new URL((settings.database as { url: string }).url).hostname).toBe('postgres');
       expect(replica.depends_on.postgres.condition).toBe('service_healthy');
@@ -185,7 +186,7 @@ describe('compose.yaml', () => {
   });
 
   it('names images by version, limits what each takes, and holds no secret', () => {
-    for (const service of Object.values<any>(compose.services)) {
+    for (const service of Object.values<Json>(compose.services)) {
       expect([VERSIONED, BY_DIGEST].some((form) => form.test(fill(service.image)))).toBe(true);
       // Each by a variable, so that a digest can be given.
       expect(service.image).toMatch(/^\$\{\w+_IMAGE:/);
@@ -382,13 +383,13 @@ describe('kubernetes.yaml', () => {
     expect(settings.trustProxy).toBe(false);
     expect(settings.database.type).toBe('postgres');
     const [mount] = container.volumeMounts;
-    const volumeOf = (each: any) => pod.volumes.find(({ name }: any) => name === each.name);
+    const volumeOf = (each: Json) => pod.volumes.find(({ name }: Json) => name === each.name);
     expect(settings.signingKeyFile).toBe(`${mount.mountPath}/${volumeOf(mount).secret.items[0].path}`);
     // Its root is read-only: without such a volume no command in the pod finds the server.
     expect(container.workingDir).toBeUndefined();
     const folder = folderOfServerFile(settings, image('WORKDIR')[0] as string);
-    const writable = container.volumeMounts.filter((each: any) => each.readOnly !== true);
-    expect(writable.map((each: any) => [each.mountPath, volumeOf(each).emptyDir.medium])).toEqual([
+    const writable = container.volumeMounts.filter((each: Json) => each.readOnly !== true);
+    expect(writable.map((each: Json) => [each.mountPath, volumeOf(each).emptyDir.medium])).toEqual([
       [folder, 'Memory'],
     ]);
     // The volume is the group's.
@@ -399,7 +400,7 @@ describe('kubernetes.yaml', () => {
   });
 
   it('asks the right questions at the right port', () => {
-    const ports = Object.fromEntries(container.ports.map((each: any) => [each.name, each.containerPort]));
+    const ports = Object.fromEntries(container.ports.map((each: Json) => [each.name, each.containerPort]));
     for (const [probe, path] of [
       ['startupProbe', '/healthz'],
       ['livenessProbe', '/healthz'],
@@ -431,7 +432,7 @@ describe('kubernetes.yaml', () => {
     expect(policy.spec.ingress).toHaveLength(1);
     expect(from.from).toEqual([{ namespaceSelector: { matchLabels: expect.any(Object) } }]);
     expect(from.ports).toEqual([{ protocol: 'TCP', port: container.ports[0].name }]);
-    const ports = policy.spec.egress.flatMap(({ ports }: any) => ports.map(({ port }: any) => port));
+    const ports = policy.spec.egress.flatMap(({ ports }: Json) => ports.map(({ port }: Json) => port));
     expect(ports).toEqual([53, 53, 5432]);
   });
 
@@ -447,7 +448,7 @@ describe('kubernetes.yaml', () => {
     expect(container.image).toMatch(BY_DIGEST);
     const { resources, images } = parse(text('deploy/kustomization.yaml'));
     expect(resources).toEqual(['kubernetes.yaml']);
-    expect(images.map(({ name, digest }: any) => `${name}@${digest}`)).toEqual([container.image]);
+    expect(images.map(({ name, digest }: Json) => `${name}@${digest}`)).toEqual([container.image]);
     expect(`${pod.securityContext.runAsUser}:${pod.securityContext.runAsGroup}`).toBe(
       /^USER (.*)$/m.exec(text('Dockerfile'))?.[1],
     );
@@ -467,7 +468,7 @@ describe('kubernetes-monitoring.yaml', () => {
     expect(template.metadata.labels[monitor.spec.jobLabel]).toBe('control-plane');
     const [endpoint] = monitor.spec.podMetricsEndpoints;
     expect(Object.keys(openapi.paths)).toContain(endpoint.path);
-    expect(template.spec.containers[0].ports.map(({ name }: any) => name)).toContain(endpoint.port);
+    expect(template.spec.containers[0].ports.map(({ name }: Json) => name)).toContain(endpoint.port);
     expect(endpoint.authorization.credentials).toEqual({ name: 'control-plane-prometheus', key: 'token' });
   });
 

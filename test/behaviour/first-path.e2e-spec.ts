@@ -11,6 +11,7 @@ import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createUDPServer, Packet } from 'dns2';
+import type { Json } from '../helpers/api';
 import { CHILD_ENV } from '../helpers/harness';
 import { end, endAll, track } from '../helpers/processes';
 
@@ -74,7 +75,7 @@ describe('the first path', () => {
     authorization = `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`;
   });
 
-  async function operator(method: string, path: string, body?: object): Promise<any> {
+  async function operator(method: string, path: string, body?: object): Promise<Json> {
     const response = await fetch(url + path, {
       method,
       headers: { authorization, ...(body && { 'content-type': 'application/json' }) },

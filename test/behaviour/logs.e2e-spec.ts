@@ -1,5 +1,6 @@
 import { Writable } from 'node:stream';
 import { createLogger } from '../../src/telemetry/logger';
+import type { Json } from '../helpers/api';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 /** A logger whose lines a test reads. */
@@ -235,7 +236,7 @@ describe('the log as it is by default', () => {
         .map((line) => JSON.parse(line))
         .filter(({ trace_id, message }) => trace_id === traceId && message !== 'request');
     };
-    const of = (lines: any[], id: number) =>
+    const of = (lines: Json[], id: number) =>
       lines
         .filter(({ task_id }) => task_id === id)
         .map(({ message, attempt, state, reason }) =>

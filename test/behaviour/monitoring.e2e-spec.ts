@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parse } from 'yaml';
+import type { Json } from '../helpers/api';
 import { alerts, dashboard, expressions, recordings, ruleTests } from '../helpers/monitoring';
 import { promqlParts } from '../helpers/promql';
 
@@ -75,7 +76,7 @@ describe('the alerts', () => {
         .filter(({ expr }) => expr === `ALERTS{alertname="${alert}", alertstate="firing"}`);
       const [firing, quiet] = [true, false].map((fires) =>
         checks.filter(({ exp_samples }) => exp_samples.length > 0 === fires),
-      ) as [any[], any[]];
+      ) as [Json[], Json[]];
       expect(firing.length).toBeGreaterThan(0);
       expect(quiet.length).toBeGreaterThan(0);
       const named = [
@@ -136,10 +137,10 @@ describe('the expressions', () => {
 });
 
 describe('the dashboard', () => {
-  const panels: any[] = dashboard.panels.filter(({ type }: any) => type !== 'row');
+  const panels: Json[] = dashboard.panels.filter(({ type }: Json) => type !== 'row');
 
   it('has the rows that the documents name', () => {
-    const rows = dashboard.panels.filter(({ type }: any) => type === 'row').map(({ title }: any) => title);
+    const rows = dashboard.panels.filter(({ type }: Json) => type === 'row').map(({ title }: Json) => title);
     expect(rows).toEqual(['Fleet', 'Queue', 'Leases', 'Windows', 'Server', 'Jobs', "Agents' numbers"]);
   });
 
@@ -148,7 +149,7 @@ describe('the dashboard', () => {
     expect(dashboard.id).toBeUndefined();
     expect(dashboard.templating.list[0]).toMatchObject({ name: 'datasource', type: 'datasource' });
     for (const { datasource, targets } of panels)
-      for (const each of [datasource, ...targets.map((target: any) => target.datasource)])
+      for (const each of [datasource, ...targets.map((target: Json) => target.datasource)])
         expect(each).toEqual({ type: 'prometheus', uid: '$datasource' });
   });
 
@@ -215,7 +216,7 @@ describe('what starts them', () => {
     for (const [source] of mounts)
       if (!source?.startsWith('./')) expect(Object.keys(volumes)).toContain(source);
     const [path] = yaml('deploy/grafana/provisioning/dashboards/control-plane.yml').providers.map(
-      ({ options }: any) => options.path,
+      ({ options }: Json) => options.path,
     );
     const [, mounted] = mounts.find(([source]) => source === './grafana/dashboard.json') as string[];
     expect(mounted?.startsWith(`${path}/`)).toBe(true);

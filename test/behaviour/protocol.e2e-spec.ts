@@ -1,4 +1,5 @@
 import { ERRORS } from '../../src/errors';
+import type { Json } from '../helpers/api';
 import { exchange, TestServer } from '../helpers/harness';
 
 const HOST = 'Host: a\r\n';
@@ -11,7 +12,7 @@ const CHUNKED = '2\r\n{}\r\n0\r\n\r\n';
 interface Reply {
   status: number;
   connection: string | undefined;
-  body: any;
+  body: Json;
 }
 
 /** Reads the answers on a connection by their lengths. */

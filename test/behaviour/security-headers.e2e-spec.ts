@@ -89,7 +89,7 @@ describe('the headers of an answer', () => {
   it('let the page of the documentation run, without TLS too', async () => {
     const page = await server.request('GET', '/docs');
     const assets = [...page.body.matchAll(/(?:src|href)="([^"]+)"/g)].map(
-      ([, path]: any) => new URL(path, `${server.url}/docs`).pathname,
+      ([, path]) => new URL(path, `${server.url}/docs`).pathname,
     );
     expect(assets.length).toBeGreaterThan(2);
     for (const path of ['/docs', '/docs-json', '/docs-yaml', ...assets]) {

@@ -3,6 +3,7 @@ import { connect } from 'node:net';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import type { Lease } from '../helpers/api';
 import { type Credentials, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { emptyQueue } from '../helpers/queue-tables';
 
@@ -27,9 +28,9 @@ describe('what an agent holds', () => {
     await server.database.write(emptyQueue);
   });
 
-  const claim = async (capacities: object, more: object = {}): Promise<any[]> =>
+  const claim = async (capacities: object, more: object = {}): Promise<Lease[]> =>
     (await server.agent(agent, '/claim', { capacities, ...more })).body.leases;
-  const report = (leases: any[], as: 'completed' | 'cancelled' = 'completed') =>
+  const report = (leases: readonly Pick<Lease, 'lease_id'>[], as: 'completed' | 'cancelled' = 'completed') =>
     server.agent(agent, '/report', {
       completed: [],
       cancelled: [],
@@ -52,7 +53,7 @@ describe('what an agent holds', () => {
     const held = await server.rows(
       `SELECT kind, count(*) AS count FROM leases WHERE state = 'active' GROUP BY kind ORDER BY kind`,
     );
-    expect(held.reduce((sum: number, { count }: any) => sum + count, 0)).toBe(4);
+    expect(held.reduce((sum: number, { count }) => sum + count, 0)).toBe(4);
     await claim({ dns: 4, tcp: 4 });
     const [row] = await server.rows(`SELECT count(*) AS count FROM leases WHERE state = 'active'`);
     expect(row.count).toBe(8);
@@ -73,7 +74,7 @@ describe('what an agent holds', () => {
 
   it('is shared by the kinds in proportion to what was asked, and no share is lost', async () => {
     await server.enqueue(...many(300, () => dnsTask({ priority: 5 })), ...many(300, tcpTask));
-    const kinds = (leases: any[]) => Map.groupBy(leases, ({ kind }) => kind);
+    const kinds = (leases: Lease[]) => Map.groupBy(leases, ({ kind }) => kind);
     const shared = kinds(await claim({ dns: 600, tcp: 200, http: 200 }));
     // Of 256: http has none, so its part goes to the others.
     expect([shared.get('dns')?.length, shared.get('tcp')?.length]).toEqual([192, 64]);

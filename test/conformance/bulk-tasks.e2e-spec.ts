@@ -1,4 +1,5 @@
 import { SchedulerRegistry } from '@nestjs/schedule';
+import type { Json } from '../helpers/api';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { brokenPromises, taskStates } from '../helpers/queue-tables';
 
@@ -29,7 +30,7 @@ const statesOf = (ids: readonly number[]) =>
   server.database.read((statements) => taskStates(statements, ids));
 const targetOf = async (id: number): Promise<string> =>
   (await server.operator('GET', `/v1/tasks/${id}`)).body.target;
-const entries = async (action: string): Promise<any[]> =>
+const entries = async (action: string): Promise<Json[]> =>
   (await server.operator('GET', `/v1/audit?action=${action}`)).body.items;
 /** That counts, lanes, windows and lists agree with the tasks. */
 const expectConsistent = async () => expect(await server.database.read(brokenPromises)).toEqual([]);

@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, wri
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SettingsError } from '../../src/settings';
+import type { BodyOf } from '../helpers/api';
 import {
   type Answer,
   type Credentials,
@@ -29,12 +30,10 @@ const start = async () => {
 };
 const stop = () => server.stop();
 
+type Bundle = BodyOf<'POST', '/v1/configs'>;
+
 /** Publishes as an operator does. */
-async function publish(
-  config: object,
-  expires_in?: number,
-  on = server,
-): Promise<Record<string, unknown> & { revision: string; seq: number }> {
+async function publish(config: object, expires_in?: number, on = server): Promise<Bundle> {
   const { status, body } = await on.operator('POST', '/v1/configs', { config, expires_in });
   if (status !== 201) throw new Error(`publish: ${status} ${JSON.stringify(body)}`);
   return body;
@@ -60,7 +59,10 @@ function canonical(value: unknown): string {
 }
 
 /** What an agent does that knows the contract and the published keys only. */
-async function isGenuine(bundle: Record<string, unknown>, from = server): Promise<boolean> {
+async function isGenuine(
+  bundle: Pick<Bundle, 'revision' | 'seq' | 'issued_at' | 'expires_at' | 'config' | 'signature'>,
+  from = server,
+): Promise<boolean> {
   const { body } = await from.request('GET', '/.well-known/jwks.json');
   const [header, payload, signature] = String(bundle.signature).split('.');
   expect(payload).toBe('');
@@ -299,7 +301,7 @@ describe('the signing key', () => {
 
   const kids = async (): Promise<string[]> =>
     (await server.request('GET', '/.well-known/jwks.json')).body.keys.map(({ kid }: { kid: string }) => kid);
-  const kidOf = ({ signature }: Record<string, unknown>): string =>
+  const kidOf = ({ signature }: Pick<Bundle, 'signature'>): string =>
     JSON.parse(Buffer.from(String(signature).split('.')[0] as string, 'base64url').toString()).kid;
 
   test('is rotated with an overlap: a new one is known before it signs, the old one verifies after it signed', async () => {
@@ -334,7 +336,7 @@ describe('the signing key', () => {
     await restart();
     expect(await kids()).toEqual([newKid]);
     expect((await fetchConfig()).body).toEqual(third);
-    expect((await server.operator('GET', '/v1/configs')).body.items.map(({ kid }: any) => kid)).toEqual([
+    expect((await server.operator('GET', '/v1/configs')).body.items.map(({ kid }) => kid)).toEqual([
       newKid,
       oldKid,
       oldKid,

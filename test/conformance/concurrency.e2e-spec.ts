@@ -1,5 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import type { Json, Lease } from '../helpers/api';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { brokenPromises } from '../helpers/queue-tables';
 
@@ -14,19 +15,19 @@ const windows = (query = ''): Promise<Answer> => server.operator('GET', `/v1/con
 const at = (target: string, fields: object = {}) => dnsTask(fields, { server: target });
 const ping = (host: string, fields: object = {}) => ({ kind: 'ping', spec: { host }, ...fields });
 const cancel = (id: unknown): Promise<Answer> => server.operator('POST', `/v1/tasks/${id}/cancel`);
-const report = (who: Credentials, completed: any[], cancelled: any[] = []): Promise<Answer> =>
+const report = (who: Credentials, completed: Lease[], cancelled: Lease[] = []): Promise<Answer> =>
   server.agent(who, '/report', {
     completed: completed.map(({ lease_id }) => ({ lease_id })),
     cancelled: cancelled.map(({ lease_id }) => ({ lease_id })),
   });
 
-async function claim(who: Credentials, capacities: Record<string, number> = { dns: 100 }): Promise<any[]> {
+async function claim(who: Credentials, capacities: Record<string, number> = { dns: 100 }): Promise<Lease[]> {
   const { status, body } = await server.agent(who, '/claim', { capacities });
   expect([status, body]).toEqual([200, { leases: expect.any(Array) }]);
   return body.leases;
 }
 
-const tasksOf = (leases: any[]): number[] => leases.map((lease) => lease.task_id);
+const tasksOf = (leases: Lease[]): number[] => leases.map((lease) => lease.task_id);
 const pass = (ms: number): Promise<void> => server.pass(ms);
 const moveTasks = (): Promise<void> => server.app.get(QueueMaintainer).moveTasks();
 const many = <T>(count: number, make: (i: number) => T): T[] =>
@@ -110,7 +111,8 @@ describe('concurrency windows', () => {
     it('goes for what was queued before it was set, before and after that is in its lane', async () => {
       const ids = await server.enqueue(...many(40, (i) => at(i % 2 ? 'a' : 'b')));
       await limit({ kind: 'dns', target: 'a', limit: 3 });
-      const of = (leases: any[], odd: number) => tasksOf(leases).filter((id) => ids.indexOf(id) % 2 === odd);
+      const of = (leases: Lease[], odd: number) =>
+        tasksOf(leases).filter((id) => ids.indexOf(id) % 2 === odd);
       const first = await claim(agent, { dns: 10 });
       expect([of(first, 1).length, of(first, 0).length]).toEqual([3, 7]);
       await moveTasks();
@@ -178,7 +180,7 @@ describe('concurrency windows', () => {
   });
 
   describe('a slot that frees', () => {
-    it.each<[string, (held: number, lease: any) => Promise<unknown>]>([
+    it.each<[string, (held: number, lease: Lease) => Promise<unknown>]>([
       ['by a completed report', (_, lease) => report(agent, [lease])],
       ['by a cancelled report', (_, lease) => report(agent, [], [lease])],
       ['by an expired lease', () => pass(LEASE_MS)],
@@ -370,7 +372,7 @@ describe('concurrency windows', () => {
     const all = (await windows('?limit=500')).body.items;
     expect(all).toHaveLength(8);
     const named = (query: string) =>
-      windows(query).then(({ body }) => body.items.map((w: any) => `${w.scope} ${w.kind} ${w.target}`));
+      windows(query).then(({ body }) => body.items.map((w: Json) => `${w.scope} ${w.kind} ${w.target}`));
     expect(await named('?scope=global')).toEqual(['global null null']);
     expect((await named('?scope=kind')).sort()).toEqual(['kind dns null', 'kind ping null']);
     expect((await named('?kind=dns')).sort()).toEqual([
@@ -382,7 +384,7 @@ describe('concurrency windows', () => {
     expect(await named('?scope=target&kind=ping&target=c')).toEqual(['target ping c']);
     expect(await named('?kind=whois')).toEqual([]);
     for (const size of [1, 3, 7, 8]) {
-      const seen: any[] = [];
+      const seen: Lease[] = [];
       for (let cursor: string | null = ''; cursor !== null; ) {
         const { body }: Answer = await windows(`?limit=${size}${cursor && `&cursor=${cursor}`}`);
         seen.push(...body.items);
@@ -441,7 +443,7 @@ describe('concurrency windows', () => {
         const given = leases.filter((lease) => !done.includes(lease));
         // Some are kept forever, as by an agent that died.
         const answer = await report(who, done, round % 5 === 0 ? given.slice(1) : given);
-        expect(answer.body.rejected?.filter((r: any) => r.reason !== 'revoked') ?? []).toEqual([]);
+        expect(answer.body.rejected?.filter((r: Json) => r.reason !== 'revoked') ?? []).toEqual([]);
         if (round > 200) throw new Error('the storm does not end');
       }
     };

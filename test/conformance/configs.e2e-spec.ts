@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import type { Json } from '../helpers/api';
 import { type Answer, type Credentials, credentialsOf, TestClock, TestServer } from '../helpers/harness';
 
 const ROOT = join(__dirname, '../..');
@@ -22,7 +23,7 @@ const operator = (method: string, path: string, body?: unknown, headers?: Record
   server.operator(method, `/v1/configs${path}`, body, headers);
 
 /** Publishes, and gives the bundle. */
-async function publish(config: object, expires_in?: number): Promise<any> {
+async function publish(config: object, expires_in?: number): Promise<Json> {
   const { status, body } = await operator('POST', '', { config, expires_in });
   expect([status, body]).toEqual([201, expect.objectContaining({ config })]);
   return body;
@@ -96,7 +97,7 @@ describe('publishing', () => {
     const bundles = await Promise.all(Array.from({ length: 6 }, (_, version) => publish({ version })));
     expect(bundles.map(({ seq }) => seq).sort()).toEqual([1, 2, 3, 4, 5, 6]);
     const { items } = (await operator('GET', '')).body;
-    expect(items.map(({ seq, in_force }: any) => [seq, in_force])).toEqual([
+    expect(items.map(({ seq, in_force }: Json) => [seq, in_force])).toEqual([
       [6, true],
       ...[5, 4, 3, 2, 1].map((seq) => [seq, false]),
     ]);
@@ -163,7 +164,7 @@ describe('the audit log', () => {
     await operator('POST', '', { config: { a: 1e300 } });
     await operator('POST', '/0123456789abcdef/rollback');
     const before = await server.operator('GET', '/v1/audit');
-    const entries = before.body.items.filter(({ action }: any) => action.startsWith('config.'));
+    const entries = before.body.items.filter(({ action }) => action.startsWith('config.'));
     expect(entries).toMatchObject([
       {
         action: 'config.rollback',
@@ -192,7 +193,7 @@ describe('reading', () => {
     let cursor = '';
     for (let page = 0; page < 3; page++) {
       const { body } = await operator('GET', `?limit=2${cursor}`);
-      seqs.push(...body.items.map(({ seq }: any) => seq));
+      seqs.push(...body.items.map(({ seq }: Json) => seq));
       for (const item of body.items) {
         expect(item).not.toHaveProperty('config');
         expect(item).not.toHaveProperty('signature');
@@ -208,7 +209,7 @@ describe('reading', () => {
   test('shows one whole, and whether it is in force', async () => {
     const first = await publish({ version: 1 });
     const second = await publish({ version: 2 }, 60);
-    const shown = async ({ revision }: any) => (await operator('GET', `/${revision}`)).body;
+    const shown = async ({ revision }: Json) => (await operator('GET', `/${revision}`)).body;
     const { jwks } = { jwks: (await server.request('GET', '/.well-known/jwks.json')).body.keys };
     expect(await shown(first)).toEqual({
       ...first,
@@ -225,7 +226,7 @@ describe('reading', () => {
   test('compares one with the one before', async () => {
     const first = await publish({ resolvers: ['192.0.2.1'], limits: { dns: 5 } });
     const second = await publish({ resolvers: ['192.0.2.0', '192.0.2.1'], limits: {}, 'a/b': null });
-    const diff = async ({ revision }: any) => (await operator('GET', `/${revision}/diff`)).body;
+    const diff = async ({ revision }: Json) => (await operator('GET', `/${revision}/diff`)).body;
     expect(await diff(first)).toEqual({
       revision: first.revision,
       previous_revision: null,
@@ -324,7 +325,7 @@ describe('a roll-out', () => {
     await beat(d, applied);
     expect(await rolloutOf(revision)).toEqual({ applied: 2, failed: 1, in_service: 5 });
     const { items } = (await operator('GET', '')).body;
-    expect(items.map(({ rollout }: any) => rollout)).toEqual([
+    expect(items.map(({ rollout }: Json) => rollout)).toEqual([
       { applied: 2, failed: 1, in_service: 5 },
       { applied: 1, failed: 0, in_service: 5 },
     ]);
@@ -335,7 +336,7 @@ describe('a roll-out', () => {
       reported_at: '2026-01-01T00:00:01.000Z',
     });
     const listed = (await server.operator('GET', '/v1/agents')).body.items;
-    expect(listed.map(({ config }: any) => config?.status ?? null)).toEqual([
+    expect(listed.map(({ config }) => config?.status ?? null)).toEqual([
       null,
       'applied',
       'applied',
@@ -445,7 +446,7 @@ describe('the example that verifies a bundle', () => {
     ]);
     return { code, out, err };
   }
-  const accepted = async (bundle: any) => {
+  const accepted = async (bundle: Json) => {
     const { code, out, err } = await verify(bundle);
     expect([err, code]).toEqual(['', 0]);
     expect(JSON.parse(out)).toEqual(bundle.config);

@@ -1,4 +1,5 @@
 import { hashToken, mintToken } from '../../src/http/tokens';
+import type { BodyOf } from '../helpers/api';
 import {
   type Answer,
   type Credentials,
@@ -367,8 +368,8 @@ describe("an agent's labels", () => {
     const find = async (query: string): Promise<number[]> => {
       const found: number[] = [];
       for (let cursor: string | null = ''; cursor !== null; ) {
-        const path = `/v1/agents?limit=2&${query}${cursor && `&cursor=${cursor}`}`;
-        const { body }: Answer = await server.operator('GET', path);
+        const path: string = `/v1/agents?limit=2&${query}${cursor && `&cursor=${cursor}`}`;
+        const { body }: Answer<BodyOf<'GET', '/v1/agents'>> = await server.operator('GET', path);
         found.push(...body.items.map((one: { id: number }) => one.id));
         cursor = body.next_cursor;
       }

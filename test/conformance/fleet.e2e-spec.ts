@@ -1,5 +1,6 @@
 import { AgentAbout } from '../../src/agents/agent-about';
 import { NONE } from '../../src/agents/agent-outcomes';
+import type { Lease } from '../helpers/api';
 import {
   type Answer,
   type Credentials,
@@ -41,7 +42,7 @@ describe('the fleet', () => {
     server = await TestServer.start({}, { clock, folder: server.folder });
   }
 
-  async function claim(who: Credentials): Promise<any[]> {
+  async function claim(who: Credentials): Promise<Lease[]> {
     return (await server.agent(who, '/claim', { capacities: { dns: 10 } })).body.leases;
   }
 

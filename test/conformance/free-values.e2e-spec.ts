@@ -140,7 +140,7 @@ describe('free values', () => {
       `[7,{},{"lease_id":"1"},1e999,null,[],{"lease_id":${id}}]`,
       '[{"outcome":"error"}]',
     );
-    const rejected = answer.body.rejected.map(({ lease_id, reason, details }: any) => [
+    const rejected = answer.body.rejected.map(({ lease_id, reason, details }) => [
       lease_id,
       reason,
       Object.entries(details)[0],
@@ -195,7 +195,7 @@ describe('free values', () => {
     expect([first.status, second.status]).toEqual([202, 202]);
     expect(first.body.id).not.toBe(second.body.id);
     const { items } = (await server.operator('GET', `/v1/agents/${agent.agent_id}/metrics`)).body;
-    expect(items.map((item: any) => item.gauges)).toEqual([[other], [sample]]);
+    expect(items.map((item) => item.gauges)).toEqual([[other], [sample]]);
 
     const config_message = 'no \0 \ud800 {"a"} \u001b[31m';
     const said = { config_revision: 'a', config_status: 'failed', config_message };

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import pg from 'pg';
 import { importOriginal } from '../../src/cli/import-original';
 import { readSettings } from '../../src/settings';
+import type { Lease } from '../helpers/api';
 import { spawnCommand } from '../helpers/command-line';
 import {
   type Answer,
@@ -104,7 +105,7 @@ describe('a take-over from the original control plane', () => {
 
     const one = { agent_id: 1, auth_token: String(TOKENS[1]) };
     const capacities = { dns: 5, http: 5, tcp: 5, ping: 5 };
-    const leases: any[] = [];
+    const leases: Lease[] = [];
     for (let i = 0; i < 50 && leases.length < 3; i++)
       leases.push(...(await on.agent(one, '/claim', { capacities, wait_ms: 200 })).body.leases);
     expect(leases.map(({ kind, spec }) => [kind, spec])).toEqual(
@@ -124,7 +125,7 @@ describe('a take-over from the original control plane', () => {
     expect(JSON.stringify(entry)).not.toContain(TOKENS[1]);
     expect((await on.operator('GET', '/v1/audit/verification')).body.intact).toBe(true);
     const depths = (await on.operator('GET', '/v1/tasks/stats')).body.depths;
-    expect(depths.map((depth: any) => [depth.kind, depth.state, depth.count])).toEqual([
+    expect(depths.map((depth) => [depth.kind, depth.state, depth.count])).toEqual([
       ['dns', 'completed', 1],
       ['http', 'completed', 1],
       ['tcp', 'completed', 1],

@@ -33,7 +33,7 @@ describe('tasks and leases', () => {
       );
       const { status, body } = await claim(agent, 3);
       expect(status).toBe(200);
-      expect(body.leases.map((lease: any) => lease.task_id)).toEqual([ids[1], ids[2], ids[0]]);
+      expect(body.leases.map((lease) => lease.task_id)).toEqual([ids[1], ids[2], ids[0]]);
       expect(body.leases[0]).toEqual({
         lease_id: expect.any(Number),
         task_id: ids[1],
@@ -55,12 +55,12 @@ describe('tasks and leases', () => {
         expect(leases[0].task_id).toBe(best);
         await report(
           agent,
-          leases.map(({ lease_id }: any) => ({ lease_id })),
+          leases.map(({ lease_id }) => ({ lease_id })),
         );
         const rest = (await claim(agent, 100)).body.leases;
         await report(
           agent,
-          rest.map(({ lease_id }: any) => ({ lease_id })),
+          rest.map(({ lease_id }) => ({ lease_id })),
         );
       }
     });
@@ -72,7 +72,7 @@ describe('tasks and leases', () => {
         ...Array.from({ length: 200 }, () => tcp),
       );
       const some = await server.agent(agent, '/claim', { capacities: { dns: 2, tcp: 1, http: 5, ping: 0 } });
-      expect(some.body.leases.map((lease: any) => lease.kind)).toEqual(['dns', 'dns', 'tcp']);
+      expect(some.body.leases.map((lease) => lease.kind)).toEqual(['dns', 'dns', 'tcp']);
       const most = await server.agent(agent, '/claim', { capacities: { dns: 1_000, tcp: 1_000 } });
       expect(most.body.leases).toHaveLength(256);
     });
@@ -81,7 +81,7 @@ describe('tasks and leases', () => {
       const agents = await Promise.all(Array.from({ length: 8 }, (_, i) => server.register(`racer-${i}`)));
       const ids = await server.enqueue(...Array.from({ length: 20 }, () => dnsTask()));
       const answers = await Promise.all(agents.map((who) => claim(who, 5)));
-      const granted = answers.flatMap(({ body }) => body.leases.map((lease: any) => lease.task_id));
+      const granted = answers.flatMap(({ body }) => body.leases.map((lease) => lease.task_id));
       expect(granted.sort((a: number, b: number) => a - b)).toEqual(ids);
     });
 
@@ -129,8 +129,8 @@ describe('tasks and leases', () => {
       const first = await claim(agent, 2, {}, key);
       clock.advance(1_000);
       const again = await claim(agent, 2, {}, key);
-      expect(again.body.leases.map((lease: any) => lease.lease_id)).toEqual(
-        first.body.leases.map((lease: any) => lease.lease_id),
+      expect(again.body.leases.map((lease) => lease.lease_id)).toEqual(
+        first.body.leases.map((lease) => lease.lease_id),
       );
       expect(again.body.leases[0].lease_until_ms).toBe(LEASE_MS - 1_000);
 
@@ -187,7 +187,7 @@ describe('tasks and leases', () => {
     it('lists as revoked what is not a live lease of the caller, foreign and unknown alike', async () => {
       await server.enqueue(dnsTask(), dnsTask());
       const other = await server.register('probe-2');
-      const [mine, ended] = (await claim(agent)).body.leases.map((lease: any) => lease.lease_id);
+      const [mine, ended] = (await claim(agent)).body.leases.map((lease) => lease.lease_id);
       await report(agent, [{ lease_id: ended }]);
       const answer = await server.agent(agent, '/v1/agents/extend', {
         lease_ids: [ended, mine, 999],

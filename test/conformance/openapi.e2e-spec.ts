@@ -10,6 +10,7 @@ import { ERRORS, type ErrorCode } from '../../src/errors';
 import { ACCESS, type Access } from '../../src/http/access.decorators';
 import { describeApi } from '../../src/http/openapi';
 import { QUOTA, type QuotaRule } from '../../src/http/quota.decorators';
+import type { Json } from '../helpers/api';
 import { ApiDocument, answerOf, jsonOf, successesOf } from '../helpers/api-document';
 import {
   ADMIN_TOKEN,
@@ -67,10 +68,10 @@ interface Route {
 let server: TestServer;
 let clock: TestClock;
 let api: ApiDocument;
-let document: any;
+let document: Json;
 let routes: Route[];
 /** Every operation of the document by its name. */
-let operations: Map<string, any>;
+let operations: Map<string, Json>;
 
 beforeAll(async () => {
   clock = new TestClock();
@@ -356,7 +357,7 @@ describe('every operation of the document', () => {
         const { schema, example } = jsonOf(requestBody.content);
         wrong.push(...api.problemsOf(name, schema, example ?? api.exampleOf(schema, name, missing)));
       }
-      const names = parameters.map((parameter: any) => `${parameter.in} ${parameter.name.toLowerCase()}`);
+      const names = parameters.map((parameter: Json) => `${parameter.in} ${parameter.name.toLowerCase()}`);
       expect([name, new Set(names).size]).toEqual([name, names.length]);
       for (const parameter of parameters) {
         // Nothing can be called from the page that lacks what is required; ids are all that is.
@@ -421,7 +422,7 @@ describe('the document', () => {
       const script = await (await fetch(new URL('docs/start.js', base))).text();
       const [, url] = /url: '([^']+)'/.exec(script) as RegExpExecArray;
       const at = new URL(url as string, base);
-      const served = (await (await fetch(at)).json()) as any;
+      const served = (await (await fetch(at)).json()) as Json;
       expect(served).toEqual(document);
       // Calls go to where the document came from.
       expect(new URL(served.servers[0].url, at).pathname).toBe('/probes/');
@@ -436,7 +437,7 @@ describe('the document', () => {
   it('types every number as a 64-bit integer but for the values that are measured or free', () => {
     const wrong: string[] = [];
     const fractional = new Set<string>();
-    const visit = (part: any, where: string): void => {
+    const visit = (part: Json, where: string): void => {
       if (typeof part !== 'object' || part === null) return;
       if (part.type === 'number') {
         fractional.add(where.replace(/^\/components\/schemas\//, ''));
@@ -458,7 +459,7 @@ describe('the document', () => {
   it('has an example of a task of each kind that can be claimed at once', async () => {
     const { examples, schema } = jsonOf(operations.get('POST /v1/tasks').requestBody.content);
     expect(Object.keys(examples).sort()).toEqual(['dns', 'http', 'ping', 'tcp', 'trace']);
-    for (const [kind, { value }] of Object.entries<any>(examples)) {
+    for (const [kind, { value }] of Object.entries<Json>(examples)) {
       expect(value.tasks).toEqual([{ kind, spec: expect.any(Object) }]);
       expect(api.problemsOf(`example ${kind}`, schema, value)).toEqual([]);
       const { body } = await server.operator('POST', '/v1/tasks', value);
@@ -591,8 +592,8 @@ describe('what is sent and answered', () => {
         .body;
       expect(leases).toHaveLength(5);
       await agentCall(who, 'claim', { capacities: {} }, { 'idempotency-key': `c${place}` });
-      const leaseOf = (kind: string) => leases.find((lease: any) => lease.kind === kind);
-      const ids = leases.map((lease: any) => lease.lease_id);
+      const leaseOf = (kind: string) => leases.find((lease: Json) => lease.kind === kind);
+      const ids = leases.map((lease: Json) => lease.lease_id);
       await agentCall(who, 'extend', { lease_ids: [...ids, 999_999], extend_by_ms: 5_000 });
       await agentCall(who, 'extend', { lease_ids: [], extend_by_ms: -1 });
       await post('/v1/tasks/{id}/cancel', `/v1/tasks/${leaseOf('trace').task_id}/cancel`);
@@ -769,7 +770,7 @@ describe('what is sent and answered', () => {
         const [method, path] = name.split(' ') as [string, string];
         const bodies = [
           api.exampleOf(schema, name, []),
-          ...Object.values(examples).map(({ value }: any) => value),
+          ...Object.values<Json>(examples).map(({ value }) => value),
         ];
         for (const body of bodies) {
           const at = path.replace('{id}', '1').replace('{revision}', await published());

@@ -1,5 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { AuditLog } from '../../src/operators/audit-log';
+import type { BodyOf, Json } from '../helpers/api';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -155,8 +156,8 @@ describe('roles', () => {
 
   it('are declared by every route of operators, and each refuses the roles below its own', async () => {
     const { body: document } = await server.request('GET', '/docs-json');
-    const routes = Object.entries<any>(document.paths).flatMap(([path, methods]) =>
-      Object.entries<any>(methods).flatMap(([method, operation]) =>
+    const routes = Object.entries<Json>(document.paths).flatMap(([path, methods]) =>
+      Object.entries<Json>(methods).flatMap(([method, operation]) =>
         operation.security?.some((one: object) => 'operator' in one)
           ? [{ method: method.toUpperCase(), path, role: operation['x-role'] as (typeof ROLES)[number] }]
           : [],
@@ -243,7 +244,10 @@ describe('the audit log', () => {
     expect(all.at(-1)).toMatchObject({ id: 1, operator_token_id: null, operator_name: 'control-plane' });
     const paged: number[] = [];
     for (let cursor: string | null = ''; cursor !== null; ) {
-      const { body } = await server.operator('GET', `/v1/audit?limit=1${cursor && `&cursor=${cursor}`}`);
+      const { body }: Answer<BodyOf<'GET', '/v1/audit'>> = await server.operator(
+        'GET',
+        `/v1/audit?limit=1${cursor && `&cursor=${cursor}`}`,
+      );
       paged.push(...body.items.map((entry: { id: number }) => entry.id));
       cursor = body.next_cursor;
     }

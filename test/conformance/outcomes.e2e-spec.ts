@@ -1,6 +1,7 @@
 import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import type { Transaction } from '../../src/database/statements';
+import type { Json } from '../helpers/api';
 import {
   type Answer,
   type Credentials,
@@ -62,7 +63,7 @@ const flush = async (of = server): Promise<void> => {
   await of.app.get(AgentOutcomes).flush();
   await of.app.get(AgentAbout).flush();
 };
-const agentView = async (who = agent): Promise<any> => {
+const agentView = async (who = agent): Promise<Json> => {
   await flush();
   return (await server.operator('GET', `/v1/agents/${who.agent_id}`)).body;
 };
@@ -78,7 +79,7 @@ const tasks = async (query: string): Promise<number[]> => {
   expect([status, body.details]).toEqual([200, undefined]);
   return body.items.map((item: { id: number }) => item.id);
 };
-const task = async (id: number): Promise<any> => (await server.operator('GET', `/v1/tasks/${id}`)).body;
+const task = async (id: number): Promise<Json> => (await server.operator('GET', `/v1/tasks/${id}`)).body;
 const iso = (instant: number): string => new Date(instant).toISOString();
 
 describe("an agent's outcomes", () => {
@@ -366,7 +367,7 @@ describe('failing agents', () => {
     }
     await flush();
     const { body } = await server.operator('GET', '/v1/agents?failing=true&limit=2');
-    expect(body.items.map((item: any) => item.id)).toEqual(failing.slice(0, 2));
+    expect(body.items.map((item) => item.id)).toEqual(failing.slice(0, 2));
     expect(await agents(`failing=true&limit=2&cursor=${body.next_cursor}`)).toEqual(failing.slice(2));
   });
 

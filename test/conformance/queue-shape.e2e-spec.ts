@@ -1,6 +1,7 @@
 import { SchedulerRegistry } from '@nestjs/schedule';
 import type { SqlValue, Transaction } from '../../src/database/statements';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import type { Lease } from '../helpers/api';
 import { type Credentials, dnsTask, onPostgres, TestClock, TestServer } from '../helpers/harness';
 import { brokenPromises } from '../helpers/queue-tables';
 
@@ -22,8 +23,8 @@ const many = <T>(count: number, make: (i: number) => T): T[] =>
 const at = (target: string, fields: object = {}) => dnsTask(fields, { server: target });
 const limit = (...limits: object[]) => server.operator('PUT', '/v1/concurrency/limits', { limits });
 const claim = (who: Credentials, capacities: Record<string, number>) =>
-  server.agent(who, '/claim', { capacities }).then(({ body }) => body.leases as any[]);
-const report = (who: Credentials, leases: any[]) =>
+  server.agent(who, '/claim', { capacities }).then(({ body }) => body.leases as Lease[]);
+const report = (who: Credentials, leases: Lease[]) =>
   server.agent(who, '/report', {
     completed: leases.map(({ lease_id }) => ({
       lease_id,
@@ -117,7 +118,7 @@ describe('the queue', () => {
 
   it('changes few rows for a task: one leaves the queue and a lease is added; then the lease and the task change once', async () => {
     await server.enqueue(...many(256, (i) => at(`t${i}`)));
-    let leases: any[] = [];
+    let leases: Lease[] = [];
     const claimed = await unitOf(async () => {
       leases = await claim(agent, { dns: 1_000 });
     });
@@ -137,7 +138,7 @@ describe('the queue', () => {
     await server.enqueue(...many(257, (i) => at(`t${i}`)));
     const seen: number[][] = [];
     for (const count of [1, 256]) {
-      let leases: any[] = [];
+      let leases: Lease[] = [];
       const claimed = await unitOf(async () => {
         leases = await claim(agent, { dns: count });
       });
@@ -153,13 +154,13 @@ describe('the queue', () => {
     const agents = await Promise.all(many(64, (i) => server.register(`caller-${i}`)));
     await server.enqueue(...many(64, (i) => at(`t${i}`)));
     for (const who of agents) await claim(who, { dns: 0, tcp: 1 });
-    let got: any[][] = [];
+    let got: Lease[][] = [];
     const claims = await unitsOf(async () => {
       got = await Promise.all(agents.map((who) => claim(who, { dns: 1 })));
     });
     expect(got.map((leases) => leases.length)).toEqual(agents.map(() => 1));
     expect(new Set(got.flat().map(({ task_id }) => task_id)).size).toBe(64);
-    const reports = await unitsOf(() => Promise.all(agents.map((who, i) => report(who, got[i] as any[]))));
+    const reports = await unitsOf(() => Promise.all(agents.map((who, i) => report(who, got[i] as Lease[]))));
     // How many come together is the machine's business; not one each.
     for (const units of [claims, reports]) expect(units.length).toBeLessThan(32);
   });
@@ -167,7 +168,7 @@ describe('the queue', () => {
   it('locks, counts and changes nothing for what has no limit', async () => {
     await limit({ kind: 'tcp', limit: 5 }, { kind: 'tcp', target: 'a:1', limit: 5 });
     await server.enqueue(at('a'), at('b'));
-    let leases: any[] = [];
+    let leases: Lease[] = [];
     const units = await unitsOf(async () => {
       leases = await claim(agent, { dns: 2 });
       await report(agent, leases);
@@ -239,7 +240,7 @@ describe('the queue', () => {
   it('has claims and reports cost the same with 2,000 tasks behind 50 full targets as without', async () => {
     const work = () => server.enqueue(...many(20, (i) => at(`free${i}`)));
     const measure = async (): Promise<number[]> => {
-      let leases: any[] = [];
+      let leases: Lease[] = [];
       const claimed = await unitOf(async () => {
         leases = await claim(agent, { dns: 20 });
       });

@@ -5,6 +5,7 @@ import { basename, join } from 'node:path';
 import { Writable } from 'node:stream';
 import { hashToken, mintToken } from '../../src/http/tokens';
 import { createLogger } from '../../src/telemetry/logger';
+import type { Json } from '../helpers/api';
 import { ApiDocument, jsonOf } from '../helpers/api-document';
 import {
   type Answer,
@@ -130,23 +131,23 @@ describe('a secret', () => {
   }
 
   /** What an operation needs to be let in. */
-  function credentials(operation: any): Record<string, string> {
+  function credentials(operation: Json): Record<string, string> {
     const names = Object.keys(operation.security?.[0] ?? {});
     if (names.includes('operator')) return { authorization: `Bearer ${operator}` };
     return names.length > 0 ? credentialsOf(agent) : {};
   }
 
-  function exampleOf(operation: any): any {
+  function exampleOf(operation: Json): Json {
     const content = jsonOf(operation.requestBody?.content);
     if (!content) return undefined;
-    const body: any = structuredClone(content.example ?? api.exampleOf(content.schema, '', []));
+    const body: Json = structuredClone(content.example ?? api.exampleOf(content.schema, '', []));
     if ('agent_id' in body) body.agent_id = agent.agent_id;
     if ('wait_ms' in body) body.wait_ms = 0;
     return body;
   }
 
   /** A secret in every place of a request that it may get into by mistake. */
-  function* misplaced(name: string, operation: any, secret: string): Generator<[string, string, Call]> {
+  function* misplaced(name: string, operation: Json, secret: string): Generator<[string, string, Call]> {
     const [method, template] = name.split(' ') as [string, string];
     // Of nobody that is needed.
     const path = template.replace(/\{\w+\}/g, '999');
@@ -171,8 +172,8 @@ describe('a secret', () => {
     yield [method, template.replace(/\{\w+\}|$/, secret), { headers: good, body }];
     yield [method, `${path}/${secret}`, { headers: good, body }];
     yield ['PATCH', `${path}?token=${secret}`, { headers: good, body }];
-    const queries = (operation.parameters ?? []).filter((parameter: any) => parameter.in === 'query');
-    for (const query of ['token', 'access_token', ...queries.map((parameter: any) => parameter.name)])
+    const queries = (operation.parameters ?? []).filter((parameter: Json) => parameter.in === 'query');
+    for (const query of ['token', 'access_token', ...queries.map((parameter: Json) => parameter.name)])
       yield [method, `${path}?${query}=${secret}`, { headers: good, body }];
     if (body === undefined) return;
     // What may be any text is not among them: a name is kept as the name that it is, whatever was chosen for it.
@@ -225,7 +226,7 @@ describe('a secret', () => {
       (name) => `${name}_gone`,
     );
     const failed = new Set<string>();
-    const fill = (value: any): any => {
+    const fill = (value: Json): Json => {
       if (typeof value === 'string' && /^[a-z-]+$/.test(value)) return DATA;
       if (typeof value !== 'object' || value === null) return value;
       const filled = Object.entries(value).map(([key, part]) => [

@@ -1,5 +1,6 @@
 import targetCases from '../cases/targets.json';
 import urlCases from '../cases/urls.json';
+import type { Json } from '../helpers/api';
 import { type Answer, TestServer } from '../helpers/harness';
 
 describe('targets', () => {
@@ -59,10 +60,10 @@ describe('targets', () => {
       // Of all that were enqueued, whatever their spelling, one at a time.
       expect(await claimed(kind)).toEqual([ids.at(-1)]);
       for (const target of [...spellings, canonical]) {
-        const found = (answer: Answer) => answer.body.items.filter((item: any) => item.kind === kind);
+        const found = (answer: Answer) => answer.body.items.filter((item: Json) => item.kind === kind);
         for (const query of [{ target }, { target, kind }] as Record<string, string>[]) {
           const tasks = await list('/v1/tasks', query);
-          expect(found(tasks).map(({ id, target: of }: any) => [id, of])).toEqual(
+          expect(found(tasks).map(({ id, target: of }: Json) => [id, of])).toEqual(
             ids.map((id) => [id, canonical]),
           );
           const windows = await list('/v1/concurrency/windows', query);

@@ -1,6 +1,7 @@
 import { SchedulerRegistry } from '@nestjs/schedule';
 import { QueueMaintainer } from '../../src/queue/maintenance';
 import { Overload } from '../../src/telemetry/overload';
+import type { Json, Lease } from '../helpers/api';
 import { ApiDocument } from '../helpers/api-document';
 import { type Answer, type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
@@ -26,13 +27,13 @@ describe('why a task does not run', () => {
   const inMs = (ms: number): string => new Date(clock.now() + ms).toISOString();
   const askedAbout = (id: number | string): Promise<Answer> => server.operator('GET', `/v1/tasks/${id}/why`);
   /** The answer, which is as the API's document says. */
-  const why = async (id: number | undefined): Promise<any> => {
+  const why = async (id: number | undefined): Promise<Json> => {
     const answer = await askedAbout(id as number);
     document ??= new ApiDocument((await server.request('GET', '/docs-json')).body);
     expect(document.problemsOfAnswer('GET /v1/tasks/{id}/why', answer)).toEqual([]);
     return answer.body;
   };
-  const claim = async (who: Credentials, capacities: Record<string, number> = { dns: 1 }): Promise<any[]> =>
+  const claim = async (who: Credentials, capacities: Record<string, number> = { dns: 1 }): Promise<Lease[]> =>
     (await server.agent(who, '/claim', { capacities })).body.leases;
   const limit = (...limits: object[]): Promise<Answer> =>
     server.operator('PUT', '/v1/concurrency/limits', { limits });
@@ -486,7 +487,7 @@ describe('why a task does not run', () => {
     expect(await claim(agent, { dns: 20 })).toHaveLength(3);
     await server.pass(7_000);
     await limit(
-      ...changes.slice(1).map(({ kind, target, limit: slots }: any) => ({
+      ...changes.slice(1).map(({ kind, target, limit: slots }: Json) => ({
         ...{ kind, limit: slots },
         ...(target === null ? {} : { target }),
       })),

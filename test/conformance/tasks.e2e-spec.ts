@@ -1,5 +1,6 @@
 import { hashToken, mintToken } from '../../src/http/tokens';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import type { Json, Lease } from '../helpers/api';
 import {
   ADMIN_TOKEN,
   type Answer,
@@ -23,7 +24,7 @@ const stored = async (): Promise<number> =>
   (await server.rows<{ n: number }>('SELECT count(*) AS n FROM tasks'))[0]?.n as number;
 const instant = (fromNowMs: number): string => new Date(clock.now() + fromNowMs).toISOString();
 
-async function claim(who: Credentials, capacities: Record<string, number>): Promise<any[]> {
+async function claim(who: Credentials, capacities: Record<string, number>): Promise<Lease[]> {
   return (await server.agent(who, '/claim', { capacities })).body.leases;
 }
 
@@ -70,7 +71,7 @@ describe('the tasks of operators', () => {
         dnsTask({ run_at: instant(0) }),
       ]);
       // Queued behind a limit, too: what is over it is decided when it is claimed.
-      expect(body.tasks.map((task: any) => task.state)).toEqual(['queued', 'scheduled', 'queued', 'queued']);
+      expect(body.tasks.map((task: Json) => task.state)).toEqual(['queued', 'scheduled', 'queued', 'queued']);
       expect((await get(`/v1/tasks/${body.tasks[2].id}`)).body.state).toBe('queued');
     });
   });
@@ -369,7 +370,7 @@ describe('the tasks of operators', () => {
       });
       await server.operator('POST', `/v1/tasks/${cancelled}/cancel`);
       const { depths } = (await get('/v1/tasks/stats')).body;
-      expect(depths.filter((depth: any) => depth.kind === 'dns')).toEqual([
+      expect(depths.filter((depth: Json) => depth.kind === 'dns')).toEqual([
         { kind: 'dns', state: 'scheduled', count: 1, oldest_age_ms: 2_500 },
         { kind: 'dns', state: 'leased', count: 1, oldest_age_ms: 3_500 },
         { kind: 'dns', state: 'cancelled', count: 1, oldest_age_ms: null },
@@ -476,13 +477,13 @@ describe('the tasks of operators', () => {
       const [id] = await server.enqueue(dnsTask());
       const tried: number[] = [];
       for (let i = 0; i < 3; i++) {
-        const [{ lease_id }] = (await claim(agent, { dns: 1 })) as [{ lease_id: number }];
+        const [{ lease_id }] = (await claim(agent, { dns: 1 })) as [Lease];
         tried.push(lease_id);
         const observations = [{ name: 'log', value: 'x'.repeat(3_500_000) }];
         await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id, observations }] });
         await server.pass(10_000);
       }
-      const leasesOf = ({ body }: Answer) => body.leases.map((lease: any) => lease.lease_id);
+      const leasesOf = ({ body }: Answer) => body.leases.map((lease: Json) => lease.lease_id);
       const newest = await get(`/v1/tasks/${id}`);
       expect(leasesOf(newest)).toEqual(tried.slice(1));
       const before = await get(`/v1/tasks/${id}?cursor=${newest.body.next_cursor}`);
@@ -584,7 +585,7 @@ describe('what a task may be', () => {
 });
 
 describe('a list of tasks in many states', () => {
-  let all: any[];
+  let all: Json[];
   beforeAll(async () => {
     await start();
     all = await fill();
@@ -608,7 +609,7 @@ describe('a list of tasks in many states', () => {
   }
 
   /** Tasks of some kinds and targets in every state; those that finished did so in another order than that of their ids. */
-  async function fill(): Promise<any[]> {
+  async function fill(): Promise<Lease[]> {
     const agent = await server.register('probe-1');
     const [cancelled, early] = await server.enqueue(
       ...Array.from({ length: 5 }, () => dnsTask({}, { server: '192.0.2.1' })),
@@ -644,7 +645,7 @@ describe('a list of tasks in many states', () => {
   }
 
   /** Those that finished by when they did, the latest first; all others by their ids. */
-  const inOrder = (tasks: any[], { state, target }: { state?: string; target?: string }): any[] =>
+  const inOrder = (tasks: Json[], { state, target }: { state?: string; target?: string }): Json[] =>
     ['completed', 'cancelled', 'dead'].includes(state ?? '') && target === undefined
       ? tasks.toSorted((a, b) => b.finished_at - a.finished_at || b.id - a.id)
       : tasks;
@@ -672,7 +673,7 @@ describe('a list of tasks in many states', () => {
             continue;
           }
           // A DNS server has its port in its target.
-          const targetOf = (task: any) =>
+          const targetOf = (task: Json) =>
             task.kind === 'dns' && !hasPort && target !== 'resolver' ? `${target}:53` : target;
           const wanted = all.filter(
             (task) =>

@@ -1,23 +1,24 @@
 import Ajv, { type ValidateFunction } from 'ajv';
 import addFormats from 'ajv-formats';
+import type { Json } from './api';
 import type { Answer } from './harness';
 
 /** The part of an operation or response that is JSON. */
-export const jsonOf = (content: any) => content?.['application/json'];
+export const jsonOf = (content: Json) => content?.['application/json'];
 
 /** What an operation answers: JSON, or text. */
-export const answerOf = (content: any) => jsonOf(content) ?? content?.['text/plain'];
+export const answerOf = (content: Json) => jsonOf(content) ?? content?.['text/plain'];
 
 /** The statuses of an operation that are no errors. */
-export const successesOf = (operation: any): string[] =>
+export const successesOf = (operation: Json): string[] =>
   Object.keys(operation.responses).filter((status) => Number(status) < 400);
 
 /** A schema of OpenAPI 3.0 as JSON Schema, in which an answer may have no field that is not in the document. */
-function toJsonSchema(schema: any): any {
+function toJsonSchema(schema: Json): Json {
   if (Array.isArray(schema)) return schema.map(toJsonSchema);
   if (typeof schema !== 'object' || schema === null) return schema;
   const { nullable, example, writeOnly, properties, ...rest } = schema;
-  const converted: any = Object.fromEntries(
+  const converted: Json = Object.fromEntries(
     Object.entries(rest).map(([key, value]) => [key, key === 'enum' ? value : toJsonSchema(value)]),
   );
   if (properties) {
@@ -35,7 +36,7 @@ function toJsonSchema(schema: any): any {
 /** The API's document as a server serves it, and what can be held against it. */
 export class ApiDocument {
   /** By names such as `GET /v1/tasks/{id}`. */
-  readonly operations: Map<string, any>;
+  readonly operations: Map<string, Json>;
   private readonly ajv = new Ajv({
     strict: true,
     allowUnionTypes: true,
@@ -46,7 +47,7 @@ export class ApiDocument {
 
   /** @param now the present of the server, which is the example of an instant that has none */
   constructor(
-    readonly document: any,
+    readonly document: Json,
     private readonly now: () => number = Date.now,
   ) {
     addFormats(this.ajv);
@@ -59,7 +60,7 @@ export class ApiDocument {
   }
 
   /** The schema that a reference means. */
-  deref(schema: any): any {
+  deref(schema: Json): Json {
     return schema?.$ref ? this.document.components.schemas[schema.$ref.split('/').pop()] : schema;
   }
 
@@ -92,7 +93,7 @@ export class ApiDocument {
     else if (type === 'application/json')
       problems.push(...this.problemsOf(where, jsonOf(response.content).schema, body));
     // Unlike OpenAPI we take a header for required unless the document says that it is not.
-    for (const [header, { required, schema }] of Object.entries<any>(response.headers ?? {})) {
+    for (const [header, { required, schema }] of Object.entries<Json>(response.headers ?? {})) {
       const value = headers.get(header);
       if (value === null) {
         if (required !== false) problems.push(`${where}: has no ${header}`);
@@ -103,7 +104,7 @@ export class ApiDocument {
   }
 
   /** Puts together what a reader of the document is shown as an example, and tells which fields have none. */
-  exampleOf(schema: any, where: string, missing: string[]): unknown {
+  exampleOf(schema: Json, where: string, missing: string[]): unknown {
     if (schema.example !== undefined) return schema.example;
     if (schema.$ref) return this.exampleOf(this.deref(schema), where, missing);
     const part = schema.allOf?.[0] ?? schema.anyOf?.[0] ?? schema.oneOf?.[0];

@@ -1,5 +1,6 @@
 import { appendFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Json } from './api';
 import { ADMIN_TOKEN, type Credentials, credentialsOf } from './harness';
 import type { Ended, Operation, Requests, Sent } from './history-checker';
 
@@ -7,8 +8,8 @@ import type { Ended, Operation, Requests, Sent } from './history-checker';
 interface Route {
   readonly method?: 'PUT';
   readonly isOperators?: true;
-  path(request: any): string;
-  body?(request: any): object | undefined;
+  path(request: Json): string;
+  body?(request: Json): object | undefined;
 }
 
 const ROUTES: Record<Operation, Route> = {
@@ -48,7 +49,7 @@ export class FailoverClient {
   }
 
   /** Calls until it is answered with something final. @returns undefined where it was not, or was refused */
-  async call<Op extends Operation>(op: Op, request: Requests[Op], key?: string): Promise<any> {
+  async call<Op extends Operation>(op: Op, request: Requests[Op], key?: string): Promise<Json> {
     // Now and then elsewhere, so that what one replica began another ends.
     if (Math.random() < 1 / 8) this.next++;
     do {
@@ -80,7 +81,7 @@ export class FailoverClient {
         body: sent === undefined ? undefined : JSON.stringify(sent),
         signal: AbortSignal.timeout(ANSWER_MS),
       });
-      const body: any = await response.json();
+      const body: Json = await response.json();
       Object.assign(ended, {
         status: response.status,
         retryAfter: response.headers.get('retry-after'),

@@ -10,6 +10,7 @@ import { QueueMaintainer } from '../../src/queue/maintenance';
 import { Continuity } from '../../src/scheduling/continuity';
 import { readSettings, SETTINGS, type Settings } from '../../src/settings';
 import { createLogger } from '../../src/telemetry/logger';
+import type { BodyOf, Json, Unlisted } from './api';
 import { PostgresDatabases } from './postgres-databases';
 
 /** The operator's token that every test's server knows. As one that was minted: a slow hash would slow every start. */
@@ -40,7 +41,7 @@ export class TestClock extends Clock {
 }
 
 /** An answer, read. */
-export interface Answer<Body = any> {
+export interface Answer<Body = Unlisted> {
   status: number;
   headers: Headers;
   body: Body;
@@ -108,7 +109,11 @@ export class ServerClient {
   constructor(readonly url: string) {}
 
   /** Sends a request and reads the answer. */
-  async request(method: string, path: string, { headers = {}, body }: Call = {}): Promise<Answer> {
+  async request<Method extends string, Path extends string>(
+    method: Method,
+    path: Path,
+    { headers = {}, body }: Call = {},
+  ): Promise<Answer<BodyOf<Method, Path>>> {
     const raw = typeof body === 'string' || body instanceof Uint8Array;
     const response = await fetch(this.url + path, {
       method,
@@ -130,12 +135,12 @@ export class ServerClient {
   }
 
   /** Calls as the admin. */
-  operator(
-    method: string,
-    path: string,
+  operator<Method extends string, Path extends string>(
+    method: Method,
+    path: Path,
     body?: unknown,
     headers: Record<string, string> = {},
-  ): Promise<Answer> {
+  ): Promise<Answer<BodyOf<Method, Path>>> {
     return this.request(method, path, {
       headers: { authorization: `Bearer ${ADMIN_TOKEN}`, ...headers },
       body,
@@ -143,12 +148,12 @@ export class ServerClient {
   }
 
   /** Calls as an agent; the body names it unless it says otherwise. */
-  agent(
+  agent<Path extends string>(
     who: Credentials,
-    path: string,
+    path: Path,
     body: object = {},
     headers: Record<string, string> = {},
-  ): Promise<Answer> {
+  ): Promise<Answer<BodyOf<'POST', Path>>> {
     return this.request('POST', path, {
       headers: { ...credentialsOf(who), ...headers },
       body: { agent_id: who.agent_id, ...body },
@@ -265,7 +270,7 @@ export class TestServer extends ServerClient {
   }
 
   /** Rows of the database. */
-  rows<Row = any>(sql: string, ...values: (string | number | null)[]): Promise<Row[]> {
+  rows<Row = Json>(sql: string, ...values: (string | number | null)[]): Promise<Row[]> {
     return this.database.read((statements) => statements.rows<Row>(sql, ...values));
   }
 

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { TASK_STATES, type TaskState } from '../../src/queue/task.entity';
+import type { Json } from './api';
 
 /** What clients do, each with what it sends as its request. */
 export interface Requests {
@@ -38,7 +39,7 @@ export interface Ended {
   at: number;
   status: number | null;
   retryAfter: string | null;
-  body: any;
+  body: Json;
 }
 
 export type Entry = Sent | Ended;
@@ -73,7 +74,7 @@ export interface Tables {
 }
 
 /** Reads what the checker needs; all of it must be of one snapshot. */
-export async function readTables(rows: (sql: string) => Promise<any[]>): Promise<Tables> {
+export async function readTables(rows: (sql: string) => Promise<Json[]>): Promise<Tables> {
   const sums = TASK_STATES.map((state) => `CAST(sum(${state}) AS bigint) AS ${state}`).join(', ');
   return {
     tasks: await rows('SELECT id, kind, target, state, attempts, max_attempts FROM tasks ORDER BY id'),

@@ -1,3 +1,4 @@
+import type { Json } from './api';
 import { type ApiDocument, jsonOf } from './api-document';
 import { type Credentials, credentialsOf } from './harness';
 
@@ -364,7 +365,7 @@ export class HostileRequests {
   }
 
   /** A value that a schema allows, as far as its own words say. */
-  private valid(chance: Chance, given: any, name: string): unknown {
+  private valid(chance: Chance, given: Json, name: string): unknown {
     const schema = this.api.deref(given) ?? {};
     if (schema.nullable && chance.is(0.1)) return null;
     const known = this.seen.get(name.replace(/^lease_ids$/, 'lease_id'));
@@ -395,7 +396,7 @@ export class HostileRequests {
     }
   }
 
-  private validObject(chance: Chance, schema: any): Record<string, unknown> {
+  private validObject(chance: Chance, schema: Json): Record<string, unknown> {
     const value: Record<string, unknown> = {};
     for (const [name, property] of Object.entries(schema.properties ?? {}))
       if (schema.required?.includes(name) || chance.is(0.4)) value[name] = this.valid(chance, property, name);
@@ -421,8 +422,8 @@ export class HostileRequests {
 
   /** Changes one place of a value. */
   private spoil(chance: Chance, root: unknown): unknown {
-    const places: [holder: any, key: string | number][] = [];
-    const walk = (value: any): void => {
+    const places: [holder: Json, key: string | number][] = [];
+    const walk = (value: Json): void => {
       if (typeof value !== 'object' || value === null) return;
       for (const key of Array.isArray(value) ? value.keys() : Object.keys(value)) {
         if (places.length > 200) return;

@@ -3,6 +3,7 @@ import { createServer, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { gunzipSync } from 'node:zlib';
 import protobuf from 'protobufjs';
+import type { Json } from './api';
 
 /** What is read here of opentelemetry/proto/collector/trace/v1 and trace/v1; fields by their numbers there. */
 const PROTO = `
@@ -79,7 +80,7 @@ export class OtlpReceiver {
   private take({ headers, url }: IncomingMessage, body: Buffer): void {
     const bytes = headers['content-encoding'] === 'gzip' ? gunzipSync(body) : body;
     this.raw = Buffer.concat([this.raw, Buffer.from(JSON.stringify([url, headers])), bytes]);
-    const message = Request.toObject(Request.decode(bytes), { longs: Number }) as any;
+    const message = Request.toObject(Request.decode(bytes), { longs: Number }) as Json;
     for (const { resource, scope_spans: scopes = [] } of message.resource_spans ?? []) {
       this.resource = attributesOf(resource?.attributes);
       for (const { spans = [] } of scopes) for (const span of spans) this.spans.push(spanOf(span));
@@ -95,17 +96,17 @@ async function bodyOf(request: IncomingMessage): Promise<Buffer> {
 
 const hex = (bytes: Uint8Array | undefined): string => Buffer.from(bytes ?? []).toString('hex');
 
-const attributesOf = (list: any[] = []): Record<string, unknown> =>
+const attributesOf = (list: Json[] = []): Record<string, unknown> =>
   Object.fromEntries(list.map(({ key, value }) => [key, Object.values(value)[0]]));
 
-const spanOf = (span: any): SentSpan => ({
+const spanOf = (span: Json): SentSpan => ({
   traceId: hex(span.trace_id),
   spanId: hex(span.span_id),
   parentId: hex(span.parent_span_id),
   name: span.name,
   kind: span.kind,
   attributes: attributesOf(span.attributes),
-  links: (span.links ?? []).map((link: any) => ({
+  links: (span.links ?? []).map((link: Json) => ({
     traceId: hex(link.trace_id),
     spanId: hex(link.span_id),
     is: attributesOf(link.attributes)['control_plane.link'],

@@ -1,20 +1,21 @@
 import { randomUUID } from 'node:crypto';
 import pg from 'pg';
 import { PostgresProcess } from '../../scripts/postgres-process.mjs';
+import type { Json } from './api';
 
 /** The machine stays up, so what the kernel has is as good as on the disk. */
 const SETTINGS = { fsync: 'off', jit: 'off', shared_buffers: '32MB', max_connections: '150' };
 
 /** Numbers as numbers. */
 const types = {
-  getTypeParser: (oid: number, format: any) =>
+  getTypeParser: (oid: number, format: Json) =>
     oid === pg.types.builtins.INT8 ? Number : pg.types.getTypeParser(oid, format),
 } as pg.CustomTypesConfig;
 
 /** Does something on a connection of its own. */
 export async function connected<T>(
   url: string,
-  work: (rows: (sql: string) => Promise<any[]>) => Promise<T>,
+  work: (rows: (sql: string) => Promise<Json[]>) => Promise<T>,
 ): Promise<T> {
   const client = new pg.Client({ connectionString: url, types });
   await client.connect();
@@ -26,7 +27,7 @@ export async function connected<T>(
 }
 
 /** The rows of one statement. */
-export const rowsAt = <Row = any>(url: string, sql: string): Promise<Row[]> =>
+export const rowsAt = <Row = Json>(url: string, sql: string): Promise<Row[]> =>
   connected(url, (rows) => rows(sql));
 
 /** The address of another database of the same server. */
@@ -93,7 +94,7 @@ export class PostgresServer {
   }
 
   /** Does something on a connection, in one snapshot. */
-  session<T>(database: string, work: (rows: (sql: string) => Promise<any[]>) => Promise<T>): Promise<T> {
+  session<T>(database: string, work: (rows: (sql: string) => Promise<Json[]>) => Promise<T>): Promise<T> {
     return connected(this.url(database), async (rows) => {
       await rows('BEGIN ISOLATION LEVEL REPEATABLE READ');
       const value = await work(rows);

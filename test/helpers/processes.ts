@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Json } from './api';
 import { ADMIN_TOKEN, CHILD_ENV, NO_QUOTAS, ServerClient } from './harness';
 
 const ROOT = join(__dirname, '../..');
@@ -150,7 +151,7 @@ export class ServerProcess extends ServerClient {
   }
 
   /** The entries of its log that have been written. */
-  get log(): any[] {
+  get log(): Json[] {
     const lines = this.program.output.split('\n').slice(0, -1);
     return lines.map((line) => JSON.parse(line));
   }

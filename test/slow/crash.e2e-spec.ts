@@ -12,6 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Sqlite from 'better-sqlite3';
+import type { Json } from '../helpers/api';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
 import { endAll, Program, ServerProcess } from '../helpers/processes';
 import { brokenPromises } from '../helpers/queue-tables';
@@ -24,7 +25,7 @@ async function call(
   path: string,
   body: object,
   headers: Record<string, string>,
-): Promise<any> {
+): Promise<Json> {
   const answer = await server.request('POST', path, { headers, body }).catch(() => undefined);
   if (answer && answer.status >= 300)
     throw new Error(`${path}: ${answer.status} ${JSON.stringify(answer.body)}`);

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { inspectDatabase } from '../../src/database/open-database';
 import { readSettings } from '../../src/settings';
+import type { Json, Lease } from '../helpers/api';
 import {
   ADMIN_TOKEN,
   type Credentials,
@@ -69,12 +70,12 @@ async function lease(
   who: Credentials,
   kinds: string[],
   ...tasks: object[]
-): Promise<any[]> {
+): Promise<Lease[]> {
   await server.enqueue(...tasks);
   const capacities = Object.fromEntries(kinds.map((kind) => [kind, 10]));
   const { leases } = (await server.agent(who, '/claim', { capacities })).body;
   expect(leases).toHaveLength(tasks.length);
-  return leases.sort((a: any, b: any) => a.task_id - b.task_id);
+  return leases.sort((a, b) => a.task_id - b.task_id);
 }
 
 /** Returns when the log, which is written in blocks, has an entry with these fields. */
@@ -83,7 +84,7 @@ async function logged(server: ServerProcess, fields: object): Promise<void> {
 }
 
 /** The rows of a stopped server's database. */
-function rowsOf(folder: string, sql: string): Promise<any[]> {
+function rowsOf(folder: string, sql: string): Promise<Json[]> {
   const { database } = readSettings({ CONTROL_PLANE_DATABASE_URL: databases.get(folder) });
   return inspectDatabase(database, (statements) => statements.rows(sql));
 }
@@ -245,7 +246,7 @@ describe('the example extension', () => {
         whoisTask('c.example', {}, 'x'),
       ],
     });
-    expect(body.tasks.map(({ state }: any) => state)).toEqual(['queued', 'queued', 'queued']);
+    expect(body.tasks.map(({ state }) => state)).toEqual(['queued', 'queued', 'queued']);
     const window = async () => {
       const { body } = await server.operator(
         'GET',
@@ -258,7 +259,7 @@ describe('the example extension', () => {
     // One of the two that ask the limited server; the third asks another one.
     const agent = await server.register('claims-a-limited-server');
     const { leases } = (await server.agent(agent, '/claim', { capacities: { whois: 5 } })).body;
-    expect(leases.map(({ spec }: any) => spec.domain)).toEqual(['a.example', 'c.example']);
+    expect(leases.map(({ spec }) => (spec as Json).domain)).toEqual(['a.example', 'c.example']);
     expect(await window()).toEqual([{ ...shown, leased: 1, queued: 1, available: 0 }]);
   });
 
@@ -278,7 +279,11 @@ describe('the example extension', () => {
     });
     const { get } = document.paths['/v1/whois/domains'];
     expect(get.security).toEqual([{ operator: [] }]);
-    expect(get.parameters.map(({ name }: any) => name).sort()).toEqual(['cursor', 'expires_before', 'limit']);
+    expect(get.parameters.map(({ name }: Json) => name).sort()).toEqual([
+      'cursor',
+      'expires_before',
+      'limit',
+    ]);
     expect(get.responses['200'].content['application/json'].schema).toEqual({
       $ref: '#/components/schemas/DomainPage',
     });
@@ -348,7 +353,7 @@ describe('a kind that is told of reports', () => {
   });
 
   const probe = (spec: object) => ({ kind: 'probe', spec });
-  const callsAfter = async (work: () => Promise<void>): Promise<any[]> => {
+  const callsAfter = async (work: () => Promise<void>): Promise<Json[]> => {
     const before = (await calls()).length;
     await work();
     return (await calls()).slice(before);

@@ -1,3 +1,4 @@
+import type { Json } from '../helpers/api';
 import { type Ended, type Entry, type Sent, type Tables, violationsOf } from '../helpers/history-checker';
 
 /** A run with nothing wrong: tasks 1 to 4 were enqueued; 1 was completed, 2 expired and is held again, 3 cancelled. */
@@ -89,11 +90,11 @@ interface Run {
   tables: Tables;
 }
 
-const answer = (run: Run, id: number): any =>
+const answer = (run: Run, id: number): Json =>
   run.history.find((entry) => entry.type === 'ended' && entry.id === id);
-const request = (run: Run, id: number): any =>
+const request = (run: Run, id: number): Json =>
   run.history.find((entry) => entry.type === 'sent' && entry.id === id);
-const row = (rows: { id: number }[], id: number): any => rows.find((one) => one.id === id);
+const row = (rows: { id: number }[], id: number): Json => rows.find((one) => one.id === id);
 
 /** What may go wrong, and what the checker says of it. */
 const WRONG: [string, (run: Run) => void, RegExp][] = [

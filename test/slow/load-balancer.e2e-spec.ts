@@ -5,6 +5,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Json } from '../helpers/api';
 import {
   ADMIN_TOKEN,
   type Credentials,
@@ -171,7 +172,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
       let calls = 0;
       let reports = 0;
       let stopping = false;
-      const call = async (path: string, headers: Record<string, string>, body: object): Promise<any> => {
+      const call = async (path: string, headers: Record<string, string>, body: object): Promise<Json> => {
         calls++;
         try {
           const response = await fetch(balancer.url + path, {
@@ -179,7 +180,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
             headers: { 'content-type': 'application/json', ...headers },
             body: JSON.stringify(body),
           });
-          const answer: any = await response.json();
+          const answer: Json = await response.json();
           if (!response.ok) failed.push([path, response.status, answer]);
           return answer;
         } catch (error) {

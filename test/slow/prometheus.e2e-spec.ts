@@ -3,6 +3,7 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Json } from '../helpers/api';
 import { dnsTask, TestServer } from '../helpers/harness';
 import { expressions } from '../helpers/monitoring';
 import { endAll, freePort, track } from '../helpers/processes';
@@ -43,7 +44,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
     writeFileSync(join(folder, 'token'), token, { mode: 0o600 });
   }
 
-  async function get(path: string, parameters: Record<string, string> = {}): Promise<any> {
+  async function get(path: string, parameters: Record<string, string> = {}): Promise<Json> {
     const response = await fetch(`${url}${path}?${new URLSearchParams(parameters)}`);
     return response.json();
   }
@@ -53,7 +54,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
     for (;;) {
       const { status, data, error } = await get('/api/v1/query', { query: expression });
       if (status !== 'success') throw new Error(`${expression}: ${error}`);
-      if (data.result.length > 0) return data.result.map(({ value }: any) => Number(value[1]));
+      if (data.result.length > 0) return data.result.map(({ value }: Json) => Number(value[1]));
       await sleep(100);
     }
   }
@@ -154,12 +155,13 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
     async () => {
       for (const { expr } of expressions)
         expect([expr, (await get('/api/v1/query', { query: expr })).status]).toEqual([expr, 'success']);
-      const rules = async () => (await get('/api/v1/rules')).data.groups.flatMap((group: any) => group.rules);
-      while ((await rules()).some(({ health }: any) => health === 'unknown')) await sleep(100);
+      const rules = async () =>
+        (await get('/api/v1/rules')).data.groups.flatMap((group: Json) => group.rules);
+      while ((await rules()).some(({ health }: Json) => health === 'unknown')) await sleep(100);
       for (const { name, health, lastError } of await rules())
         expect([name, health, lastError]).toEqual([name, 'ok', undefined]);
-      const firing = (await rules()).filter(({ state }: any) => state === 'firing');
-      expect(firing.map(({ name }: any) => name)).toEqual([]);
+      const firing = (await rules()).filter(({ state }: Json) => state === 'firing');
+      expect(firing.map(({ name }: Json) => name)).toEqual([]);
     },
     PATIENCE_MS,
   );
@@ -168,7 +170,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
     'is down when its token is revoked',
     async () => {
       const { body } = await server.operator('GET', '/v1/operator-tokens');
-      const { id } = body.items.find(({ name }: any) => name === 'prometheus');
+      const { id } = body.items.find(({ name }) => name === 'prometheus');
       expect((await server.operator('DELETE', `/v1/operator-tokens/${id}`)).status).toBeLessThan(300);
       await query('up{job="control-plane"} == 0');
       const { data } = await get('/api/v1/targets');

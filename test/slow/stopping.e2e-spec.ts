@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
+import type { Json } from '../helpers/api';
 import { ApiDocument } from '../helpers/api-document';
 import { dnsTask, TestServer } from '../helpers/harness';
 
@@ -37,7 +38,7 @@ describe('a server that was told to stop', () => {
     const agents = await Promise.all(Array.from({ length: 8 }, (_, i) => server.register(`probe-${i}`)));
     const times: number[] = [];
     const claim = async (i: number) => {
-      const answer = await server.agent(agents[i] as any, '/claim', {
+      const answer = await server.agent(agents[i] as Json, '/claim', {
         capacities: { dns: 1 },
         wait_ms: 30_000,
       });
@@ -66,7 +67,7 @@ describe('a server that was told to stop', () => {
     const events: string[] = [];
     const answers: unknown[] = [];
     const agent = async (i: number) => {
-      const { status, body, headers } = await server.agent(agents[i] as any, '/claim', {
+      const { status, body, headers } = await server.agent(agents[i] as Json, '/claim', {
         capacities: { dns: 1 },
         wait_ms: 30_000,
       });

@@ -2,6 +2,7 @@ import { SchedulerRegistry } from '@nestjs/schedule';
 import fc from 'fast-check';
 import { QueueMaintainer } from '../../src/queue/maintenance';
 import type { TaskWhy, WhyChange, WhyReason } from '../../src/tasks/task-why.dto';
+import type { Json } from '../helpers/api';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 
 /** How many random states are tried; a longer search is asked for with CONTROL_PLANE_TEST_RUNS. */
@@ -106,14 +107,14 @@ describe.each(MAX_HELD)('the change that is named, if an agent may hold %i lease
   afterAll(() => server.stop());
 
   const inS = (s: number): string => new Date(clock.now() + s * 1_000).toISOString();
-  const operator = async (method: string, path: string, body?: unknown): Promise<any> => {
+  const operator = async (method: string, path: string, body?: unknown): Promise<Json> => {
     const answer = await server.operator(method, path, body);
     if (answer.status >= 400 && answer.status !== 409)
       throw new Error(`${path}: ${JSON.stringify(answer.body)}`);
     return answer.body;
   };
   const why = (id: number): Promise<TaskWhy> => operator('GET', `/v1/tasks/${id}/why`);
-  const limit = (limits: object[]): Promise<any> => operator('PUT', '/v1/concurrency/limits', { limits });
+  const limit = (limits: object[]): Promise<Json> => operator('PUT', '/v1/concurrency/limits', { limits });
   const liveLeases = () =>
     server.rows<{ id: number; agent_id: number; task_id: number; kind: string }>(
       `SELECT id, agent_id, task_id, kind FROM leases WHERE state = 'active' ORDER BY id`,

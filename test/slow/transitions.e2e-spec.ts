@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import Sqlite from 'better-sqlite3';
+import type { Json } from '../helpers/api';
 import {
   type Answer,
   type Credentials,
@@ -313,7 +314,7 @@ describe(`whatever happens to tasks, leases and limits (TRANSITIONS_SEED=${SEED}
   let folder: string;
   let url: string;
   const servers: ServerProcess[] = [];
-  let rows: (sql: string) => Promise<any[]>;
+  let rows: (sql: string) => Promise<Json[]>;
   let close: () => unknown;
 
   beforeAll(async () => {
