@@ -1,6 +1,6 @@
-// Measures the built server: npm run bench [-- [--quick] [--database postgres] [--out file.json] [subject ...]]. Every figure stands
-// beside a baseline of the same run, for the machine's own speed changes from one minute to the next. What is measured, and
-// what came out: docs/benchmarks.md.
+// Measures the built server: npm run bench [-- [--quick] [--database postgres] [--out file.json] [subject ...]].
+// Every figure has a baseline of the same run, because the machine's own speed changes from one minute to the next.
+// Subjects and results: docs/benchmarks.md.
 import { parseArgs } from 'node:util';
 import { callers } from './callers.mjs';
 import { fleet } from './fleet.mjs';
@@ -17,7 +17,7 @@ import { snapshot } from './snapshot.mjs';
 import { traces } from './traces.mjs';
 
 const EITHER = ['sqlite', 'postgres'];
-/** By name: what runs, on which databases, and how many minutes it may take at most. */
+/** By name: the function, its databases, and the most minutes that it may take. */
 const SUBJECTS = {
   heartbeats: { run: heartbeats, databases: EITHER, minutes: 5 },
   fleet: { run: fleet, databases: EITHER, minutes: 20 },
@@ -37,13 +37,13 @@ Subjects (all, if none is named): ${Object.keys(SUBJECTS).join(', ')}
   --quick                  shorter and smaller
   --database NAME          sqlite or postgres, for subjects that run on either (default sqlite)
   --out FILE               also writes the figures as JSON
-  --agents N,N,...         fleet: how many agents
-  --seconds N              fleet: how long is measured; snapshot: how long the snapshot is held
-  --find                   fleet: searches for the most agents within the service levels
-  --queued N               limits: how many tasks are queued
+  --agents N,N,...         fleet: the numbers of agents
+  --seconds N              fleet: duration of the measurement; snapshot: how long the snapshot is open
+  --find                   fleet: searches for the largest fleet within the service levels
+  --queued N               limits: the number of queued tasks
   --seed N                 fleet: another schedule of arrivals`;
 
-/** What is asked for can't be understood. */
+/** The arguments are not valid. */
 class UsageError extends Error {}
 
 const wholeNumber = (name, text) => {
@@ -77,7 +77,7 @@ function readArguments() {
   };
 }
 
-/** @throws it takes longer */
+/** Waits for the work. @throws it takes longer */
 async function within(minutes, name, work) {
   let overdue;
   const tooLong = new Promise((_, reject) => {
@@ -100,7 +100,7 @@ async function main() {
       const tables = await within(minutes, name, run({ ...asked, database }));
       print(tables);
       measured.push(...tables);
-      // After each subject: what is measured already is kept if a later one fails.
+      // After each subject, so that its results are kept if a later one fails.
       if (asked.out) write(asked.out, { cores, model, node, quick: asked.quick }, measured);
     }
   } finally {

@@ -8,12 +8,15 @@ const CALLERS = [1, 4, 16, 64, 256];
 const MOST_CALLERS = Math.max(...CALLERS);
 const REPLICAS = 2;
 const MORE_REPLICAS = 3;
-/** Ten times what the queue did before limits were taken at claim: 97 a second. */
+/** Ten times the rate of the queue before slots were taken at claim: 97 a second. */
 const AIM = { callers: 64, min: 970 };
 /** Connections of each replica's pool, by default. */
 const POOL = 10;
 
-/** What the database can do at most for callers that each commit two small changes and nothing else: a measure of the machine. */
+/**
+ * The most that the database can do for callers that each commit two small changes and nothing else: a measure of the
+ * machine.
+ */
 class BareCommits {
   static async start() {
     const pool = new pg.Pool({ connectionString: await newDatabase('postgres'), max: REPLICAS * POOL });
@@ -43,7 +46,10 @@ class BareCommits {
   }
 }
 
-/** Has each side work under each load in turns. @returns for each load, each side's rates; the first round is for warming up */
+/**
+ * Runs each side under each load, in turns. The first round is for warming up. @returns for each load, each side's
+ * rates
+ */
 async function inTurns(sides, loads, { rounds, seconds }) {
   const rates = loads.map(() => sides.map(() => []));
   for (let round = 0; round <= rounds; round++) {
@@ -81,7 +87,7 @@ export async function callers({ quick }) {
       `Two bare commits: two updates of a row of the caller's own by primary key, each committed by itself, in process, through ${REPLICAS * POOL} connections.`,
     ]),
     comparison(
-      `${title}, through HTTP: what more callers bring`,
+      `${title}, through HTTP: effect of more callers`,
       rowsOf(0, '1 caller', () => rates[0][0]),
     ),
     comparison(`${title}, in process`, rowsOf(1, 'two bare commits', bare)),

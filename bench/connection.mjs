@@ -1,5 +1,6 @@
-// A connection that costs the load generator little: HTTP/1.1 by hand on a socket, for answers as this service gives them (with a
-// content-length). Requests are pipelined: each is sent at once, whatever is still unanswered before it.
+// A connection that costs the load generator little: HTTP/1.1 written directly to a socket, for answers with a
+// content-length, as this service sends them. Requests are pipelined: each is sent at once, even if earlier ones are
+// unanswered.
 import { connect } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -7,7 +8,7 @@ const HEAD_END = Buffer.from('\r\n\r\n');
 const RETRY_MS = 100;
 const MAX_RETRIES = 300;
 
-/** A request's text. It is sent as it is, so what does not change can be made once. */
+/** Creates the text of a request. Texts that do not change can be created once. */
 export function requestText(method, path, headers = {}, body = undefined) {
   let text = `${method} ${path} HTTP/1.1\r\nhost: 127.0.0.1\r\n`;
   for (const name in headers) text += `${name}: ${headers[name]}\r\n`;
@@ -20,10 +21,13 @@ export class Connection {
   #socket;
   #rest;
   #waiting = [];
-  /** How often it was opened. */
+  /** The number of times that it was opened. */
   opened = 0;
 
-  /** @param localAddress where it comes from, such as 127.0.0.2: one address has some 28,000 ports. By default the system chooses */
+  /**
+   * @param localAddress the source address, such as 127.0.0.2: one address has some 28,000 ports. By default the
+   * system chooses
+   */
   constructor(port, localAddress = undefined) {
     this.port = port;
     this.localAddress = localAddress;
@@ -33,7 +37,7 @@ export class Connection {
     return this.#waiting.length;
   }
 
-  /** Opens it before it is needed, if it is not open. @throws the server does not take it */
+  /** Opens it in advance, if it is not open. @throws the server does not accept it */
   open() {
     if (this.#socket) return undefined;
     return new Promise((resolve, reject) => {
@@ -42,14 +46,16 @@ export class Connection {
     });
   }
 
-  /** Sends a request. @param answered is called once with the status and the body's bytes; 0 and nothing if there is no answer */
+  /**
+   * Sends a request. @param answered called once with the status and the body's bytes; with 0 if there is no answer
+   */
   send(text, answered) {
     const socket = this.#socket ?? this.#open();
     this.#waiting.push(answered);
     socket.write(text);
   }
 
-  /** Sends a request. @returns its status, and its body as text @throws there is no answer, or none within the time */
+  /** Sends a request. @returns its status, and its body as text @throws there is no answer within the time */
   request(method, path, { body, headers, timeoutMs = 120_000 } = {}) {
     return new Promise((resolve, reject) => {
       const overdue = setTimeout(() => {
@@ -68,7 +74,7 @@ export class Connection {
   }
 
   /**
-   * Sends a JSON body. If the server says that it is overloaded, sends it again after a pause, as agents do.
+   * Sends a JSON body. If the server is overloaded, sends it again after a pause, as agents do.
    * @returns the parsed answer
    * @throws its status is not 2xx
    */
@@ -93,7 +99,7 @@ export class Connection {
     this.#rest = undefined;
     this.opened += 1;
     socket.on('data', (bytes) => this.#receive(bytes));
-    // What a failure means is known at its end.
+    // The close event handles failures.
     socket.on('error', () => undefined);
     socket.on('close', () => {
       if (this.#socket === socket) this.#socket = undefined;
@@ -115,7 +121,7 @@ export class Connection {
         throw new Error(`an answer without a content-length: ${head}`);
       const bodyEnd = headEnd + 4 + Number(length ?? 0);
       if (data.length < bodyEnd) break;
-      // A server that gives up an idle connection may say so (408) before it closes.
+      // A server may answer 408 before it closes an idle connection.
       this.#waiting.shift()?.(status, data.subarray(headEnd + 4, bodyEnd));
       from = bodyEnd;
     }

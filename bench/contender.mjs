@@ -1,10 +1,11 @@
-// Runs one queue in a process of its own, so that they do not share a heap or an event loop: contender.mjs name database.
+// Runs one queue in a separate process, so that queues do not share a heap or an event loop: contender.mjs name
+// database.
 import { CONTENDERS } from './contenders.mjs';
 
 const [name, database] = process.argv.slice(2);
 const contender = new CONTENDERS[name]();
 const started = contender.start(database);
-// Told with the first answer.
+// Reported with the first answer.
 started.catch(() => undefined);
 
 const OPERATIONS = {

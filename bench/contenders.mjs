@@ -1,4 +1,5 @@
-// The queues that are compared in process, each behind the same three calls: `enqueue` tasks, `work` until `count` are done, `stop`.
+// The queues that are compared in process, each with the same three methods: `enqueue` tasks, `work` until `count`
+// are done, `stop`.
 import { EventEmitter } from 'node:events';
 import { createRequire } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,15 +10,15 @@ import { claimBody, dnsTasks, MAX_CLAIM, MAX_ENQUEUE, reportBody } from './wire.
 
 const require = createRequire(import.meta.url);
 
-/** The specs of tasks in batches of what one call takes. */
+/** Generates the specs of tasks, in batches of one call. */
 function* batches(count) {
   for (let done = 0; done < count; done += MAX_ENQUEUE)
     yield dnsTasks(Math.min(MAX_ENQUEUE, count - done), { from: done });
 }
 
 /**
- * The built application without HTTP: the calls that its routes make, made in its process. What follows is therefore the cost
- * of its work on the database, as with a queue that is a library.
+ * The built application without HTTP: makes the calls of its routes in its process. So it measures the cost of its work
+ * on the database, as with a queue that is a library.
  */
 class ControlPlane {
   #agents = [];
@@ -77,7 +78,10 @@ class ControlPlane {
   }
 }
 
-/** graphile-worker as its own documentation sets it up for speed: jobs fetched ahead and completed in batches. Its tasks do nothing. */
+/**
+ * graphile-worker, configured for speed by its documentation: jobs fetched ahead and completed in batches. Its tasks
+ * do nothing.
+ */
 class GraphileWorker {
   fetchedAhead = 500;
 
@@ -104,7 +108,10 @@ class GraphileWorker {
       await this.utils.addJobs(tasks.map(({ spec }) => ({ identifier: 'check', payload: spec })));
   }
 
-  /** @param count must be what is enqueued; counted from the first look for tasks until the database has none left */
+  /**
+   * @param count must be the number of queued tasks; the time is measured from the first fetch until the database has
+   * none left
+   */
   async work({ count }) {
     const events = new EventEmitter();
     const over = Promise.withResolvers();
@@ -142,7 +149,7 @@ class GraphileWorker {
   }
 }
 
-/** The same with more fetched ahead than it advises: a worker that ends leaves all of them locked. */
+/** The same with more jobs fetched ahead than advised: if a worker ends, all of them stay locked. */
 class GreedyGraphileWorker extends GraphileWorker {
   fetchedAhead = 2_000;
 }

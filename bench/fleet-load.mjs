@@ -1,9 +1,8 @@
-// The load generator of fleet.mjs, a process of its own so that the server does not share a core with it.
-//
-// It is an open loop. Agents don't wait for each other, so a slow answer must not hold back the next call: a generator that waits
-// sends less just when the server is slow, and leaves out the calls that would have waited longest (coordinated omission). All
-// instants are therefore fixed in advance by a seed, each call is sent at its instant whatever is unanswered, on its
-// agent's connection behind earlier calls, and its latency counts from that instant, the generator's own delay included. The server
+// The load generator of fleet.mjs, in a separate process, so that the server does not share a core with it. It is an
+// open loop. Agents do not wait for each other, so a slow answer must not delay the next call: a generator that waits
+// sends less when the server is slow, and leaves out the calls that would have waited longest (coordinated omission).
+// So a seed fixes all instants in advance. Each call is sent at its instant, on its agent's connection after earlier
+// calls, answered or not, and its latency counts from that instant, including the generator's own delay. The server
 // handles the requests of one connection one after the other, so a call also waits for those of its own agent.
 import { performance } from 'node:perf_hooks';
 import { Connection, requestText } from './connection.mjs';
@@ -11,11 +10,14 @@ import { each } from './load.mjs';
 import { percentile, schedule } from './statistics.mjs';
 import { agentHeaders, claimBody, extendBody, heartbeatBody, metricsBody, reportBody } from './wire.mjs';
 
-/** The agents' budget: with reports of 2 as often as claims, each claim finds room for 2 and the others are under way. */
+/**
+ * The agents' capacity: with reports of 2 as often as claims, each claim has room for 2, and the other two leases are
+ * in progress.
+ */
 const CAPACITY = 4;
-/** How long after the last call answers may still come. */
+/** How long to wait for answers after the last call, in ms. */
 const LAST_ANSWERS_MS = 10_000;
-/** How many connections are opened at once. */
+/** The number of connections that are opened at once. */
 const OPENED_AT_ONCE = 200;
 const GIVEN_BACK_AT_ONCE = 64;
 
@@ -36,7 +38,7 @@ class Agent {
   }
 }
 
-/** By route: the request of a call now, and what is done with its answer's body. */
+/** By route: creates the request of a call, and handles its answer's body. */
 const CALLS = {
   heartbeat: (agent) => ({ text: agent.heartbeat }),
   claim: (agent, run) => ({
@@ -52,7 +54,7 @@ const CALLS = {
     return {
       text: agent.textOf('/extend', extendBody(agent.agent, asked)),
       answered: (body) => {
-        // What was reported meanwhile is no live lease any more either; only what is held still is lost.
+        // Leases that were reported meanwhile are not live either: only those that are still held are lost.
         const lost = JSON.parse(body).revoked.filter((id) => agent.held.includes(id));
         agent.held = agent.held.filter((id) => !lost.includes(id));
         run.lost += lost.length;
@@ -80,13 +82,13 @@ function know({ port, agents: credentials }) {
   return {};
 }
 
-/** Reports what agents still hold, so that none of it runs out before they call again. */
+/** Reports the leases that agents still hold, so that none expires before the next run. */
 async function giveBack(used) {
   await each(used, GIVEN_BACK_AT_ONCE, async (agent) => {
     const held = agent.held.splice(0);
     if (held.length === 0) return;
     const body = reportBody(agent.agent, held);
-    // A server that can't answer now has these leases run out.
+    // If the server can't answer now, these leases expire.
     await agent.connection
       .request('POST', '/report', { body, headers: agent.headers, timeoutMs: LAST_ANSWERS_MS })
       .catch(() => undefined);
@@ -100,7 +102,7 @@ async function run({ agents: size, rates, routes, warmupMs, steadyMs, seed, repo
   const late = [];
   let unanswered = 0;
   const used = agents.slice(0, size);
-  // Every one sends within a second, long before the server gives up a connection without a request.
+  // Each sends within a second, long before the server closes a connection without a request.
   await each(used, OPENED_AT_ONCE, ({ connection }) => connection.open());
   const opened = used.map(({ connection }) => connection.opened);
   const startedAt = performance.now() + 100;

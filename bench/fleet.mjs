@@ -1,5 +1,5 @@
-// A fleet at its full default quotas, as an open loop: when each call is made is fixed in advance, and a call waits for no
-// answer. See fleet-load.mjs for how that is done, and why.
+// A fleet at its full default quotas, as an open loop: the instants of all calls are fixed in advance, and no call
+// waits for an answer. How and why: fleet-load.mjs.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { enqueue, register } from './load.mjs';
 import {
@@ -14,7 +14,10 @@ import {
 import { count, figure, table } from './report.mjs';
 import { bisect } from './statistics.mjs';
 
-/** The routes with the calls a minute that the default quotas allow each agent, and their service level: p50 and p95 in ms. */
+/**
+ * The routes, with the calls a minute that the default quotas allow each agent, and the service level: p50 and p95 in
+ * ms.
+ */
 const ROUTES = {
   heartbeat: { perMinute: 6, p50: 100, p95: 300 },
   claim: { perMinute: 12, p50: 150, p95: 400 },
@@ -23,12 +26,12 @@ const ROUTES = {
   metrics: { perMinute: 60, p50: 250, p95: 600 },
 };
 const RATES = Object.values(ROUTES).map(({ perMinute }) => perMinute);
-/** A report completes this many. */
+/** The number of leases in a report. */
 const REPORTED_AT_ONCE = 2;
 const FOUND_WITHIN = 0.03;
-/** Between two runs, so that every quota's bucket is full again. */
+/** The pause between two runs, until all buckets of quotas are full again. */
 const PAUSE_MS = 12_000;
-/** A generator whose own calls are later than this measures itself. */
+/** If the generator's own calls are later than this, in ms, it measures itself. */
 const MAX_LATE_MS = 25;
 
 export async function fleet({ database, quick, agents: asked, seconds, find, seed }) {
@@ -74,7 +77,7 @@ export async function fleet({ database, quick, agents: asked, seconds, find, see
   return tables;
 }
 
-/** A server with a load generator, and a fleet that is registered. */
+/** A server with a load generator and a registered fleet. */
 class Target {
   #marks = [];
   #marking = Promise.resolve();
@@ -82,7 +85,7 @@ class Target {
   static async start(server, cores, agentCount) {
     const target = new Target();
     const { agents } = await register(server, agentCount, 'fleet');
-    // It says when the time that is measured begins and ends.
+    // The generator reports the start and end of the measured time.
     const onEvent = () => target.#mark();
     const load = startScript('./fleet-load.mjs', { core: cores.load, onEvent });
     await load.ask({ op: 'know', port: server.port, agents });
@@ -91,13 +94,13 @@ class Target {
 
   #mark() {
     this.#marking = this.#marking.then(async () => {
-      // Commits first: what it costs to read them is then in neither of two marks, or in both.
+      // Commits first, so that the cost of reading them is in both marks or in neither.
       const commits = await this.server.commits();
       this.#marks.push({ ...(await this.server.usage()), commits, machineMs: machineBusyMs() });
     });
   }
 
-  /** Has a part of the fleet call for a time. @returns the figures, and what is wrong with them */
+  /** Runs a part of the fleet for a time. @returns the figures, and the failures */
   async run(size, { warmupMs, steadyMs, seed }) {
     this.#marks = [];
     const load = await this.load.ask({
@@ -126,7 +129,7 @@ function usedBetween(from, to) {
   };
 }
 
-/** Which service levels are not kept, and what else is wrong. */
+/** Lists the missed service levels and other failures. */
 function failuresOf({ routes, lateP95, unanswered, lost }) {
   const failures = [];
   const all = Object.entries(routes);
@@ -189,10 +192,10 @@ const tableOfRoutes = (title, runs) =>
 
 const tableOfFound = (found) =>
   table(
-    'The most agents within the service levels',
+    'The largest fleet within the service levels',
     {
-      'All kept': ({ passed: most }) => (most === undefined ? 'none tried' : count(most)),
-      'Not kept': ({ failed }) => (failed === undefined ? 'none tried' : count(failed)),
+      'All met': ({ passed: most }) => (most === undefined ? 'none tried' : count(most)),
+      'Not met': ({ failed }) => (failed === undefined ? 'none tried' : count(failed)),
     },
     [found],
   );
@@ -202,7 +205,7 @@ function notesOn(database, isPinned, warmupMs, steadyMs) {
     ? `The server has one core to itself, the load generator the other${database === 'postgres' ? '; PostgreSQL runs on both' : ''}.`
     : 'Neither the server nor the load generator is pinned to a core.';
   return [
-    `${cores} ${warmupMs / 1_000} s to warm up, then ${steadyMs / 1_000} s measured. Latency counts from the instant at which the schedule has the call, not from when it was sent.`,
-    'Machine: the cores that all programs used. If it is far above the server and its generator, others took part of their cores, and a failure says nothing of the server.',
+    `${cores} ${warmupMs / 1_000} s to warm up, then ${steadyMs / 1_000} s measured. Latency counts from the scheduled instant of the call, not from when it was sent.`,
+    'Machine: the cores that all programs used. If it is far above the server and its generator, other programs used their cores, and a failure does not count against the server.',
   ];
 }

@@ -1,5 +1,5 @@
-// What limits cost: those who work elsewhere while targets are full, those who work within limits, claims on a deep queue, and
-// the calls that set a limit, with everybody else meanwhile.
+// The cost of limits: for callers with tasks of other targets while some targets are full, for callers within limits,
+// for claims on a deep queue, and for calls that set a limit, with the effect on all others.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Connection, requestText } from './connection.mjs';
 import { enqueue, Stock, work, workersAt } from './load.mjs';
@@ -9,9 +9,12 @@ import { percentile } from './statistics.mjs';
 import { claimBody, limitOf, limitTarget, MAX_CLAIM, otherTarget, reportBody, workTarget } from './wire.mjs';
 
 const TARGETS = 200;
-/** The limit of each target in the way. */
+/** The limit of each full target. */
 const FULL_LIMIT = 10;
-/** Of each target that is worked: together more than the workers hold, so that what is measured is the limits' cost. */
+/**
+ * The limit of each target with tasks for workers: together more than the workers hold, so that limits have a cost
+ * but never hold back tasks.
+ */
 const WORKED_LIMIT = 20;
 const SHALLOW = 1_000;
 const LOADS = [
@@ -19,12 +22,12 @@ const LOADS = [
   { figure: 'tasks/s, one at a time, 16 callers', size: 1, callers: 16, enough: 6_000 },
 ];
 const CLAIM_BLOCKS = 6;
-/** How many leases are claimed at once to fill targets. */
+/** The number of leases that are claimed at once to fill targets. */
 const HELD_AT_ONCE = 250;
 
-/** How long a call that sets a limit may take before it is given up. */
+/** The timeout of a call that sets a limit, in ms. */
 const SET_TIMEOUT_MS = 120_000;
-/** As many looks at its health a second, each at its instant whatever the others take. */
+/** Health checks a second, each at its instant, independent of the others. */
 const HEALTH_EVERY_MS = 10;
 const SET_P95_MS = 100;
 const HEALTH_P99_MS = 50;
@@ -53,7 +56,7 @@ const setLimits = (server, limitsToSet) =>
 const targetsOf = (name, targets, limit) =>
   Array.from({ length: targets }, (_, i) => limitOf({ kind: 'dns', target: limitTarget(name(i)) }, limit));
 
-/** Brings targets to their limit, with tasks behind them: every slot is held by an agent that does not report. */
+/** Fills targets to their limit, with queued tasks: an agent holds every slot and does not report. */
 async function fill(server, targets, tasks) {
   await setLimits(server, targetsOf(otherTarget, targets, FULL_LIMIT));
   await enqueue(server, tasks, { targetOf: (i) => otherTarget(i % targets) });
@@ -76,7 +79,7 @@ async function politeness(database, quick, backlog) {
     return { server, stock, workers: await workersAt([server], most) };
   };
   const sides = {
-    // As much to do as where targets are full, and behind the work as well.
+    // As many tasks as with full targets, and also after the workers' tasks.
     none: await sideOf((server) => enqueue(server, backlog, { targetOf: otherTarget, priority: -1 })),
     behind: await sideOf((server) => fill(server, TARGETS, backlog)),
     inside: await sideOf(async (server) => {
@@ -105,9 +108,13 @@ async function politeness(database, quick, backlog) {
       figure: `${what}: ${load}`,
       ...{ ours: measured[i][name], baseline: 'no limits', theirs: measured[i].none, aim: { min } },
     }));
-  return comparison(`What limits cost those who claim and report (${database})`, [
-    ...rowsOf('behind', `${count(backlog)} tasks behind ${TARGETS} full targets, work elsewhere`, 0.9),
-    ...rowsOf('inside', `the work is of ${TARGETS} targets with limits`, 0.7),
+  return comparison(`The cost of limits for claims and reports (${database})`, [
+    ...rowsOf(
+      'behind',
+      `${count(backlog)} tasks of ${TARGETS} full targets queued, tasks of other targets claimed`,
+      0.9,
+    ),
+    ...rowsOf('inside', `tasks of ${TARGETS} targets with limits claimed`, 0.7),
   ]);
 }
 
@@ -125,7 +132,7 @@ async function depth(database, quick, { deep, backlog }) {
     deep: await sideOf((server) => enqueue(server, deep - SHALLOW)),
     behind: await sideOf((server) => fill(server, 1, backlog)),
   };
-  // In turns, so that what else the machine does meets all; the first turn is for warming up.
+  // In turns, so that other load on the machine affects all of them; the first turn is for warming up.
   for (let turn = 0; turn <= CLAIM_BLOCKS; turn++) {
     for (const { server, worker, p95 } of Object.values(sides)) {
       const times = [];
@@ -150,9 +157,9 @@ async function depth(database, quick, { deep, backlog }) {
     ...{ ours: sides[name].p95, baseline: `${count(SHALLOW)} queued`, theirs: sides.shallow.p95 },
     aim: { max: 1.3 },
   });
-  return comparison(`Claims by what is queued (${database})`, [
+  return comparison(`Claims by the depth of the queue (${database})`, [
     rowOf('deep', `${count(deep)} queued`),
-    rowOf('behind', `${count(backlog)} more behind one full target`),
+    rowOf('behind', `${count(backlog)} more of one full target`),
   ]);
 }
 
@@ -196,8 +203,8 @@ async function setting(database, quick, queued) {
   const summary = [
     { what: 'PUT limits p95, ms', value: percentile(times, 95), most: SET_P95_MS },
     { what: 'GET /healthz p99 meanwhile, ms', value: percentile(meanwhile, 99), most: HEALTH_P99_MS },
-    { what: 'the same before, no limit being set', value: percentile(before, 99) },
-    { what: 'answers of 5xx, or none', value: serverErrors, most: 0 },
+    { what: 'the same before, without a call that sets limits', value: percentile(before, 99) },
+    { what: 'answers 5xx, or none', value: serverErrors, most: 0 },
   ];
   const calls = Object.keys(scopes).flatMap((scope) => Object.keys(steps).map((step) => ({ scope, step })));
   return [
@@ -236,7 +243,7 @@ async function setting(database, quick, queued) {
 
 const own = (rows, { scope, step }) => rows.filter((row) => row.scope === scope && row.step === step);
 
-/** Callers that work, and one that looks at the server's health, until they are stopped. */
+/** Callers that claim and report, and one that checks the server's health, until they are stopped. */
 async function startOthers(server) {
   const workers = await workersAt([server], 4, 'other');
   const statuses = {};
@@ -257,7 +264,8 @@ async function startOthers(server) {
     }
   });
   const health = [];
-  // A connection takes 16 requests in a pipeline: with this many connections there is room for the looks of 30 s without an answer.
+  // A connection takes 16 requests in a pipeline: this number of connections has room for the checks of 30 s without
+  // an answer.
   const lookers = Array.from({ length: 200 }, () => new Connection(server.port));
   const text = requestText('GET', '/healthz');
   const startedAt = performance.now();
@@ -273,7 +281,7 @@ async function startOthers(server) {
     }
   }, HEALTH_EVERY_MS);
   return {
-    /** How long looks at its health took in ms, since this was last asked. */
+    /** The durations of health checks since the last call, in ms. */
     healthSoFar: () => health.splice(0),
     stop: async () => {
       isOver = true;

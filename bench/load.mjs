@@ -1,15 +1,15 @@
-// Closed loops: callers of which each sends its next call when the one before was answered. They show how much gets done; how long
-// callers wait at a given load is for fleet.mjs.
+// Closed loops: each caller sends its next call when the previous one was answered. They measure throughput;
+// fleet.mjs measures latency at a given load.
 import { Connection } from './connection.mjs';
 import { OPERATOR } from './processes.mjs';
 import { percentile } from './statistics.mjs';
 import { agentHeaders, claimBody, dnsTasks, heartbeatBody, MAX_ENQUEUE, reportBody } from './wire.mjs';
 
-/** How often in a row a caller may find nothing: claims at once can pass over what another has locked. */
+/** The most empty claims in a row: concurrent claims can skip tasks that another one has locked. */
 const MAX_EMPTY = 200;
 const CONNECTIONS = 64;
 
-/** Does the work for each item, at most `concurrency` at a time. */
+/** Runs the work for each item, at most `concurrency` at a time. */
 export async function each(items, concurrency, work) {
   const rest = items.values();
   await Promise.all(
@@ -40,7 +40,7 @@ export async function register(server, count, prefix = 'bench') {
 
 const connect = ({ port }, count) => Array.from({ length: count }, () => new Connection(port));
 
-/** Enqueues tasks. @param options see dnsTasks; `atOnce` are enqueued in a call */
+/** Enqueues tasks. @param options see dnsTasks; `atOnce`: tasks in one call */
 export async function enqueue(server, count, { atOnce = MAX_ENQUEUE, ...options } = {}) {
   for (let done = 0; done < count; done += atOnce) {
     const tasks = dnsTasks(Math.min(atOnce, count - done), { from: done, ...options });
@@ -49,7 +49,7 @@ export async function enqueue(server, count, { atOnce = MAX_ENQUEUE, ...options 
   }
 }
 
-/** An agent with a connection of its own, that claims and reports. */
+/** An agent with its own connection that claims and reports. */
 export class Worker {
   constructor(server, agent) {
     this.agent = agent;
@@ -57,13 +57,13 @@ export class Worker {
     this.connection = new Connection(server.port);
   }
 
-  /** @returns the ids of the leases granted */
+  /** @returns the ids of the granted leases */
   async claim(count) {
     const { leases } = await this.connection.post('/claim', claimBody(this.agent, count), this.headers);
     return leases.map(({ lease_id: id }) => id);
   }
 
-  /** @throws one is not acknowledged */
+  /** @throws a report is not acknowledged */
   async report(leaseIds) {
     const body = reportBody(this.agent, leaseIds);
     const { acknowledged } = await this.connection.post('/report', body, this.headers);
@@ -76,7 +76,7 @@ export class Worker {
   }
 }
 
-/** Tasks that wait for rounds of work: enqueued between rounds, as many as a round may need. */
+/** The queued tasks for rounds: enqueued between rounds, as many as a round may need. */
 export class Stock {
   #queued = 0;
   #most = 0;
@@ -86,7 +86,7 @@ export class Stock {
     this.enqueue = enqueue;
   }
 
-  /** Makes sure of at least `count` tasks, and of three times what one round took so far. */
+  /** Enqueues up to `count` tasks, and up to three times the most that a round has used. */
   async require(count) {
     const missing = Math.max(count, 3 * this.#most) - this.#queued;
     if (missing <= 0) return;
@@ -100,19 +100,19 @@ export class Stock {
   }
 }
 
-/** Registers agents that work, each at one of the servers. */
+/** Registers agents, each at one of the servers. */
 export async function workersAt(servers, count, prefix) {
   const { agents } = await register(servers[0], count, prefix);
   return agents.map((agent, i) => new Worker(servers[i % servers.length], agent));
 }
 
 /**
- * Has workers claim and report.
- * @param options.size how many tasks each claims at a time
- * @param options.count until this many are done
- * @param options.seconds or for so long
- * @returns tasks a second, how many were done, how long claims took in ms, and how many came back empty
- * @throws there is nothing left to do
+ * Lets workers claim and report.
+ * @param options.size the number of tasks in a claim
+ * @param options.count stops after this number of tasks
+ * @param options.seconds or after this time
+ * @returns tasks a second, the number of tasks, the durations of claims in ms, and the number of empty claims
+ * @throws there are no tasks left
  */
 export async function work(workers, { size, count = Number.POSITIVE_INFINITY, seconds = 3_600 }) {
   const startedAt = performance.now();
@@ -142,7 +142,7 @@ export async function work(workers, { size, count = Number.POSITIVE_INFINITY, se
   return { rate: done / ((performance.now() - startedAt) / 1_000), done, claims, empty };
 }
 
-/** Sends heartbeats for a time, each connection for its share of the agents in turns. */
+/** Sends heartbeats for a time, each connection in turns for its share of the agents. */
 export async function beat(server, agents, seconds) {
   const connections = connect(server, CONNECTIONS);
   const startedAt = performance.now();

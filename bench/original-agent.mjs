@@ -1,11 +1,12 @@
-// Runs a simulation of the original control plane's agent against the built server, in real time, and prints how much it gets
-// done: node bench/original-agent.mjs [seconds [default | raised]]. What the agent does, and what came out: docs/from-the-original.md.
+// Runs a simulation of the original control plane's agent against the built server, in real time, and prints its
+// throughput: node bench/original-agent.mjs [seconds [default | raised]]. The agent's behaviour, and the results:
+// docs/from-the-original.md.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { OPERATOR, ROLL_OUT, startServer } from './processes.mjs';
 
 const SECONDS = Number(process.argv[2] ?? 300);
 const ASKED = process.argv[3];
-/** What docs/from-the-original.md recommends. */
+/** The settings that docs/from-the-original.md recommends. */
 const RAISED = {
   ...ROLL_OUT,
   CONTROL_PLANE_QUOTA_HEARTBEAT: '30/1m,10',
@@ -13,7 +14,7 @@ const RAISED = {
   CONTROL_PLANE_QUOTA_EXTEND: '60/1m,20',
   CONTROL_PLANE_QUOTA_REPORT: '600/1m,100',
 };
-/** Those under the same settings run at the same time, each on a server of its own. */
+/** Runs with the same settings run at the same time, each on its own server. */
 const RUNS = [
   // The agents' quotas are the program's own defaults.
   ['default', ROLL_OUT, [34, 100]],
@@ -38,16 +39,16 @@ const EMPTY_MS = 250;
 const FIRST_RETRY_MS = 100;
 const MAX_RETRY_MS = 5_000;
 
-/** An agent as the original's. */
+/** A simulated agent of the original. */
 class OriginalAgent {
   held = new Set();
   refused = 0;
   rejected = 0;
   ended = false;
-  /** Ends when the report before was answered, if reports go one after the other. */
+  /** Resolves when the previous report was answered, if reports are sent one after the other. */
   reports = Promise.resolve();
 
-  /** @param together whether each check reports by itself, or one report waits for the other */
+  /** @param together whether each check reports separately, or reports are sent one after the other */
   constructor(url, { agent_id, auth_token }, together) {
     this.url = url;
     this.id = agent_id;
@@ -63,7 +64,10 @@ class OriginalAgent {
     await Promise.all([this.beat(), this.claim(), this.extend()]);
   }
 
-  /** Sends until it is not refused: after 100 ms, then twice as long, at most 5 s. `Retry-After` it does not read. */
+  /**
+   * Sends a call until it is not refused: retries after 100 ms, then doubles the wait up to 5 s. It ignores
+   * `Retry-After`.
+   */
   async call(path, body) {
     for (let waitMs = FIRST_RETRY_MS; !this.ended; waitMs = Math.min(waitMs * 2, MAX_RETRY_MS)) {
       const answer = await fetch(this.url + path, {
@@ -146,7 +150,8 @@ async function measure(server, name, tasks, together) {
       if (seconds() >= 60 * (byMinute.length + 1)) byMinute.push(done);
     }
     const tookSeconds = Math.round(seconds());
-    // Each lease counts as an attempt, and the agent gives none back: what did not end as done or is not held has expired.
+    // Each lease counts as an attempt, and the agent cancels none: leases that are neither completed nor held have
+    // expired.
     let expired = -done;
     let cursor = '';
     do {

@@ -1,4 +1,4 @@
-// The memory of claims that wait for work, besides that of their sockets: what grows when agents that are connected already begin to
+// The memory of claims that wait for tasks, without that of their sockets: the growth when connected agents begin to
 // wait.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Connection, requestText } from './connection.mjs';
@@ -9,9 +9,9 @@ import { agentHeaders, claimBody, heartbeatBody } from './wire.mjs';
 
 const SIZES = [10_000, 100_000];
 const WAIT_MS = 30_000;
-/** For files that are no sockets. */
+/** Reserved for files that are not sockets. */
 const SPARE_FILES = 500;
-/** How many claims are sent before it is waited until the server has read them. */
+/** The number of claims that are sent before waiting until the server has read them. */
 const SENT_AT_ONCE = 250;
 const CONNECTED_AT_ONCE = 64;
 /** One loopback address has some 28,000 ports to connect from, and those of closed connections are not free at once. */
@@ -32,7 +32,7 @@ export async function polls({ database, quick }) {
         Sockets: ({ size }) => count(size),
         'An idle socket, KiB RSS': ({ socket }) => figure(socket.rss),
         'KiB heap of it': ({ socket }) => figure(socket.heap),
-        'A waiting claim besides, KiB RSS': ({ claim }) => figure(claim.rss),
+        'A waiting claim on it, KiB RSS': ({ claim }) => figure(claim.rss),
         'KiB heap of that': ({ claim }) => figure(claim.heap),
         Aim: () => `≤ ${AIM_KIB} KiB`,
         Met: ({ claim }) => (Math.max(claim.rss, claim.heap) <= AIM_KIB ? 'yes' : 'no'),
@@ -44,8 +44,8 @@ export async function polls({ database, quick }) {
       },
       rows,
       [
-        'Each after a garbage collection: with every socket idle after a heartbeat, against before they were opened; and with claims waiting on them, against that.',
-        `Aimed at ${SIZES.map(count).join(' and ')}; here a process may have ${count(maxOpenFiles())} files open (ulimit -n), and each claim that waits takes a socket.`,
+        'Each after a garbage collection: all sockets idle after a heartbeat, compared with the state before they were opened; then with waiting claims on them, compared with idle sockets.',
+        `Aimed at ${SIZES.map(count).join(' and ')}; here a process can have ${count(maxOpenFiles())} open files (ulimit -n), and each waiting claim needs a socket.`,
       ],
     ),
   ];
@@ -75,9 +75,9 @@ async function measure(database, size) {
     connections[i].send(requestText('POST', '/claim', agentHeaders(agents[i]), body), (status) => {
       if (!isOver) early[status] = (early[status] ?? 0) + 1;
     });
-    // Answered after them: the server has read those before.
+    // Its answer comes after the claims were read.
     if (i % SENT_AT_ONCE === 0) await beat();
-    // The first ones must still wait when all do.
+    // The first claims must still wait when all others do.
     if (performance.now() - sentFrom > WAIT_MS - 5_000) break;
   }
   await beat();

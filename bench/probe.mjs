@@ -1,4 +1,4 @@
-// Loaded into a measured process before its program: answers its parent with what the process has used so far.
+// Loaded into a measured process before its program: sends its parent the resources that the process has used so far.
 import { performance } from 'node:perf_hooks';
 
 process.on('message', ({ collect }) => {
@@ -9,10 +9,10 @@ process.on('message', ({ collect }) => {
     atMs: performance.now(),
     /** Processor time of all its threads. */
     cpuMs: (user + system) / 1_000,
-    /** How long its event loop was not idle. */
+    /** How long its event loop was busy. */
     activeMs: performance.eventLoopUtilization().active,
     ...{ rss, heapUsed, external },
   });
 });
-// It must be able to end while its parent lives.
+// The process must be able to end while its parent runs.
 process.channel.unref();

@@ -1,5 +1,4 @@
-// The processes that a bench measures, and the databases that they are measured on. What is started here ends with the bench,
-// however that ends.
+// The processes that a bench measures, and their databases. All of them end with the bench, however that ends.
 import { execFileSync, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
@@ -18,14 +17,19 @@ const STOP_MS = 20_000;
 export const ADMIN_TOKEN = 'bench-admin-token-of-no-value';
 export const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}` };
 
-/** What an operator sets to roll a fleet out from one address, and to enqueue for it with one token. Quotas of agents are the defaults. */
+/**
+ * Settings for rolling a fleet out from one address and enqueueing with one token. Quotas of agents are the defaults.
+ */
 export const ROLL_OUT = {
   CONTROL_PLANE_REGISTER_PER_IP: '1000000/1m,1000000',
   CONTROL_PLANE_REGISTER_TOTAL: '1000000/1h,1000000',
   CONTROL_PLANE_QUOTA_OPERATOR: '1000000/1m,1000000',
 };
 
-/** Quotas that are enforced and so high that none is met, and leases that do not run out between claim and report on a slow machine. */
+/**
+ * Quotas that are enforced but never reached, and leases that do not expire between claim and report on a slow
+ * machine.
+ */
 export const UNTHROTTLED = {
   ...ROLL_OUT,
   CONTROL_PLANE_QUOTA_HEARTBEAT: '1000000/1s,1000000',
@@ -48,7 +52,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => p
 
 let postgres;
 
-/** The PostgreSQL of this run, started when it is first asked for: the address of its server, for an administrator. */
+/** Returns the address of this run's PostgreSQL server, for an administrator; starts it at the first call. */
 export async function postgresUrl() {
   postgres ??= startPostgres('bench');
   return (await postgres).url;
@@ -61,7 +65,7 @@ export async function stopPostgres() {
 
 let databases = 0;
 
-/** Makes an empty database. @param {'sqlite' | 'postgres'} kind @returns its address */
+/** Creates an empty database. @param {'sqlite' | 'postgres'} kind @returns its address */
 export async function newDatabase(kind) {
   databases += 1;
   if (kind === 'sqlite') return `sqlite://${join(folder, `${databases}.db`)}`;
@@ -69,7 +73,7 @@ export async function newDatabase(kind) {
   return createDatabase(url, `${(await postgres).prefix}${databases}`);
 }
 
-/** What a server of a bench needs to be told besides what is measured. */
+/** Creates the settings of a measured server. */
 export const settingsOf = (database, port) => ({
   CONTROL_PLANE_BIND: `${HOST}:${port}`,
   CONTROL_PLANE_DATABASE_URL: database,
@@ -80,8 +84,8 @@ export const settingsOf = (database, port) => ({
 
 /**
  * Starts the built server on an empty database.
- * @param kind which database
- * @param options.settings what else is set: by default, quotas that nobody meets
+ * @param kind of the database
+ * @param options.settings other settings: by default, quotas that are never reached
  * @param options.core the core that it is pinned to
  */
 export async function startServer(kind, { settings = UNTHROTTLED, core } = {}) {
@@ -101,7 +105,7 @@ const startOn = (database, settings, core) =>
 /** Starts the bare Fastify process. */
 export const startBare = ({ core } = {}) => start('./bare.mjs', (port) => ({ args: [String(port)], core }));
 
-// Only what a process needs: a CONTROL_PLANE_ variable of the caller would change what is measured.
+// Only the variables that a process needs: a CONTROL_PLANE_ variable of the caller would change the measurement.
 const { PATH, HOME, TMPDIR } = process.env;
 const ENVIRONMENT = { PATH, HOME, TMPDIR, NODE_ENV: 'production' };
 
@@ -124,12 +128,12 @@ async function start(script, options) {
   return server;
 }
 
-/** A server that is measured. */
+/** A measured server. */
 class ServerProcess {
   #child;
   #exit;
   #over;
-  /** The end of what it said on standard error: to people, and of what goes wrong. */
+  /** The end of its standard error. */
   #said = '';
   #connection;
 
@@ -149,7 +153,7 @@ class ServerProcess {
     });
   }
 
-  /** @throws the process ended, or does not serve in time */
+  /** Waits until it serves. @throws the process ended, or does not serve in time */
   async listening() {
     for (const until = Date.now() + START_MS; ; await new Promise((resolve) => setTimeout(resolve, 20))) {
       if (this.#over) throw new Error(this.#over);
@@ -176,21 +180,24 @@ class ServerProcess {
     return text;
   }
 
-  /** What the process has used so far; see probe.mjs. @param collect whether garbage is collected first */
+  /**
+   * Reads the resources that the process has used so far; see probe.mjs. @param collect whether to collect garbage
+   * first
+   */
   async usage({ collect = false } = {}) {
     const answer = once(this.#child, 'message');
     this.#child.send({ collect });
     return (await Promise.race([answer, this.#ended()]))[0];
   }
 
-  /** How many commits it has made; undefined if it does not count them. */
+  /** Reads the number of its commits; undefined if it does not count them. */
   async commits() {
     const { text } = await this.request('GET', '/metrics', { headers: OPERATOR });
     const value = new RegExp(`^${COMMITS} (\\d+)`, 'm').exec(text)?.[1];
     return value === undefined ? undefined : Number(value);
   }
 
-  /** What the thread of the event loop has used of the processor, in ms: to 10 ms. */
+  /** Reads the processor time of the event loop's thread, in ms, exact to 10 ms. */
   loopMs() {
     const { pid } = this.#child;
     const fields = readFileSync(`/proc/${pid}/task/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
@@ -212,10 +219,10 @@ class ServerProcess {
 }
 
 /**
- * Starts a script of the bench as a process of its own.
+ * Starts a script of the bench as a separate process.
  * @param options.core the core that it is pinned to
- * @param options.onEvent is told what it says by itself: messages with an `event`
- * @returns `ask` sends a message and gives its answer; `stop` ends it
+ * @param options.onEvent called with the messages that it sends without a request: those with an `event`
+ * @returns `ask` sends a message and returns the answer; `stop` ends it
  */
 export function startScript(script, { args = [], env = {}, core, onEvent = () => undefined } = {}) {
   const log = openSync('/dev/null', 'w');
@@ -225,7 +232,7 @@ export function startScript(script, { args = [], env = {}, core, onEvent = () =>
     stdio: ['ignore', log, 'inherit', 'ipc'],
   });
   closeSync(log);
-  // Its threads are made after this, and inherit it.
+  // Its threads are created after this, and inherit it.
   if (core !== undefined) execFileSync('taskset', ['-a', '-c', '-p', String(core), String(child.pid)]);
   running.add(child);
   const exit = once(child, 'exit').then(() => running.delete(child));
@@ -250,7 +257,7 @@ export function startScript(script, { args = [], env = {}, core, onEvent = () =>
   };
 }
 
-/** The cores that this process may use. Fewer than two, or none if processes can't be pinned. */
+/** Lists the cores that this process may use; none if processes can't be pinned. */
 export function pinnableCores() {
   try {
     execFileSync('taskset', ['-V'], { stdio: 'ignore' });
@@ -264,7 +271,7 @@ export function pinnableCores() {
   });
 }
 
-/** How long the cores of the machine were busy since it started, in ms, all together. */
+/** Reads how long all cores of the machine together were busy since it started, in ms. */
 export function machineBusyMs() {
   const [user, nice, system, , , irq, softirq] = readFileSync('/proc/stat', 'utf8')
     .split('\n', 1)[0]
@@ -274,11 +281,11 @@ export function machineBusyMs() {
   return (user + nice + system + irq + softirq) * 10;
 }
 
-/** How many files, and so sockets, this process may have open. */
+/** Reads the limit of open files, and so of sockets, of this process. */
 export const maxOpenFiles = () =>
   Number(/^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))[1]);
 
-/** A port below those that connections are made from: one of those could meet itself, and be taken for the server. */
+/** Finds a free port below the ephemeral ones: a connection from an ephemeral port could connect to itself. */
 async function freePort() {
   for (let i = 0; i < 100; i++) {
     const port = 10_000 + Math.floor(Math.random() * 20_000);

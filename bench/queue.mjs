@@ -1,5 +1,5 @@
-// Tasks claimed and reported 256 at a time, against two queues for PostgreSQL that are libraries: through HTTP, as agents
-// work, and in process, where both sides do the same work on the database and nothing else.
+// Tasks claimed and reported 256 at a time, compared with two queues for PostgreSQL that are libraries: through HTTP,
+// as agents do it, and in process, where both sides only work on the database.
 import { enqueue, work, workersAt } from './load.mjs';
 import { newDatabase, startBare, startScript, startServer } from './processes.mjs';
 import { comparison } from './report.mjs';
@@ -7,7 +7,7 @@ import { MAX_CLAIM, MAX_ENQUEUE } from './wire.mjs';
 
 const WORKERS = 4;
 
-/** A queue in a process of its own. */
+/** A queue in a separate process. */
 async function inProcess(name, kind) {
   const script = startScript('./contender.mjs', { args: [name, await newDatabase(kind)] });
   return {
@@ -20,7 +20,7 @@ async function inProcess(name, kind) {
   };
 }
 
-/** A server that is worked through HTTP. */
+/** A server whose callers use HTTP. */
 async function throughHttp(server) {
   const workers = await workersAt([server], WORKERS);
   return {

@@ -1,4 +1,4 @@
-// A fleet that is rolled out: all of its agents register, from one address. And what memory it takes.
+// The roll-out of a fleet: all agents register from one address. Also measures its memory.
 import { register } from './load.mjs';
 import { ROLL_OUT, startBare, startServer } from './processes.mjs';
 import { comparison, count } from './report.mjs';

@@ -3,16 +3,16 @@ import { enqueue, Stock, work, workersAt } from './load.mjs';
 import { newDatabase, startReplicas, startScript } from './processes.mjs';
 import { MAX_CLAIM } from './wire.mjs';
 
-/** More than two cores can do in a second, one at a time and in batches. */
+/** More tasks than two cores can do in a second, one at a time and in batches. */
 const ENOUGH = { one: 12_000, batch: 60_000 };
 
-/** Sides of a comparison: each has tasks in stock, and works for a time. */
+/** A side of a comparison: it has queued tasks, and runs for a time. */
 class Side {
   constructor(enqueueTasks) {
     this.stock = new Stock(enqueueTasks);
   }
 
-  /** Has `callers` callers claim and report `size` tasks at a time. @returns tasks a second */
+  /** Lets `callers` callers claim and report `size` tasks at a time. @returns tasks a second */
   async rate(callers, { size, seconds }) {
     await this.stock.require(seconds * (size === 1 ? ENOUGH.one : ENOUGH.batch) + callers * size);
     const { rate, done } = await this.run(callers, { size, seconds });
@@ -21,7 +21,7 @@ class Side {
   }
 }
 
-/** Replicas worked through HTTP; each caller is an agent with a connection to one of them. */
+/** Replicas whose callers use HTTP; each caller is an agent with a connection to one of them. */
 export class HttpReplicas extends Side {
   static async start(replicas, callers) {
     const { servers, database } = await startReplicas(replicas);
@@ -40,7 +40,7 @@ export class HttpReplicas extends Side {
   }
 }
 
-/** The same calls made in the replicas' own processes: the database's unit of work, without HTTP. */
+/** The same calls in the replicas' own processes: the units of work without HTTP. */
 export class InProcessReplicas extends Side {
   static async start(replicas) {
     const database = await newDatabase('postgres');

@@ -1,11 +1,11 @@
-// How figures are shown: tables in Markdown, and the same as JSON with every round's value.
+// Prints figures as tables in Markdown, and writes them as JSON with every round's value.
 import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { ratios, spread } from './statistics.mjs';
 
 export const count = (value) => value.toLocaleString('en-US');
 
-/** Three digits of a number. */
+/** Formats a number with three digits. */
 export const figure = (value) => {
   if (value === undefined || Number.isNaN(value)) return '–';
   if (Math.abs(value) >= 100) return count(Math.round(value));
@@ -16,7 +16,7 @@ const round = (value) => value.toFixed(Math.abs(value) >= 10 ? 1 : 2);
 const range = ({ min, median, max }) =>
   min === max ? round(median) : `${round(median)} (${round(min)} – ${round(max)})`;
 
-/** An aim as a bound: {min} or {max}. */
+/** Formats an aim, {min} or {max}, as a bound. */
 const bound = (aim, unit = '') => {
   if (!aim) return '';
   return aim.min === undefined ? `≤ ${figure(aim.max)}${unit}` : `≥ ${figure(aim.min)}${unit}`;
@@ -24,9 +24,9 @@ const bound = (aim, unit = '') => {
 const isMet = (aim, value) => value >= (aim.min ?? -Infinity) && value <= (aim.max ?? Infinity);
 
 /**
- * A table of figures, each beside its baseline of the same rounds.
- * @param rows each `{figure, ours, baseline, theirs, aim}`: the values of the rounds of both sides, what the baseline is, and the
- *   bound that the median ratio is to keep; `aimOf: 'value'` if it is the figure itself that is to keep it
+ * Creates a table of figures, each with its baseline of the same rounds.
+ * @param rows each `{figure, ours, baseline, theirs, aim}`: the values of both sides' rounds, the name of the baseline,
+ * and the bound of the median ratio; with `aimOf: 'value'` the bound of the figure itself
  */
 export function comparison(title, rows, notes = []) {
   const shown = rows.map(({ figure: name, ours, baseline, theirs, aim, aimOf = 'ratio' }) => {
@@ -51,7 +51,7 @@ export function comparison(title, rows, notes = []) {
   };
 }
 
-/** A table of anything else. @param columns names, and what of a row is shown there */
+/** Creates another table. @param columns names, and functions that return the cell of a row */
 export function table(title, columns, rows, notes = []) {
   const texts = Object.values(columns);
   const cells = rows.map((row) => texts.map((textOf) => String(textOf(row))));
@@ -60,7 +60,7 @@ export function table(title, columns, rows, notes = []) {
 
 const line = (cells) => `| ${cells.join(' | ')} |`;
 
-/** What machine and programs the figures are of. */
+/** Describes the machine and the programs of the figures. */
 export function machine() {
   const model = cpus()[0]?.model.trim();
   return { cores: cpus().length, model, node: process.versions.node };

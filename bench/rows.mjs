@@ -1,15 +1,18 @@
-// What a task costs PostgreSQL: versions of rows, entries of indexes and bytes of the write-ahead log, read from the log itself
-// (pg_walinspect), so that nothing is estimated and nothing is left out.
+// The cost of a task on PostgreSQL: row versions, index entries and bytes of the write-ahead log, read from the log
+// itself (pg_walinspect), so that nothing is estimated or left out.
 import pg from 'pg';
 import { enqueue, workersAt } from './load.mjs';
 import { newDatabase, startReplicas, startScript } from './processes.mjs';
 import { count, figure, table } from './report.mjs';
 import { MAX_CLAIM } from './wire.mjs';
 
-/** Before it is counted, so that tables and indexes are no longer empty. */
+/** The tasks before the measurement, so that tables and indexes are not empty. */
 const WARM_UP_CALLS = 8;
 
-/** What the log holds between two positions, for each relation. A record's first block is of the relation that it changes. */
+/**
+ * Counts the records of the log between two positions, for each relation. A record's first block belongs to the
+ * relation that it changes.
+ */
 const RECORDS = `
   SELECT coalesce(relation.relname::text, 'other') AS relation, block.resource_manager || '/' ||
     regexp_replace(block.record_type, '\\+INIT$', '') AS record, count(*)::int AS count
@@ -20,7 +23,7 @@ const RECORDS = `
   GROUP BY 1, 2`;
 const BYTES = `SELECT sum(record_size)::float8 AS records, sum(fpi_size)::float8 AS pages FROM pg_get_wal_stats($1, $2)`;
 
-/** Which records are what. A split of a leaf holds the entry that made it necessary. */
+/** The class of each type of record. A leaf split contains the entry that caused it. */
 const CLASSES = {
   inserted: ['Heap/INSERT'],
   updated: ['Heap/UPDATE'],
@@ -38,7 +41,7 @@ const CLASSES = {
   ],
 };
 
-/** Reads from the log what work writes to one database. */
+/** Reads the log records of one database. */
 class LogReader {
   static async on(database) {
     const client = new pg.Client(database);
@@ -48,14 +51,14 @@ class LogReader {
   }
 
   async #position() {
-    // Its own record ends what came before, and can be read up to.
+    // Its own record is a position up to which the log can be read.
     const { rows } = await this.client.query(
       `SELECT pg_logical_emit_message(false, 'bench', '', true) AS at`,
     );
     return rows[0].at;
   }
 
-  /** @returns for each task: how often each class of records was written, for each relation and in all, and the bytes */
+  /** @returns for each task: the number of records of each class, by relation and in total, and the bytes */
   async count(tasks, work) {
     const from = await this.#position();
     await work();
@@ -129,7 +132,7 @@ export async function rows({ quick }) {
   };
   return [
     table(
-      `What is written for each task, ${MAX_CLAIM} at a time (PostgreSQL)`,
+      `Writes for each task, ${MAX_CLAIM} at a time (PostgreSQL)`,
       {
         Step: ({ step }) => step,
         ...columns,
@@ -146,7 +149,7 @@ export async function rows({ quick }) {
       Object.entries(steps).flatMap(([step, { relations }]) =>
         Object.entries(relations)
           .map(([relation, counted]) => ({ step, relation, ...counted }))
-          // What happens once in a while is no part of a task.
+          // Leave out records that are not written for every task.
           .filter((row) => Object.keys(CLASSES).some((name) => row[name] >= 0.005))
           .sort((a, b) => (a.relation < b.relation ? -1 : 1)),
       ),
@@ -159,7 +162,7 @@ const sum = (a, b) =>
     [...Object.keys(CLASSES), 'bytes', 'pageBytes'].map((name) => [name, a[name] + b[name]]),
   );
 
-/** The same of a queue that is a library, which keeps no record of what was done. */
+/** The same for a queue that is a library, which deletes completed tasks. */
 async function graphileWorker(tasks) {
   const database = await newDatabase('postgres');
   const script = startScript('./contender.mjs', { args: ['graphile-worker', database] });

@@ -1,4 +1,5 @@
-// What a scrape of GET /metrics costs the event loop, beyond what the process does by itself, with few agents and with many.
+// The cost of a scrape of GET /metrics for the event loop, minus its load without scrapes, with few and with many
+// agents.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Connection } from './connection.mjs';
 import { each, enqueue, register } from './load.mjs';
@@ -9,7 +10,7 @@ import { agentHeaders, claimBody, heartbeatBody } from './wire.mjs';
 
 const FEW = 10;
 const CONNECTIONS = 64;
-/** The sets that hold as many names as are shown, for each agent. */
+/** The number of different sets of names: together they have the most names that are shown. */
 const SAMPLES = 40;
 const SAMPLE_SETS = 12;
 const SCRAPES = 5;
@@ -50,14 +51,14 @@ async function costOf(database, agentCount, rounds) {
   await eachAgent((post, { id }, i) =>
     post('/metrics', { agent_id: id, timestamp, counters: samples('c', i), gauges: samples('g', i) }),
   );
-  // Of each agent an attempt has failed: they all are looked at for whether they fail.
+  // Each agent has a failed attempt, so that the query for failing agents reads all of them.
   await enqueue(server, agentCount);
   await eachAgent(async (post, agent) => {
     const { leases } = await post('/claim', claimBody(agent, 1));
     const completed = leases.map(({ lease_id }) => ({ lease_id, outcome: 'error' }));
     await post('/report', { agent_id: agent.id, completed, cancelled: [] });
   });
-  // All are heard of while it is measured.
+  // All agents are online during the measurement.
   await eachAgent((post, agent) => post('/heartbeat', heartbeatBody(agent)));
   const measured = { idle: [], scraping: [] };
   for (let round = 0; round < rounds; round++) {
@@ -68,7 +69,7 @@ async function costOf(database, agentCount, rounds) {
       const before = server.loopMs();
       for (let i = 0; i < SCRAPES; i++) {
         await act();
-        // A text is used again for a second.
+        // A text is cached for a second.
         await sleep(1_050);
       }
       measured[name].push(server.loopMs() - before);

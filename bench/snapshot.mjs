@@ -1,12 +1,12 @@
-// What a snapshot that is held costs, such as a pg_dump's: nothing that is deleted or replaced meanwhile can be cleaned away. Two
-// databases with replicas of their own, in turns; a snapshot holds back only its own database.
+// The cost of an open snapshot, such as that of pg_dump: VACUUM can't remove rows that are deleted or replaced
+// meanwhile. Two databases with their own replicas, in turns; a snapshot affects only its own database.
 import pg from 'pg';
 import { HttpReplicas, IN_BATCHES, ONE_AT_A_TIME } from './replicas.mjs';
 import { comparison } from './report.mjs';
 
 const REPLICAS = 2;
 const LOADS = [ONE_AT_A_TIME, IN_BATCHES];
-/** The last share of the time, in which the snapshot is oldest. */
+/** The last part of the time, in which the snapshot is oldest. */
 const LAST = 0.25;
 const HELD_S = 60;
 
@@ -40,7 +40,7 @@ export async function snapshot({ quick, seconds: asked }) {
   const baseline = 'no snapshot';
   return [
     comparison(
-      `Tasks a second claimed and reported with a snapshot held for ${heldS} s, ${REPLICAS} replicas`,
+      `Tasks a second claimed and reported with a snapshot open for ${heldS} s, ${REPLICAS} replicas`,
       LOADS.flatMap(({ figure }, i) => {
         const { held, free } = rates[i];
         const last = Math.max(1, Math.ceil(held.length * LAST));

@@ -1,7 +1,10 @@
-// The arithmetic of the benchmark: percentiles, ratios of rounds, arrivals that a seed fixes, and the search by bisection. Pure, so
-// that statistics.spec.mjs can hold it to known answers.
+// The arithmetic of the benchmark: percentiles, ratios of rounds, seeded arrivals, and the search by bisection. Pure
+// functions, which statistics.spec.mjs tests with known results.
 
-/** The smallest value that at least `percent` percent of the values don't exceed (nearest rank). NaN if there are none. */
+/**
+ * Computes a percentile (nearest rank): the smallest value that at least `percent` percent of the values do not
+ * exceed. NaN if there are none.
+ */
 export function percentile(values, percent) {
   if (values.length === 0) return Number.NaN;
   const sorted = Float64Array.from(values).sort();
@@ -10,17 +13,17 @@ export function percentile(values, percent) {
 
 export const median = (values) => percentile(values, 50);
 
-/** The smallest, the median and the largest of some values. */
+/** Computes the smallest, the median and the largest value. */
 export const spread = (values) => ({
   min: Math.min(...values),
   median: median(values),
   max: Math.max(...values),
 });
 
-/** What the values of one side are to those of the other, round by round. */
+/** Computes the ratios of the values of both sides, round by round. */
 export const ratios = (ours, theirs) => spread(ours.map((value, i) => value / theirs[i]));
 
-/** Numbers from 0 to below 1, the same again for the same seed (mulberry32). */
+/** Creates a generator of numbers from 0 to below 1, the same for the same seed (mulberry32). */
 export function seededRandom(seed) {
   let state = seed >>> 0;
   return () => {
@@ -32,9 +35,9 @@ export function seededRandom(seed) {
 }
 
 /**
- * When each agent calls each route: once in each period of 60 s / perMinute, at a random instant of it, the periods of each agent and
- * route shifted by a random phase. Over many agents that is close to a Poisson process, and no agent ever calls more than twice beyond
- * its rate, so that a quota with a burst of 3 admits all of it.
+ * Schedules the calls of agents: one call of each route in each period of 60 s / perMinute, at a random instant; the
+ * periods of each agent and route are shifted by a random phase. Over many agents that is close to a Poisson process,
+ * and no agent is ever more than two calls ahead of its rate, so that a quota with a burst of 3 admits all calls.
  * @param rates calls a minute of each route
  * @returns the arrivals in order: the instant in ms from 0 to below `durationMs`, the agent's and the route's index
  */
@@ -54,8 +57,8 @@ export function schedule({ agents, rates, durationMs, seed }) {
 }
 
 /**
- * Searches for the largest number for which a condition holds that holds for small numbers and not for large ones.
- * @param within how close to it, as a share of it, is close enough
+ * Searches for the largest number that meets a condition, which small numbers meet and large ones do not.
+ * @param within the relative precision of the result
  * @returns the largest number that was tried and passed, and the smallest that failed; undefined if none did
  */
 export async function bisect({ low, high, within }, holds) {

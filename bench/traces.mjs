@@ -1,4 +1,4 @@
-// What traces cost: the same server with every trace sent to a collector in this process, and without, in turns.
+// The cost of traces: the same server with every trace sent to a collector in this process, and without, in turns.
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { beat, enqueue, register, Worker, work } from './load.mjs';

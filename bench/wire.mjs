@@ -1,6 +1,6 @@
-// The names that the benchmark says on the wire, and the bodies made of them: what changes with the contract changes here.
+// The wire names and request bodies of the benchmark: if the contract changes, change them here.
 
-/** The field of a limit, and of a window, that holds how many may run at once. */
+/** The field of a limit, and of a window, with the most leases at once. */
 export const LIMIT = 'limit';
 
 /** The series that count commits, in GET /metrics. */
@@ -11,16 +11,16 @@ export const MAX_CLAIM = 256;
 /** The most tasks that one call enqueues. */
 export const MAX_ENQUEUE = 10_000;
 
-/** Addresses of two networks for documentation, of 200 targets each: one for the work, one for what is in its way. */
+/** Targets in two documentation networks, 200 in each: one for the workers' tasks, one for full targets. */
 export const workTarget = (i) => `192.0.2.${i % 200}`;
 export const otherTarget = (i) => `198.51.100.${i % 200}`;
-/** The target of a task as limits name it. */
+/** Returns the target of a task as limits name it. */
 export const limitTarget = (server) => `${server}:53`;
 
 /** The headers that prove an agent. */
 export const agentHeaders = ({ id, token }) => ({ 'x-agent-id': id, 'x-agent-token': token });
 
-/** Tasks to enqueue. @param targetOf gives the server that each asks */
+/** Creates tasks to enqueue. @param targetOf returns the server of each */
 export const dnsTasks = (count, { from = 0, targetOf = workTarget, priority } = {}) =>
   Array.from({ length: count }, (_, i) => ({
     kind: 'dns',
@@ -40,7 +40,7 @@ export const extendBody = ({ id }, leaseIds) => ({
   extend_by_ms: 60_000,
 });
 
-/** A report that completes leases, each with two observations. */
+/** Creates a report that completes leases, each with two observations. */
 export const reportBody = ({ id }, leaseIds) => ({
   agent_id: id,
   completed: leaseIds.map((leaseId) => ({
@@ -54,7 +54,7 @@ export const reportBody = ({ id }, leaseIds) => ({
   cancelled: [],
 });
 
-/** An envelope of metrics. Another instant makes it another envelope. */
+/** Creates an envelope of metrics. A different instant makes it a different envelope. */
 export const metricsBody = ({ id }, at) => ({
   agent_id: id,
   timestamp: new Date(at).toISOString(),
@@ -69,7 +69,10 @@ export const metricsBody = ({ id }, at) => ({
   ],
 });
 
-/** The limit of a window: of a target, of a kind, or, if neither is said, of everything. @param limit null lifts it */
+/**
+ * Creates the limit of a window: of a target, of a kind, or, without either, of everything. @param limit null lifts
+ * it
+ */
 export const limitOf = ({ kind, target }, limit) => ({
   ...(kind === undefined ? {} : { kind }),
   ...(target === undefined ? {} : { target }),

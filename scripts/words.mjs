@@ -43,7 +43,7 @@ export const WORDS = [
   [/\bsees? to it\b/, 'ensure'],
   [/\bin the place of\b/, 'instead of, in place of'],
   [/\bby and by\b/, 'gradually, over time'],
-  [/, for (?:it|they|he|she|nobody|there|all) /, 'because'],
+  [/, for (?:it|they|he|she|nobody|there) /, 'because'],
   [
     /\b(?:thereof|hereby|herein|thereby|whereby|wherein|whereupon|whilst|amongst|lest|forthwith|naught)\b/,
     'plain English',

@@ -255,7 +255,7 @@ UPDATE agent_heartbeats SET last_heartbeat_at = $1 WHERE last_heartbeat_at > $1;
 -- agents/heartbeats.queries.ts: insertHeartbeat
 INSERT INTO agent_heartbeats (agent_id, last_heartbeat_at) VALUES ($1, $2);
 
--- agents/heartbeats.queries.ts: listHeardSince
+-- agents/heartbeats.queries.ts: listSeenSince
 SELECT agent_id FROM agent_heartbeats WHERE last_heartbeat_at > $1;
 
 -- agents/heartbeats.queries.ts: storeHeartbeats

@@ -1,10 +1,10 @@
 import type { Statements, Transaction } from '../database/statements';
 import type { AboutEntity } from './agent.entity';
 
-/** What an agent says of itself. */
+/** The version that an agent reports. */
 export type AgentVersion = Pick<AboutEntity, 'agent_id' | 'version'>;
 
-/** Stores what agents say, as far as it is not what they said before; of agents that are gone nothing. */
+/** Stores versions that changed. Skips agents that no longer exist. */
 export async function upsertVersions(tx: Transaction, versions: readonly AgentVersion[]): Promise<void> {
   await tx.run(
     `INSERT INTO agent_about (agent_id, version, said_at)

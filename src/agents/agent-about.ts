@@ -7,40 +7,43 @@ import type { Statements, Transaction } from '../database/statements';
 import { JobRunner } from '../scheduling/job-runner';
 import { deleteVersion, listVersions, upsertVersions } from './agent-about.queries';
 
-/** How long what an agent says of its version may be. */
+/** The most characters of a version. */
 export const MAX_VERSION = 128;
 /** Visible ASCII characters, with spaces between them. */
 const VERSION = new RegExp(`^[\\x21-\\x7e](?:[\\x20-\\x7e]{0,${MAX_VERSION - 2}}[\\x21-\\x7e])?$`);
 
-/** How often news is written, in milliseconds. */
+/** How often changed versions are written, in milliseconds. */
 const FLUSH_MS = 1_000;
-/** An agent that says something else each time is written so often, in milliseconds. */
+/** The shortest time between two changes of one agent that are written, in milliseconds. */
 const CHANGE_MS = 60_000;
-/** How often the same is written again, in milliseconds: another replica may have heard something else. It changes no row if not. */
+/**
+ * How often an unchanged version is written again, in milliseconds, because another replica may have stored a
+ * different one.
+ */
 const REFRESH_MS = 600_000;
-/** The number of agents whose last answer is kept in memory, so that the same again costs nothing. */
-const REMEMBERED_AGENTS = 100_000;
-/** Under what it is announced that what an agent said is forgotten; the message is its id. */
-const FORGOTTEN = 'agent-about';
+/** The number of agents whose last version is in memory, so that an unchanged version costs nothing. */
+const CACHED_AGENTS = 100_000;
+/** The topic of deleted versions; the message is the agent's id. */
+const DELETED = 'agent-about';
 
-/** The number of agents whose answers wait to be written; those of others are taken the next time. */
+/** The most versions that wait to be written; others are taken from a later call of their agent. */
 const MAX_PENDING = 20_000;
 
-interface Said {
+interface StoredVersion {
   readonly version: string;
   readonly at: number;
 }
 
 /**
- * Owns agent_about: what each agent says of its own version, by the `User-Agent` of its claims and heartbeats. Shown and filtered
- * by, never trusted. Soft state: written within about a second, once a minute for each agent.
+ * Owns agent_about: each agent's version, from the `User-Agent` of its claims and heartbeats. Used for display and
+ * filters, never trusted. Soft state: written within about a second, at most once a minute for each agent.
  */
 @Injectable()
 export class AgentAbout implements OnApplicationShutdown {
   private readonly logger = new Logger('AgentAbout');
-  private readonly written = new LRUCache<number, Said>({
-    // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: REMEMBERED_AGENTS,
+  private readonly written = new LRUCache<number, StoredVersion>({
+    // By size: a cache with `max` allocates the memory for all of them at once.
+    maxSize: CACHED_AGENTS,
     sizeCalculation: () => 1,
   });
   private pending = new Map<number, string>();
@@ -51,21 +54,21 @@ export class AgentAbout implements OnApplicationShutdown {
     private readonly jobs: JobRunner,
   ) {
     jobs.declare('agent-about');
-    database.onAnnouncement(FORGOTTEN, (id) => {
+    database.onAnnouncement(DELETED, (id) => {
       this.written.delete(Number(id));
       this.pending.delete(Number(id));
     });
     database.onGap(() => this.written.clear());
   }
 
-  /** Takes in what an agent that was served says. What is too long, or not visible ASCII, is ignored. */
+  /** Records the version of an agent whose call succeeded. Ignores texts that are too long or not visible ASCII. */
   note(agentId: number, userAgent: string | undefined): void {
     if (userAgent === undefined || !VERSION.test(userAgent)) return;
     const before = this.written.get(agentId);
     if (before) {
       const age = this.clock.now() - before.at;
       const isSame = before.version === userAgent;
-      // One that goes back to what is written has nothing to write.
+      // It equals the stored version again: nothing to write.
       if (isSame) this.pending.delete(agentId);
       if (isSame && age >= 0 && age < REFRESH_MS) return;
       if (!isSame && age >= 0 && age < CHANGE_MS) return;
@@ -73,30 +76,32 @@ export class AgentAbout implements OnApplicationShutdown {
     if (this.pending.has(agentId) || this.pending.size < MAX_PENDING) this.pending.set(agentId, userAgent);
   }
 
-  /** Writes what is new since the last time, in one statement. @throws ERR_UNAVAILABLE it is heard again the next time */
+  /**
+   * Writes the changed versions in one statement. @throws ERR_UNAVAILABLE they are lost until the agents' next calls
+   */
   async flush(): Promise<void> {
     if (this.pending.size === 0) return;
-    const news = [...this.pending].sort(([a], [b]) => a - b);
+    const changed = [...this.pending].sort(([a], [b]) => a - b);
     this.pending = new Map();
     await this.database.write(async (tx) => {
       const { now } = tx;
       await upsertVersions(
         tx,
-        news.map(([agent_id, version]) => ({ agent_id, version })),
+        changed.map(([agent_id, version]) => ({ agent_id, version })),
       );
       tx.afterCommit(() => {
-        for (const [agentId, version] of news) this.written.set(agentId, { version, at: now });
+        for (const [agentId, version] of changed) this.written.set(agentId, { version, at: now });
       });
     });
   }
 
-  /** Forgets what an agent said. */
-  async forget(tx: Transaction, agentId: number): Promise<void> {
+  /** Deletes an agent's version. */
+  async clear(tx: Transaction, agentId: number): Promise<void> {
     await deleteVersion(tx, agentId);
-    tx.announce(FORGOTTEN, String(agentId));
+    tx.announce(DELETED, String(agentId));
   }
 
-  /** What each of the agents says; those that say nothing are left out. */
+  /** Reads the agents' versions; agents without one are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, string>> {
     const rows = await listVersions(statements, agentIds);
     return new Map(rows.map((row) => [row.agent_id, row.version]));

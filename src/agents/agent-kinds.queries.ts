@@ -1,28 +1,28 @@
 import type { Statements, Transaction } from '../database/statements';
 import type { AgentStatus } from './agents.dto';
 
-/** A kind that an agent takes, and how many leases of it at once. */
+/** A kind that an agent takes, and the most leases of it at once. */
 export interface TakenKind {
   readonly agent_id: number;
   readonly kind: string;
   readonly capacity: number;
 }
 
-/** How many agents take a kind, and when one of them asked for it last. */
+/** The number of agents of a status that take a kind, and when one of them last asked for it. */
 export interface StatusCount {
   status: AgentStatus;
   count: number;
   asked_at: number;
 }
 
-/** An agent that is online and takes a kind. */
+/** An online agent that takes a kind. */
 export interface OnlineTaker {
   id: number;
-  /** Null if it is not known. */
+  /** Null if unknown. */
   capacity: number | null;
 }
 
-/** By what the takers of a kind are chosen; instants in ms since the epoch. */
+/** Selects the agents that take a kind; instants in ms since the epoch. */
 export interface TakerFilter {
   readonly kind: string;
   /** They must have asked for it after this instant. */
@@ -31,13 +31,13 @@ export interface TakerFilter {
   readonly silentSince: number;
 }
 
-/** $1 is the kind, $2 since when it must have been asked for, $3 since when an agent that was not heard of is silent. */
+/** $1 is the kind; agents must have asked for it after $2; agents without a heartbeat after $3 are silent. */
 const IS_ONLINE = `a.state = 'active' AND h.last_heartbeat_at > $3`;
 const STATUS = `CASE WHEN a.state <> 'active' THEN a.state WHEN h.last_heartbeat_at > $3 THEN 'online' ELSE 'offline' END`;
 const TAKERS = `FROM agent_kinds k JOIN agents a ON a.id = k.agent_id JOIN agent_heartbeats h ON h.agent_id = k.agent_id
        WHERE k.kind = $1 AND k.asked_at > $2 AND a.state <> 'deleted'`;
 
-/** Records that agents take kinds as of now. Rows are locked in the order of their keys. */
+/** Stores kinds that agents asked for now. Locks rows in the order of their keys. */
 export async function upsertKinds(tx: Transaction, kinds: readonly TakenKind[]): Promise<void> {
   await tx.run(
     `INSERT INTO agent_kinds (agent_id, kind, asked_at, capacity)
@@ -50,7 +50,7 @@ export async function upsertKinds(tx: Transaction, kinds: readonly TakenKind[]):
   );
 }
 
-/** @returns the agents of which there was something to delete */
+/** Deletes kinds. @returns the agents that had some of them */
 export async function deleteKinds(
   tx: Transaction,
   kinds: readonly Omit<TakenKind, 'capacity'>[],
@@ -68,7 +68,7 @@ export async function deleteKindsOf(tx: Transaction, agentId: number): Promise<v
   await tx.run('DELETE FROM agent_kinds WHERE agent_id = $1', agentId);
 }
 
-/** The kinds that agents asked for after an instant, in ms since the epoch. */
+/** Lists the kinds that agents asked for after an instant, in ms since the epoch. */
 export function listKinds(
   statements: Statements,
   agentIds: readonly number[],
@@ -82,7 +82,7 @@ export function listKinds(
   );
 }
 
-/** How many agents of each status take a kind. */
+/** Counts the agents that take a kind, by status. */
 export function countTakers(statements: Statements, of: TakerFilter): Promise<StatusCount[]> {
   return statements.rows(
     `SELECT ${STATUS} AS status, count(*) AS count, max(k.asked_at) AS asked_at ${TAKERS}
@@ -94,8 +94,8 @@ export function countTakers(statements: Statements, of: TakerFilter): Promise<St
 }
 
 /**
- * Of the agents that take a kind and are not online, the one heard of last: first of those that drain and are heard of, then of
- * those offline, then of those that drain and are silent.
+ * Finds the agent with the latest heartbeat that takes a kind and is not online: first among draining agents that are
+ * not silent, then offline ones, then draining and silent ones, then disabled ones.
  */
 export function findNearestTaker(
   statements: Statements,
@@ -112,7 +112,7 @@ export function findNearestTaker(
   );
 }
 
-/** Agents that are online and take a kind, by ids above one. */
+/** Lists online agents that take a kind, by ids above `aboveId`. */
 export function listOnlineTakers(
   statements: Statements,
   of: TakerFilter,
@@ -129,7 +129,7 @@ export function listOnlineTakers(
   );
 }
 
-/** Deletes what was not asked for after an instant, up to the limit. @returns how many rows */
+/** Deletes kinds that were last asked for at an instant or before, up to the limit. @returns the number of rows */
 export function deleteKindsAskedBefore(tx: Transaction, instant: number, limit: number): Promise<number> {
   return tx.run(
     `DELETE FROM agent_kinds WHERE (agent_id, kind) IN (
@@ -140,7 +140,7 @@ export function deleteKindsAskedBefore(tx: Transaction, instant: number, limit: 
   );
 }
 
-/** After a clock that was set back: nobody counts as having asked in the future. */
+/** Moves instants in the future to now, after the clock was set back. */
 export async function cutFutureKinds(tx: Transaction): Promise<void> {
   await tx.run('UPDATE agent_kinds SET asked_at = $1 WHERE asked_at > $1', tx.now);
 }

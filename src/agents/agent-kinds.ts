@@ -23,41 +23,44 @@ import {
 } from './agent-kinds.queries';
 
 const HOUR_MS = 3_600_000;
-/** A kind that an agent has not asked for in so long, in milliseconds, is none that it takes. */
-export const KIND_KEPT_MS = 24 * HOUR_MS;
-/** How often it is written that an agent still asks for a kind, in milliseconds. */
+/** An agent no longer takes a kind if it has not asked for it for this time, in milliseconds. */
+export const KIND_TTL_MS = 24 * HOUR_MS;
+/** How often a kind is written again while an agent asks for it, in milliseconds. */
 const REFRESH_MS = 600_000;
-/** How soon another capacity than before is written, in milliseconds: some agents ask for another number each time. */
+/**
+ * The shortest time between two changes of a capacity that are written, in milliseconds: some agents ask for a
+ * different number each time.
+ */
 const CHANGE_MS = 30_000;
-/** Under which it is announced that kinds of an agent were removed, by its id. */
+/** The topic of removed kinds; the message is the agent's id. */
 const REMOVED = 'agent-kinds';
-/** The number of agents whose last request is kept in memory, so that the same again costs nothing. */
-const REMEMBERED_AGENTS = 100_000;
+/** The number of agents whose kinds are in memory, so that unchanged claims cost nothing. */
+const CACHED_AGENTS = 100_000;
 
-/** How many leases of each kind an agent is willing to hold. */
+/** The most leases of each kind that an agent can hold. */
 export type Capacities = readonly (readonly [kind: string, capacity: number])[];
 
-/** What a claim of an agent asks for. */
+/** The kinds that a claim asks for. */
 export interface AskedKinds {
   readonly agentId: number;
   readonly capacities: Capacities;
 }
 
-/** What was written of a kind. */
-interface Asked {
+/** The stored capacity of a kind. */
+interface StoredCapacity {
   readonly capacity: number;
   readonly at: number;
 }
 
 /**
- * Owns agent_kinds: which kinds of tasks each agent takes, and how many at once, learned from its claims. A kind that it
- * asks none of is one that it does not take; one that a claim leaves out may be asked for by the next.
+ * Owns agent_kinds: the kinds of tasks that each agent takes, and the most leases of each, from its claims. A capacity
+ * of 0 removes a kind; a claim that leaves a kind out does not.
  */
 @Injectable()
 export class AgentKinds {
-  private readonly written = new LRUCache<number, ReadonlyMap<string, Asked>>({
+  private readonly written = new LRUCache<number, ReadonlyMap<string, StoredCapacity>>({
     // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: REMEMBERED_AGENTS,
+    maxSize: CACHED_AGENTS,
     sizeCalculation: () => 1,
   });
 
@@ -76,49 +79,50 @@ export class AgentKinds {
     });
   }
 
-  /** Whether a claim says something that {@link learn} would write. */
+  /** Whether {@link learn} would write something for a claim. */
   isNews(agentId: number, capacities: Capacities, now: number): boolean {
-    return this.newsOf(agentId, capacities, now).length > 0;
+    return this.changesOf(agentId, capacities, now).length > 0;
   }
 
   /**
-   * Takes in, in the unit of claims that has locked their agents, what they ask for; of several of an agent the last counts.
-   * Writes only what is new, or was last written 10 minutes ago, in at most two statements: the same claims again cost none.
+   * Stores the kinds that claims ask for, in the unit that has locked their agents. If an agent has several claims, the
+   * last counts. Writes only kinds that changed or were last written 10 minutes ago, in at most two statements:
+   * unchanged claims cost none.
    */
   async learn(tx: Transaction, claims: readonly AskedKinds[]): Promise<void> {
     const { now } = tx;
     const asked = new Map(claims.map(({ agentId, capacities }) => [agentId, capacities]));
-    const news = [...asked].flatMap(([agent_id, capacities]) =>
-      this.newsOf(agent_id, capacities, now).map(([kind, capacity]) => ({ agent_id, kind, capacity })),
+    const changes = [...asked].flatMap(([agent_id, capacities]) =>
+      this.changesOf(agent_id, capacities, now).map(([kind, capacity]) => ({ agent_id, kind, capacity })),
     );
-    if (news.length === 0) return;
-    const taken = news.filter(({ capacity }) => capacity > 0);
-    const refused = news.filter(({ capacity }) => capacity === 0);
-    // More than an agent may hold in all says no more.
-    const most = this.settings.maxLeasesPerAgent;
+    if (changes.length === 0) return;
+    const taken = changes.filter(({ capacity }) => capacity > 0);
+    const refused = changes.filter(({ capacity }) => capacity === 0);
+    // An agent never holds more than the setting allows.
+    const limit = this.settings.maxLeasesPerAgent;
     if (taken.length > 0)
       await upsertKinds(
         tx,
-        taken.map((kind) => ({ ...kind, capacity: Math.min(kind.capacity, most) })),
+        taken.map((kind) => ({ ...kind, capacity: Math.min(kind.capacity, limit) })),
       );
-    // Another replica believes that they are written, and would not write them if the agent asks it for them.
+    // Another replica has them in its memory as written, and would not write them again.
     if (refused.length > 0)
       for (const agentId of await deleteKinds(tx, refused)) tx.announce(REMOVED, String(agentId));
     tx.afterCommit(() => {
-      for (const [agentId, kinds] of Map.groupBy(news, ({ agent_id }) => agent_id)) {
+      for (const [agentId, kinds] of Map.groupBy(changes, ({ agent_id }) => agent_id)) {
         const written = kinds.map(({ kind, capacity }) => [kind, { capacity, at: now }] as const);
         this.written.set(agentId, new Map([...(this.written.get(agentId) ?? []), ...written]));
       }
     });
   }
 
-  /** Forgets what an agent asked for. */
-  async forget(tx: Transaction, agentId: number): Promise<void> {
+  /** Deletes an agent's kinds. */
+  async clear(tx: Transaction, agentId: number): Promise<void> {
     await deleteKindsOf(tx, agentId);
     tx.announce(REMOVED, String(agentId));
   }
 
-  /** The kinds that each of the agents takes, sorted; agents that take none are left out. */
+  /** Reads the kinds that each of the agents takes, sorted; agents without any are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, string[]>> {
     const rows = await listKinds(statements, agentIds, this.askedSince());
     const kinds = new Map<number, string[]>();
@@ -128,18 +132,18 @@ export class AgentKinds {
   }
 
   /**
-   * How many agents of each status take a kind. Reads all of them, and writes nothing.
+   * Counts the agents that take a kind, by status. Reads all of them.
    * @param silentSince agents whose last heartbeat is not after this instant are offline, in ms since the epoch
    */
-  census(statements: Statements, kind: string, silentSince: number): Promise<StatusCount[]> {
+  countByStatus(statements: Statements, kind: string, silentSince: number): Promise<StatusCount[]> {
     return countTakers(statements, this.takersOf(kind, silentSince));
   }
 
   /**
-   * Of the agents that take a kind and are not online, the one heard of last: first of those that drain and are heard of, then of
-   * those offline, then of those that drain and are silent.
+   * Finds the agent with the latest heartbeat that takes a kind and is not online: first among draining agents that are
+   * not silent, then offline ones, then draining and silent ones, then disabled ones.
    */
-  nearest(
+  findNearest(
     statements: Statements,
     kind: string,
     silentSince: number,
@@ -147,8 +151,8 @@ export class AgentKinds {
     return findNearestTaker(statements, this.takersOf(kind, silentSince));
   }
 
-  /** Agents that are online and take a kind, by ids above one, with how many leases of it they are willing to hold. */
-  onlineTakers(
+  /** Lists online agents that take a kind, by ids above `aboveId`, with their capacities. */
+  listOnline(
     statements: Statements,
     kind: string,
     silentSince: number,
@@ -158,7 +162,7 @@ export class AgentKinds {
     return listOnlineTakers(statements, this.takersOf(kind, silentSince), aboveId, limit);
   }
 
-  /** Deletes what agents have not asked for in a day. @returns how many rows */
+  /** Deletes kinds that agents have not asked for in a day. @returns the number of rows */
   purge(): Promise<number> {
     const before = this.askedSince();
     return this.jobs.purge((limit) => this.database.write((tx) => deleteKindsAskedBefore(tx, before, limit)));
@@ -170,14 +174,14 @@ export class AgentKinds {
   }
 
   private askedSince(): number {
-    return this.clock.now() - KIND_KEPT_MS;
+    return this.clock.now() - KIND_TTL_MS;
   }
 
   private takersOf(kind: string, silentSince: number): TakerFilter {
     return { kind, askedSince: this.askedSince(), silentSince };
   }
 
-  private newsOf(agentId: number, capacities: Capacities, now: number): Capacities {
+  private changesOf(agentId: number, capacities: Capacities, now: number): Capacities {
     const written = this.written.get(agentId);
     return capacities.filter(([kind, capacity]) => {
       const before = written?.get(kind);

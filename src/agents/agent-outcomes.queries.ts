@@ -4,33 +4,36 @@ import type { OutcomeCounts } from './agents.dto';
 
 const MINUTE_MS = 60_000;
 export const HOUR_MS = 60 * MINUTE_MS;
-/** The spans that attempts of the last hour are counted in, in milliseconds; older ones are rolled up to hours. */
+/** The length of a span of counts in the last hour, in milliseconds; older spans are combined to hours. */
 export const SPAN_MS = 10 * MINUTE_MS;
 /**
- * An error that says what went wrong is not hidden by silent ends within this time, in milliseconds: an agent whose
- * disk is full says so once, and then lets its leases expire.
+ * For this time, in milliseconds, an error without a message does not replace one with a message: an agent with a full
+ * disk reports that once, and then its leases expire.
  */
-const SPEAKS_MS = HOUR_MS;
+const MESSAGE_HOLD_MS = HOUR_MS;
 
-/** An agent fails if at least this number of its attempts ended in the last hour, and more than half of them badly. */
+/**
+ * An agent is failing if at least this number of its attempts ended in the last hour, and more than half of them
+ * failed.
+ */
 const MIN_ENDED = 5;
 
 /** In the order of the table's columns. */
 const COUNTED = ATTEMPT_OUTCOMES.join(', ');
 const ENDED = ATTEMPT_OUTCOMES.join(' + ');
 /**
- * What counts against the agent. A timeout does not: to find that a target is silent is its work, and when one goes silent that
- * the whole fleet probes, the agents that are broken must stand out. As the partial index says it, word for word.
+ * The failed attempts. A timeout is not a failure: a silent target is a finding, and if a target that the whole fleet
+ * probes goes silent, broken agents must still stand out. Must equal the expression of the partial index word for word.
  */
 const FAILED = 'error + cancelled + expired';
 
-/** What an agent's attempts in one span came to. */
+/** The outcomes of an agent's attempts in one span. */
 export interface SpanCounts extends OutcomeCounts {
   readonly agent_id: number;
   readonly starts_at: number;
 }
 
-/** Adds counts to those of spans of a length. */
+/** Adds counts to spans of the given length. */
 export async function addCounts(
   tx: Transaction,
   spanMs: number,
@@ -52,15 +55,15 @@ export async function addCounts(
 }
 
 /**
- * Whether an error is shown in place of another, whichever came first: two replicas write in any order. The upsert of
- * {@link storeErrors} decides the same.
+ * Whether an error replaces another one, in any order of arrival, because two replicas write in any order. The upsert
+ * of {@link storeErrors} uses the same rule.
  */
 export function replaces(next: LastErrorEntity, last: LastErrorEntity): boolean {
   if ((next.message === null) === (last.message === null)) return next.at >= last.at;
-  return next.message === null ? next.at >= last.at + SPEAKS_MS : next.at > last.at - SPEAKS_MS;
+  return next.message === null ? next.at >= last.at + MESSAGE_HOLD_MS : next.at > last.at - MESSAGE_HOLD_MS;
 }
 
-/** Stores what went wrong last with agents, where it is shown in place of what is there. */
+/** Stores the last errors of agents, if they replace the stored ones. */
 export async function storeErrors(tx: Transaction, errors: readonly LastErrorEntity[]): Promise<void> {
   if (errors.length === 0) return;
   await tx.run(
@@ -81,11 +84,11 @@ export async function storeErrors(tx: Transaction, errors: readonly LastErrorEnt
        WHEN excluded.message IS NULL THEN excluded.at >= agent_last_errors.at + $2
        ELSE excluded.at > agent_last_errors.at - $2 END`,
     JSON.stringify(errors),
-    SPEAKS_MS,
+    MESSAGE_HOLD_MS,
   );
 }
 
-/** Takes spans out of the table that begin at an instant or before. */
+/** Deletes and returns spans that begin at an instant or before, up to the limit. */
 export function takeSpans(
   tx: Transaction,
   spanMs: number,
@@ -109,21 +112,21 @@ export async function deleteOutcomesOf(tx: Transaction, agentId: number): Promis
     await tx.run(`DELETE FROM ${table} WHERE agent_id = $1`, agentId);
 }
 
-/** After a clock that was set back: what is counted in the future would count as the last hour when that comes. */
+/** Deletes counts in the future, after the clock was set back, and moves instants of errors to now. */
 export async function cutFutureOutcomes(tx: Transaction): Promise<void> {
   await tx.run('DELETE FROM agent_outcomes WHERE starts_at > $1', tx.now);
   await tx.run('UPDATE agent_last_errors SET at = $1 WHERE at > $1', tx.now);
 }
 
 /**
- * What agents' attempts came to, in columns `hour_…` and `day_…` for each outcome.
- * @param hourBegan spans that begin after it are of the last hour, in ms since the epoch
- * @param dayBegan spans that end after it are of the last day
+ * Sums the outcomes of agents' attempts, in columns `hour_…` and `day_…` for each outcome.
+ * @param hourStart spans that begin after it are of the last hour, in ms since the epoch
+ * @param dayStart spans that end after it are of the last day
  */
 export function sumOutcomes(
   statements: Statements,
   agentIds: readonly number[],
-  { hourBegan, dayBegan, now }: { hourBegan: number; dayBegan: number; now: number },
+  { hourStart, dayStart, now }: { hourStart: number; dayStart: number; now: number },
 ): Promise<(Record<`${'hour' | 'day'}_${AttemptOutcome}`, number> & { agent_id: number })[]> {
   const inHour = `span_ms = ${SPAN_MS} AND starts_at > $2`;
   return statements.rows(
@@ -135,8 +138,8 @@ export function sumOutcomes(
      WHERE ${statements.dialect.isAmong('agent_id', '$1')} AND starts_at + span_ms > $3 AND starts_at <= $4
      GROUP BY agent_id`,
     JSON.stringify(agentIds),
-    hourBegan,
-    dayBegan,
+    hourStart,
+    dayStart,
     now,
   );
 }
@@ -152,21 +155,22 @@ export function listLastErrors(
 }
 
 /**
- * A query for the ids of the agents that fail. It reads the counts of those alone of which an attempt failed in the last hour.
- * @param hourBegan spans that begin after it are of the last hour, in ms since the epoch
+ * Builds a query for the ids of failing agents. It reads only the counts of agents with a failed attempt in the last
+ * hour.
+ * @param hourStart spans that begin after it are of the last hour, in ms since the epoch
  * @param bind names the parameter of a value
  */
-export function selectFailing(hourBegan: number, now: number, bind: (value: SqlValue) => string): string {
-  const span = `span_ms = ${SPAN_MS} AND starts_at > ${bind(hourBegan)} AND starts_at <= ${bind(now)}`;
+export function selectFailing(hourStart: number, now: number, bind: (value: SqlValue) => string): string {
+  const span = `span_ms = ${SPAN_MS} AND starts_at > ${bind(hourStart)} AND starts_at <= ${bind(now)}`;
   return `SELECT agent_id FROM agent_outcomes
     WHERE agent_id IN (SELECT agent_id FROM agent_outcomes WHERE ${FAILED} > 0 AND ${span}) AND ${span}
     GROUP BY agent_id HAVING sum(${ENDED}) >= ${MIN_ENDED} AND 2 * sum(${FAILED}) > sum(${ENDED})`;
 }
 
-/** How many agents in service fail. */
-export async function countFailing(statements: Statements, hourBegan: number, now: number): Promise<number> {
+/** Counts the failing agents in service. */
+export async function countFailing(statements: Statements, hourStart: number, now: number): Promise<number> {
   const values: SqlValue[] = [];
-  const failing = selectFailing(hourBegan, now, (value) => `$${values.push(value)}`);
+  const failing = selectFailing(hourStart, now, (value) => `$${values.push(value)}`);
   const row = await statements.first<{ count: number }>(
     `SELECT count(*) AS count FROM (${failing}) AS f JOIN agents a ON a.id = f.agent_id
      WHERE a.state IN ('active', 'draining')`,

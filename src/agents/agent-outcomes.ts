@@ -29,24 +29,24 @@ import {
 } from './agent-outcomes.queries';
 import type { AgentErrorView, OutcomeCounts, OutcomeWindows } from './agents.dto';
 
-/** An attempt that ended by itself. */
+/** An attempt that ended, and was not revoked. */
 export interface EndedAttempt {
   readonly agentId: number;
   readonly taskId: number;
   readonly outcome: AttemptOutcome;
-  /** What its agent said went wrong, as a JSON string. */
+  /** The error that the agent reported, as a JSON string. */
   readonly message: string | null;
 }
 
 const DAY_MS = 24 * HOUR_MS;
-/** How often the counts are written, in milliseconds: so much of them can be lost. */
+/** How often counts are written, in milliseconds: a crash loses those since the last time. */
 const FLUSH_MS = 1_000;
-/** The number of agents whose counts wait to be written; nothing is counted of others until they are. */
+/** The most agents and spans that wait to be written; attempts of others are not counted until then. */
 const MAX_PENDING = 100_000;
-/** Under which it is announced that an agent's outcomes are forgotten, by its id. */
-const FORGOTTEN = 'agent-outcomes';
+/** The topic of deleted outcomes; the message is the agent's id. */
+const DELETED = 'agent-outcomes';
 
-/** What is counted and not written yet. */
+/** Counts that are not written yet. */
 interface Pending {
   counts: Map<string, SpanCounts>;
   /** By the agent's id. */
@@ -54,16 +54,16 @@ interface Pending {
 }
 
 /**
- * Owns agent_outcomes and agent_last_errors: how each agent's attempts ended lately, and what went wrong last. Soft state: counted
- * in memory when the unit of work that ends an attempt is committed, and written within about a second. A process that is killed
- * loses what it has not written; each replica adds its own.
+ * Owns agent_outcomes and agent_last_errors: the recent outcomes of each agent's attempts, and its last error. Soft
+ * state: counted in memory when the unit of work that ends an attempt is committed, and written within about a second.
+ * A process that is killed loses counts that it has not written; each replica adds its own.
  */
 @Injectable()
 export class AgentOutcomes implements OnApplicationShutdown {
   private readonly logger = new Logger('AgentOutcomes');
   private counts: Pending['counts'] = new Map();
   private errors: Pending['errors'] = new Map();
-  /** What is being written. */
+  /** The counts that are being written. */
   private writing: Pending | undefined;
 
   constructor(
@@ -72,7 +72,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
     private readonly jobs: JobRunner,
     continuity: Continuity,
   ) {
-    database.onAnnouncement(FORGOTTEN, (id) => {
+    database.onAnnouncement(DELETED, (id) => {
       const agentId = Number(id);
       for (const pending of [{ counts: this.counts, errors: this.errors }, this.writing]) {
         pending?.errors.delete(agentId);
@@ -85,7 +85,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
     });
   }
 
-  /** Counts attempts once the unit that ends them is committed. Costs the unit no statement. */
+  /** Counts attempts once the unit that ends them is committed. It adds no statement to the unit. */
   count(tx: Transaction, attempts: readonly EndedAttempt[]): void {
     if (attempts.length === 0) return;
     const { now } = tx;
@@ -95,8 +95,8 @@ export class AgentOutcomes implements OnApplicationShutdown {
   }
 
   /**
-   * Writes what was counted since the last time, in one unit of work of two statements.
-   * @throws ERR_UNAVAILABLE it could not be written, and is kept for the next time
+   * Writes the counts since the last time, in one unit of work of two statements.
+   * @throws ERR_UNAVAILABLE they could not be written, and are kept for the next time
    */
   async flush(): Promise<void> {
     const { counts, errors } = this;
@@ -106,8 +106,8 @@ export class AgentOutcomes implements OnApplicationShutdown {
     this.writing = { counts, errors };
     try {
       await this.database.write(async (tx) => {
-        // Of two replicas each would wait for the other, but for the order.
-        // If the clock was set back meanwhile, what waits is not of the future.
+        // Both statements lock rows in the order of ids, so that two replicas do not deadlock. If the clock was set
+        // back meanwhile, move counts in the future to now.
         const spanNow = tx.now - (tx.now % SPAN_MS);
         await addCounts(tx, SPAN_MS, notAfter([...counts.values()], spanNow));
         await storeErrors(
@@ -131,18 +131,18 @@ export class AgentOutcomes implements OnApplicationShutdown {
     }
   }
 
-  /** Forgets how an agent's attempts ended, what is counted and not written yet included. */
-  async forget(tx: Transaction, agentId: number): Promise<void> {
+  /** Deletes an agent's outcomes, including counts that are not written yet. */
+  async clear(tx: Transaction, agentId: number): Promise<void> {
     await deleteOutcomesOf(tx, agentId);
-    tx.announce(FORGOTTEN, String(agentId));
+    tx.announce(DELETED, String(agentId));
   }
 
-  /** How each of the agents' attempts ended in the last hour and day; agents without any are left out. */
+  /** Reads the outcomes of each agent's attempts in the last hour and day; agents without any are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, OutcomeWindows>> {
     const now = this.clock.now();
     const rows = await sumOutcomes(statements, agentIds, {
-      hourBegan: hourBegan(now),
-      dayBegan: now - DAY_MS,
+      hourStart: hourStart(now),
+      dayStart: now - DAY_MS,
       now,
     });
     const countsOf = (row: (typeof rows)[number], window: 'hour' | 'day') => {
@@ -155,7 +155,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
     );
   }
 
-  /** What went wrong last with each of the agents; those with which nothing did are left out. */
+  /** Reads the last error of each agent; agents without one are left out. */
   async lastErrorsOf(
     statements: Statements,
     agentIds: readonly number[],
@@ -170,28 +170,31 @@ export class AgentOutcomes implements OnApplicationShutdown {
   }
 
   /**
-   * A query for the ids of the agents that fail: see docs/control-plane-api.md. It reads the counts of those alone of which an
-   * attempt failed in the last hour.
+   * Builds a query for the ids of failing agents, see docs/control-plane-api.md. It reads only the counts of agents
+   * with a failed attempt in the last hour.
    * @param bind names the parameter of a value
    */
   selectFailing(bind: (value: SqlValue) => string): string {
     const now = this.clock.now();
-    return selectFailing(hourBegan(now), now, bind);
-  }
-
-  /** How many agents in service fail. One statement; it reads the counts of agents of which an attempt failed. */
-  countFailing(statements: Statements): Promise<number> {
-    const now = this.clock.now();
-    return countFailing(statements, hourBegan(now), now);
+    return selectFailing(hourStart(now), now, bind);
   }
 
   /**
-   * Rolls spans that are older than an hour up to hours, and deletes what is older than a day. Both windows count the same before
-   * and after.
+   * Counts the failing agents in service, in one statement that reads only the counts of agents with a failed
+   * attempt.
    */
-  async maintain(): Promise<void> {
+  countFailing(statements: Statements): Promise<number> {
     const now = this.clock.now();
-    await this.jobs.purge((limit) => this.rollUp(hourBegan(now), limit));
+    return countFailing(statements, hourStart(now), now);
+  }
+
+  /**
+   * Combines spans that are older than an hour to hours, and deletes those older than a day. The sums of the last hour
+   * and day do not change.
+   */
+  async compact(): Promise<void> {
+    const now = this.clock.now();
+    await this.jobs.purge((limit) => this.combineSpans(hourStart(now), limit));
     await this.jobs.purge((limit) =>
       this.database.write(async (tx) => (await takeSpans(tx, HOUR_MS, now - DAY_MS - HOUR_MS, limit)).length),
     );
@@ -203,11 +206,11 @@ export class AgentOutcomes implements OnApplicationShutdown {
   }
 
   @Cron(CronExpression.EVERY_10_MINUTES)
-  protected maintainOften(): Promise<void> {
-    return this.jobs.run('agent-outcome-retention', SPAN_MS, () => this.maintain());
+  protected compactOften(): Promise<void> {
+    return this.jobs.run('agent-outcome-retention', SPAN_MS, () => this.compact());
   }
 
-  /** The last requests have been answered, and the database is still open. */
+  /** Writes the last counts: all requests have been answered, and the database is still open. */
   async onApplicationShutdown(): Promise<void> {
     await this.flush().catch((error: unknown) => {
       this.logger.warn({ err: error }, "the last counts of agents' outcomes could not be written");
@@ -229,8 +232,8 @@ export class AgentOutcomes implements OnApplicationShutdown {
     if (last ? replaces(error, last) : this.errors.size < MAX_PENDING) this.errors.set(agentId, error);
   }
 
-  /** @returns how many spans it took in */
-  private rollUp(before: number, limit: number): Promise<number> {
+  /** @returns the number of spans that it combined */
+  private combineSpans(before: number, limit: number): Promise<number> {
     return this.database.write(async (tx) => {
       const spans = await takeSpans(tx, SPAN_MS, before, limit);
       const hours = new Map<string, SpanCounts>();
@@ -250,7 +253,7 @@ export class AgentOutcomes implements OnApplicationShutdown {
 const isError = (outcome: AttemptOutcome): outcome is ErrorOutcome =>
   (ERROR_OUTCOMES as readonly string[]).includes(outcome);
 
-/** No attempt. */
+/** Counts of an agent without attempts. */
 export const NONE: Readonly<OutcomeCounts> = {
   success: 0,
   timeout: 0,
@@ -260,10 +263,10 @@ export const NONE: Readonly<OutcomeCounts> = {
   expired: 0,
 };
 
-/** Spans that begin after this instant are of the last hour, which so is up to 10 minutes longer. */
-const hourBegan = (now: number): number => now - HOUR_MS - SPAN_MS;
+/** Spans that begin after this instant count as the last hour, which is therefore up to 10 minutes longer. */
+const hourStart = (now: number): number => now - HOUR_MS - SPAN_MS;
 
-/** Counts with none of a later span than this: those are added to it. */
+/** Moves the counts of later spans to the current one. */
 function notAfter(counts: readonly SpanCounts[], spanNow: number): SpanCounts[] {
   if (counts.every(({ starts_at }) => starts_at <= spanNow)) return [...counts];
   const merged = new Map<string, SpanCounts>();

@@ -1,28 +1,28 @@
 import { Column, Entity, PrimaryColumn, PrimaryGeneratedColumn } from 'typeorm';
 
-/** What an operator decided about an agent. `deleted` is a tombstone: the id stays taken, its results stay. */
+/** The state of an agent, set by operators. `deleted` is a tombstone: the id stays taken, its results stay. */
 export const AGENT_STATES = ['active', 'draining', 'disabled', 'revoked', 'deleted'] as const;
 export type AgentState = (typeof AGENT_STATES)[number];
 
 /**
- * How an agent came in. One that registered openly proved nothing, so its hostname can go to somebody else while it is
- * silent; the others are handed over with proof only.
+ * How an agent was added. An agent that registered openly has shown no proof, so its hostname can be handed over while
+ * it is silent; the others are handed over only with proof.
  */
 export const AGENT_ORIGINS = ['open', 'enrolled', 'operator'] as const;
 export type AgentOrigin = (typeof AGENT_ORIGINS)[number];
 
-/** What an agent says of a configuration that it fetched. */
+/** What an agent reports about a configuration that it fetched. */
 export const CONFIG_STATUSES = ['applied', 'failed'] as const;
 export type ConfigStatus = (typeof CONFIG_STATUSES)[number];
 
 /**
- * How an attempt at a task ends. `unsaid`: its agent completed it and did not say how the check ended. `cancelled`: its
- * agent gave it back. `expired`: nothing was heard of it in time. One that an operator cut off did not end by itself and is none.
+ * The outcomes of attempts at tasks. `unsaid`: completed, and the report named no outcome. `cancelled`: returned by the
+ * agent. `expired`: not reported in time. A revoked attempt has no outcome.
  */
 export const ATTEMPT_OUTCOMES = ['success', 'timeout', 'error', 'unsaid', 'cancelled', 'expired'] as const;
 export type AttemptOutcome = (typeof ATTEMPT_OUTCOMES)[number];
 
-/** Outcomes that are shown as the last error: of the others there is nothing to say. */
+/** Outcomes that are shown as the last error. */
 export const ERROR_OUTCOMES = ['timeout', 'error', 'cancelled', 'expired'] as const;
 export type ErrorOutcome = (typeof ERROR_OUTCOMES)[number];
 
@@ -32,15 +32,15 @@ export class AgentEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
   id!: number;
 
-  /** The name it registers by, as it was sent; one without has a new identity at each registration. */
+  /** The name that it registers by, as sent; without one each registration creates a new identity. */
   @Column('text', { nullable: true })
   hostname!: string | null;
 
-  /** What hostnames are compared by, see hostnames.ts. */
+  /** The form of the hostname for comparisons, see hostnames.ts. */
   @Column('text', { nullable: true })
   hostname_key!: string | null;
 
-  /** An agent that registered openly and shows an enrollment token later is `enrolled` from then on. */
+  /** Becomes `enrolled` if an agent that registered openly shows an enrollment token later. */
   @Column('text')
   origin!: AgentOrigin;
 
@@ -55,34 +55,34 @@ export class AgentEntity {
   @Column('bigint', { nullable: true })
   token_expires_at!: number | null;
 
-  /** The token before the last rotation, as long as it still works. */
+  /** The token before the last rotation, while it still works. */
   @Column('text', { nullable: true })
   previous_token_hash!: string | null;
 
   @Column('bigint', { nullable: true })
   previous_token_expires_at!: number | null;
 
-  /** The issued enrollment token that it came with last; null if it never showed one. */
+  /** The issued enrollment token that it showed last; null if it never showed one. */
   @Column('bigint', { nullable: true })
   enrollment_token_id!: number | null;
 
   @Column('bigint')
   registered_at!: number;
 
-  /** When it went to somebody who proved nothing; null again once an owner has it back. */
+  /** When it was handed over without proof; null again once an owner has it back. */
   @Column('bigint', { nullable: true })
   handed_over_at!: number | null;
 
-  /** When it is decided whether an openly registered agent came to stay; null once that is decided, and for the others. */
+  /** When the trial of an openly registered agent ends; null once it has ended, and for the others. */
   @Column('bigint', { nullable: true })
   trial_ends_at!: number | null;
 
-  /** Null while it never held a lease: then it may be deleted without a trace. */
+  /** Null if it never held a lease: then all its rows may be deleted. */
   @Column('bigint', { nullable: true })
   first_lease_at!: number | null;
 }
 
-/** One label of an agent. A table of its own, so that agents are found by them through an index. */
+/** One label of an agent, in a separate table, so that agents are found by labels through an index. */
 @Entity('agent_labels')
 export class LabelEntity {
   @PrimaryColumn('bigint')
@@ -95,7 +95,10 @@ export class LabelEntity {
   value!: string;
 }
 
-/** A token of who had an agent before it was handed over without proof: it proves that the agent is theirs, and no more. */
+/**
+ * A token of the earlier holder of an agent that was handed over without proof. It is proof for registering again,
+ * and nothing else.
+ */
 @Entity('agent_owner_tokens')
 export class OwnerTokenEntity {
   @PrimaryColumn('bigint')
@@ -109,7 +112,7 @@ export class OwnerTokenEntity {
   expires_at!: number | null;
 }
 
-/** What an agent has stored on the last day on which it stored anything. */
+/** The bytes that an agent has stored on its last day with writes. */
 @Entity('agent_usage')
 export class UsageEntity {
   @PrimaryColumn('bigint')
@@ -126,7 +129,7 @@ export class UsageEntity {
   observations_bytes!: number;
 }
 
-/** When an agent was last heard of. Apart from {@link AgentEntity}, because it changes all the time and nothing else does. */
+/** The last heartbeat of an agent. Separate from {@link AgentEntity}, because it changes far more often. */
 @Entity('agent_heartbeats')
 export class HeartbeatEntity {
   @PrimaryColumn('bigint')
@@ -137,24 +140,24 @@ export class HeartbeatEntity {
   last_heartbeat_at!: number;
 }
 
-/** What an agent said last about its configuration. */
+/** The last state that an agent reported for its configuration. */
 @Entity('agent_config_states')
 export class ConfigStateEntity {
   @PrimaryColumn('bigint')
   agent_id!: number;
 
-  /** As the agent has it; not always one of ours. */
+  /** As the agent reported it; not always a known revision. */
   @Column('text')
   revision!: string;
 
   @Column('text')
   status!: ConfigStatus;
 
-  /** Why it failed, as a JSON string: it may hold what a database can't keep as it is. */
+  /** Why it failed, as a JSON string, because databases can't store all characters. */
   @Column('text', { nullable: true })
   message!: string | null;
 
-  /** When it began to say so. */
+  /** When it first reported this state. */
   @Column('bigint')
   reported_at!: number;
 }
@@ -168,22 +171,22 @@ export class AgentKindEntity {
   @PrimaryColumn('text')
   kind!: string;
 
-  /** When it asked for the kind, to some minutes. */
+  /** When it last asked for the kind, exact to some minutes. */
   @Column('bigint')
   asked_at!: number;
 
-  /** How many leases of the kind it was willing to hold at once; null is not known. */
+  /** The most leases of the kind at once; null if unknown. */
   @Column('integer', { nullable: true })
   capacity!: number | null;
 }
 
-/** How an agent's attempts ended in a span of time. */
+/** The outcomes of an agent's attempts in a span of time. */
 @Entity('agent_outcomes')
 export class OutcomesEntity {
   @PrimaryColumn('bigint')
   agent_id!: number;
 
-  /** How long the span is: 10 minutes in the last hour, then an hour. */
+  /** The length of the span: 10 minutes in the last hour, then an hour. */
   @PrimaryColumn('bigint')
   span_ms!: number;
 
@@ -209,7 +212,7 @@ export class OutcomesEntity {
   expired!: number;
 }
 
-/** What went wrong last with an agent. */
+/** The last error of an agent. */
 @Entity('agent_last_errors')
 export class LastErrorEntity {
   @PrimaryColumn('bigint')
@@ -224,12 +227,12 @@ export class LastErrorEntity {
   @Column('text')
   outcome!: ErrorOutcome;
 
-  /** What the agent said of it, as a JSON string: it may hold what a database can't keep as it is. */
+  /** The agent's message, as a JSON string, because databases can't store all characters. */
   @Column('text', { nullable: true })
   message!: string | null;
 }
 
-/** What an agent says of itself. */
+/** The version that an agent reports. */
 @Entity('agent_about')
 export class AboutEntity {
   @PrimaryColumn('bigint')
@@ -238,7 +241,7 @@ export class AboutEntity {
   @Column('text')
   version!: string;
 
-  /** When it began to say so. */
+  /** When it first reported this version. */
   @Column('bigint')
   said_at!: number;
 }

@@ -18,7 +18,7 @@ import { HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse 
 import { HeartbeatsService } from './heartbeats.service';
 import { RegistrationService } from './registration.service';
 
-/** What agents call to be known. */
+/** Registers agents and receives their heartbeats. */
 @ApiTags('agents')
 @Controller(AGENT_PATHS)
 export class AgentsController {
@@ -28,9 +28,9 @@ export class AgentsController {
   ) {}
 
   /**
-   * Gives an identity and a token. The same hostname keeps its `agent_id` and gets a fresh token: at once for a caller
-   * that sends its current `X-Agent-Id` and `X-Agent-Token` or an enrollment token, else only if the agent registered
-   * openly and has missed its heartbeat.
+   * Returns an identity and a token. A known hostname keeps its `agent_id` and gets a new token: at once for a caller
+   * with its current `X-Agent-Id` and `X-Agent-Token` or an enrollment token, else only if the agent registered openly
+   * and has missed its heartbeat.
    */
   @Post('register')
   @HttpCode(200)
@@ -41,19 +41,19 @@ export class AgentsController {
   @ApiHeader({
     name: 'X-Enrollment-Token',
     required: false,
-    description: 'Needed where registration is not open.',
+    description: 'Needed if registration is not open.',
   })
   @ApiHeader({
     name: 'X-Agent-Id',
     required: false,
-    description: 'With X-Agent-Token: proves who is registering again.',
+    description: 'With X-Agent-Token: proves the identity of an agent that registers again.',
   })
   @ApiHeader({ name: 'X-Agent-Token', required: false })
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
     description:
-      'A secret of the caller, 16 characters or more: the same call within 10 minutes answers for the same agent with a new token, and is not charged again.',
+      'A secret of the caller, at least 16 characters: the same call within 10 minutes returns the same agent with a new token, and is not charged again.',
     schema: { type: 'string', minLength: 16, maxLength: 255 },
   })
   @ApiOkResponse({ type: RegisterResponse })
@@ -75,8 +75,8 @@ export class AgentsController {
   }
 
   /**
-   * Says that the agent is alive and which configuration it uses, and learns until when to say so again and which
-   * configuration is in force.
+   * Records that the agent is online and the state of its configuration. The answer has the deadline of the next
+   * heartbeat and the configuration in force.
    */
   @Post('heartbeat')
   @HttpCode(200)

@@ -18,11 +18,11 @@ import { MAX_VERSION } from './agent-about';
 import { MAX_HOSTNAME } from './hostnames';
 import { LABEL_FILTERS, LABELS, type Labels } from './labels';
 
-/** A host that wants to become an agent. */
+/** A registration. */
 @AgentBody()
 export class RegisterRequest {
-  // The page fills the example in, so it names nobody: a silent agent of that name would be taken over.
-  /** The name that the identity is kept by, such as `probe-fra-1`; without one each registration makes a new identity. */
+  // The documentation page sends the example, so it has no name: a silent agent with that name would be taken over.
+  /** The name of the identity, such as `probe-fra-1`; without one each registration creates a new identity. */
   @ApiProperty({
     required: false,
     nullable: true,
@@ -35,7 +35,7 @@ export class RegisterRequest {
   @IsName(MAX_HOSTNAME)
   hostname?: string | null;
 
-  /** In place of the header `X-Enrollment-Token`. */
+  /** Alternative to the header `X-Enrollment-Token`. */
   @ApiProperty({
     required: false,
     nullable: true,
@@ -50,28 +50,28 @@ export class RegisterRequest {
   enrollment_token?: string | null;
 }
 
-/** What an agent proves by who it is. */
+/** The credentials of an agent. */
 export class AgentCredentials {
   @ApiProperty({ example: 1 })
   agent_id!: number;
 
-  /** Goes into `X-Agent-Token`; it is shown here only. */
+  /** For the header `X-Agent-Token`; it is shown only here. */
   @ApiProperty({ example: 'dcpa_4fXfrkyE4tpFq3JnTGpUQW4wYV0H8d4WkQ9bGmT2nXo3kPzA1' })
   auth_token!: string;
 }
 
-/** An identity and how to keep it. */
+/** An identity, and the times that an agent must keep. */
 export class RegisterResponse extends AgentCredentials {
   /** How long a lease lasts if it is not extended, in milliseconds. */
   @ApiProperty({ example: 60_000 })
   lease_duration_ms!: number;
 
-  /** An agent that is silent for longer counts as offline, in milliseconds. */
+  /** An agent counts as offline if it is silent for longer, in milliseconds. */
   @ApiProperty({ example: 45_000 })
   heartbeat_timeout_ms!: number;
 }
 
-/** A sign of life. */
+/** A heartbeat. */
 @AgentBody()
 export class HeartbeatRequest {
   /** The caller's own id. */
@@ -79,7 +79,9 @@ export class HeartbeatRequest {
   @IsId()
   agent_id!: number;
 
-  /** The revision that the agent uses, or tried to. Send it with each heartbeat: the same again costs nothing. */
+  /**
+   * The revision that the agent applied or failed to apply. Send it with each heartbeat: repeating it costs nothing.
+   */
   @ApiProperty({
     required: false,
     nullable: true,
@@ -92,7 +94,7 @@ export class HeartbeatRequest {
   @Matches(/^[\x21-\x7e]{1,64}$/, { message: 'must be 1 to 64 visible ASCII characters' })
   config_revision?: string | null;
 
-  /** How that went; goes with `config_revision`. */
+  /** Whether it was applied; required with `config_revision`. */
   @ApiProperty({ required: false, nullable: true, enum: [...CONFIG_STATUSES, null], example: null })
   @IsOptional()
   @IsIn(CONFIG_STATUSES)
@@ -106,29 +108,32 @@ export class HeartbeatRequest {
   config_message?: string | null;
 }
 
-/** Until when the next sign of life is due. */
+/** The deadline of the next heartbeat, and the configuration in force. */
 export class HeartbeatResponse {
   @ApiProperty({ example: 1 })
   agent_id!: number;
 
-  /** Milliseconds left, counted from when the agent sent the request. */
+  /** Milliseconds until the next heartbeat is due, counted from when the agent sent the request. */
   @ApiProperty({ example: 45_000 })
   next_deadline_ms!: number;
 
-  /** The revision of the configuration in force; left out while there is none. */
+  /** The revision of the configuration in force; left out if there is none. */
   @ApiProperty({ required: false, example: 'a3f1c2d4e5b60718' })
   config_revision?: string;
 }
 
-/** How an agent stands: an operator's decision if there is one, else whether its heartbeat is in time. */
+/** The status of an agent: the state that an operator set, else whether its heartbeat is in time. */
 export const AGENT_STATUSES = ['online', 'offline', 'draining', 'disabled', 'revoked'] as const;
 export type AgentStatus = (typeof AGENT_STATUSES)[number];
 
-/** How an agent stands to the configuration in force: what it said of that one, that it speaks of another, or nothing. */
+/**
+ * The state that an agent reported for the configuration in force; `other`: it reported another revision; `unsaid`:
+ * none.
+ */
 export const CONFIG_STANDINGS = [...CONFIG_STATUSES, 'other', 'unsaid'] as const;
 export type ConfigStanding = (typeof CONFIG_STANDINGS)[number];
 
-/** Which agents to list. */
+/** The filters of the list of agents. */
 export class AgentsQuery extends PageQuery {
   @ApiPropertyOptional({
     description: 'Only agents of this status.',
@@ -149,13 +154,13 @@ export class AgentsQuery extends PageQuery {
   @IsName(MAX_HOSTNAME)
   hostname?: string;
 
-  /** Only agents with this label, `name:value`; if it is given more than once, with all of them. */
+  /** Only agents with this label, `name:value`; if it is repeated, with all of them. */
   @Transform(({ value }) => (value === undefined ? undefined : [value].flat()))
   @Field({ ...LABEL_FILTERS, optional: true, example: ['region:fra'] })
   label?: string[];
 
   @ApiPropertyOptional({
-    description: 'Only agents that came with this enrollment token.',
+    description: 'Only agents that showed this enrollment token last.',
     type: 'integer',
     minimum: 1,
     example: 1,
@@ -165,7 +170,7 @@ export class AgentsQuery extends PageQuery {
 
   @ApiPropertyOptional({
     description:
-      'True: only agents of which, in the last hour, at least 5 attempts ended and more than half by an error, by being given back or by expiring. False: only the others.',
+      'True: only agents of which at least 5 attempts ended in the last hour, more than half of them as `error`, `cancelled` or `expired`. False: only the others.',
     type: Boolean,
     example: true,
   })
@@ -176,7 +181,7 @@ export class AgentsQuery extends PageQuery {
 
   @ApiPropertyOptional({
     description:
-      'Only agents that said they applied the configuration in force, that they failed to, that they use another, or nothing.',
+      'Only agents that reported this state of the configuration in force. `other`: they reported another revision; `unsaid`: none.',
     enum: CONFIG_STANDINGS,
     example: 'failed',
   })
@@ -195,7 +200,7 @@ export class AgentsQuery extends PageQuery {
   kind?: string;
 
   @ApiPropertyOptional({
-    description: 'Only agents that say they are of exactly this version.',
+    description: 'Only agents that report exactly this version.',
     maxLength: MAX_VERSION,
     example: 'dns-agent/1.4.2',
   })
@@ -205,9 +210,9 @@ export class AgentsQuery extends PageQuery {
   version?: string;
 }
 
-/** An agent that an operator makes, in place of its registration. */
+/** An agent that an operator creates, so that it need not register. */
 export class CreateAgentRequest {
-  /** No other agent may have it. */
+  /** Must not belong to another agent. */
   @ApiProperty({
     required: false,
     nullable: true,
@@ -227,8 +232,8 @@ export class CreateAgentRequest {
 /** How to change an agent's token. */
 export class RotateRequest {
   /**
-   * Whether the token that it has is void at once, and its leases are revoked. Else that works until the new one is
-   * first used, at most 10 minutes.
+   * Whether its current token is void at once, and its leases are revoked. Otherwise that token works until the new one
+   * is first used, at most 10 minutes.
    */
   @ApiProperty({ required: false, nullable: true, type: Boolean, example: false })
   @IsOptional()
@@ -238,12 +243,12 @@ export class RotateRequest {
 
 /** An agent's labels. */
 export class SetLabelsRequest {
-  /** All that it is to have. */
+  /** All labels of the agent: others are removed. */
   @Field(LABELS)
   labels!: Labels;
 }
 
-/** What an agent said last about its configuration. */
+/** The last state that an agent reported for its configuration. */
 export class ConfigStateView {
   @ApiProperty({ example: 'a3f1c2d4e5b60718' })
   revision!: string;
@@ -251,53 +256,53 @@ export class ConfigStateView {
   @ApiProperty({ enum: CONFIG_STATUSES, example: 'applied' })
   status!: ConfigStatus;
 
-  /** Why it failed; null where the agent did not say. */
+  /** Why it failed; null if the agent did not report it. */
   @ApiProperty({ type: String, nullable: true, example: null })
   message!: string | null;
 
-  /** When it began to say so. */
+  /** When it first reported this state. */
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
   reported_at!: string;
 }
 
-/** How many attempts at tasks ended in each way. */
+/** The number of attempts by outcome. */
 export class OutcomeCounts implements Record<AttemptOutcome, number> {
   @ApiProperty({ type: 'integer', example: 118 })
   success!: number;
 
-  /** Completed, and the agent said that the target was silent: a finding, which does not count against the agent. */
+  /** Completed, and the target did not answer: a finding, which does not count as a failure of the agent. */
   @ApiProperty({ type: 'integer', example: 3 })
   timeout!: number;
 
-  /** Completed, and the agent said that the check failed. */
+  /** Completed, and the check failed. */
   @ApiProperty({ type: 'integer', example: 1 })
   error!: number;
 
-  /** Completed, and the agent did not say how the check ended. */
+  /** Completed, and the report named no outcome. */
   @ApiProperty({ type: 'integer', example: 0 })
   unsaid!: number;
 
-  /** Given back by the agent. */
+  /** Returned by the agent. */
   @ApiProperty({ type: 'integer', example: 0 })
   cancelled!: number;
 
-  /** Not heard of in time. */
+  /** Not reported in time. */
   @ApiProperty({ type: 'integer', example: 0 })
   expired!: number;
 }
 
-/** How an agent's attempts ended lately. What an operator cut off does not count, nor what was reported too late. */
+/** The recent outcomes of an agent's attempts, without revoked attempts and late reports. */
 export class OutcomeWindows {
-  /** In the last hour, to 10 minutes. */
+  /** In the last hour, and up to 10 minutes more. */
   @ApiProperty({ type: OutcomeCounts })
   hour!: OutcomeCounts;
 
-  /** In the last day, to an hour. */
+  /** In the last day, and up to an hour more. */
   @ApiProperty({ type: OutcomeCounts })
   day!: OutcomeCounts;
 }
 
-/** What went wrong last with an agent. */
+/** The last error of an agent. */
 export class AgentErrorView {
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
   at!: string;
@@ -308,12 +313,15 @@ export class AgentErrorView {
   @ApiProperty({ enum: ERROR_OUTCOMES, example: 'error' })
   outcome!: ErrorOutcome;
 
-  /** What the agent said of it, at most 300 characters; null if it did not. Never trust it: strangers may choose it. */
+  /**
+   * The agent's message, at most 300 characters; null without one. Do not trust it: it may contain text from the
+   * target.
+   */
   @ApiProperty({ type: String, nullable: true, example: 'ECONNREFUSED' })
   message!: string | null;
 }
 
-/** An agent as operators see it. */
+/** An agent. */
 export class AgentView {
   @ApiProperty({ example: 1 })
   id!: number;
@@ -324,21 +332,23 @@ export class AgentView {
   @ApiProperty(shown(LABELS))
   labels!: Labels;
 
-  /** The kinds of tasks that it asked for by claims of the last day, sorted; empty for one that has not claimed yet. */
+  /** The kinds of tasks that its claims of the last day asked for, sorted; empty if it has not claimed. */
   @ApiProperty({ type: [String], example: ['dns', 'http'] })
   kinds!: string[];
 
   @ApiProperty({ enum: AGENT_STATUSES, example: 'online' })
   status!: AgentStatus;
 
-  /** How it came in. One that registered openly is handed over without proof once it has missed its heartbeat. */
+  /**
+   * How it was added. An agent that registered openly is handed over without proof once it has missed its heartbeat.
+   */
   @ApiProperty({ enum: AGENT_ORIGINS, example: 'open' })
   origin!: AgentOrigin;
 
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   registered_at!: string;
 
-  /** When its hostname went to somebody who proved nothing; null if it did not, or the owner has it back. */
+  /** When it was handed over without proof; null if it was not, or the owner has it back. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   handed_over_at!: string | null;
 
@@ -346,19 +356,19 @@ export class AgentView {
   @ApiProperty({ type: 'integer', nullable: true, example: 1 })
   enrollment_token_id!: number | null;
 
-  /** The registration, or its making by hand, counts as the first heartbeat. */
+  /** The registration, or the creation by an operator, counts as the first heartbeat. */
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:30.000Z' })
   last_heartbeat_at!: string;
 
-  /** Null where the token does not expire. */
+  /** Null if the token does not expire. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   token_expires_at!: string | null;
 
-  /** Tasks that it works on. */
+  /** The number of its live leases. */
   @ApiProperty({ example: 3 })
   live_leases!: number;
 
-  /** The `User-Agent` of its claims and heartbeats; null if it sent none. What it says, and no more. */
+  /** The `User-Agent` of its claims and heartbeats, which is not verified; null if it sent none. */
   @ApiProperty({ type: String, nullable: true, example: 'dns-agent/1.4.2' })
   version!: string | null;
 
@@ -366,13 +376,13 @@ export class AgentView {
   outcomes!: OutcomeWindows;
 
   /**
-   * The last attempt that ended by a timeout, an error, by being given back or by expiring; null if none did. One of which the
-   * agent said nothing takes the place of one of which it said what went wrong only if it ended an hour later or more.
+   * The last attempt that ended as `timeout`, `error`, `cancelled` or `expired`; null if none did. An attempt without a
+   * message replaces one with a message only if it ended at least an hour later.
    */
   @ApiProperty({ type: AgentErrorView, nullable: true })
   last_error!: AgentErrorView | null;
 
-  /** Null while it said nothing about its configuration. */
+  /** Null if it reported no configuration. */
   @ApiProperty({ type: ConfigStateView, nullable: true })
   config!: ConfigStateView | null;
 }

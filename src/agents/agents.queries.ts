@@ -3,13 +3,13 @@ import type { AgentEntity, AgentOrigin, AgentState, HeartbeatEntity, LabelEntity
 import type { Credentials, HeldToken } from './credentials';
 import type { Labels } from './labels';
 
-/** An agent with when it was last heard of, as it is stored. */
+/** An agent with its stored last heartbeat. */
 export type KnownAgent = AgentEntity & Pick<HeartbeatEntity, 'last_heartbeat_at'>;
 
-/** What decides what an agent may do now. */
+/** The columns that decide what an agent may do now. */
 export type ServiceState = Credentials & Pick<AgentEntity, 'first_lease_at'>;
 
-/** What belongs to an agent alone, and goes with it. */
+/** Tables whose rows belong to one agent, and are deleted with it. */
 const DEPENDENT_TABLES = [
   'agent_labels',
   'agent_kinds',
@@ -25,14 +25,14 @@ const DEPENDENT_TABLES = [
 const CREDENTIAL_COLUMNS =
   'id, state, token_hash, token_expires_at, previous_token_hash, previous_token_expires_at';
 
-/** Every column of an agent, as `a`, and of its heartbeats, as `h`. */
+/** Selects all columns of an agent, as `a`, with its heartbeat, as `h`. */
 export const SELECT_AGENT = `SELECT a.*, h.last_heartbeat_at FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id`;
 
 export function findCredentials(statements: Statements, agentId: number): Promise<Credentials | undefined> {
   return statements.first(`SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE id = $1`, agentId);
 }
 
-/** The credentials of the agents that registered last. */
+/** Lists the credentials of the newest agents. */
 export function listNewestCredentials(statements: Statements, limit: number): Promise<Credentials[]> {
   return statements.rows(
     `SELECT ${CREDENTIAL_COLUMNS} FROM agents WHERE state <> 'deleted' ORDER BY id DESC LIMIT $1`,
@@ -41,8 +41,9 @@ export function listNewestCredentials(statements: Statements, limit: number): Pr
 }
 
 /**
- * Locks agents by ascending ids and reads what they may do: in one statement, because it is in the way of every claim and report.
- * @param mode `share` keeps others from changing them; `update` also from locking them so
+ * Locks agents by ascending ids and reads their service states, in one statement, because every claim and report needs
+ * it.
+ * @param mode `share` keeps other units from changing the rows; `update` also from locking them
  * @returns by id; unknown ones are left out
  */
 export async function lockServiceStates(
@@ -58,12 +59,12 @@ export async function lockServiceStates(
   return new Map(rows.map((row) => [row.id, row]));
 }
 
-/** An agent that was not deleted. */
+/** Finds an agent that was not deleted. */
 export function findAgent(statements: Statements, agentId: number): Promise<KnownAgent | undefined> {
   return statements.first(`${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted'`, agentId);
 }
 
-/** The id of the agent that has a hostname and was not deleted. */
+/** Finds the id of the agent that has a hostname and was not deleted. */
 export async function findIdByHostnameKey(
   statements: Statements,
   hostnameKey: string,
@@ -75,12 +76,12 @@ export async function findIdByHostnameKey(
   return row?.id;
 }
 
-/** Whether there ever was such an agent. */
+/** Whether the agent exists or was deleted. */
 export async function isKnown(statements: Statements, agentId: number): Promise<boolean> {
   return (await statements.first('SELECT id FROM agents WHERE id = $1', agentId)) !== undefined;
 }
 
-/** @returns the id of the new agent */
+/** Adds an agent. @returns its id */
 export async function insertAgent(
   tx: Transaction,
   agent: Pick<
@@ -106,7 +107,7 @@ export async function updateState(tx: Transaction, agentId: number, state: Agent
   await tx.run('UPDATE agents SET state = $2 WHERE id = $1', agentId, state);
 }
 
-/** @param previous what works besides the new token for a while */
+/** Stores a new token. @param previous the token that also works for a while */
 export async function updateToken(
   tx: Transaction,
   agentId: number,
@@ -124,7 +125,7 @@ export async function updateToken(
   );
 }
 
-/** Voids the token before the last rotation, if the one after it is still this one. */
+/** Voids the token before the last rotation, if the current one is still `tokenHash`. */
 export async function voidPreviousToken(tx: Transaction, agentId: number, tokenHash: string): Promise<void> {
   await tx.run(
     `UPDATE agents SET previous_token_hash = NULL, previous_token_expires_at = NULL WHERE id = $1 AND token_hash = $2`,
@@ -133,7 +134,7 @@ export async function voidPreviousToken(tx: Transaction, agentId: number, tokenH
   );
 }
 
-/** Shortens what is left of replaced tokens, after a clock that was set back by so much. */
+/** Moves the expiry of replaced tokens back, after the clock was set back by `byMs`. */
 export async function movePreviousTokenExpiries(tx: Transaction, byMs: number): Promise<void> {
   await tx.run(
     `UPDATE agents SET previous_token_expires_at = ${tx.dialect.greatest('$1', 'previous_token_expires_at - $2')}
@@ -143,7 +144,7 @@ export async function movePreviousTokenExpiries(tx: Transaction, byMs: number): 
   );
 }
 
-/** Records that agents hold their first lease, of those that never held one. */
+/** Records the first lease of agents that never held one. */
 export async function markFirstLeases(tx: Transaction, agentIds: readonly number[]): Promise<void> {
   await tx.run(
     `UPDATE agents SET first_lease_at = $2 WHERE ${tx.dialect.isAmong('id', '$1')} AND first_lease_at IS NULL`,
@@ -152,7 +153,7 @@ export async function markFirstLeases(tx: Transaction, agentIds: readonly number
   );
 }
 
-/** Sets labels, in place of those of the same names. */
+/** Sets labels, and replaces those with the same names. */
 export async function upsertLabels(tx: Transaction, agentId: number, labels: Labels): Promise<void> {
   const rows = Object.entries(labels).map(([name, value]) => ({ name, value }));
   if (rows.length === 0) return;
@@ -169,7 +170,7 @@ export async function deleteLabels(tx: Transaction, agentId: number): Promise<vo
   await tx.run('DELETE FROM agent_labels WHERE agent_id = $1', agentId);
 }
 
-/** The labels of each of the agents; agents without any are left out. */
+/** Lists the labels of each of the agents; agents without any are left out. */
 export function listLabels(
   statements: Statements,
   agentIds: readonly number[],
@@ -177,7 +178,7 @@ export function listLabels(
   return listLabelsWhere(statements, statements.dialect.isAmong('agent_id', '$1'), agentIds);
 }
 
-/** The labels of these names, of every agent that has one. */
+/** Lists the labels with these names, of every agent that has one. */
 export function listLabelsNamed(
   statements: Statements,
   names: readonly string[],
@@ -203,12 +204,12 @@ async function listLabelsWhere(
   return labels;
 }
 
-/** Deletes what proves that an agent belonged to somebody before it was handed over. */
+/** Deletes the tokens of earlier holders, from before an agent was handed over. */
 export async function deleteOwnerTokens(tx: Transaction, agentId: number): Promise<void> {
   await tx.run('DELETE FROM agent_owner_tokens WHERE agent_id = $1', agentId);
 }
 
-/** Deletes agents with all that belongs to them alone. */
+/** Deletes agents with the rows that belong to them alone. */
 export async function deleteAgents(tx: Transaction, agentIds: readonly number[]): Promise<void> {
   for (const table of [...DEPENDENT_TABLES, 'agents'])
     await tx.run(

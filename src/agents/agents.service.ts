@@ -33,40 +33,40 @@ import { hostnameKey } from './hostnames';
 import type { Labels } from './labels';
 import { Liveness } from './liveness';
 
-/** How long the token before a rotation works on, unless the new one is used sooner, in milliseconds. */
+/** How long the token before a rotation still works, unless the new one is used earlier, in milliseconds. */
 const OVERLAP_MS = 600_000;
 
-/** How long an openly registered agent has to come to stay, in milliseconds. */
+/** The length of the trial of an openly registered agent, in milliseconds. */
 export const TRIAL_MS = 86_400_000;
 
-/** Topic under which changes of agents' credentials and states are announced, by id. */
+/** The topic of changes of agents' credentials and states; the message is the id. */
 const CREDENTIALS = 'agents';
 
-/** The number of agents whose credentials are kept in memory; the rest is looked up. */
+/** The number of agents whose credentials are in memory; the others are looked up. */
 const CACHED_AGENTS = 100_000;
-/** How many agents are known from the start: the newest. */
+/** The number of agents, the newest, whose credentials are loaded at the start. */
 const KNOWN_AT_START = 20_000;
 
-/** What an agent may do in the unit of work that has locked it. */
+/** The permissions of an agent in the unit of work that has locked it. */
 export interface Standing {
-  /** Why its call may not go on; undefined if it may. */
+  /** The error that refuses its call; undefined if it is allowed. */
   readonly refusal: ApiError | undefined;
-  /** Whether it may be given new work: not while it drains. */
+  /** Whether it may be granted leases: not while it drains. */
   readonly takesWork: boolean;
   /** Whether it ever held a lease, see {@link AgentsService.noteFirstLeases}. */
   readonly hadLease: boolean;
 }
 
-/** Called with the ids of agents that lose what they hold, in the transaction that takes it. */
+/** Called with the ids of agents that are taken out of service, in the same transaction. */
 export type DeactivationListener = (tx: Transaction, agentIds: readonly number[]) => Promise<void>;
 
-/** Tells how many live leases each of the agents has; agents without any are left out. */
+/** Counts the live leases of each of the agents; agents without any are left out. */
 export type LeaseCounter = (
   statements: Statements,
   agentIds: readonly number[],
 ) => Promise<Map<number, number>>;
 
-/** Owns agents: their identities, their tokens, and whether they are in service. Other domains ask here. */
+/** Owns agents: their identities, their tokens, and whether they are in service. Other domains use this service. */
 @Injectable()
 export class AgentsService {
   private readonly deactivationListeners: DeactivationListener[] = [];
@@ -83,15 +83,15 @@ export class AgentsService {
     private readonly liveness: Liveness,
   ) {
     this.credentials = new RowCache(database, CREDENTIALS, CACHED_AGENTS);
-    // If the clock was set back, no token before a rotation works longer for it.
+    // If the clock was set back, replaced tokens must not work longer because of it.
     continuity.onInterruption(async (tx, { now, lastSeen }) => {
       if (lastSeen > now) await movePreviousTokenExpiries(tx, lastSeen - now);
     });
   }
 
   /**
-   * Learns the agents' tokens, so that right ones need no look-up: that may be refused at an address from which others are
-   * guessing.
+   * Loads the agents' tokens, so that valid ones need no look-up, which may be refused at an address from which others
+   * are guessing.
    */
   async onModuleInit(): Promise<void> {
     if (!this.lifecycle.serves) return;
@@ -101,41 +101,41 @@ export class AgentsService {
     });
   }
 
-  /** Learns the token of an agent that has just got it, for the same reason. */
-  async learn(agentId: number): Promise<void> {
+  /** Caches an agent's new token, for the same reason. */
+  async cacheCredentials(agentId: number): Promise<void> {
     // If it fails, the agent's next call looks it up.
     await this.readCredentials(agentId).catch(() => undefined);
   }
 
   /**
-   * Has this called when agents are taken out of service (disabled, revoked, deleted) or get another holder, in the same
-   * transaction.
+   * Subscribes to agents that are taken out of service (disabled, revoked, deleted) or get another holder. The listener
+   * runs in the same transaction.
    */
   onDeactivated(listener: DeactivationListener): void {
     this.deactivationListeners.push(listener);
   }
 
-  /** Calls back when what an agent may do may have changed, its tokens included, by this process or another replica. */
+  /** Subscribes to changes of agents' states and tokens, by this process or another replica. */
   onChanged(listener: (agentId: number) => void): void {
     this.database.onAnnouncement(CREDENTIALS, (id) => listener(Number(id)));
   }
 
-  /** Says who counts live leases, for {@link liveLeasesOf}. */
+  /** Sets the function that counts live leases, for {@link liveLeasesOf}. */
   countLeasesWith(counter: LeaseCounter): void {
     this.countLeases = counter;
   }
 
-  /** How many live leases each of the agents has; agents without any are left out. */
+  /** Counts the live leases of each of the agents; agents without any are left out. */
   liveLeasesOf(statements: Statements, agentIds: readonly number[]): Promise<Map<number, number>> {
     return this.countLeases(statements, agentIds);
   }
 
   /**
-   * Tells who presents this token. Right credentials are answered from memory if the agent has called before; wrong ones
-   * cost one read, whether there is such an agent or not, so that their time does not tell which ids are taken.
+   * Authenticates an agent. Valid credentials are answered from memory if the agent has called before; wrong ones cost
+   * one read, whether or not the agent exists, so that the time does not reveal which ids exist.
    * @param beforeLookup called with the credential before the database is read for it; may throw to prevent that
-   * @throws ERR_UNAUTHORIZED unknown agent or wrong token, in the same words
-   * @throws ERR_TOKEN_EXPIRED the token was right once
+   * @throws ERR_UNAUTHORIZED unknown agent or wrong token, with the same message
+   * @throws ERR_TOKEN_EXPIRED the token has expired
    * @throws ERR_FORBIDDEN the agent is disabled or revoked
    */
   async authenticate(
@@ -148,11 +148,11 @@ export class AgentsService {
     const isOf = (row: Credentials | undefined) => matchToken(row, tokenHash, this.clock.now()) !== 'none';
     let agent = this.credentials.get(key);
     if (!isOf(agent)) {
-      // A typo shows by its checksum, before any read; where nothing is read, its hash is as good.
+      // The checksum reveals a typo without a read.
       if (!isAgentToken(token)) throw fail('ERR_UNAUTHORIZED');
-      // What was right a moment ago is no guess: the row is only too old to rely on.
+      // A credential that was valid a moment ago is not a guess: its cached row is only too old.
       if (!isOf(this.credentials.peek(key))) beforeLookup(`agent:${key}:${tokenHash}`);
-      // Guessing ids must not take the place of agents that call.
+      // Guessed ids must not evict agents that call.
       agent = await this.readCredentials(agentId, isOf);
     }
     const refusal = refusalOf(agent, { tokenHash }, this.clock.now());
@@ -163,20 +163,20 @@ export class AgentsService {
   }
 
   /**
-   * Makes sure that an agent which was authenticated is still in service and its token still works, for a call that changes
-   * nothing which must be refused at commit. As exact as a read: at once on the replica that changed it, within 5 s on others.
+   * Checks that an authenticated agent is still in service and its token still valid, for calls without a write that
+   * must be refused at commit. As exact as a read: at once on the replica that changed it, within 5 s on others.
    * @throws ERR_UNAUTHORIZED, ERR_TOKEN_EXPIRED, ERR_FORBIDDEN as {@link requireInService}
    */
-  async requireStillAdmitted(agent: AgentIdentity): Promise<void> {
+  async requireStillValid(agent: AgentIdentity): Promise<void> {
     const row = this.credentials.get(String(agent.id)) ?? (await this.readCredentials(agent.id));
     const refusal = refusalOf(row, agent, this.clock.now());
     if (refusal) throw refusal;
   }
 
   /**
-   * Makes sure, in the transaction of a write for an agent, that it is still in service and that the token still works
-   * with which it was authenticated: what an operator or a hand-over ended since then has no effect any more.
-   * @param alone whether nobody else may write for it until the unit ends
+   * Checks, in the transaction of a write for an agent, that it is still in service and that the token of the call is
+   * still valid, so that a revoked or handed-over agent changes nothing more.
+   * @param alone whether other units must not write for it until this one ends
    * @throws ERR_UNAUTHORIZED the token was voided, or the agent deleted
    * @throws ERR_TOKEN_EXPIRED the token expired while the call waited
    * @throws ERR_FORBIDDEN the agent was disabled or revoked
@@ -188,8 +188,8 @@ export class AgentsService {
   }
 
   /**
-   * {@link requireInService} for many calls in one statement, which locks their agents by ascending ids.
-   * @returns what each of them may do, in their order; one that is refused fails no other
+   * Checks many calls as {@link requireInService} does, in one statement, which locks their agents by ascending ids.
+   * @returns the permissions for each call, in order; a refused call does not fail the others
    */
   async standingsOf(tx: Transaction, agents: readonly AgentIdentity[], alone?: 'alone'): Promise<Standing[]> {
     if (agents.length === 0) return [];
@@ -206,48 +206,51 @@ export class AgentsService {
     });
   }
 
-  /** The `refusal` of each of {@link standingsOf}. */
+  /** Returns the `refusal` of each of {@link standingsOf}. */
   async refusals(tx: Transaction, agents: readonly AgentIdentity[]): Promise<(ApiError | undefined)[]> {
     return (await this.standingsOf(tx, agents)).map(({ refusal }) => refusal);
   }
 
-  /** Records that agents hold their first lease: from now on there are rows that name them. */
+  /** Records that agents hold their first lease: from now on leases refer to them. */
   async noteFirstLeases(tx: Transaction, agentIds: readonly number[]): Promise<void> {
     if (agentIds.length > 0) await markFirstLeases(tx, agentIds);
   }
 
-  /** The labels of these names, of every agent that has one. */
+  /** Reads the labels with these names, of every agent that has one. */
   labelsNamed(statements: Statements, names: readonly string[]): Promise<Map<number, Labels>> {
     return listLabelsNamed(statements, names);
   }
 
-  /** @throws ERR_NOT_FOUND there never was such an agent; a deleted one is known */
+  /** Checks that an agent exists or was deleted. @throws ERR_NOT_FOUND there never was such an agent */
   async requireKnown(statements: Statements, agentId: number): Promise<void> {
     if (!(await isKnown(statements, agentId))) throw fail('ERR_NOT_FOUND', { agent_id: agentId });
   }
 
-  // What registrations and operators' decisions are made of, in their transactions.
+  // The parts of registrations and operators' changes, called in their transactions.
 
   /**
-   * Locks a hostname, however it is spelled, and the agent that has it: until the unit ends nobody else takes the name,
-   * changes the agent, or writes for it.
+   * Locks a hostname, in any spelling, and the agent that has it: until the unit ends no other unit can take the name,
+   * change the agent, or write for it.
    * @returns undefined if no agent has it, or only deleted ones
    */
   async lockByHostname(tx: Transaction, hostname: string): Promise<KnownAgent | undefined> {
     const key = hostnameKey(hostname);
-    // A name that nobody has yet has no row to lock.
+    // A free name has no row to lock.
     await tx.lockName(`hostname:${key}`, 'exclusive');
     const id = await findIdByHostnameKey(tx, key);
     return id === undefined ? undefined : this.lockById(tx, id);
   }
 
-  /** Locks an agent: until the unit ends nobody else changes it, or writes for it. @returns undefined if there is none */
+  /**
+   * Locks an agent: until the unit ends no other unit can change it or write for it. @returns undefined if it does
+   * not exist
+   */
   async lockById(tx: Transaction, agentId: number): Promise<KnownAgent | undefined> {
     await tx.lockRows('agents', [agentId]);
     return findAgent(tx, agentId);
   }
 
-  /** Makes an agent that is in service. @returns its id */
+  /** Creates an agent that is in service. @returns its id */
   async insert(
     tx: Transaction,
     hostname: string | null,
@@ -268,8 +271,8 @@ export class AgentsService {
   }
 
   /**
-   * Gives an agent a new token. A caller that proved itself may use the token that it holds a little longer, also if that
-   * is the one before last because the answers with the newer ones were lost. All others are void when this is committed.
+   * Gives an agent a new token. A caller with proof may use the token that it holds for a while, also if that is the
+   * one before last because the answers with newer ones were lost. All other tokens are void when this is committed.
    */
   async replaceToken(
     tx: Transaction,
@@ -285,7 +288,7 @@ export class AgentsService {
     this.credentials.announceChange(tx, String(agentId));
   }
 
-  /** Changes what was decided about an agent. One that is taken out of service loses what it holds. */
+  /** Changes the state of an agent. If that takes it out of service, its leases are revoked. */
   async setState(tx: Transaction, agentId: number, state: AgentState): Promise<void> {
     await updateState(tx, agentId, state);
     if (state !== 'active' && state !== 'draining') await this.deactivate(tx, agentId);
@@ -293,13 +296,13 @@ export class AgentsService {
     this.credentials.announceChange(tx, String(agentId));
   }
 
-  /** Takes from an agent what it holds, for who held it is not who has the agent now. */
+  /** Revokes an agent's leases, because it is out of service or has another holder. */
   async deactivate(tx: Transaction, agentId: number): Promise<void> {
     for (const listener of this.deactivationListeners) await listener(tx, [agentId]);
   }
 
   /**
-   * Deletes agents without a trace. Only for agents that no lease or envelope of metrics names.
+   * Deletes all rows of agents. Only for agents without leases and metrics.
    * @param agentIds of agents that the unit has locked
    */
   async erase(tx: Transaction, agentIds: readonly number[]): Promise<void> {
@@ -319,7 +322,7 @@ export class AgentsService {
     );
   }
 
-  /** The new token was used: the one before it ends here. */
+  /** Voids the previous token, because the new one was used. */
   private retirePreviousToken(agent: Credentials): Promise<void> {
     return this.database.write(async (tx) => {
       await voidPreviousToken(tx, agent.id, agent.token_hash);

@@ -1,16 +1,16 @@
 import type { Transaction } from '../database/statements';
 
-/** What an agent stores. */
+/** The bytes that an agent stores. */
 export interface Usage {
   readonly agent_id: number;
   readonly bytes: number;
 }
 
 /**
- * Adds to what agents have stored in a day, where it fits: all in one statement, which locks them by ascending ids. The first of
- * a day always fits.
+ * Adds bytes to agents' usage of a day, if they fit, in one statement, which locks the rows by ascending ids. The first
+ * of a day always fit.
  * @param day days since the Unix epoch, UTC
- * @returns the agents for which it fits; nothing is added for the others
+ * @returns the agents for which they fit; nothing is added for the others
  */
 export async function addUsage(
   tx: Transaction,
@@ -21,7 +21,7 @@ export async function addUsage(
 ): Promise<number[]> {
   const column = `${budget}_bytes`;
   const other = budget === 'metrics' ? 'observations_bytes' : 'metrics_bytes';
-  // A clock that is behind another replica's, or was set back, does not begin the day again.
+  // A clock that is behind another replica's, or was set back, does not start the previous day again.
   const sameDay = 'agent_usage.day >= excluded.day';
   const rows = await tx.rows<{ agent_id: number }>(
     `INSERT INTO agent_usage (agent_id, day, ${column}, ${other})

@@ -7,18 +7,19 @@ import { addUsage } from './budgets.queries';
 
 const DAY_MS = 86_400_000;
 
-/** What agents store, by the name of its setting. */
+/** The setting of each budget. */
 const SETTING = {
   metrics: 'metricsBytesPerDay',
   observations: 'observationsBytesPerDay',
 } as const satisfies Record<string, keyof Settings>;
 
-/** What has a budget for each agent and day. */
+/** The budgets of an agent for each day. */
 export type Budget = keyof typeof SETTING;
 
 /**
- * Owns agent_usage: how much each agent may store in a day of UTC, so that none of them can fill the disk. In the database,
- * so that it holds across restarts and replicas, and is counted in the unit of work that stores.
+ * Owns agent_usage: limits the bytes that each agent can store in a day of UTC, so that no agent can fill the disk.
+ * Usage is in the database, so that the limit holds across restarts and replicas, and is counted in the unit of work
+ * that stores the data.
  */
 @Injectable()
 export class Budgets {
@@ -28,10 +29,10 @@ export class Budgets {
   ) {}
 
   /**
-   * Counts what any number of agents are about to store, in one statement of the unit that stores it. The first of a day always
-   * fits, however large it is: what is refused fits on the next day.
+   * Charges the bytes that agents are about to store, in one statement of the unit that stores them. The first write of
+   * a day always fits, whatever its size, so that a refused write fits on the next day.
    * @param bytes of each agent, by its id
-   * @returns the agents whose budget has not that much left; nothing is counted for them
+   * @returns the agents whose budget is not enough; nothing is charged for them
    */
   async take(tx: Transaction, budget: Budget, bytes: ReadonlyMap<number, number>): Promise<Set<number>> {
     const asked = [...bytes]
@@ -50,13 +51,13 @@ export class Budgets {
     return refused;
   }
 
-  /** The same for one agent. @throws ERR_RATE_LIMITED its budget has not that much left */
+  /** Charges one agent. @throws ERR_RATE_LIMITED its budget is not enough */
   async require(tx: Transaction, budget: Budget, agentId: number, bytes: number): Promise<void> {
     const refused = await this.take(tx, budget, new Map([[agentId, bytes]]));
     if (refused.size > 0) throw this.refusal(budget);
   }
 
-  /** The error to throw for a budget that is used up: it is there again when the next day of UTC begins. */
+  /** Creates the error for a budget that is used up, retryable when the next day of UTC begins. */
   refusal(budget: Budget): ApiError {
     const name = `${budget}_bytes_per_day`;
     return fail(

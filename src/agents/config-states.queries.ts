@@ -1,10 +1,10 @@
 import type { Statements, Transaction } from '../database/statements';
 import type { ConfigStateEntity } from './agent.entity';
 
-/** What an agent says about its configuration; the message as it is stored. */
+/** An agent's report about its configuration, with the message as it is stored. */
 export type ConfigReport = Pick<ConfigStateEntity, 'revision' | 'status' | 'message'>;
 
-/** Stores what agents say, as far as it is not what they said before. @returns the agents that said something else */
+/** Stores agents' reports if they changed. @returns the agents whose report changed */
 export async function upsertConfigStates(
   tx: Transaction,
   reports: readonly (ConfigReport & { readonly agent_id: number })[],
@@ -40,7 +40,7 @@ export function listConfigStates(
   );
 }
 
-/** How many agents are in service. */
+/** Counts the agents in service. */
 export async function countInService(statements: Statements): Promise<number> {
   const row = await statements.first<{ count: number }>(
     `SELECT count(*) AS count FROM agents WHERE state IN ('active', 'draining')`,
@@ -48,7 +48,7 @@ export async function countInService(statements: Statements): Promise<number> {
   return row?.count ?? 0;
 }
 
-/** How many agents in service said last that they use each of the revisions, or could not. */
+/** Counts the agents in service whose last report is for one of the revisions, by status. */
 export function countByRevision(
   statements: Statements,
   revisions: readonly string[],

@@ -15,19 +15,22 @@ import {
   upsertConfigStates,
 } from './config-states.queries';
 
-/** The number of agents whose last answer is kept in memory, so that the same again costs nothing. */
-const REMEMBERED_AGENTS = 100_000;
-/** For how long, in milliseconds: a notification of another replica can be lost without a trace. */
+/** The number of agents whose last report is in memory, so that repeating it costs nothing. */
+const CACHED_AGENTS = 100_000;
+/**
+ * How long a report in memory counts as stored, in milliseconds: a notification of another replica can be lost
+ * silently.
+ */
 const TRUSTED_MS = 60_000;
-/** Topic under which it is announced that an agent says something else; the message is its id. */
+/** The topic of changed reports; the message is the agent's id. */
 const CHANGED = 'agent-config-states';
 
-/** Owns agent_config_states: which configuration each agent said last that it uses, or could not. */
+/** Owns agent_config_states: the configuration that each agent last reported as applied or failed. */
 @Injectable()
 export class ConfigStates {
   private readonly stored = new LRUCache<number, { readonly text: string; readonly at: number }>({
     // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: REMEMBERED_AGENTS,
+    maxSize: CACHED_AGENTS,
     sizeCalculation: () => 1,
   });
 
@@ -42,32 +45,32 @@ export class ConfigStates {
   }
 
   /**
-   * Whether an agent says something that {@link store} would write, as far as this process knows. It trusts its memory while it
-   * receives what other replicas store, and for a minute at most.
+   * Whether {@link store} would write this report, as far as this process knows. It trusts its memory while it receives
+   * the announcements of other replicas, and for at most a minute.
    */
-  isNews(agentId: number, report: ConfigReport): boolean {
+  hasChanged(agentId: number, report: ConfigReport): boolean {
     const known = this.stored.get(agentId);
     if (!known || !this.database.isListening || known.text !== textOf(report)) return true;
     const ageMs = this.clock.now() - known.at;
     return ageMs < 0 || ageMs >= TRUSTED_MS;
   }
 
-  /** Stores what agents in service say, as far as it is not what they said before. */
+  /** Stores the reports of agents in service if they changed. */
   async store(tx: Transaction, reports: ReadonlyMap<number, ConfigReport>): Promise<void> {
-    const news = [...reports].filter(([id, report]) => this.isNews(id, report));
-    if (news.length === 0) return;
+    const changes = [...reports].filter(([id, report]) => this.hasChanged(id, report));
+    if (changes.length === 0) return;
     const changed = await upsertConfigStates(
       tx,
-      news.map(([agent_id, report]) => ({ agent_id, ...report })),
+      changes.map(([agent_id, report]) => ({ agent_id, ...report })),
     );
     for (const agentId of changed) tx.announce(CHANGED, String(agentId));
-    // Behind the announcement, which this process receives too.
+    // After the announcement, which this process receives too.
     tx.afterCommit(() => {
-      for (const [id, report] of news) this.stored.set(id, { text: textOf(report), at: tx.now });
+      for (const [id, report] of changes) this.stored.set(id, { text: textOf(report), at: tx.now });
     });
   }
 
-  /** What the agents said last; those that said nothing yet are left out. */
+  /** Reads the last reports of agents; agents without one are left out. */
   async of(statements: Statements, agentIds: readonly number[]): Promise<Map<number, ConfigStateView>> {
     const rows = await listConfigStates(statements, agentIds);
     return new Map(
@@ -98,17 +101,16 @@ export class ConfigStates {
 }
 
 /**
- * What a heartbeat says about the configuration; undefined if it says nothing.
+ * Reads the report about the configuration from a heartbeat; undefined if it has none.
  * @throws ERR_VALIDATION a revision without a status, a status without a revision, a message without a failure
  */
 export function configReportOf(heartbeat: HeartbeatRequest): ConfigReport | undefined {
   const { config_revision: revision, config_status: status, config_message: message } = heartbeat;
   if (!revision && !status && !message) return undefined;
   const problems: Record<string, string> = {};
-  if (!revision) problems.config_revision = 'must be there with config_status';
-  if (!status) problems.config_status = 'must be there with config_revision';
-  if (message && status !== 'failed')
-    problems.config_message = 'must be there only where config_status is failed';
+  if (!revision) problems.config_revision = 'is required with config_status';
+  if (!status) problems.config_status = 'is required with config_revision';
+  if (message && status !== 'failed') problems.config_message = 'is allowed only if config_status is failed';
   if (!revision || !status || Object.keys(problems).length > 0) throw fail('ERR_VALIDATION', problems);
   return { revision, status, message: message == null ? null : JSON.stringify(message) };
 }

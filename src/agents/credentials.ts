@@ -3,23 +3,23 @@ import type { AgentIdentity } from '../http/control-plane-request';
 import { sameHash } from '../http/tokens';
 import type { AgentEntity } from './agent.entity';
 
-/** What tells whether a call of an agent may go on. */
+/** The columns that decide whether a call of an agent is allowed. */
 export type Credentials = Pick<
   AgentEntity,
   'id' | 'state' | 'token_hash' | 'token_expires_at' | 'previous_token_hash' | 'previous_token_expires_at'
 >;
 
-/** The token that a caller goes on using until it has the new one. */
+/** The token that a caller uses until it has the new one. */
 export interface HeldToken {
   readonly hash: string;
   readonly expiresAt: number | null;
 }
 
 /** A hash that no token has. */
-const NOBODY = '-'.repeat(64);
+const NO_HASH = '-'.repeat(64);
 
 /**
- * Compares a token's hash with both that an agent may have; an unknown agent costs the same.
+ * Compares a token's hash with both tokens of an agent, in the same time for an unknown agent.
  * @param now in ms since the epoch
  */
 export function matchToken(
@@ -27,14 +27,14 @@ export function matchToken(
   presented: string,
   now: number,
 ): 'current' | 'previous' | 'expired' | 'none' {
-  const current = sameHash(agent?.token_hash ?? NOBODY, presented);
-  const previous = sameHash(agent?.previous_token_hash ?? NOBODY, presented);
+  const current = sameHash(agent?.token_hash ?? NO_HASH, presented);
+  const previous = sameHash(agent?.previous_token_hash ?? NO_HASH, presented);
   if (current) return (agent?.token_expires_at ?? Infinity) > now ? 'current' : 'expired';
   if (previous) return (agent?.previous_token_expires_at ?? 0) > now ? 'previous' : 'expired';
   return 'none';
 }
 
-/** Why a call may not go on; undefined if it may. The token is judged before the agent's state. */
+/** Returns the error that refuses a call; undefined if it is allowed. Checks the token before the agent's state. */
 export function refusalOf(
   agent: Credentials | undefined,
   { tokenHash }: Pick<AgentIdentity, 'tokenHash'>,
@@ -46,14 +46,14 @@ export function refusalOf(
   return agent.state === 'active' || agent.state === 'draining' ? undefined : outOfService(agent.state);
 }
 
-/** Which of the agent's tokens is shown; undefined if it is none that works. */
+/** Finds the agent's token with this hash; undefined if none that works has it. */
 export function findHeldToken(agent: Credentials, presented: string, now: number): HeldToken | undefined {
   const match = matchToken(agent, presented, now);
   if (match === 'current') return currentToken(agent);
   return match === 'previous' ? { hash: presented, expiresAt: agent.previous_token_expires_at } : undefined;
 }
 
-/** The token that an agent goes by: the one before the last rotation, as long as the new one was not used. */
+/** Returns the token that an agent uses: the one before the last rotation, until the new one is used. */
 export function tokenInUse(agent: Credentials, now: number): HeldToken {
   const { previous_token_hash: hash, previous_token_expires_at: expiresAt } = agent;
   return hash !== null && (expiresAt ?? 0) > now ? { hash, expiresAt } : currentToken(agent);
@@ -63,7 +63,7 @@ export function currentToken({ token_hash: hash, token_expires_at: expiresAt }: 
   return { hash, expiresAt };
 }
 
-/** The error for an agent that is disabled or revoked. */
+/** Creates the error for an agent that is disabled or revoked. */
 export function outOfService(state: string): ApiError {
   return fail('ERR_FORBIDDEN', { state }, { message: `This agent is ${state}.` });
 }

@@ -1,16 +1,16 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 
-/** A token that admins give to the people who set agents up; only its hash is kept. */
+/** A token for registering agents, issued by an admin; only its hash is stored. */
 @Entity('enrollment_tokens')
 export class EnrollmentTokenEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
   id!: number;
 
-  /** What it is for, for lists and the audit log. */
+  /** Its purpose, for lists and the audit log. */
   @Column('text')
   name!: string;
 
-  /** JSON: the labels that it gives. */
+  /** JSON: the labels of the agents that it enrolls. */
   @Column('text')
   labels!: string;
 
@@ -22,7 +22,7 @@ export class EnrollmentTokenEntity {
   @Column('bigint', { nullable: true })
   max_uses!: number | null;
 
-  /** How many agents it has enrolled. */
+  /** The number of agents that it has enrolled. */
   @Column('bigint')
   uses!: number;
 

@@ -16,13 +16,13 @@ import { IdParam } from '../http/validation';
 import { CreatedEnrollmentToken, CreateEnrollmentTokenRequest, EnrollmentTokenPage } from './enrollment.dto';
 import { EnrollmentService } from './enrollment.service';
 
-/** What agents are enrolled with. */
+/** Manages enrollment tokens. */
 @ApiTags('fleet')
 @Controller('v1/enrollment-tokens')
 export class EnrollmentController {
   constructor(private readonly enrollment: EnrollmentService) {}
 
-  /** Makes a token for agents to register with. It is shown once. */
+  /** Creates a token for registering agents. It is shown once. */
   @Post()
   @Operator('admin')
   @BodyLimit(MEDIUM_BODY)
@@ -37,7 +37,7 @@ export class EnrollmentController {
     return this.enrollment.create(operator, body);
   }
 
-  /** Lists enrollment tokens, newest first; expired, used up and revoked ones too. */
+  /** Lists enrollment tokens, newest first, including expired, used-up and revoked ones. */
   @Get()
   @Operator('admin')
   @ApiOperation({ operationId: 'listEnrollmentTokens', summary: 'List enrollment tokens' })
@@ -47,7 +47,7 @@ export class EnrollmentController {
     return this.enrollment.list(query);
   }
 
-  /** Revokes a token, effective when it is answered. The agents that it enrolled stay. */
+  /** Revokes a token; in force when the call is answered. The agents that it enrolled stay. */
   @Delete(':id')
   @HttpCode(204)
   @Operator('admin')

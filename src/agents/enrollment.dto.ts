@@ -7,22 +7,22 @@ import { LABELS, type Labels } from './labels';
 
 const MAX_USES = 1_000_000_000;
 
-/** Which agents a token is for. */
+/** A new enrollment token. */
 export class CreateEnrollmentTokenRequest {
-  /** What it is for, for lists and the audit log. */
+  /** Its purpose, for lists and the audit log. */
   @ApiProperty({ minLength: 1, maxLength: 100, example: 'probes in Frankfurt' })
   @IsName(100)
   name!: string;
 
-  /** Given to every agent that it enrolls. */
+  /** Set on every agent that it enrolls. */
   @Field({ ...LABELS, optional: true })
   labels?: Labels | null;
 
-  /** How many agents it can enroll; any number if it is left out. */
+  /** The most agents that it can enroll; unlimited if it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_USES, example: 100 })
   max_uses?: number | null;
 
-  /** For how many seconds it is good; forever if it is left out. */
+  /** The seconds for which it is valid; forever if it is left out. */
   @OptionalInteger({ minimum: 1, maximum: MAX_TOKEN_LIFETIME_S, example: 86_400 })
   expires_in?: number | null;
 }
@@ -42,7 +42,7 @@ export class EnrollmentTokenView {
   @ApiProperty({ type: 'integer', nullable: true, example: 100 })
   max_uses!: number | null;
 
-  /** How many agents it has enrolled. */
+  /** The number of agents that it has enrolled. */
   @ApiProperty({ example: 12 })
   uses!: number;
 
@@ -58,9 +58,9 @@ export class EnrollmentTokenView {
   revoked_at!: string | null;
 }
 
-/** A new enrollment token. */
+/** A new enrollment token, with its secret. */
 export class CreatedEnrollmentToken extends EnrollmentTokenView {
-  /** Goes into `X-Enrollment-Token`; it is shown here only. */
+  /** For the header `X-Enrollment-Token`; it is shown only here. */
   @ApiProperty({ example: 'dcpe_4fXfrkyE4tpFq3JnTGpUQW4wYV0H8d4WkQ9bGmT2nXo3kPzA1' })
   token!: string;
 }

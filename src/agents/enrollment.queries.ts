@@ -1,10 +1,10 @@
 import type { Statements, Transaction } from '../database/statements';
 import type { EnrollmentTokenEntity } from './enrollment-token.entity';
 
-/** A token that is neither revoked nor expired at an instant, `$2`. */
+/** Condition: the token is neither revoked nor expired at `$2`. */
 const WORKS = 'revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)';
 
-/** The hashes of the tokens that work, newest first. */
+/** Lists the hashes of valid tokens, newest first. */
 export async function listWorkingTokens(
   statements: Statements,
   limit: number,
@@ -18,7 +18,7 @@ export async function listWorkingTokens(
   return rows.map(({ token_hash: hash }) => hash);
 }
 
-/** A token that works; also one that is used up. */
+/** Finds a valid token, also if it is used up. */
 export function findWorkingToken(
   tx: Transaction,
   hash: string,
@@ -30,7 +30,10 @@ export function findWorkingToken(
   );
 }
 
-/** The condition is part of the change: of many at once no more than are left get through. @returns whether it was left */
+/**
+ * Counts a use, if one is left. The condition is part of the update, so that concurrent uses never exceed the limit.
+ * @returns whether one was left
+ */
 export async function countTokenUse(tx: Transaction, tokenId: number): Promise<boolean> {
   const changed = await tx.run(
     `UPDATE enrollment_tokens SET uses = uses + 1
@@ -58,7 +61,7 @@ export async function insertToken(
   return row as EnrollmentTokenEntity;
 }
 
-/** Tokens with ids below one, newest first. */
+/** Lists tokens with ids below `belowId`, newest first. */
 export function listTokens(
   statements: Statements,
   belowId: number,

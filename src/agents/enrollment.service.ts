@@ -27,25 +27,27 @@ import {
 import type { EnrollmentTokenEntity } from './enrollment-token.entity';
 import type { Labels } from './labels';
 
-/** What a registration showed: nothing, one of the setting's tokens, or the hash of one that may have been issued. */
+/**
+ * The enrollment token of a registration: none, one of the setting's, or the hash of one that may have been issued.
+ */
 export type Shown = 'nothing' | 'setting' | { readonly hash: string };
 
-/** What an issued token does for an agent. */
+/** The effect of an issued token on an agent. */
 export interface Enrollment {
   readonly tokenId: number;
   readonly tokenHash: string;
-  /** Whether the agent is new to the token: then this is a use of it, and its labels are given. */
+  /** Whether the agent did not use this token last: then this counts as a use, and its labels are set. */
   readonly isCounted: boolean;
   readonly labels: Labels;
 }
 
-/** How many tokens are remembered. */
+/** The most tokens in memory. */
 const MAX_KNOWN = 1_000;
 
-/** Owns enrollment_tokens: with what agents that nobody knows yet prove that they belong to the fleet. */
+/** Owns enrollment_tokens, by which new agents prove that they belong to the fleet. */
 @Injectable()
 export class EnrollmentService {
-  /** Hashes of tokens that were right once: they may be looked up where others are guessing. */
+  /** Hashes of tokens that were valid once: they may be looked up even if others at the address are guessing. */
   private readonly known = new LRUCache<string, true>({ max: MAX_KNOWN });
 
   constructor(
@@ -56,7 +58,7 @@ export class EnrollmentService {
     private readonly lifecycle: Lifecycle,
   ) {}
 
-  /** Learns which tokens work. */
+  /** Loads the valid tokens. */
   async onModuleInit(): Promise<void> {
     if (!this.lifecycle.serves) return;
     const hashes = await this.database.read((statements) =>
@@ -66,14 +68,14 @@ export class EnrollmentService {
   }
 
   /**
-   * Judges what needs no database: a typo shows by its checksum.
-   * @param charge asked before the token is looked up
-   * @throws ERR_UNAUTHORIZED a token is needed and missing, or it can't be one
+   * Checks a token without the database: the checksum reveals a typo.
+   * @param charge charged before the token is looked up
+   * @throws ERR_UNAUTHORIZED a token is needed and missing, or malformed
    */
   inspect(shown: string | undefined, charge: Charge): Shown {
     const hash = hashToken(shown ?? '');
     let known = false;
-    // Every one is compared, so that the time does not tell which came close.
+    // Compare all of them, so that the time does not reveal which one is similar.
     for (const token of this.settings.enrollmentTokens) known = sameHash(hashToken(token), hash) || known;
     if (known) return 'setting';
     if (shown === undefined ? this.settings.registration === 'token' : !isWellFormed('dcpe_', shown))
@@ -84,12 +86,12 @@ export class EnrollmentService {
   }
 
   /**
-   * Looks an issued token up in the transaction of a registration that has locked its agent. A use is an agent that is new to
-   * the token: an agent that enrolled with it before may show it again, also if it is used up, so that a registration whose
-   * answer was lost can be repeated.
-   * @param enrolledBy the token that the agent came with last; null if it is new, or never had one
+   * Looks an issued token up in the transaction of a registration that has locked its agent. An agent that enrolled
+   * with it before may show it again, also if it is used up, so that a registration whose answer was lost can be
+   * repeated.
+   * @param enrolledBy the token that the agent showed last; null if it is new, or never showed one
    * @param charge charged to the address if this throws
-   * @throws ERR_UNAUTHORIZED unknown, expired, revoked or used up, in the same words
+   * @throws ERR_UNAUTHORIZED unknown, expired, revoked or used up, with the same message
    */
   async requireUsable(
     tx: Transaction,
@@ -106,14 +108,14 @@ export class EnrollmentService {
   /**
    * Counts a use of a token, in the same transaction.
    * @param charge charged to the address if this throws
-   * @throws ERR_UNAUTHORIZED others used it up, or an operator revoked it, since it was looked up
+   * @throws ERR_UNAUTHORIZED it was used up or revoked since it was looked up
    */
   async use(tx: Transaction, { tokenId, tokenHash, isCounted }: Enrollment, charge: Charge): Promise<void> {
     if (isCounted && !(await countTokenUse(tx, tokenId))) throw refusedBy(charge);
     tx.afterCommit(() => this.known.set(tokenHash, true));
   }
 
-  /** Makes a token. Only its hash is kept, so this answer is the one that shows it. */
+  /** Creates a token. Only its hash is stored, so only this answer shows it. */
   create(
     by: OperatorIdentity,
     { name, labels, max_uses: maxUses, expires_in: expiresIn }: CreateEnrollmentTokenRequest,
@@ -139,7 +141,7 @@ export class EnrollmentService {
     });
   }
 
-  /** Lists tokens, newest first; those that no longer work too. */
+  /** Lists tokens, newest first, including those that no longer work. */
   list(query: PageQuery): Promise<Page<EnrollmentTokenView>> {
     return this.database.read(async (statements) => {
       const rows = await listTokens(statements, olderThan(query), query.limit + 1);
@@ -148,7 +150,7 @@ export class EnrollmentService {
   }
 
   /**
-   * Revokes a token, effective when it is answered. The same again changes nothing.
+   * Revokes a token; in force when this resolves. Repeating it changes nothing.
    * @throws ERR_NOT_FOUND there is no such token
    */
   revoke(by: OperatorIdentity, id: number): Promise<void> {
@@ -166,13 +168,13 @@ export class EnrollmentService {
   }
 }
 
-/** Charges the look-up to the address and makes the answer. */
+/** Charges the look-up to the address and creates the error. */
 function refusedBy(charge: Charge): ApiError {
   charge.failure();
   return refused();
 }
 
-/** The one answer for every token that is not taken. */
+/** Creates the same error for every token that is not valid. */
 function refused(): ApiError {
   return fail('ERR_UNAUTHORIZED', undefined, { message: 'A valid enrollment token is needed.' });
 }

@@ -1,10 +1,10 @@
 import type { Statements } from '../database/statements';
 import type { AgentState } from './agent.entity';
 
-/** Agents of one state whose last heartbeats are about as old. */
+/** Agents of one state whose last heartbeats are in the same age bucket. */
 export interface AgeGroup {
   state: AgentState;
-  /** The first of the upper bounds that the ages do not exceed; their number if they exceed all. */
+  /** The index of the bucket; the number of bounds if the ages exceed all of them. */
   bucket: number;
   online: number;
   silent: number;
@@ -38,7 +38,10 @@ export function groupByHeartbeatAge(
   );
 }
 
-/** How many agents in service said what of a revision; those that use another are `other`, those that said nothing left out. */
+/**
+ * Counts the agents in service by the state that they reported for a revision; `other`: another revision. Agents
+ * without a report are left out.
+ */
 export function countByConfigState(
   statements: Statements,
   revision: string,

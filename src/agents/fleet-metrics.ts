@@ -9,13 +9,13 @@ import { AGENT_STATUSES } from './agents.dto';
 import { type AgeGroup, countByConfigState, groupByHeartbeatAge } from './fleet-metrics.queries';
 import { Liveness } from './liveness';
 
-/** Upper bounds of how old heartbeats are, in seconds. */
+/** Upper bounds of the age of heartbeats, in seconds. */
 const AGE_BUCKETS = [5, 10, 15, 30, 45, 60, 90, 120, 300, 600, 3_600];
 
-/** How an agent in service stands to the configuration in force. */
+/** The states of agents in service by the configuration in force. */
 const CONFIG_STATES = ['applied', 'failed', 'other', 'unsaid'] as const;
 
-/** Shows how the fleet stands: the same on each replica. One statement over the agents, whatever their number. */
+/** Shows the metrics of the fleet, which are the same on each replica, by one statement for all agents. */
 @Injectable()
 export class FleetMetrics {
   constructor(
@@ -27,10 +27,10 @@ export class FleetMetrics {
     private readonly outcomes: AgentOutcomes,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
-    const byStatus = meter.gauge({ name: 'agents', help: 'Agents by how they stand.', labels: ['status'] });
+    const byStatus = meter.gauge({ name: 'agents', help: 'Agents by status.', labels: ['status'] });
     const ages = meter.snapshot({
       name: 'agent_heartbeat_age_seconds',
-      help: 'How old the last heartbeats of the agents in service are now.',
+      help: 'Age of the last heartbeats of the agents in service.',
       buckets: AGE_BUCKETS,
     });
     const silent = meter.gauge({
@@ -39,16 +39,16 @@ export class FleetMetrics {
     });
     const failing = meter.gauge({
       name: 'agents_failing',
-      help: 'Agents in service of which, in the last hour, at least 5 attempts ended and more than half by an error, by being given back or by expiring.',
+      help: 'Agents in service of which at least 5 attempts ended in the last hour, more than half of them as error, cancelled or expired.',
     });
     const configs = meter.gauge({
       name: 'config_agents',
-      help: 'Agents in service by what they said of the configuration in force: that they applied it, that they failed to, that they use another, or nothing.',
+      help: 'Agents in service by the state that they reported for the configuration in force; other: another revision, unsaid: none.',
       labels: ['state'],
     });
     const expiry = meter.gauge({
       name: 'config_expires_timestamp_seconds',
-      help: 'When the configuration in force expires, in seconds since the epoch; not there if none is in force.',
+      help: 'When the configuration in force expires, in seconds since the epoch; absent if none is in force.',
     });
     meter.onScrape(async () => {
       const groups = await this.readAges();

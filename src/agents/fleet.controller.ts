@@ -23,7 +23,7 @@ import {
 } from './agents.dto';
 import { FleetService } from './fleet.service';
 
-/** What operators see of the fleet and decide about it. */
+/** The operators' routes for the fleet. */
 @ApiTags('fleet')
 @Controller('v1/agents')
 export class FleetController {
@@ -50,7 +50,7 @@ export class FleetController {
     return this.fleet.get(id);
   }
 
-  /** Makes an agent by hand, in place of its registration. Its token is shown once. */
+  /** Creates an agent, so that it need not register. Its token is shown once. */
   @Post()
   @Operator('operator')
   @BodyLimit(MEDIUM_BODY)
@@ -81,7 +81,10 @@ export class FleetController {
     return this.fleet.setLabels(operator, id, body.labels);
   }
 
-  /** Gives an agent a new token, which is shown once. The old one works until the new one is used, unless told not to. */
+  /**
+   * Gives an agent a new token, which is shown once. The old one works until the new one is used, unless it is
+   * revoked.
+   */
   @Post(':id/rotate')
   @HttpCode(200)
   @Operator('operator')
@@ -98,7 +101,10 @@ export class FleetController {
     return this.fleet.rotate(operator, id, body.revoke_old === true);
   }
 
-  /** Shuts an agent out until it is enabled; its leases are revoked and their tasks go back without a lost attempt. */
+  /**
+   * Takes an agent out of service until it is enabled; its leases are revoked, and their tasks are queued without a
+   * lost attempt.
+   */
   @Post(':id/disable')
   @HttpCode(200)
   @Operator('operator')
@@ -113,7 +119,7 @@ export class FleetController {
     return this.fleet.change(operator, id, 'disable');
   }
 
-  /** Lets a disabled or draining agent work again, with the token that it has. */
+  /** Puts a disabled or draining agent in service again, with the same token. */
   @Post(':id/enable')
   @HttpCode(200)
   @Operator('operator')
@@ -128,7 +134,7 @@ export class FleetController {
     return this.fleet.change(operator, id, 'enable');
   }
 
-  /** Gives an agent no new work; what it holds it may finish. */
+  /** Grants an agent no new leases; it may finish those that it holds. */
   @Post(':id/drain')
   @HttpCode(200)
   @Operator('operator')
@@ -140,7 +146,7 @@ export class FleetController {
     return this.fleet.change(operator, id, 'drain');
   }
 
-  /** Shuts an agent out for good. Its hostname stays taken until the agent is deleted. */
+  /** Takes an agent out of service for good. Its hostname stays taken until the agent is deleted. */
   @Post(':id/revoke')
   @HttpCode(200)
   @Operator('operator')

@@ -6,19 +6,19 @@ import { type KnownAgent, SELECT_AGENT } from './agents.queries';
 import { hostnameKey } from './hostnames';
 import { parseLabel } from './labels';
 
-/** By what a list judges agents now. */
+/** The state that the filters of a list depend on. */
 export interface FleetInstants {
   /** Agents whose last heartbeat is not after this instant are offline, in ms since the epoch. */
   readonly silentSince: number;
-  /** A kind that was not asked for after this instant is none that an agent takes, in ms since the epoch. */
+  /** An agent no longer takes a kind that it did not ask for after this instant, in ms since the epoch. */
   readonly kindsSince: number;
-  /** The revision of the configuration in force; none has an empty one. */
+  /** The revision of the configuration in force; empty if there is none. */
   readonly revisionInForce: string;
-  /** Selects the ids of the agents that fail. @param bind names the parameter of a value */
+  /** Builds a query for the ids of failing agents. @param bind returns the parameter's name of a value */
   readonly selectFailing: (bind: (value: SqlValue) => string) => string;
 }
 
-/** The agents of a page, newest first, and one more if there is a next page. Deleted ones are left out. */
+/** Lists the agents of a page, newest first, and one more if there is a next page, without deleted ones. */
 export function listAgents(
   statements: Statements,
   query: AgentsQuery,
@@ -53,8 +53,8 @@ export function listAgents(
 }
 
 /**
- * Joins the tables that an index finds agents in by what they said. The order is by the first one's ids, so that a page is read
- * along its index: of a join's two equal columns SQLite does not see that either will do.
+ * Joins the tables that have an index for the filters. The list is sorted by the first one's ids, so that a page is
+ * read along its index: SQLite does not use the equality of a join's columns for that.
  */
 function join(
   { version, kind, config_status: standing }: AgentsQuery,

@@ -11,7 +11,7 @@ import { mintToken } from '../http/tokens';
 import { AuditLog } from '../operators/audit-log';
 import type { AgentState } from './agent.entity';
 import { AgentAbout } from './agent-about';
-import { AgentKinds, KIND_KEPT_MS } from './agent-kinds';
+import { AgentKinds, KIND_TTL_MS } from './agent-kinds';
 import { AgentOutcomes, NONE } from './agent-outcomes';
 import type { AgentCredentials, AgentsQuery, AgentView, CreateAgentRequest } from './agents.dto';
 import {
@@ -29,7 +29,7 @@ import { listAgents } from './fleet.queries';
 import type { Labels } from './labels';
 import { Liveness } from './liveness';
 
-/** From which states a decision may be made, and to which it leads. */
+/** The states from which each transition is allowed, and its new state. */
 const TRANSITIONS = {
   disable: { from: ['active', 'draining', 'disabled'], to: 'disabled' },
   enable: { from: ['active', 'draining', 'disabled'], to: 'active' },
@@ -37,10 +37,10 @@ const TRANSITIONS = {
   revoke: { from: ['active', 'draining', 'disabled', 'revoked'], to: 'revoked' },
 } as const satisfies Record<string, { from: readonly AgentState[]; to: AgentState }>;
 
-/** What an operator can do to an agent, besides deleting it. */
+/** The changes of an agent's state, except deletion. */
 export type AgentTransition = keyof typeof TRANSITIONS;
 
-/** Shows operators the fleet, and does what they decide about agents. */
+/** Lists and changes agents for operators. */
 @Injectable()
 export class FleetService {
   constructor(
@@ -56,13 +56,13 @@ export class FleetService {
     private readonly audit: AuditLog,
   ) {}
 
-  /** Lists agents, newest first; deleted ones are left out. */
+  /** Lists agents, newest first, without deleted ones. */
   async list(query: AgentsQuery): Promise<Page<AgentView>> {
     return this.database.read(async (statements) => {
       const rows = await listAgents(statements, query, {
         silentSince: this.liveness.silentSince(),
-        kindsSince: this.clock.now() - KIND_KEPT_MS,
-        // A revision has a character at least: this is none.
+        kindsSince: this.clock.now() - KIND_TTL_MS,
+        // Every revision has at least one character, so this one matches none.
         revisionInForce: this.config.currentRevision() ?? '',
         selectFailing: (bind) => this.outcomes.selectFailing(bind),
       });
@@ -71,7 +71,7 @@ export class FleetService {
     });
   }
 
-  /** @throws ERR_NOT_FOUND there is no such agent, or it was deleted */
+  /** Reads an agent. @throws ERR_NOT_FOUND there is no such agent, or it was deleted */
   get(agentId: number): Promise<AgentView> {
     return this.database.read(async (statements) => {
       const agent = await findAgent(statements, agentId);
@@ -81,7 +81,7 @@ export class FleetService {
   }
 
   /**
-   * Makes an agent by hand. Only the hash of its token is kept, so this answer is the one that shows it.
+   * Creates an agent. Only the hash of its token is stored, so only this answer shows it.
    * @throws ERR_CONFLICT another agent has the hostname
    */
   async create(
@@ -107,13 +107,13 @@ export class FleetService {
       });
       return { agent_id: id, auth_token: token };
     });
-    await this.agents.learn(credentials.agent_id);
+    await this.agents.cacheCredentials(credentials.agent_id);
     return credentials;
   }
 
   /**
-   * Gives an agent a new token. The one that it uses works on until the new one is first used, at most 10 minutes; with
-   * `revokeOld` it is void when this is answered, and the leases of its holder are revoked.
+   * Gives an agent a new token. The current one works until the new one is first used, at most 10 minutes; with
+   * `revokeOld` it is void when this resolves, and the agent's leases are revoked.
    * @throws ERR_NOT_FOUND there is no such agent
    * @throws ERR_CONFLICT it is revoked
    */
@@ -124,7 +124,7 @@ export class FleetService {
       if (agent.state === 'revoked') throw unchangeable(agent.state);
       await this.agents.replaceToken(tx, agentId, token, revokeOld ? undefined : tokenInUse(agent, tx.now));
       if (revokeOld) await this.agents.deactivate(tx, agentId);
-      // The operator says whose the agent is now.
+      // The operator decides who owns the agent now.
       await deleteOwnerTokens(tx, agentId);
       await this.audit.record(tx, by, {
         action: 'agent.rotate',
@@ -133,7 +133,7 @@ export class FleetService {
       });
       return { agent_id: agentId, auth_token: token };
     });
-    await this.agents.learn(credentials.agent_id);
+    await this.agents.cacheCredentials(credentials.agent_id);
     return credentials;
   }
 
@@ -160,8 +160,8 @@ export class FleetService {
   }
 
   /**
-   * Changes what an operator decided about an agent, effective when it is answered. One that is taken out of service loses its
-   * leases in the same transaction. The same decision again changes nothing.
+   * Changes the state of an agent; in force when this resolves. If that takes the agent out of service, its leases are
+   * revoked in the same transaction. Repeating it changes nothing.
    * @throws ERR_NOT_FOUND there is no such agent
    * @throws ERR_CONFLICT its state forbids it: a revoked agent stays revoked, a disabled one can't drain
    */
@@ -184,7 +184,7 @@ export class FleetService {
   }
 
   /**
-   * Deletes an agent, effective when it is answered: its id stays taken and its results stay, its hostname is free.
+   * Deletes an agent; in force when this resolves. Its id stays taken and its results stay, its hostname is free.
    * @throws ERR_NOT_FOUND there is no such agent
    */
   async remove(by: OperatorIdentity, agentId: number): Promise<void> {
@@ -234,7 +234,7 @@ export class FleetService {
       registered_at: toTimestamp(agent.registered_at),
       handed_over_at: toTimestamp(agent.handed_over_at),
       enrollment_token_id: agent.enrollment_token_id,
-      last_heartbeat_at: toTimestamp(this.liveness.heardAt(agent)),
+      last_heartbeat_at: toTimestamp(this.liveness.lastHeartbeatAt(agent)),
       token_expires_at: toTimestamp(agent.token_expires_at),
       live_leases: leases.get(agent.id) ?? 0,
       version: versions.get(agent.id) ?? null,
@@ -248,4 +248,4 @@ export class FleetService {
 const notFound = (agentId: number) => fail('ERR_NOT_FOUND', { agent_id: agentId });
 
 const unchangeable = (state: string) =>
-  fail('ERR_CONFLICT', { state }, { message: `A ${state} agent can't be changed so.` });
+  fail('ERR_CONFLICT', { state }, { message: `A ${state} agent does not allow this change.` });

@@ -1,6 +1,6 @@
 import type { Statements, Transaction } from '../database/statements';
 
-/** When an agent was heard of. */
+/** A heartbeat of an agent. */
 export interface Heartbeat {
   readonly agent_id: number;
   /** In ms since the epoch. */
@@ -12,9 +12,8 @@ export async function insertHeartbeat(tx: Transaction, agentId: number): Promise
 }
 
 /**
- * Stores heartbeats, in one statement. A later one that is stored already stays, and agents that are gone are left out.
- * Rows are locked by ascending ids, so that two replicas never wait for each other. The cross join keeps SQLite from reading the
- * whole rowset for each row: 2,000 heartbeats took a second.
+ * Stores heartbeats in one statement. Later ones that are stored stay, and agents that no longer exist are skipped.
+ * Locks rows by ascending ids, so that two replicas never deadlock.
  */
 export async function storeHeartbeats(tx: Transaction, heartbeats: readonly Heartbeat[]): Promise<void> {
   const { greatest, isAmong, forUpdate, prefilterByList, rowset } = tx.dialect;
@@ -30,13 +29,13 @@ export async function storeHeartbeats(tx: Transaction, heartbeats: readonly Hear
   );
 }
 
-/** After a clock that was set back: nobody counts as heard of in the future. */
+/** Moves heartbeats in the future to now, after the clock was set back. */
 export async function cutFutureHeartbeats(tx: Transaction): Promise<void> {
   await tx.run('UPDATE agent_heartbeats SET last_heartbeat_at = $1 WHERE last_heartbeat_at > $1', tx.now);
 }
 
-/** The ids of the agents that were heard of after an instant. */
-export async function listHeardSince(statements: Statements, instant: number): Promise<number[]> {
+/** Lists the ids of the agents with a stored heartbeat after an instant. */
+export async function listSeenSince(statements: Statements, instant: number): Promise<number[]> {
   const rows = await statements.rows<{ agent_id: number }>(
     'SELECT agent_id FROM agent_heartbeats WHERE last_heartbeat_at > $1',
     instant,

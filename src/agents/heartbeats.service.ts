@@ -13,13 +13,13 @@ import { ConfigStates, configReportOf } from './config-states';
 import type { ConfigReport } from './config-states.queries';
 import { Liveness } from './liveness';
 
-/** A heartbeat that is answered when it is written. */
+/** A heartbeat that must be written before it is answered. */
 interface WrittenHeartbeat {
   readonly agent: AgentIdentity;
   readonly config: ConfigReport | undefined;
 }
 
-/** Takes agents' heartbeats: most are answered from memory, without a statement. */
+/** Handles agents' heartbeats: most are answered from memory, without a statement. */
 @Injectable()
 export class HeartbeatsService {
   private readonly written: Batcher<WrittenHeartbeat, ApiError | undefined>;
@@ -37,10 +37,11 @@ export class HeartbeatsService {
   }
 
   /**
-   * Takes in that an agent is alive, and what it says about its configuration if that is new. Waits for the database only
-   * if there is such news, or if the agent could look dead should the process crash now; all that wait share one unit of work.
-   * @param userAgent what the agent says of its version
-   * @throws ERR_VALIDATION what it says about the configuration does not go together
+   * Records a heartbeat, and the agent's report about its configuration if that changed. Waits for the database only if
+   * the report changed, or if the agent would look offline after a crash at this instant; all heartbeats that wait
+   * share one unit of work.
+   * @param userAgent the agent's version
+   * @throws ERR_VALIDATION the fields of the report are inconsistent
    * @throws ERR_UNAUTHORIZED the token was voided meanwhile
    * @throws ERR_TOKEN_EXPIRED the token expired meanwhile
    * @throws ERR_FORBIDDEN the agent was disabled or revoked meanwhile
@@ -51,9 +52,9 @@ export class HeartbeatsService {
     userAgent?: string,
   ): Promise<HeartbeatResponse> {
     const config = configReportOf(request);
-    await this.agents.requireStillAdmitted(agent);
-    const hasNews = config !== undefined && this.configStates.isNews(agent.id, config);
-    if (hasNews || !this.liveness.note(agent.id)) {
+    await this.agents.requireStillValid(agent);
+    const hasChanged = config !== undefined && this.configStates.hasChanged(agent.id, config);
+    if (hasChanged || !this.liveness.note(agent.id)) {
       const refusal = await this.written.run({ agent, config });
       if (refusal) throw refusal;
     }
@@ -66,7 +67,7 @@ export class HeartbeatsService {
     };
   }
 
-  /** @returns for each the error that it is refused with; undefined for those that are stored */
+  /** @returns for each heartbeat the error that refuses it; undefined if it is stored */
   private async store(
     tx: Transaction,
     heartbeats: readonly WrittenHeartbeat[],

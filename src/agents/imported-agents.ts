@@ -6,22 +6,23 @@ import { hashToken, isImportedToken } from '../http/tokens';
 import { hostnameKey, MAX_HOSTNAME } from './hostnames';
 import { insertImported, selectTakenHostnames, selectTakenIds } from './imported-agents.queries';
 
-/** The result of importing the agents of another database. */
+/** The result of an import of agents. */
 export interface ImportedAgents {
   taken: number;
-  /** They came with an earlier import. */
+  /** Imported earlier. */
   known: number;
-  /** What is not as it was, by the agent's id. */
+  /** Changes of imported agents, by id. */
   notes: [id: number, note: string][];
 }
 
 /**
- * Stores agents of the original control plane under their ids, with their tokens hashed, so that they go on without
- * noticing. Each is as one that registered openly, for the original's agents keep no token when they restart: they get
- * their name back by it when they have been silent. Unlike one that did so here, it is not deleted for being silent.
- * @param through the last id that an earlier import covered; those up to it are not touched again
- * @param tokenExpiry when tokens given now expire, in ms since the epoch
- * @returns ids that another agent has: if there is one, nothing may be kept
+ * Imports agents of the original control plane with their ids and hashed tokens, so that they can continue to work.
+ * They count as openly registered, because the original's agents forget their token at a restart: they register again
+ * under their hostname once they have been silent. Unlike agents that registered openly here, they are not deleted when
+ * they are silent.
+ * @param through the last id of an earlier import; agents up to it are not changed
+ * @param tokenExpiry when the tokens expire, in ms since the epoch
+ * @returns `clashes`: ids that another agent has; if there are any, the import must be rolled back
  */
 export async function importAgents(
   tx: Transaction,
@@ -47,15 +48,15 @@ export async function importAgents(
     const key = hostnameKey(hostname);
     const problem =
       hostname === '' || hostname.length > MAX_HOSTNAME || !isName(hostname)
-        ? 'it can not be one'
+        ? 'it is not valid'
         : keys.has(key)
           ? 'another agent has it'
           : undefined;
     if (problem === undefined) keys.add(key);
-    else result.notes.push([agent.id, `has no hostname now: ${problem}`]);
+    else result.notes.push([agent.id, `was imported without its hostname: ${problem}`]);
     const isUsable = isImportedToken(agent.auth_token);
     if (!isUsable)
-      result.notes.push([agent.id, 'has a token of an unknown form: rotate it, or let it register']);
+      result.notes.push([agent.id, 'has a token of an unknown form: rotate it, or register the agent again']);
     const registeredAt = Math.min(agent.created_at ?? tx.now, tx.now);
     await insertImported(
       tx,

@@ -4,11 +4,11 @@ import { NAME, type TextRule } from '../http/text';
 /** Labels of an agent: names to values. */
 export type Labels = Record<string, string>;
 
-/** How many labels one request may give, and how long a value may be. */
+/** The most labels in one request, and the most characters of a value. */
 const MAX_LABELS = 32;
 const MAX_VALUE = 255;
 
-// No colon, so that `name:value` is read in one way only.
+// No colon, so that `name:value` is unambiguous.
 const PATTERN = /^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/;
 const LABEL_NAME: TextRule = {
   problem: (text) =>
@@ -28,7 +28,7 @@ export const LABELS = {
   example: { region: 'fra' },
 } as const satisfies FieldForm;
 
-/** Filters `name:value`, as many as there may be labels. */
+/** Filters `name:value`. */
 export const LABEL_FILTERS = {
   type: 'list',
   items: {
@@ -40,7 +40,7 @@ export const LABEL_FILTERS = {
   inQuery: true,
 } as const satisfies FieldForm;
 
-/** Reads `name:value`; undefined if it is not of that form. */
+/** Parses `name:value`; undefined if it has another form. */
 export function parseLabel(text: string): [name: string, value: string] | undefined {
   const colon = text.indexOf(':');
   const [name, value] = [text.slice(0, colon), text.slice(colon + 1)];

@@ -12,43 +12,43 @@ import {
   cutFutureHeartbeats,
   type Heartbeat,
   insertHeartbeat,
-  listHeardSince,
+  listSeenSince,
   storeHeartbeats,
 } from './heartbeats.queries';
 
 /** How often heartbeats in memory are written, in milliseconds. */
 const FLUSH_MS = 1_000;
-/** How many of them one unit of work writes. */
-const FLUSHED_AT_ONCE = 5_000;
+/** The most heartbeats of one unit of work. */
+const FLUSH_BATCH = 5_000;
 /**
- * A heartbeat stays in memory only if what is stored keeps its agent alive for so long yet, in milliseconds: statements that judge
- * by what is stored are right meanwhile. Longer than the service may be without its database before nobody is judged, see
- * {@link Continuity.runningSince}, and than a flush takes.
+ * A heartbeat may stay in memory only if the stored one keeps its agent online for at least this time, in milliseconds,
+ * so that statements on stored heartbeats stay correct. Longer than a flush, and than the gap after which no agent
+ * counts as silent, see {@link Continuity.runningSince}.
  */
 const STORED_AHEAD_MS = 8_000;
-/** How many agents' heartbeats may wait in memory, and of how many it is known what is stored; those of others are written at once. */
-const REMEMBERED_AGENTS = 100_000;
+/** The number of agents whose heartbeats may wait in memory; those of others are written at once. */
+const CACHED_AGENTS = 100_000;
 
 const NOTHING: ReadonlyMap<number, number> = new Map();
 
 /**
- * Owns agent_heartbeats: when each agent was last heard of, and who counts as online by that. Soft state: an instant is kept in
- * memory and written within about a second, if losing it with the process does no harm. Where this process alone serves the database,
- * its next start is an interruption that gives every agent one more timeout, so what is stored may be old as long as it does not
- * count as silent yet. Where replicas go on, the stored instant decides at once: then one that is older than a second is written
- * before the heartbeat is answered, and only the repeats within that second are kept in memory.
+ * Owns agent_heartbeats: the last heartbeat of each agent, and which agents count as online. Soft state: an instant
+ * stays in memory and is written within about a second, if its loss in a crash does no harm. If only this process
+ * serves the database, its next start is an interruption that gives every agent one more timeout, so the stored instant
+ * must only not count as silent yet. If replicas can continue, they judge by the stored instant: if it is older than a
+ * second, the new one is written before the heartbeat is answered, and only repeats within that second stay in memory.
  */
 @Injectable()
 export class Liveness implements OnApplicationShutdown {
   private readonly logger = new Logger('Liveness');
-  /** When agents were heard of that is not written yet, by id. */
+  /** Heartbeats that are not written yet, by agent id. */
   private pending = new Map<number, number>();
-  /** What is being written. */
+  /** Heartbeats that are being written. */
   private writing = NOTHING;
-  /** What is known to be stored. */
+  /** Stored heartbeats. */
   private readonly stored = new LRUCache<number, number>({
     // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: REMEMBERED_AGENTS,
+    maxSize: CACHED_AGENTS,
     sizeCalculation: () => 1,
   });
   private lastFlush: Promise<void> = Promise.resolve();
@@ -74,7 +74,7 @@ export class Liveness implements OnApplicationShutdown {
     this.rememberStored(tx, [{ agent_id: agentId, at: tx.now }]);
   }
 
-  /** Records in a unit of work that agents are heard of now. Agents that are gone are left out. */
+  /** Writes heartbeats of agents at this instant, in a unit of work. Skips agents that no longer exist. */
   async record(tx: Transaction, agentIds: readonly number[]): Promise<void> {
     if (agentIds.length === 0) return;
     const heartbeats = agentIds.map((agent_id) => ({ agent_id, at: tx.now }));
@@ -83,52 +83,55 @@ export class Liveness implements OnApplicationShutdown {
   }
 
   /**
-   * Takes in, in memory alone, that an agent is heard of now.
-   * @returns false if it must be recorded by {@link record} instead: if the process crashed, the agent could look dead
+   * Records a heartbeat in memory only.
+   * @returns false if it must be written by {@link record} instead, because the agent could look offline after a crash
    */
   note(agentId: number): boolean {
     const now = this.clock.now();
     const storedAgeMs = now - (this.stored.get(agentId) ?? Number.NEGATIVE_INFINITY);
-    // Below 0 the clock was set back; then what is stored is no longer known.
+    // Below 0 the clock was set back; then the stored instant is unknown.
     if (storedAgeMs < 0 || storedAgeMs > this.maxStoredAgeMs) return false;
-    if (!this.pending.has(agentId) && this.pending.size >= REMEMBERED_AGENTS) return false;
+    if (!this.pending.has(agentId) && this.pending.size >= CACHED_AGENTS) return false;
     this.pending.set(agentId, now);
     return true;
   }
 
   /**
-   * Writes what is in memory, a few thousand agents in each unit of work.
-   * @throws ERR_UNAVAILABLE it could not be written; what is left is kept for the next time, unless newer has come
+   * Writes the heartbeats in memory, a few thousand agents in each unit of work.
+   * @throws ERR_UNAVAILABLE they could not be written; the rest is kept for the next time, unless newer ones have
+   * arrived
    */
   flush(): Promise<void> {
     this.lastFlush = this.lastFlush.catch(() => undefined).then(() => this.writePending());
     return this.lastFlush;
   }
 
-  /** When an agent was last heard of, in ms since the epoch, by what is stored and what this process has in memory. */
-  heardAt({ id, last_heartbeat_at: storedAt }: Pick<KnownAgent, 'id' | 'last_heartbeat_at'>): number {
+  /** Returns an agent's last heartbeat, stored or in this process's memory, in ms since the epoch. */
+  lastHeartbeatAt({ id, last_heartbeat_at: storedAt }: Pick<KnownAgent, 'id' | 'last_heartbeat_at'>): number {
     return Math.max(storedAt, this.writing.get(id) ?? 0, this.pending.get(id) ?? 0);
   }
 
-  /** How long an agent still counts as alive, in milliseconds; zero or less once it has missed its heartbeat. */
+  /**
+   * Returns how long an agent still counts as online, in milliseconds; zero or less once it has missed its heartbeat.
+   */
   aliveMs(agent: KnownAgent, now: number): number {
-    // Time in which no server ran is not held against it.
-    const heardAt = Math.max(this.heardAt(agent), this.continuity.runningSince());
+    // Time without a running server does not count.
+    const heardAt = Math.max(this.lastHeartbeatAt(agent), this.continuity.runningSince());
     return heardAt + this.settings.heartbeatTimeoutMs - now;
   }
 
   /**
-   * For statements: agents whose stored heartbeat is not after this instant are offline, in ms since the epoch. The same as
-   * {@link aliveMs} turned round.
+   * Returns the instant for statements, in ms since the epoch: agents without a stored heartbeat after it are offline.
+   * Consistent with {@link aliveMs}.
    */
   silentSince(): number {
     const instant = this.clock.now() - this.settings.heartbeatTimeoutMs;
     return this.continuity.runningSince() > instant ? -1 : instant;
   }
 
-  /** Which agents were heard of after an instant, in ms since the epoch. */
-  async heardSince(statements: Statements, instant: number): Promise<Set<number>> {
-    const heard = new Set(await listHeardSince(statements, instant));
+  /** Lists the agents with a heartbeat after an instant, in ms since the epoch. */
+  async seenSince(statements: Statements, instant: number): Promise<Set<number>> {
+    const heard = new Set(await listSeenSince(statements, instant));
     for (const [agentId, at] of [...this.writing, ...this.pending]) if (at > instant) heard.add(agentId);
     return heard;
   }
@@ -138,7 +141,7 @@ export class Liveness implements OnApplicationShutdown {
     return this.jobs.run('heartbeats', FLUSH_MS, () => this.flush(), { everywhere: true });
   }
 
-  /** The last requests have been answered, and the database is still open. */
+  /** Writes the last heartbeats: all requests have been answered, and the database is still open. */
   async onApplicationShutdown(): Promise<void> {
     await this.flush().catch((error: unknown) => {
       this.logger.warn({ err: error }, 'the last heartbeats could not be written');
@@ -153,8 +156,8 @@ export class Liveness implements OnApplicationShutdown {
     const left = [...taken].map(([agent_id, at]): Heartbeat => ({ agent_id, at }));
     try {
       while (left.length > 0) {
-        await this.write(left.slice(0, FLUSHED_AT_ONCE));
-        left.splice(0, FLUSHED_AT_ONCE);
+        await this.write(left.slice(0, FLUSH_BATCH));
+        left.splice(0, FLUSH_BATCH);
       }
     } catch (error) {
       for (const { agent_id, at } of left)
@@ -167,7 +170,7 @@ export class Liveness implements OnApplicationShutdown {
 
   private write(heartbeats: readonly Heartbeat[]): Promise<void> {
     return this.database.write(async (tx) => {
-      // If the clock was set back meanwhile, nobody was heard of in the future.
+      // If the clock was set back meanwhile, move instants in the future to now.
       const heard = heartbeats.map(({ agent_id, at }) => ({ agent_id, at: Math.min(at, tx.now) }));
       await storeHeartbeats(tx, heard);
       this.rememberStored(tx, heard);

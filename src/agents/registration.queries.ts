@@ -2,14 +2,14 @@ import type { Transaction } from '../database/statements';
 import type { AgentEntity, OwnerTokenEntity } from './agent.entity';
 import type { HeldToken } from './credentials';
 
-/** How an agent on trial stands. */
+/** An agent on trial. */
 export type AgentOnTrial = Pick<AgentEntity, 'id' | 'state' | 'registered_at' | 'first_lease_at'> & {
   last_heartbeat_at: number;
-  /** Null if it has stored nothing, metrics included. */
+  /** The last day on which it stored data; null if it never did. */
   day: number | null;
 };
 
-/** The token of an earlier holder that lost the agent; undefined if it does not work. */
+/** Finds the token of the owner of an agent that was handed over; undefined if there is none that works. */
 export async function findOwnerToken(
   tx: Transaction,
   agentId: number,
@@ -38,12 +38,12 @@ export async function insertOwnerToken(
   );
 }
 
-/** @param at when the agent went to somebody who proved nothing; null once an owner has it back */
+/** Sets the instant of a hand-over without proof. @param at null once an owner has the agent back */
 export async function updateHandOver(tx: Transaction, agentId: number, at: number | null): Promise<void> {
   await tx.run('UPDATE agents SET handed_over_at = $2 WHERE id = $1', agentId, at);
 }
 
-/** Ends an openly registered agent's trial and any hand-over of it: it showed an enrollment token. */
+/** Ends an openly registered agent's trial and hand-over, because it showed an enrollment token. */
 export async function markEnrolled(tx: Transaction, agentId: number): Promise<void> {
   await tx.run(
     `UPDATE agents SET origin = 'enrolled', trial_ends_at = NULL, handed_over_at = NULL WHERE id = $1 AND origin = 'open'`,
@@ -59,7 +59,7 @@ export async function updateEnrollmentToken(
   await tx.run('UPDATE agents SET enrollment_token_id = $2 WHERE id = $1', agentId, tokenId);
 }
 
-/** Locks agents whose trial is over, up to the limit, and reads them; those that others have locked come the next time. */
+/** Locks and reads agents whose trial is over, up to the limit. Skips locked ones until the next run. */
 export async function lockEndedTrials(tx: Transaction, limit: number): Promise<AgentOnTrial[]> {
   const due = await tx.rows<{ id: number }>(
     `SELECT id FROM agents WHERE trial_ends_at <= $1 ORDER BY trial_ends_at LIMIT $2 ${tx.dialect.skipLocked()}`,
@@ -67,7 +67,7 @@ export async function lockEndedTrials(tx: Transaction, limit: number): Promise<A
     limit,
   );
   if (due.length === 0) return [];
-  // Read when they are locked: a heartbeat that came before that counts.
+  // Read after locking, so that heartbeats before the lock count.
   return tx.rows<AgentOnTrial>(
     `SELECT a.id, a.state, a.registered_at, a.first_lease_at, h.last_heartbeat_at, u.day
      FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id LEFT JOIN agent_usage u ON u.agent_id = a.id
@@ -76,7 +76,7 @@ export async function lockEndedTrials(tx: Transaction, limit: number): Promise<A
   );
 }
 
-/** @param trials when each agent's trial is decided, in ms since the epoch; null if it has come to stay */
+/** Sets the end of agents' trials. @param trials `ends` in ms since the epoch; null if the agent stays */
 export async function updateTrialEnds(
   tx: Transaction,
   trials: readonly { id: number; ends: number | null }[],

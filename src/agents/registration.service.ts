@@ -34,10 +34,10 @@ import { decideRegistration, type RegistrationDecision } from './registration-de
 
 const HOUR_MS = 3_600_000;
 
-/** For how long a call under an `Idempotency-Key` is the same one, in milliseconds. */
+/** How long a call under an `Idempotency-Key` can be repeated, in milliseconds. */
 const REPEAT_MS = 600_000;
 
-/** What a caller of `/register` shows for itself. */
+/** The credentials of a caller of `/register`. */
 export interface Proof {
   agentId?: number;
   token?: string;
@@ -48,13 +48,13 @@ export interface Proof {
 export interface Registration {
   readonly hostname?: string;
   readonly proof?: Proof;
-  /** The caller's secret, by which it says that it sends the same call again. */
+  /** The caller's secret for repeating the call. */
   readonly key?: string;
-  /** Where the call comes from, for the audit log. */
+  /** The caller's address, for the audit log. */
   readonly address: string;
 }
 
-/** A call on its way, with what gives back what it was charged. */
+/** A call in progress, with the function that refunds its charge. */
 interface Attempt {
   readonly registration: Registration;
   readonly shown: Shown;
@@ -64,7 +64,7 @@ interface Attempt {
   refund: () => void;
 }
 
-/** What is kept under a key: the registered agent, and the token that was issued last. */
+/** The stored result of a key: the registered agent, and its last token. */
 interface Repeatable {
   readonly agent_id: number;
   readonly token_hash: string;
@@ -72,7 +72,9 @@ interface Repeatable {
   readonly at: number;
 }
 
-/** Decides who becomes which agent: new ones, those that come again, and who gets the name of one that is silent. */
+/**
+ * Registers agents: new ones, known ones that register again, and callers that take over a silent agent's hostname.
+ */
 @Injectable()
 export class RegistrationService {
   constructor(
@@ -94,14 +96,14 @@ export class RegistrationService {
   }
 
   /**
-   * Gives the caller an identity and a fresh token. A hostname that is known keeps its identity, and goes to somebody who
-   * proves nothing only if the agent registered openly and has missed its heartbeat. The same call under the same key
-   * answers for the same agent with a new token, for 10 minutes, and is not charged again.
+   * Gives the caller an identity and a new token. A known hostname keeps its identity, and is handed over without proof
+   * only if the agent registered openly and has missed its heartbeat. For 10 minutes, the same call under the same key
+   * returns the same agent with a new token, and is not charged again.
    * @param charge the quota: charged when the registration succeeds, or to the address when it fails
-   * @throws ERR_VALIDATION a key that is too short
+   * @throws ERR_VALIDATION the key is too short
    * @throws ERR_UNAUTHORIZED an enrollment token is needed and missing, or it is wrong
-   * @throws ERR_CONFLICT the hostname belongs to another agent: retryable if that registered openly, or not at all; or the
-   * key was used with another body, or for a registration that is superseded
+   * @throws ERR_CONFLICT the hostname belongs to another agent (retryable if that registered openly), the key was used
+   * with another body, or its registration is superseded
    * @throws ERR_FORBIDDEN the hostname belongs to an agent that is disabled or revoked
    * @throws ERR_RATE_LIMITED the hostname (or address) registered too recently, or all callers together too often
    */
@@ -112,11 +114,11 @@ export class RegistrationService {
     const attempt: Attempt = { registration, shown, call, token, charge, refund: () => undefined };
     try {
       const agentId = await this.database.write((tx) => {
-        // A unit can be run again; what its first run took is given back.
+        // A unit can be run again: refund the charge of its first run.
         attempt.refund();
         return this.registerIn(tx, attempt);
       });
-      await this.agents.learn(agentId);
+      await this.agents.cacheCredentials(agentId);
       return {
         agent_id: agentId,
         auth_token: token,
@@ -130,10 +132,10 @@ export class RegistrationService {
   }
 
   /**
-   * Deletes the agents that registered openly and did not come to stay: last heard of within their first day, and silent
-   * for a day since. One that no lease or stored metrics name goes without a trace, so that strangers can't fill the
-   * table; of the others the id stays taken. Nothing is held against them before the service has run for an hour.
-   * @returns how many were judged
+   * Deletes agents that registered openly, sent their last heartbeat within their first day, and have been silent for a
+   * day. If an agent has no leases and metrics, its rows are deleted, so that unauthenticated clients can't fill the
+   * table; of the others the id stays taken. Does nothing before the service has run for an hour.
+   * @returns the number of agents whose trial was checked
    */
   async endTrials(): Promise<number> {
     if (this.continuity.runningSince() > this.clock.now() - HOUR_MS) return 0;
@@ -145,7 +147,7 @@ export class RegistrationService {
     return this.jobs.run('agent-trials', HOUR_MS, async () => void (await this.endTrials()));
   }
 
-  /** Locks what the call is about, decides, and writes. @returns the agent's id */
+  /** Locks the hostname and its agent, decides, and writes. @returns the agent's id */
   private async registerIn(tx: Transaction, attempt: Attempt): Promise<number> {
     const { registration, shown, call, token, charge } = attempt;
     const repeated = call && (await this.takeKey(tx, call));
@@ -181,8 +183,8 @@ export class RegistrationService {
   }
 
   /**
-   * Takes the key before anything else is waited for: the same call at the same time waits here, and then finds it.
-   * @returns what was registered under it, if that is not too long ago
+   * Locks the key before any other lock: a concurrent call with the same key waits here, and then finds the result.
+   * @returns the result of the key, if it is recent enough
    */
   private async takeKey(tx: Transaction, call: IdempotentCall): Promise<Repeatable | undefined> {
     const earlier = await this.idempotency.find<Repeatable>(tx, call, true);
@@ -190,7 +192,7 @@ export class RegistrationService {
     return earlier && earlier.at > tx.now - REPEAT_MS ? earlier : undefined;
   }
 
-  /** Locks the agent that the call is about; of a name that nobody has, the name. */
+  /** Locks the agent that the call is about, or its hostname if no agent has that. */
   private async lockAgent(
     tx: Transaction,
     { hostname }: Registration,
@@ -200,7 +202,7 @@ export class RegistrationService {
     return hostname === undefined ? undefined : this.agents.lockByHostname(tx, hostname);
   }
 
-  /** @returns the agent's id */
+  /** Carries the decision out. @returns the agent's id */
   private async carryOut(
     tx: Transaction,
     decision: RegistrationDecision,
@@ -212,30 +214,30 @@ export class RegistrationService {
     if (decision.action === 'hand-over') await this.handOver(tx, known, address);
     if (decision.action === 'hand-back') await this.handBack(tx, known, address);
     await this.agents.replaceToken(tx, known.id, token, decision.held);
-    // To register is a sign of life.
+    // A registration counts as a heartbeat.
     await this.liveness.record(tx, [known.id]);
     return known.id;
   }
 
-  /** @throws ERR_VALIDATION a key that can't be a secret */
+  /** Identifies the call by its key. @throws ERR_VALIDATION the key is too short for a secret */
   private callOf({ key, hostname }: Registration, shown: Shown): IdempotentCall | undefined {
     if (key === undefined) return undefined;
     if (!/^[\x21-\x7e]{16,255}$/.test(key)) {
       throw fail('ERR_VALIDATION', {
-        'idempotency-key': 'must be 16 to 255 visible ASCII characters; it is a secret of the caller',
+        'idempotency-key': 'must be 16 to 255 visible ASCII characters, because it is a secret of the caller',
       });
     }
     const enrolledWith = typeof shown === 'object' ? shown.hash : shown;
     return this.idempotency.call('register', hashToken(key), { hostname: hostname ?? null, enrolledWith });
   }
 
-  /** Takes an agent from a holder that is silent: what it holds, what operators said of it, and its tokens. */
+  /** Hands a silent agent over to another holder: revokes its leases, deletes its labels, and voids its tokens. */
   private async handOver(tx: Transaction, known: KnownAgent, address: string): Promise<void> {
-    // Of several in a row, the first is whose it was; those after it proved nothing.
+    // After several hand-overs in a row, only the first holder is the owner.
     if (known.handed_over_at === null) {
       await deleteOwnerTokens(tx, known.id);
       const expiresAt = known.token_expires_at;
-      // Both that it may hold: an answer with the newer one may have been lost.
+      // Both tokens that it may hold: the answer with the newer one may have been lost.
       for (const hash of new Set([tokenInUse(known, tx.now).hash, known.token_hash]))
         await insertOwnerToken(tx, known.id, { hash, expiresAt });
     }
@@ -243,11 +245,11 @@ export class RegistrationService {
     await this.changeHolder(tx, known.id);
     const labels = (await listLabels(tx, [known.id])).get(known.id) ?? {};
     await deleteLabels(tx, known.id);
-    const last_heartbeat_at = toTimestamp(this.liveness.heardAt(known));
+    const last_heartbeat_at = toTimestamp(this.liveness.lastHeartbeatAt(known));
     await this.recordHandOver(tx, known.id, address, false, { labels, last_heartbeat_at });
   }
 
-  /** Gives an agent back to an owner; who has it meanwhile loses it at once. */
+  /** Gives an agent back to its owner; the current holder loses it at once. */
   private async handBack(tx: Transaction, known: KnownAgent, address: string): Promise<void> {
     await updateHandOver(tx, known.id, null);
     await deleteOwnerTokens(tx, known.id);
@@ -256,15 +258,15 @@ export class RegistrationService {
     await this.recordHandOver(tx, known.id, address, true, { handed_over_at });
   }
 
-  /** Takes what the agent holds, and forgets what it takes, how its attempts ended and its version: of another machine now. */
+  /** Revokes the agent's leases, and deletes its kinds, outcomes and version: it is another machine now. */
   private async changeHolder(tx: Transaction, agentId: number): Promise<void> {
     await this.agents.deactivate(tx, agentId);
-    await this.kinds.forget(tx, agentId);
-    await this.outcomes.forget(tx, agentId);
-    await this.about.forget(tx, agentId);
+    await this.kinds.clear(tx, agentId);
+    await this.outcomes.clear(tx, agentId);
+    await this.about.clear(tx, agentId);
   }
 
-  /** Records in the audit log that an agent has another holder, and whether that one proved to be its owner. */
+  /** Records a change of the holder in the audit log, and whether the new one had proof. */
   private recordHandOver(
     tx: Transaction,
     agentId: number,
@@ -280,8 +282,8 @@ export class RegistrationService {
   }
 
   /**
-   * Records that an agent showed an enrollment token: from now on it is handed over with proof only. The first time that
-   * it comes with an issued one, that one's labels go over those there are.
+   * Records that an agent showed an enrollment token: from now on it is handed over only with proof. If it uses an
+   * issued token for the first time, the token's labels replace those with the same names.
    */
   private async enroll(tx: Transaction, agentId: number, enrollment: Enrollment | undefined): Promise<void> {
     await markEnrolled(tx, agentId);
@@ -291,11 +293,11 @@ export class RegistrationService {
     await upsertLabels(tx, agentId, enrollment.labels);
   }
 
-  /** @returns how many were judged: as many as are due, up to the limit */
+  /** @returns the number of agents whose trial was checked: all that are due, up to the limit */
   private async endTrialsIn(tx: Transaction, limit: number): Promise<number> {
     const agents = (await lockEndedTrials(tx, limit)).map((agent) => ({
       ...agent,
-      last_heartbeat_at: this.liveness.heardAt(agent),
+      last_heartbeat_at: this.liveness.lastHeartbeatAt(agent),
     }));
     if (agents.length === 0) return 0;
     const verdicts = Map.groupBy(agents, (agent) => verdictOn(agent, tx.now));
@@ -327,12 +329,14 @@ export class RegistrationService {
 
 function verdictOn(agent: AgentOnTrial, now: number): 'stays' | 'waits' | 'gone' {
   const { state, registered_at: registeredAt, last_heartbeat_at: heardAt } = agent;
-  // An operator decided about it, or it came back after its first day.
+  // An operator changed its state, or it was online after its first day.
   if ((state !== 'active' && state !== 'draining') || heardAt > registeredAt + TRIAL_MS) return 'stays';
   return heardAt + TRIAL_MS > now ? 'waits' : 'gone';
 }
 
-/** The hash of the token that is shown as this agent's; undefined if none is, or it can't be a token. */
+/**
+ * Returns the hash of the token that the caller sent for this agent; undefined if it sent none, or a malformed one.
+ */
 function hashShownFor({ id }: KnownAgent, proof: Proof | undefined): string | undefined {
   if (proof?.agentId !== id || proof.token === undefined || !isAgentToken(proof.token)) return undefined;
   return hashToken(proof.token);

@@ -67,7 +67,7 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
   const { OriginalDatabase } = await import('../database/original.js');
   const { DatabaseError } = await import('../database/database-error.js');
   const { openDatabase } = await import('../database/open-database.js');
-  const { goOnAfter } = await import('../database/backup.js');
+  const { continueIdsAfter } = await import('../database/backup.js');
   const { importAgents } = await import('../agents/imported-agents.js');
   const { importTasks, withKinds } = await import('../tasks/imported-tasks.js');
   const { loadExtensions } = await import('../extension-loader.js');
@@ -91,7 +91,7 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
                 'their ids: import into a new database. Nothing was changed.',
             );
           // Before tasks get new ids: the ids that agents still hold from the original must not name other tasks here.
-          const after = await goOnAfter(tx, last, dryRun);
+          const after = await continueIdsAfter(tx, last, dryRun);
           const tasks = await importTasks(tx, kinds, original.queuedTasks(through.tasks));
           const report: Report = {
             dry_run: dryRun,
@@ -133,12 +133,12 @@ export async function importOriginal(settings: Settings, path: string, dryRun: b
  * @throws CommandError the database must be migrated first
  */
 async function dryRunTarget(settings: Settings, extensions: readonly Extension[]): Promise<Settings> {
-  const { lackingIn } = await import('../database/open-database.js');
+  const { missingMigrationsIn } = await import('../database/open-database.js');
   const { checkPath } = await import('../database/sqlite.js');
   const { database } = settings;
   if (database.type === 'sqlite') checkPath(database.path);
   const isNew = database.type === 'sqlite' && !existsSync(database.path);
-  const lacks = isNew ? 'all' : await lackingIn(database, extensions);
+  const lacks = isNew ? 'all' : await missingMigrationsIn(database, extensions);
   if (lacks === 'some')
     throw new CommandError(
       `${databaseName(database)} lacks migrations, which a dry run does not apply: control-plane migrate applies them.`,

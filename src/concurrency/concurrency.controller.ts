@@ -13,7 +13,7 @@ import { ConcurrencyService } from './concurrency.service';
 export class ConcurrencyController {
   constructor(private readonly concurrency: ConcurrencyService) {}
 
-  /** Lists the limits, and how many leases and queued tasks there are under each. */
+  /** Lists the limits, with the leases and queued tasks of each. */
   @Get('windows')
   @Operator('viewer')
   @ApiOperation({ operationId: 'listConcurrencyWindows', summary: 'List concurrency windows' })
@@ -23,7 +23,10 @@ export class ConcurrencyController {
     return this.concurrency.list(query);
   }
 
-  /** Sets limits, in force when it answers: no lease is granted beyond them. Leases over a lowered limit run on. */
+  /**
+   * Sets limits, in force when the call is answered: no lease is granted beyond them. Leases over a lowered limit
+   * stay live.
+   */
   @Put('limits')
   @Operator('operator')
   @BodyLimit(MAX_BODY)

@@ -4,7 +4,7 @@ import { Field } from '../http/item-fields';
 import { PageEnd, PageQuery } from '../http/pagination';
 import { WINDOW_SCOPES, type WindowScope } from './window.entity';
 
-/** Which windows to list. */
+/** The filters of the list of windows. */
 export class WindowsQuery extends PageQuery {
   @ApiPropertyOptional({
     description: 'Only windows of this scope.',
@@ -31,7 +31,7 @@ export class WindowsQuery extends PageQuery {
   target?: string;
 }
 
-/** A limit, and what it holds. */
+/** A limit, with its leases and queued tasks. */
 export class WindowView {
   @ApiProperty({ enum: WINDOW_SCOPES, example: 'target' })
   scope!: WindowScope;
@@ -44,19 +44,19 @@ export class WindowView {
   @ApiProperty({ type: String, nullable: true, example: '192.0.2.53:53' })
   target!: string | null;
 
-  /** How many leases there may be at once; null once it is lifted. */
+  /** The most leases at once; null once it is lifted. */
   @ApiProperty({ type: 'integer', nullable: true, example: 10 })
   limit!: number | null;
 
-  /** How many leases there are. More than the limit if it was lowered: they run on. Null without a limit: nothing is counted then. */
+  /** The live leases; more than the limit if it was lowered. Null without a limit: they are not counted then. */
   @ApiProperty({ type: 'integer', nullable: true, example: 7 })
   leased!: number | null;
 
-  /** How many tasks are queued behind it. Of a target whose limit is new, those that are in its lane already. */
+  /** The queued tasks that it limits. Of a target with a new limit, those that are in its lane already. */
   @ApiProperty({ type: 'integer', example: 120 })
   queued!: number;
 
-  /** How many more leases it allows now; null without a limit. */
+  /** The free slots; null without a limit. */
   @ApiProperty({ type: 'integer', nullable: true, example: 3 })
   available!: number | null;
 }
@@ -67,13 +67,13 @@ export class WindowPage extends PageEnd {
   items!: WindowView[];
 }
 
-/** The limit of one window: of a target if a kind and a target are given, of a kind, or of everything. */
+/** The limit of one window: of a target, with a kind and a target; of a kind; or of everything. */
 export class LimitInput {
-  /** One of the kinds that there are; left out for the limit of everything. */
+  /** A known kind; left out for the limit of everything. */
   @Field({ type: 'string', optional: true, minLength: 1, maxLength: 512, example: 'dns' })
   kind?: string | null;
 
-  /** The target within the kind, in any spelling of it. */
+  /** The target within the kind, in any spelling. */
   @Field({
     type: 'string',
     optional: true,
@@ -84,7 +84,7 @@ export class LimitInput {
   })
   target?: string | null;
 
-  /** How many leases there may be at once; null lifts the limit. */
+  /** The most leases at once; null lifts the limit. */
   @Field({ type: 'integer', nullable: true, minimum: 0, maximum: 1_000_000, example: 10 })
   limit!: number | null;
 }
@@ -95,7 +95,7 @@ export class SetLimitsRequest {
   limits!: LimitInput[];
 }
 
-/** The windows whose limits were set, in the order given. */
+/** The windows whose limits were set, in the same order. */
 export class SetLimitsResponse {
   @ApiProperty({ type: [WindowView] })
   windows!: WindowView[];

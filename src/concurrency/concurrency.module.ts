@@ -6,7 +6,7 @@ import { ConcurrencyService } from './concurrency.service';
 import { WindowMetrics } from './window-metrics';
 import { Windows } from './windows';
 
-/** Limits on how many tasks may be worked on at once. */
+/** Limits on the number of leases at once. */
 @Module({
   imports: [OperatorsModule, TelemetryModule],
   controllers: [ConcurrencyController],

@@ -20,21 +20,21 @@ import {
 } from './windows.queries';
 
 /**
- * How long a call that sets limits waits at a time, in milliseconds, for the units of work that are under way: none begins
- * meanwhile, so it is short, and tried again after a pause.
+ * How long a call that sets limits waits for running units of work at a time, in milliseconds. No unit can begin
+ * meanwhile, so the wait is short, and is repeated after a pause.
  */
 const LOCK_WAIT_MS = 100;
 const LOCK_PAUSE_MS = 50;
 const LOCK_TRIES = 60;
 
-/** Knows the kinds of tasks, and how each spells its targets. */
+/** The registry of kinds, which normalises targets. */
 export interface TargetNames {
-  /** Every kind there is, sorted. */
+  /** All kinds, sorted. */
   names(): string[];
   has(kind: string): boolean;
-  /** The spelling under which a kind's windows are kept, or what is wrong with the text. */
+  /** Returns the normalised target of a kind's window, or the problem with the text. */
   parseTarget(kind: string, text: string): { target: string } | { problem: string };
-  /** The targets that a text can mean, of the kind or of any. @throws ERR_VALIDATION there is none */
+  /** Returns the targets that a text can mean, of the kind or of any. @throws ERR_VALIDATION there is none */
   findTargets(text: string, kind?: string): WindowKey[];
 }
 
@@ -43,23 +43,25 @@ export interface LimitToSet extends NamedWindow {
   readonly slots: number | null;
 }
 
-/** Those who own tasks and leases, as the windows need them. */
+/** The counts of tasks and leases that windows need from their owners. */
 export interface WindowContents {
-  /** How many live leases count in each of the windows, in their order. */
+  /** Counts the live leases in each of the windows, in order. */
   countLeased(statements: Statements, windows: readonly NamedWindow[]): Promise<number[]>;
-  /** How many queued tasks are behind each of the windows, in their order. */
+  /** Counts the queued tasks that each of the windows limits, in order. */
   countQueued(statements: Statements, windows: readonly NamedWindow[]): Promise<number[]>;
 }
 
-/** Called in the transaction that sets limits, once they are written: with the windows that there are now, and those lifted. */
+/**
+ * Called in the transaction that sets limits, once they are written, with the current windows and the lifted ones.
+ */
 export type LimitsListener = (
   tx: Transaction,
   changed: { readonly set: readonly WindowRow[]; readonly lifted: readonly NamedWindow[] },
 ) => Promise<void>;
 
 /**
- * Owns concurrency_windows: the limits that operators set on everything, a kind, or a target of a kind, and how many leases
- * count in each. Slots are taken when leases are granted and given back when they end, see {@link Windows}.
+ * Owns concurrency_windows: the limits that operators set on everything, a kind, or a target of a kind, and the live
+ * leases of each. Slots are taken when leases are granted and released when they end, see {@link Windows}.
  */
 @Injectable()
 export class ConcurrencyService {
@@ -72,32 +74,32 @@ export class ConcurrencyService {
     private readonly audit: AuditLog,
   ) {}
 
-  /** Calls back, in the transaction, when limits are set. */
+  /** Subscribes to set limits. The listener runs in the transaction. */
   onLimitsSet(listener: LimitsListener): void {
     this.limitsListeners.push(listener);
   }
 
-  /** Says who knows the kinds, and spells the targets of limits and filters as their tasks' are. */
+  /** Sets the registry of kinds, which normalises targets of limits and filters as those of tasks. */
   spellTargetsWith(names: TargetNames): void {
     this.targetNames = names;
   }
 
-  /** Says who counts what windows hold. */
+  /** Sets the functions that count the leases and tasks of windows. */
   countWith(contents: Partial<WindowContents>): void {
     this.contents = { ...this.contents, ...contents };
   }
 
-  /** The windows with a limit that tasks of these targets count in. */
+  /** Finds the windows with a limit of tasks of these targets. */
   limitedWindows(statements: Statements, keys: readonly WindowKey[]): Promise<WindowRow[]> {
     return selectNamedWindows(statements, namesOf(keys));
   }
 
   /**
-   * Sets limits, all or none, in force when it returns: from then on no lease is granted beyond them. Leases over a lowered
-   * limit run on. Takes a time that does not depend on how many tasks there are.
-   * @returns the windows that were set, in the order given
-   * @throws ERR_VALIDATION a kind that there is not, a target that its kind can't have, or one window twice
-   * @throws ERR_UNAVAILABLE the units of work under way did not end in time
+   * Sets limits, all or none, in force when it resolves: from then on no lease is granted beyond them. Leases over a
+   * lowered limit stay live. Its duration does not depend on the number of tasks.
+   * @returns the windows that were set, in the same order
+   * @throws ERR_VALIDATION an unknown kind, an impossible target of the kind, or a window that is named twice
+   * @throws ERR_UNAVAILABLE the running units of work did not end in time
    */
   async setLimits(by: OperatorIdentity, limits: readonly LimitInput[]): Promise<WindowView[]> {
     const windows = this.windowsToSet(limits);
@@ -112,8 +114,8 @@ export class ConcurrencyService {
   }
 
   /**
-   * Lists the windows that have a limit, newest first.
-   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have
+   * Lists the windows with a limit, newest first.
+   * @throws ERR_VALIDATION the target is impossible for the kind, or for any kind
    */
   async list(query: WindowsQuery): Promise<Page<WindowView>> {
     const { scope, kind, target, limit } = query;
@@ -143,14 +145,14 @@ export class ConcurrencyService {
     const before = await lockNamedWindows(tx, windows);
     const set = windows.filter(hasSlots);
     const known = new Set(before.map(nameOf));
-    // One that there is counts already what it holds.
+    // An existing window has its count already.
     const added = set.filter((window) => !known.has(nameOf(window)));
     const leased = (await this.contents.countLeased?.(tx, added)) ?? added.map(() => 0);
     await insertWindows(
       tx,
       set.map((window) => {
         const place = added.indexOf(window);
-        // Ids of tasks are above 0: from the first of them, its queued tasks are to be moved.
+        // Ids of tasks are above 0: move its queued tasks from the first one on.
         return {
           ...window,
           leased: place < 0 ? 0 : leased[place],
@@ -175,12 +177,12 @@ export class ConcurrencyService {
     );
   }
 
-  /** How many queued tasks are behind each of the windows, in their order. */
+  /** Counts the queued tasks that each of the windows limits, in order. */
   async countQueued(statements: Statements, windows: readonly NamedWindow[]): Promise<number[]> {
     return (await this.contents.countQueued?.(statements, windows)) ?? windows.map(() => 0);
   }
 
-  /** Which windows the limits name, each by the spelling under which tasks count in it. @throws ERR_VALIDATION */
+  /** Resolves the windows of limits, with normalised targets. @throws ERR_VALIDATION */
   private windowsToSet(limits: readonly LimitInput[]): LimitToSet[] {
     const problems: ErrorDetails = {};
     const seen = new Set<string>();
@@ -214,7 +216,7 @@ const hasSlots = (window: LimitToSet): window is LimitToSet & { readonly slots: 
 
 const nameOf = ({ scope, kind, target }: NamedWindow): string => `${scope}\0${kind}\0${target}`;
 
-/** The windows that tasks of these targets can count in. */
+/** Lists the windows that tasks of these targets can count in. */
 function namesOf(keys: readonly WindowKey[]): NamedWindow[] {
   const names = keys.flatMap(({ kind, target }): NamedWindow[] => [
     { scope: 'kind', kind, target: '' },
@@ -224,7 +226,7 @@ function namesOf(keys: readonly WindowKey[]): NamedWindow[] {
   return [...new Map([everything, ...names].map((name) => [nameOf(name), name])).values()];
 }
 
-/** A limit as the audit log shows it. */
+/** Formats a limit for the audit log. */
 function limitOf({ kind, target, slots }: WindowKey & { readonly slots: number | null }) {
   return { kind: kind || undefined, target: target || undefined, limit: slots };
 }

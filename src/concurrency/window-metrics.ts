@@ -3,7 +3,7 @@ import { Database } from '../database/database';
 import { Meter } from '../telemetry/meter';
 import { countTargetWindows, selectShownWindows } from './windows.queries';
 
-/** How many targets with a limit are looked at; of more, as many are counted. */
+/** The most targets with a limit that are counted. */
 const MAX_TARGETS = 100_000;
 
 /** Shows the windows of everything and of each kind, and how targets' windows stand: the same on each replica. */
@@ -13,22 +13,22 @@ export class WindowMetrics {
     const labels = ['scope', 'kind'] as const;
     const limit = meter.gauge({
       name: 'window_limit',
-      help: 'How many tasks may be worked on at once, where that is limited.',
+      help: 'The most leases at once in windows with a limit.',
       labels,
     });
     const leased = meter.gauge({
       name: 'window_leased',
-      help: 'How many tasks are worked on, of what is limited.',
+      help: 'Live leases in windows with a limit.',
       labels,
     });
     const available = meter.gauge({
       name: 'window_available',
-      help: 'How many more tasks may be worked on, where that is limited.',
+      help: 'Free slots of windows with a limit.',
       labels,
     });
     const targets = meter.gauge({
       name: 'target_windows',
-      help: 'Windows of targets with a limit: with room, without, and at their lowest, a limit of 1 or 0.',
+      help: 'Windows of targets with a limit: open (with room), full, and lowest (a limit of 1 or 0).',
       labels: ['state'],
     });
     meter.onScrape(async () => {

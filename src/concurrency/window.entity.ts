@@ -1,16 +1,18 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 
-/** How far a window reaches: everything, one kind, or one target of a kind. */
+/** The scope of a window: everything, one kind, or one target of a kind. */
 export const WINDOW_SCOPES = ['global', 'kind', 'target'] as const;
 export type WindowScope = (typeof WINDOW_SCOPES)[number];
 
-/** What a task counts under: a kind, and a target of it. A window of a kind has an empty target, that of everything neither. */
+/**
+ * The key of a window: a kind and a target. A window of a kind has an empty target; that of everything has neither.
+ */
 export interface WindowKey {
   readonly kind: string;
   readonly target: string;
 }
 
-/** A limit that an operator has set, and how many leases count in it. There is no row for what has no limit. */
+/** A limit that an operator has set, and its live leases. Without a limit there is no row. */
 @Entity('concurrency_windows')
 export class WindowEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
@@ -23,18 +25,21 @@ export class WindowEntity {
   @Column('text')
   kind!: string;
 
-  /** Empty but for the target scope. */
+  /** Empty, except for the target scope. */
   @Column('text')
   target!: string;
 
-  /** How many leases there may be at once. More may be there after the limit was lowered. */
+  /** The most leases at once. There may be more after the limit was lowered. */
   @Column('integer')
   slots!: number;
 
   @Column('bigint')
   leased!: number;
 
-  /** Of a target: the last task id that was looked at to move its queued tasks into its lane; null once all are there. */
+  /**
+   * Of a target: the last task id that was checked for moving its queued tasks into its lane; null once all are
+   * there.
+   */
   @Column('bigint', { nullable: true })
   moved_through!: number | null;
 }

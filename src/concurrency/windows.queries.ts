@@ -25,7 +25,7 @@ export async function selectWideWindows(
   return { wide, hasTargets: wide.length < rows.length };
 }
 
-/** The windows of these targets that have one. */
+/** Lists the windows of these targets. */
 export function selectTargetWindows(
   statements: Statements,
   keys: readonly WindowKey[],
@@ -37,7 +37,7 @@ export function selectTargetWindows(
   );
 }
 
-/** The windows of targets whose tasks are still being moved into their lanes. */
+/** Lists the windows of targets whose tasks are still being moved into their lanes. */
 export function selectMovingWindows(statements: Statements, kind?: string): Promise<WindowRow[]> {
   const values: SqlValue[] = kind === undefined ? [] : [kind];
   return statements.rows<WindowRow>(
@@ -46,7 +46,7 @@ export function selectMovingWindows(statements: Statements, kind?: string): Prom
   );
 }
 
-/** Reads windows that no other unit changes until this one ends, by ascending ids. */
+/** Locks and reads windows, by ascending ids. */
 export function lockWindows(tx: Transaction, ids: readonly number[]): Promise<WindowRow[]> {
   return tx.rows<WindowRow>(
     `SELECT ${COLUMNS} FROM concurrency_windows WHERE ${tx.dialect.isAmong('id', '$1')} ORDER BY id ${tx.dialect.forUpdate()}`,
@@ -54,7 +54,7 @@ export function lockWindows(tx: Transaction, ids: readonly number[]): Promise<Wi
   );
 }
 
-/** Adds to what locked windows count. */
+/** Adds to the counts of locked windows. */
 export async function addLeased(tx: Transaction, changes: ReadonlyMap<number, number>): Promise<void> {
   const rows = [...changes].filter(([, by]) => by !== 0).map(([id, by]) => ({ id, by_count: by }));
   if (rows.length === 0) return;
@@ -76,7 +76,7 @@ const named = (statements: Statements): string =>
 const textOf = (windows: readonly NamedWindow[]): string =>
   JSON.stringify(windows.map(({ scope, kind, target }) => ({ scope, kind, target })));
 
-/** Those of the named windows that have a limit. */
+/** Lists those of the named windows that have a limit. */
 export function selectNamedWindows(
   statements: Statements,
   windows: readonly NamedWindow[],
@@ -84,12 +84,12 @@ export function selectNamedWindows(
   return statements.rows<WindowRow>(`${named(statements)} ORDER BY w.id`, textOf(windows));
 }
 
-/** The same; no other unit changes them until this one ends. */
+/** Locks and lists the same. */
 export function lockNamedWindows(tx: Transaction, windows: readonly NamedWindow[]): Promise<WindowRow[]> {
   return tx.rows<WindowRow>(`${named(tx)} ORDER BY w.id ${tx.dialect.forUpdate('w')}`, textOf(windows));
 }
 
-/** Adds windows; of one that is there the limit changes, and nothing else. */
+/** Adds windows; of an existing one only the limit changes. */
 export async function insertWindows(
   tx: Transaction,
   windows: readonly (NamedWindow & Partial<Pick<WindowRow, 'slots' | 'leased' | 'moved_through'>>)[],
@@ -108,7 +108,7 @@ export async function insertWindows(
   );
 }
 
-/** Takes limits away. */
+/** Deletes windows. */
 export async function deleteWindows(tx: Transaction, windows: readonly NamedWindow[]): Promise<void> {
   if (windows.length === 0) return;
   await tx.run(
@@ -119,7 +119,7 @@ export async function deleteWindows(tx: Transaction, windows: readonly NamedWind
   );
 }
 
-/** Which windows a list shows. */
+/** The filter of a list of windows. */
 export interface WindowFilter {
   readonly scope?: WindowScope;
   readonly kind?: string;
@@ -129,7 +129,7 @@ export interface WindowFilter {
   readonly below: number;
 }
 
-/** Windows by descending ids. */
+/** Lists windows by descending ids. */
 export function selectWindowPage(
   statements: Statements,
   { scope, kind, targets, below }: WindowFilter,
@@ -148,7 +148,9 @@ export function selectWindowPage(
   );
 }
 
-/** Remembers how far the queued tasks of a target were looked at to move them; null once all are in its lane. */
+/**
+ * Stores the last task id of a target that was checked for moving; null once all its queued tasks are in its lane.
+ */
 export async function setMovedThrough(tx: Transaction, id: number, taskId: number | null): Promise<void> {
   await tx.run('UPDATE concurrency_windows SET moved_through = $2 WHERE id = $1', id, taskId);
 }

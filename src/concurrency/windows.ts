@@ -9,7 +9,9 @@ import {
   selectWideWindows,
 } from './windows.queries';
 
-/** What units that grant or end leases share, and a unit that sets limits has alone. */
+/**
+ * The name of the lock that units that grant or end leases share, and that a unit that sets limits holds exclusively.
+ */
 export const LIMITS_LOCK = 'limits';
 
 const keyOf = ({ kind, target }: WindowKey): string => `${kind}\0${target}`;
@@ -18,8 +20,8 @@ const keyOf = ({ kind, target }: WindowKey): string => `${kind}\0${target}`;
 export type ChangedWindow = Pick<WindowRow, 'id' | 'scope' | 'kind' | 'target'> & { readonly room: number };
 
 /**
- * The limits in one unit of work: no other unit sets one until this ends. Only what is limited is looked up, and only
- * windows that leases of this unit count in are locked, at its end.
+ * The limits in one unit of work: no other unit can set one until this ends. Only windows with a limit are read, and
+ * only those of this unit's leases are locked, at its end.
  */
 export class UnitWindows {
   private readonly targets = new Map<string, WindowRow | undefined>();
@@ -33,7 +35,7 @@ export class UnitWindows {
     readonly hasTargets: boolean,
   ) {}
 
-  /** How many more leases of a kind its window and that of everything take, as read when the unit began. */
+  /** Returns the room of a kind's window and that of everything, as read when the unit began. */
   roomOf(kind: string): number {
     return Math.min(
       ...this.wide
@@ -43,20 +45,22 @@ export class UnitWindows {
     );
   }
 
-  /** How many more leases the window of everything takes. */
+  /** Returns the room of the window of everything. */
   get roomOfAll(): number {
     const all = this.wide.find(({ scope }) => scope === 'global');
     return all ? Math.max(0, all.slots - all.leased) : Number.POSITIVE_INFINITY;
   }
 
-  /** Those of the targets that have a limit. */
+  /** Finds the windows of those targets that have a limit. */
   async limitedAmong<Key extends WindowKey>(keys: readonly Key[]): Promise<Key[]> {
     if (!this.hasTargets || keys.length === 0) return [];
     await this.load(keys);
     return keys.filter((key) => this.targets.get(keyOf(key)) !== undefined);
   }
 
-  /** Whether the queued tasks of a target are still being moved into its lane, so that some may be in that of its kind. */
+  /**
+   * Whether the queued tasks of a target are still being moved into its lane, so that some may be in its kind's lane.
+   */
   async isMoving(key: WindowKey): Promise<boolean> {
     if (!this.hasTargets) return false;
     this.moving ??= new Set((await selectMovingWindows(this.tx)).map(keyOf));
@@ -65,7 +69,7 @@ export class UnitWindows {
 
   /**
    * Takes a slot in every window of each lease, or in none: first come, first served.
-   * @returns which leases have their slots, and the windows that are full by now
+   * @returns the leases that got their slots, and the windows that are full now
    */
   async take(leases: readonly WindowKey[]): Promise<{ fits: boolean[]; full: ChangedWindow[] }> {
     const windows = await this.lockFor(leases);
@@ -86,7 +90,7 @@ export class UnitWindows {
     };
   }
 
-  /** Gives back the slots of leases that ended. @returns the windows that were full and have room now */
+  /** Releases the slots of leases that ended. @returns the windows that were full and have room now */
   async giveBack(leases: readonly WindowKey[]): Promise<ChangedWindow[]> {
     const windows = await this.lockFor(leases);
     if (windows.length === 0) return [];
@@ -110,7 +114,7 @@ export class UnitWindows {
       this.targets.set(keyOf(row), row);
   }
 
-  /** The windows that the leases count in, locked by ascending ids. */
+  /** Locks the windows of leases, by ascending ids. */
   private async lockFor(leases: readonly WindowKey[]): Promise<WindowRow[]> {
     if (leases.length === 0 || (this.wide.length === 0 && !this.hasTargets)) return [];
     if (this.hasTargets) await this.load(leases);
@@ -125,7 +129,7 @@ export class UnitWindows {
     return ids.size === 0 ? [] : lockWindows(this.tx, [...ids]);
   }
 
-  /** Keeps what was read in step with what this unit has changed. */
+  /** Updates the windows in memory by the changes of this unit. */
   private remember(windows: readonly WindowRow[], counts: ReadonlyMap<number, number>, sign: 1 | -1): void {
     const known = new Map(
       [...this.wide, ...this.targets.values()].flatMap((window) => (window ? [[window.id, window]] : [])),
@@ -140,12 +144,12 @@ export class UnitWindows {
 const isWindowOf = ({ scope, kind, target }: WindowRow, lease: WindowKey): boolean =>
   scope === 'global' || (kind === lease.kind && (scope === 'kind' || target === lease.target));
 
-/** Gives each unit of work that grants, ends or queues something its view of the limits. */
+/** Provides the limits to each unit of work that grants or ends leases or queues tasks. */
 @Injectable()
 export class Windows {
   private readonly units = new WeakMap<Transaction, Promise<UnitWindows>>();
 
-  /** The limits as they are until the unit ends. To be asked for before the unit locks anything else. */
+  /** Locks and returns the limits until the unit ends. Call it before all other locks. */
   of(tx: Transaction): Promise<UnitWindows> {
     const known = this.units.get(tx);
     if (known) return known;

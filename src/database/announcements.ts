@@ -7,20 +7,20 @@ import type { Queryable } from './postgres';
 
 export const CHANNEL = 'control_plane';
 
-/** A notification holds 8,000 bytes at most; more announcements than fit go in several. */
+/** The most bytes of one notification: PostgreSQL allows 8,000. More announcements go in several. */
 const MAX_BYTES = 7_500;
 
-/** How soon after a lost connection the next try is made, in milliseconds. */
+/** The pause before a lost connection is opened again, in milliseconds. */
 const RETRY_MS = 500;
 
-/** How often it is tried whether notifications arrive, and how long one may take. */
+/** The interval of probes, and how long their notification may take, in milliseconds. */
 const PROBE_MS = 1_000;
 const ANSWER_MS = 2_000;
 const CONNECT_MS = 5_000;
 
 /**
- * Sends announcements to the other replicas, in the transaction that they are about. All of it is sent before this returns, so
- * that what is sent next shares the flight.
+ * Sends announcements to the other replicas, in the transaction that they are about. It sends all of them before it
+ * awaits anything, so that the caller's next statement is in the same round trip.
  */
 export async function publish(
   client: Queryable,
@@ -44,32 +44,32 @@ export async function publish(
 }
 
 /**
- * Receives what other replicas announce, on a connection of its own. When that is lost, or notifications don't arrive by it,
- * it is made again, and its listeners are told that some may have been missed.
+ * Receives the announcements of other replicas on its own connection. If that is lost, or notifications stop arriving,
+ * it reconnects and calls `reportGap`, because announcements may have been lost.
  */
 export class Announcements {
-  /** By which a process knows its own announcements, which it has heard already. */
+  /** Identifies the process's own announcements, which it has delivered already. */
   readonly id = randomUUID();
   private client: pg.Client | undefined;
   private timer: NodeJS.Timeout | undefined;
   private stopped = false;
-  private heard = false;
-  /** Told when the notification that a probe has sent is heard. */
+  private isReceiving = false;
+  /** Called when the notification of a probe arrives. */
   private onEcho: (() => void) | undefined;
 
   /**
-   * Whether notifications arrive, as far as is known: tried every second. A connection that is cut, or that a pooler keeps
-   * notifications from, is noticed within 3 s.
+   * Whether notifications arrive, by the last probe. A cut connection, or a pooler that holds notifications back, is
+   * noticed within 3 s.
    */
   get isListening(): boolean {
-    return this.client !== undefined && this.heard;
+    return this.client !== undefined && this.isReceiving;
   }
 
-  /** @param notify sends a notification, by another connection than the one that listens */
+  /** @param notify sends a notification through a connection other than the listening one */
   constructor(
     private readonly target: PostgresTarget,
     private readonly deliver: Deliver,
-    private readonly gap: () => void,
+    private readonly reportGap: () => void,
     private readonly notify: (payload: string) => Promise<unknown>,
   ) {}
 
@@ -81,7 +81,7 @@ export class Announcements {
     await client?.end().catch(() => undefined);
   }
 
-  /** Begins to listen. @throws the driver's error where the server can't be reached */
+  /** Connects and listens. @throws the driver's error if the server can't be reached */
   async connect(): Promise<void> {
     const client = new pg.Client({
       connectionString: this.target.url,
@@ -106,8 +106,8 @@ export class Announcements {
   }
 
   /**
-   * Notifies itself and waits to receive it. An answer of the connection would not do: it says nothing of a LISTEN that a pooler
-   * or a reset has dropped.
+   * Notifies itself and waits for the notification. An answer of the connection is not enough: a pooler or a reset may
+   * have dropped the LISTEN.
    */
   private async probe(client: pg.Client): Promise<void> {
     const echo = new Promise<true>((resolve) => {
@@ -117,7 +117,7 @@ export class Announcements {
       () => true,
       () => false,
     );
-    // The connection itself too: it may be cut while the pool is busy.
+    // Check the connection itself too: it may be cut while the pool is busy.
     const answers = await client.query('SELECT 1').then(
       () => true,
       () => false,
@@ -126,16 +126,16 @@ export class Announcements {
     const isSent = await sending;
     if (isSent && !(await Promise.race([echo, sleep(ANSWER_MS, false, { ref: false })])))
       return this.lost(client);
-    // A pool that is busy proves nothing; what is kept in memory is looked up again after 5 s in any case.
+    // If the pool is busy, the result is unknown; caches read their rows again after 5 s in any case.
     this.confirm(client, isSent);
   }
 
-  private confirm(client: pg.Client, heard: boolean): void {
+  private confirm(client: pg.Client, isReceiving: boolean): void {
     if (this.client !== client) return;
-    if (heard && !this.heard) {
-      this.heard = true;
-      // What was kept before was not told of changes.
-      this.gap();
+    if (isReceiving && !this.isReceiving) {
+      this.isReceiving = true;
+      // Rows that were cached before may have changed without an announcement.
+      this.reportGap();
     }
     this.timer = setTimeout(() => void this.probe(client), PROBE_MS).unref();
   }
@@ -143,21 +143,21 @@ export class Announcements {
   private lost(client: pg.Client): void {
     if (this.stopped || this.client !== client) return;
     this.client = undefined;
-    this.heard = false;
+    this.isReceiving = false;
     clearTimeout(this.timer);
     client.end().catch(() => undefined);
-    this.gap();
-    this.tryAgain();
+    this.reportGap();
+    this.reconnect();
   }
 
-  private tryAgain(): void {
+  private reconnect(): void {
     this.timer = setTimeout(() => {
       this.connect().then(
-        // What was announced while nobody listened is lost too.
-        () => this.gap(),
+        // Announcements since the connection was lost are lost too.
+        () => this.reportGap(),
         () => {
-          this.gap();
-          if (!this.stopped) this.tryAgain();
+          this.reportGap();
+          if (!this.stopped) this.reconnect();
         },
       );
     }, RETRY_MS).unref();
@@ -168,12 +168,12 @@ export class Announcements {
     let batch: Announcement[];
     try {
       [sender, batch] = JSON.parse(payload) as [string, Announcement[]];
-      // Its own it has heard already; that they arrive is what a probe waits for.
+      // Its own are delivered already; a probe waits for their arrival.
       if (sender === this.id) this.onEcho?.();
       else for (const announcement of batch) this.deliver(...announcement);
     } catch {
-      // Somebody else's, or of a version that says it otherwise: whatever it was is looked up.
-      this.gap();
+      // From another program, or a version with another format: treat it as a lost announcement.
+      this.reportGap();
     }
   }
 }

@@ -15,24 +15,27 @@ import { adminTokenFile, type Settings, type SqliteTarget, serverFile, signingKe
 import { DatabaseError } from './database-error';
 import { refuseForeign } from './foreign';
 import { identities, quoted } from './postgres';
-import { putInPlace } from './private-file';
+import { moveIntoPlace } from './private-file';
 import { toOpenError } from './sqlite';
 import type { Statements, Transaction } from './statements';
 
-/** "dcpb" as SQLite's application_id: the file is a backup, and nobody has started on it yet. */
+/** "dcpb" as SQLite's application_id: the file is a backup that no server was started on yet. */
 const BACKUP = 0x64637062;
 
-/** Where SQLite's file header holds the application_id, in bytes. */
+/** The offset of the application_id in SQLite's file header, in bytes. */
 const APPLICATION_ID_AT = 68;
 
 const PAGES_AT_ONCE = 2_048;
 
-/** Ids go on at least this far beyond the last one in the backup. */
-const MIN_GAP = 2 ** 32;
+/** The smallest gap between the last id in the backup and the next one. */
+const MIN_ID_GAP = 2 ** 32;
 
-/** No database gives ids faster than this, in ids per millisecond; below 2^53 until far beyond the year 2200. */
+/**
+ * The greatest rate at which a database assigns ids, in ids per millisecond. Ids stay below 2^53 far beyond the year
+ * 2200.
+ */
 const IDS_PER_MS = 64;
-const IDS_SINCE = Date.UTC(2026, 0, 1);
+const ID_EPOCH = Date.UTC(2026, 0, 1);
 
 /** A backup that was written. */
 export interface Backup {
@@ -41,12 +44,12 @@ export interface Backup {
 }
 
 /**
- * Copies the database as it is at one instant, whether or not a process serves it meanwhile. The copy is checked, is
- * one file that only its owner can read, and appears under its name when it is whole and on the disk.
- * @param options.replace whether a backup that is there may be replaced; any other file never is
- * @param options.signal ends the copying; nothing is left behind
- * @param options.settings name other files that the name must not be one of
- * @throws DatabaseError there is no database, the file is there already and may not be replaced, or the copy is damaged
+ * Copies the database as it is at one instant, whether or not a server uses it meanwhile. The copy is checked, is one
+ * file that only its owner can read, and appears under its name when it is complete and on the disk.
+ * @param options.replace whether to replace an existing backup; any other file is never replaced
+ * @param options.signal aborts the copying; no file stays behind
+ * @param options.settings name other files of the server, which `file` must not be
+ * @throws DatabaseError there is no database, the file exists and may not be replaced, or the copy is damaged
  */
 export async function backUp(
   target: SqliteTarget,
@@ -56,27 +59,27 @@ export async function backUp(
   const path = resolve(file);
   if (!existsSync(target.path))
     throw new DatabaseError(
-      `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL says which it is.`,
+      `There is no database ${target.path}; CONTROL_PLANE_DATABASE_URL names the database.`,
     );
   refuseForeign(target);
   if (isInUse(target, options.settings, path))
     throw new DatabaseError(`${file} is one of the server's own files; name another.`);
   if (existsSync(path) && !options.replace)
-    throw new DatabaseError(`${file} is there already; name another file, or replace it with --force.`);
-  // Whatever it is, somebody may need it: a key, a database that is served, the notes of last night.
-  if (existsSync(path) && !holdsBackup(path))
+    throw new DatabaseError(`${file} already exists; name another file, or replace it with --force.`);
+  // Any other file may be needed: a key, a live database, somebody's notes.
+  if (existsSync(path) && !isBackupFile(path))
     throw new DatabaseError(
-      `${file} is not a backup that nobody has started on, and --force replaces nothing else; name another file.`,
+      `${file} is not a backup, or a server was started on it, so --force does not replace it; name another file.`,
     );
   const unfinished = `${path}.new-${process.pid}`;
   try {
-    // Made here and not by SQLite, so that nobody else can read it at any time.
+    // Created here and not by SQLite, so that other users can never read it.
     closeSync(openSync(unfinished, 'wx', 0o600));
     await copy(target, unfinished, options.signal);
     finish(unfinished);
     options.signal.throwIfAborted();
     const { size } = statSync(unfinished);
-    putInPlace(unfinished, path);
+    moveIntoPlace(unfinished, path);
     return { file: path, bytes: size };
   } catch (error) {
     if (error instanceof DatabaseError || options.signal.aborted) throw error;
@@ -90,7 +93,7 @@ export async function backUp(
 async function copy(target: SqliteTarget, to: string, signal: AbortSignal): Promise<void> {
   const source = new Sqlite(target.path, { readonly: true, timeout: 5_000 });
   try {
-    // One read transaction around all steps: without it each commit of a server would begin the copy again.
+    // One read transaction around all steps: without it each commit of a server would restart the copy.
     source.exec('BEGIN');
     source.prepare('SELECT count(*) FROM sqlite_schema').get();
     await source.backup(to, {
@@ -104,16 +107,16 @@ async function copy(target: SqliteTarget, to: string, signal: AbortSignal): Prom
   }
 }
 
-/** Checks the copy, marks it as one, and sees that it is on the disk. */
+/** Checks the copy, marks it as a backup, and syncs it to the disk. */
 function finish(path: string): void {
   const copied = new Sqlite(path, { fileMustExist: true });
   try {
-    // A file that needs no log beside it, so that it can be moved about alone. The server switches back by itself.
+    // Without a log beside it, so that the file can be moved alone. The server switches back at start.
     copied.pragma('journal_mode = DELETE');
     const verdict = copied.pragma('integrity_check(1)', { simple: true });
     if (verdict !== 'ok')
       throw new DatabaseError(
-        `The copy is damaged, and so the database may be (${verdict}); see control-plane doctor.`,
+        `The copy is damaged, so the database may be damaged too (${verdict}); see control-plane doctor.`,
       );
     copied.pragma(`application_id = ${BACKUP}`);
   } finally {
@@ -128,8 +131,8 @@ function finish(path: string): void {
 }
 
 /**
- * Whether a backup of this name would take the place of something that the server needs, by whatever name the two are
- * called: also of a file that is not there yet.
+ * Whether a backup with this name would replace a file of the server, also under another name, and also one that does
+ * not exist yet.
  */
 function isInUse(
   target: SqliteTarget,
@@ -153,15 +156,15 @@ function isInUse(
 
 const statusOf = (path: string): Stats | undefined => statSync(path, { throwIfNoEntry: false });
 
-/** Without the links on the way to it; of a file that is not there, those of its folder. */
+/** Resolves the links of a path; if the file does not exist, those of its folder. */
 function realPath(path: string): string {
   if (existsSync(path)) return realpathSync(path);
   const folder = dirname(resolve(path));
   return join(existsSync(folder) ? realpathSync(folder) : folder, basename(path));
 }
 
-/** Whether a file is a backup that nobody has started on, by its header. */
-function holdsBackup(path: string): boolean {
+/** Whether a file is a backup that no server was started on, by its header. */
+function isBackupFile(path: string): boolean {
   if (!statusOf(path)?.isFile()) return false;
   const header = Buffer.alloc(100);
   const file = openSync(path, 'r');
@@ -177,7 +180,7 @@ function holdsBackup(path: string): boolean {
   }
 }
 
-/** Whether the database is a backup that nobody has started on yet. */
+/** Whether the database is a backup that no server was started on yet. */
 export async function isBackup(statements: Statements): Promise<boolean> {
   if (statements.dialect.name !== 'sqlite') return false;
   const row = await statements.first<{ application_id: number }>('PRAGMA application_id');
@@ -185,18 +188,18 @@ export async function isBackup(statements: Statements): Promise<boolean> {
 }
 
 /**
- * Has every table's ids go on beyond all that can have been given since the data was current: agents may still hold such
- * leases. The gap grows with time, so that two starts on copies of one backup do not give the same ids either. Takes the
- * mark of a backup off.
- * @returns the ids after which each table goes on
+ * Raises every table's id sequence above any id that can have been assigned since the data was current, because agents
+ * may still hold such leases. The gap grows with time, so that two starts on copies of one backup do not assign the
+ * same ids either. Clears the mark of a backup.
+ * @returns the last id of each table: its next one is greater
  */
-export async function passOverIds(tx: Transaction, now: number): Promise<Record<string, number>> {
+export async function skipIds(tx: Transaction, now: number): Promise<Record<string, number>> {
   const beyond = (last: string) =>
-    tx.dialect.greatest(`${last} + ${MIN_GAP}`, `${(now - IDS_SINCE) * IDS_PER_MS}`);
+    tx.dialect.greatest(`${last} + ${MIN_ID_GAP}`, `${(now - ID_EPOCH) * IDS_PER_MS}`);
   if (tx.dialect.name === 'postgres') {
     const after: Record<string, number> = {};
     for (const { table, column, sequence, wide } of await identities(tx)) {
-      // Of the migrations' own table; nobody outside knows its ids.
+      // The migrations' own table: its ids are internal.
       if (!wide) continue;
       const last = `coalesce(greatest((SELECT max(${quoted(column)}) FROM ${quoted(table)}), (SELECT last_value FROM ${sequence})), 0)`;
       const row = await tx.first<{ seq: number }>(`SELECT setval($1, ${beyond(last)}) AS seq`, sequence);
@@ -216,22 +219,22 @@ export async function passOverIds(tx: Transaction, now: number): Promise<Record<
 }
 
 /**
- * Has the ids of tables go on after those that were given elsewhere. Never goes back.
+ * Raises the id sequences of tables to ids that were assigned elsewhere. Never lowers them.
  * @param last by the table's name
- * @param isRehearsal whether only the answer is wanted: PostgreSQL does not take this back with its transaction
- * @returns the ids after which these tables go on
+ * @param isDryRun whether only to return the result: PostgreSQL does not roll sequences back
+ * @returns the last id of each of these tables: its next one is greater
  */
-export async function goOnAfter(
+export async function continueIdsAfter(
   tx: Transaction,
   last: Readonly<Record<string, number>>,
-  isRehearsal: boolean,
+  isDryRun: boolean,
 ): Promise<Record<string, number>> {
   const after: Record<string, number> = {};
   for (const [table, given] of Object.entries(last)) {
     const known =
       (await tx.first<{ id: number | null }>(`SELECT ${tx.dialect.lastId(table, 'id')} AS id`))?.id ?? 0;
     after[table] = Math.max(known, given);
-    if (given <= known || isRehearsal) continue;
+    if (given <= known || isDryRun) continue;
     if (tx.dialect.name === 'postgres') {
       const identity = (await identities(tx)).find((one) => one.table === table);
       await tx.run('SELECT setval($1, $2)', identity?.sequence as string, given);

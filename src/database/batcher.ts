@@ -10,34 +10,36 @@ interface Call<Request, Answer> {
   readonly reject: (error: unknown) => void;
 }
 
-/** How a batcher gathers calls. */
+/** How a batcher combines calls. */
 export interface BatcherOptions<Request> {
-  /** What a call counts for; 1 if left out. */
+  /** Returns the weight of a call; 1 if left out. */
   readonly weightOf?: (request: Request) => number;
-  /** How much one unit of work takes; a call that weighs more has a unit of its own. */
+  /** The most weight of one unit of work; a heavier call has its own unit. */
   readonly maxWeight?: number;
-  /** Calls of the same key are not in one unit: the later sees what the earlier did. Nothing is kept apart if it is left out. */
+  /**
+   * Calls with the same key are never in one unit, so that the later one sees the effect of the earlier. Optional.
+   */
   readonly keyOf?: (request: Request) => unknown;
 }
 
 /**
- * Gathers the calls that arrive while earlier ones are written into one set-based unit of work: a thousand callers cost a
- * few statements and one commit, and each is answered after it. If the unit fails, each of its calls is run again alone, so
- * that one at fault fails nobody else.
+ * Combines the calls that arrive while earlier ones are written into one set-based unit of work: a thousand callers
+ * cost a few statements and one commit, and each is answered after it. If the unit fails, each of its calls is run
+ * again alone, so that a faulty call fails alone.
  */
 export class Batcher<Request, Answer> {
   private waiting: Call<Request, Answer>[] = [];
   /** Units that have taken their calls and are not answered yet. */
   private running = 0;
-  /** Whether a unit is on its way that has not taken its calls yet. */
+  /** Whether a unit is queued that has not taken its calls yet. */
   private isQueued = false;
-  /** Runs something as no part of the unit of work that the caller is in. */
+  /** Runs a function outside the caller's unit of work. */
   private readonly outside = AsyncLocalStorage.snapshot();
   private readonly weightOf: (request: Request) => number;
   private readonly maxWeight: number;
   private readonly keyOf: ((request: Request) => unknown) | undefined;
 
-  /** @param work does all requests at once; returns an answer for each, in their order */
+  /** @param work handles all requests at once; returns an answer for each, in their order */
   constructor(
     private readonly database: Pick<Database, 'write' | 'insideWrite' | 'maxGatheredUnits'>,
     private readonly work: (tx: Transaction, requests: readonly Request[]) => Promise<readonly Answer[]>,
@@ -49,15 +51,14 @@ export class Batcher<Request, Answer> {
   }
 
   /**
-   * Joins the next unit of work; answers when that is committed. Not to be called inside a unit of work.
-   * @throws what the unit throws if it is run for this request alone
+   * Adds the request to the next unit of work; resolves when that is committed. Must not be called inside a unit of
+   * work.
+   * @throws the error of the unit that runs this request alone
    */
   run(request: Request): Promise<Answer> {
     // It would wait for a unit that can't begin before its own has ended.
     if (this.database.insideWrite) {
-      return Promise.reject(
-        new Error('run() was called inside a unit of work; use the transaction that is there'),
-      );
+      return Promise.reject(new Error('run() was called inside a unit of work; use its transaction'));
     }
     return new Promise<Answer>((resolve, reject) => {
       this.waiting.push({ request, weight: this.weightOf(request), resolve, reject });
@@ -82,8 +83,8 @@ export class Batcher<Request, Answer> {
     };
     try {
       const answers = await this.database.write((tx) => {
-        // Taken when the unit runs, not when it was queued: calls that came in between share it. Taken once: a unit that is
-        // run again is for the same callers.
+        // Taken when the unit runs, not when it was queued, so that calls in between share it. Taken once: a unit
+        // that is run again has the same calls.
         const calls = taken ?? take();
         return this.work(
           tx,
@@ -99,7 +100,7 @@ export class Batcher<Request, Answer> {
     }
   }
 
-  /** What the next unit is for: in the order of arrival, as much as it may weigh. */
+  /** Takes the calls of the next unit: in the order of arrival, up to its weight. */
   private takeCalls(): readonly Call<Request, Answer>[] {
     const keys = new Set<unknown>();
     const taken: Call<Request, Answer>[] = [];
@@ -124,10 +125,10 @@ export class Batcher<Request, Answer> {
     return taken;
   }
 
-  /** Runs the calls of a unit that failed each by itself, if one of them may be at fault. */
+  /** Runs the calls of a failed unit one by one, if one of them may be the cause. */
   private async answerFailed(calls: readonly Call<Request, Answer>[], failure: unknown): Promise<void> {
     const [only] = calls;
-    // If the database can't be had, or nobody knows whether the unit is stored, none of them is at fault.
+    // If the database is not available, or it is unknown whether the unit is stored, no call is the cause.
     const isAtFault = !(failure instanceof ApiError && failure.code === 'ERR_UNAVAILABLE');
     if (!isAtFault || calls.length === 1 || !only) {
       for (const call of calls) call.reject(failure);

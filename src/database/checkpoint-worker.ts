@@ -4,11 +4,11 @@ import Sqlite from 'better-sqlite3';
 import type { CheckpointFailure, CheckpointOrder } from './checkpointer';
 import { isSyncFailure } from './write-ahead-log';
 
-// The thread of the Checkpointer: each message but `close` asks for one checkpoint.
+// The thread of the Checkpointer: each message except `close` requests one checkpoint.
 const { path, descriptor } = workerData as { path: string; descriptor: number };
 const database = new Sqlite(path, { fileMustExist: true, timeout: 0 });
-// A checkpoint syncs the log before it copies from it, and the database before the log may be written from its start again.
-// Source: walCheckpoint() in SQLite's wal.c, and https://www.sqlite.org/pragma.html#pragma_synchronous
+// A checkpoint syncs the log before it copies from it, and the database before the log may restart. Source:
+// walCheckpoint() in SQLite's wal.c, and https://www.sqlite.org/pragma.html#pragma_synchronous
 database.pragma('synchronous = NORMAL');
 database.pragma('wal_autocheckpoint = 0');
 database.pragma('checkpoint_fullfsync = 1');
@@ -17,7 +17,8 @@ const copyPages = database.prepare('PRAGMA wal_checkpoint(PASSIVE)');
 function checkpoint(isLast: boolean): CheckpointFailure | undefined {
   try {
     copyPages.get();
-    // SQLite syncs the file only with the last page of the log. What is synced here, commits need not wait for then.
+    // SQLite syncs the file only with the last page of the log, while commits wait. Sync it here, so that they wait
+    // less.
     if (!isLast) fdatasyncSync(descriptor);
     return undefined;
   } catch (error) {

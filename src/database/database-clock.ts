@@ -1,11 +1,12 @@
 import { Clock } from '../clock';
 
 /**
- * The clock of a database that several processes use. Theirs may differ by hours, so each tells the time from what the
- * database said last and its own monotonic clock since: between two looks they differ by less than the look took.
+ * The clock of a database that several processes use. Their own clocks may differ by hours, so each process advances
+ * the database's last time by its monotonic clock. Between two observations, processes differ by less than the
+ * observation took.
  */
 export class DatabaseClock extends Clock {
-  /** What is to be added to the monotonic clock. */
+  /** The offset to the monotonic clock, in milliseconds. */
   private offsetMs = 0;
 
   /** The database's present instant in milliseconds since the Unix epoch. */
@@ -14,10 +15,11 @@ export class DatabaseClock extends Clock {
   }
 
   /**
-   * Takes in what the database said. It was right at some moment between asking and hearing, so a clock that is within
-   * these stays as it is, and another is moved no further than needed: a slow answer does not set it back.
-   * @param instantMs what it said
-   * @param askedAt when it was asked, in `performance.now()`
+   * Adjusts the clock to an answer of the database. The answer was correct at some instant between the query and its
+   * arrival. If the clock is within these bounds it does not change, else it moves by the smallest step: a slow answer
+   * does not set it back.
+   * @param instantMs the database's time
+   * @param askedAt when the query was sent, in `performance.now()`
    */
   observe(instantMs: number, askedAt: number): void {
     const latest = instantMs - askedAt;

@@ -5,8 +5,8 @@ import { Database } from './database';
 import { Idempotency } from './idempotency';
 
 /**
- * Gives the application its {@link Database}, and what remembers repeated calls in it. TypeORM's injectable `DataSource` is the reading side, so a repository
- * that somebody injects can't write past the door.
+ * Provides the {@link Database} and {@link Idempotency}. TypeORM's injectable `DataSource` is the read-only one, so
+ * that an injected repository can't bypass the write queue.
  */
 @Global()
 @Module({})

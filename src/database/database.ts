@@ -4,29 +4,32 @@ import { fail } from '../errors';
 import type { BucketTable } from './bucket-table';
 import type { Statements, Transaction } from './statements';
 
-/** Receives what a unit of work announced, once it is committed. */
+/** Receives an announcement of a unit of work, once that is committed. */
 export type AnnouncementListener = (message: string) => void;
 
-/** A transaction that ended: how many units of work shared it, and how long its commit took, in milliseconds. */
+/**
+ * A transaction that ended: the number of units of work that shared it, and the duration of its commit, in
+ * milliseconds.
+ */
 export interface Commit {
   readonly units: number;
   readonly durationMs: number;
   readonly failed: boolean;
 }
 
-/** What the database can tell of itself. What it does not know is left out. */
+/** Figures of the database. Unknown ones are left out. */
 export interface DatabaseStats {
   /** Bytes of the database on its disk. */
   readonly sizeBytes?: number;
   /** Bytes that this process may still use of that disk. */
   readonly freeBytes?: number;
-  /** Connections of the pool that are idle and in use, and how many callers wait for one. */
+  /** Connections of the pool that are idle and in use, and the number of callers that wait for one. */
   readonly connections?: { readonly idle: number; readonly busy: number; readonly waiting: number };
 }
 
 /**
- * The database: one door for writes, one window for reads, and word of what other replicas wrote. Nothing else of the
- * program opens a transaction.
+ * The database: one method for writes, one for reads, and announcements of the writes of other replicas. No other part
+ * of the program opens a transaction.
  */
 export abstract class Database {
   private readonly listeners = new Map<string, AnnouncementListener[]>();
@@ -38,83 +41,86 @@ export abstract class Database {
   /** TypeORM's source for reading. */
   abstract readonly source: DataSource;
 
-  /** The one clock of everybody who uses this database. */
+  /** The clock that all users of this database share. */
   abstract readonly clock: Clock;
 
   /** Names of the migrations that were applied when it was opened. */
   abstract readonly applied: readonly string[];
 
   /**
-   * Does a unit of work in one transaction and answers when it is on the disk. Nothing but the transaction may be
-   * awaited inside, and the method may not be called inside. What the unit throws undoes it and is thrown on. A unit can
-   * be run again from its start, so it must not change anything but by its transaction.
-   * @throws ERR_UNAVAILABLE when the commit fails; nothing is stored then, or nobody knows, as the message says
+   * Runs a unit of work in one transaction and resolves when it is on the disk. The unit must await only its
+   * transaction, and must not call this method. If it throws, it is rolled back and the error is thrown on. A unit can
+   * be run again from its start, so it must change things only through its transaction.
+   * @throws ERR_UNAVAILABLE the commit failed; the message says whether the change is certainly not stored
    */
   abstract write<T>(work: (tx: Transaction) => Promise<T>): Promise<T>;
 
   /**
-   * How many units that calls were gathered for should run at once. Where units run side by side, more of them would wait for
-   * each other's rows while fewer calls shared each.
+   * The most units of a Batcher that should run at once. If units run in parallel, more of them would wait for
+   * each other's rows, and each would combine fewer calls.
    */
   abstract readonly maxGatheredUnits: number;
 
-  /** Whether the caller is inside a unit of work, where it may not ask for another one. */
+  /** Whether the caller is inside a unit of work, and so must not call {@link write}. */
   abstract get insideWrite(): boolean;
 
-  /** Reads what is committed; the statements inside may see different commits. */
+  /** Reads committed rows; the statements inside may see different commits. */
   abstract read<T>(work: (statements: Statements) => Promise<T>): Promise<T>;
 
   /** Whether other processes may serve the same database. */
   abstract readonly mayHaveReplicas: boolean;
 
-  /** Token buckets that replicas share; undefined if this process alone uses the database, so that its memory will do. */
+  /**
+   * Token buckets that replicas share; undefined if only this process uses the database, so that its memory is
+   * enough.
+   */
   abstract readonly buckets: BucketTable | undefined;
 
   /**
-   * Whether the service ends with this process: no other can serve the database while it is open here. Then each start follows an
-   * interruption, and nobody reads meanwhile what is written for the next start.
+   * Whether the service ends with this process, because no other can serve the database while it is open here. Then
+   * each start follows an interruption, and no process reads rows that are written for the next start.
    */
   abstract readonly endsWithProcess: boolean;
 
-  /** Reads what other processes may have written meanwhile; does nothing if there can be none. */
+  /** Reads rows that other processes may have written; does nothing if there can be no other process. */
   abstract readOthers(work: (statements: Statements) => Promise<void>): Promise<void>;
 
   /** True while announcements of other replicas arrive. If false, caches may be stale: look up, and poll. */
   abstract get isListening(): boolean;
 
   /**
-   * Does something that only one replica may do at a time; it goes on when the connection that stands for it is lost, so
-   * it must do no harm twice.
-   * @param name what the replicas agree on by name
-   * @returns whether it was done; not when another replica is at it
+   * Runs work that only one replica may run at a time. It continues if the connection that holds the lock is lost, so
+   * it must be harmless if two replicas run it.
+   * @param name the name of the lock
+   * @returns whether it ran; false if another replica runs it
    */
   abstract exclusively(name: string, work: () => Promise<void>): Promise<boolean>;
 
-  /** How many units of work wait to be written: the measure of overload. */
+  /** The number of units of work that wait to be written: a measure of overload. */
   abstract get writeQueueDepth(): number;
 
-  /** What it can tell of itself now; waits for no unit of work. */
+  /** Reads the current figures; does not wait for units of work. */
   abstract stats(): Promise<DatabaseStats>;
 
-  /** How many times this process tried to commit: the same number again means that it wrote nothing meanwhile. */
+  /** The number of commits that this process has tried. If it did not change, the process wrote nothing meanwhile. */
   abstract get writes(): number;
 
   /**
-   * Whether the disk is nearly full: what would fill it must be refused, so that what is needed to run the fleet and in an
-   * emergency is still stored.
+   * Whether the disk is nearly full. Bulk writes must be refused then, so that the fleet's calls and the operations for
+   * an emergency can still be stored.
    */
   abstract get isSpaceLow(): boolean;
 
   /**
-   * Resolves if the database takes writes; asks it, and waits for no unit of work.
-   * @throws an error that says why it does not, within a few seconds
+   * Resolves if the database accepts writes; asks it, and does not wait for units of work.
+   * @throws an error with the reason, within a few seconds
    */
   abstract ready(): Promise<void>;
 
-  /** Writes what waits, then closes the connections. */
+  /** Writes the units that wait, then closes the connections. */
   abstract close(): Promise<void>;
 
-  /** Keeps what would fill a disk that is nearly full from being stored. @throws ERR_UNAVAILABLE with reason `disk` */
+  /** Refuses a bulk write if the disk is nearly full. @throws ERR_UNAVAILABLE with reason `disk` */
   requireSpace(): void {
     if (this.isSpaceLow)
       throw fail(
@@ -124,13 +130,13 @@ export abstract class Database {
       );
   }
 
-  /** Calls back once when this process may never write again: it must end, for another one serves the database. */
+  /** Subscribes to the loss of the database: this process may never write again, and must end. Called once. */
   onLost(listener: (reason: Error) => void): void {
     if (this.lost) listener(this.lost);
     else this.lostListeners.push(listener);
   }
 
-  /** Calls back after each commit of this process, failed ones included. The listener must not throw. */
+  /** Subscribes to commits of this process, failed ones included. The listener must not throw. */
   onCommit(listener: (commit: Commit) => void): void {
     this.commitListeners.push(listener);
   }
@@ -139,23 +145,23 @@ export abstract class Database {
     for (const listener of this.commitListeners) listener(commit);
   }
 
-  /** Tells that this process may never write again. */
-  protected lose(reason: Error): void {
+  /** Calls the listeners of {@link onLost}: this process may never write again. */
+  protected markLost(reason: Error): void {
     this.lost = reason;
     for (const listener of this.lostListeners.splice(0)) listener(reason);
   }
 
-  /** Calls back with every message that is announced under a topic, by this process or another replica. */
+  /** Subscribes to the announcements of a topic, by this process or another replica. */
   onAnnouncement(topic: string, listener: AnnouncementListener): void {
     this.listeners.set(topic, [...(this.listeners.get(topic) ?? []), listener]);
   }
 
-  /** Calls back when announcements of other replicas may have been missed: what depends on them must be looked up again. */
+  /** Subscribes to gaps: announcements of other replicas may be lost, so cached data must be read again. */
   onGap(listener: () => void): void {
     this.gapListeners.push(listener);
   }
 
-  /** Tells this process's listeners. */
+  /** Calls this process's listeners of a topic. */
   protected deliver(topic: string, message: string): void {
     for (const listener of this.listeners.get(topic) ?? []) listener(message);
   }

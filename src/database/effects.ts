@@ -1,18 +1,18 @@
 import type { Statements } from './statements';
 
-/** A message for the listeners of its topic. */
+/** A message to the listeners of its topic. */
 export type Announcement = readonly [topic: string, message: string];
 
-/** Tells this process's listeners what a unit announced. */
+/** Delivers an announcement to this process's listeners. */
 export type Deliver = (...announcement: Announcement) => void;
 
-/** What is to happen once a unit of work is committed, in its order; with what it announces. */
+/** Collects the effects and announcements of a unit of work, which are applied in order once it is committed. */
 export class Effects {
   private readonly effects: ((() => void) | Announcement)[] = [];
 
   constructor(private readonly deliver: Deliver) {}
 
-  /** What is to be told to other replicas. */
+  /** The announcements, to be sent to other replicas. */
   get announcements(): Announcement[] {
     return this.effects.filter((effect) => typeof effect !== 'function');
   }
@@ -21,7 +21,7 @@ export class Effects {
     this.effects.push(effect);
   }
 
-  /** Does all of them, whatever some of them throw. @throws the first of what they throw */
+  /** Applies all of them, even if some throw. @throws the first error */
   apply(): void {
     const failures: unknown[] = [];
     for (const effect of this.effects) {
@@ -36,8 +36,9 @@ export class Effects {
   }
 
   /**
-   * Does a part of the unit that can fail alone: what it throws undoes its changes and its effects, and is in the answer.
-   * @param endsUnit tells of what it throws whether the unit as a whole is at an end; that is thrown on
+   * Runs a part of the unit that can fail alone: if it throws, its changes and effects are rolled back, and the error
+   * is returned.
+   * @param endsUnit whether an error concerns the whole unit; it is thrown on then
    */
   async attempt<T>(
     statements: Pick<Statements, 'run'>,

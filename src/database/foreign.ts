@@ -3,36 +3,36 @@ import type Sqlite from 'better-sqlite3';
 import type { DataSource } from 'typeorm';
 import type { SqliteTarget } from '../settings';
 import { ForeignDatabase } from './database-error';
-import { openToRead, toOpenError } from './sqlite';
+import { openForReading, toOpenError } from './sqlite';
 
-/** The name of the migration that every database of this program begins with. */
+/** The name of the first migration of every database of this program. */
 const FIRST_MIGRATION = 'Initial1764000000000';
 
-/** Of the tables that it makes, those whose names others have too. */
+/** Those of its tables that other programs may have under the same names. */
 const FIRST_TABLES = ['agents', 'tasks', 'leases', 'audit_log', 'task_counts'];
 
-/** The number of tables that a message names. */
+/** The most tables that a message names. */
 const MAX_NAMED = 5;
 
 /**
- * Ensures that a SQLite file, if there is one, is a database of this program or an empty one, before anything is
- * written to it or beside it: no lock, no log, no table.
- * @throws ForeignDatabase another program's, in one sentence; that of the original control plane is named as such
+ * Checks that a SQLite file, if it exists, is a database of this program or empty, before anything is written to it or
+ * beside it: no lock, no log, no table.
+ * @throws ForeignDatabase it is another program's; the message says so if it is the original control plane's
  */
 export function refuseForeign(target: SqliteTarget): void {
   const { path } = target;
   const stats = path === ':memory:' ? undefined : statSync(path, { throwIfNoEntry: false });
-  // What is no file at all is said by who locks it.
+  // lockDatabase() reports a path that is not a file.
   if (!stats?.isFile() || stats.size === 0) return;
   let file: Sqlite.Database | undefined;
   try {
-    file = openToRead(path);
+    file = openForReading(path);
     const tables = tablesOf(file);
     if (tables.length === 0 || isOurs(file, tables)) return;
     throw new ForeignDatabase(
       isOriginal(file)
         ? `${path} is the database of the original control plane and not of this program: name a new one in ` +
-            `CONTROL_PLANE_DATABASE_URL, and take over its agents and queued tasks with control-plane import-original ${path}`
+            `CONTROL_PLANE_DATABASE_URL, and import its agents and queued tasks with control-plane import-original ${path}`
         : `${path} is not a database of this program (it has ${named(tables)}): name another one in ` +
             'CONTROL_PLANE_DATABASE_URL',
     );
@@ -44,10 +44,10 @@ export function refuseForeign(target: SqliteTarget): void {
 }
 
 /**
- * Ensures that tables of the names that the first migration makes, or its own `migrations`, are not another
- * program's. Tables of other names may be there: PostgreSQL databases are shared by some.
- * @param readApplied reads the names in the table `migrations`; undefined if there is none
- * @throws ForeignDatabase they are
+ * Checks that tables with the names of the first migration's, or of `migrations`, are not another program's. Other
+ * tables are allowed, because programs may share a PostgreSQL database.
+ * @param readApplied reads the names in the table `migrations`; undefined if the table does not exist
+ * @throws ForeignDatabase they belong to another program
  */
 export async function refuseForeignTables(
   source: DataSource,
@@ -60,18 +60,18 @@ export async function refuseForeignTables(
   } finally {
     await runner.release();
   }
-  // Read after the tables were looked for: another replica may be making them at this moment.
+  // Read after the tables were looked up: another replica may be creating them at this moment.
   const applied = await readApplied();
   if (applied?.includes(FIRST_MIGRATION)) return;
   if (applied !== undefined && applied.length > 0) found.unshift('migrations');
   if (found.length > 0)
     throw new ForeignDatabase(
       `The database has tables of another program (${named(found)}), which have the names of this program's: ` +
-        'make a database for it alone',
+        'create a separate database',
     );
 }
 
-/** Whether a SQLite file is a database of the original control plane: by the tables and columns that it is known by. */
+/** Whether a SQLite file is a database of the original control plane, by its tables and columns. */
 export function isOriginal(file: Sqlite.Database): boolean {
   return Object.entries(ORIGINAL).every(([table, columns]) => {
     const there = file.prepare('SELECT name FROM pragma_table_info(?)').pluck().all(table);
@@ -79,7 +79,7 @@ export function isOriginal(file: Sqlite.Database): boolean {
   });
 }
 
-/** Of the original's schema, what is read of it. */
+/** The tables and columns of the original's schema that are read. */
 export const ORIGINAL: Readonly<Record<string, readonly string[]>> = {
   sequences: ['name', 'value'],
   agents: ['id', 'hostname', 'auth_token', 'created_at', 'last_heartbeat', 'disabled', 'revoked'],
@@ -91,7 +91,7 @@ function isOurs(file: Sqlite.Database, tables: readonly string[]): boolean {
   const columns = file.prepare(`SELECT name FROM pragma_table_info('migrations')`).pluck().all();
   if (!columns.includes('name')) return false;
   const applied = file.prepare('SELECT name FROM migrations').pluck().all();
-  // A first start that ended before the first migration was applied leaves the empty table.
+  // A first start that was aborted before the first migration leaves the empty table.
   return applied.includes(FIRST_MIGRATION) || (applied.length === 0 && tables.length === 1);
 }
 

@@ -4,7 +4,7 @@ import canonicalize from 'canonicalize';
 import { fail } from '../errors';
 import type { Statements, Transaction } from './statements';
 
-/** A call under an `Idempotency-Key`: whose, which, and what was asked. */
+/** A call under an `Idempotency-Key`: the owner of the key, the key, and the hash of the request. */
 export interface IdempotentCall {
   readonly scope: string;
   readonly key: string;
@@ -12,18 +12,18 @@ export interface IdempotentCall {
 }
 
 /**
- * Owns idempotency_keys: remembers, in the transaction that has the effect, what was answered under a key, so that the
- * same call again has no second effect.
+ * Owns idempotency_keys: stores the answer under a key in the transaction that has the effect, so that a repeated call
+ * has no second effect.
  */
 @Injectable()
 export class Idempotency {
   private readonly running = new Set<string>();
 
   /**
-   * Names a call.
-   * @param scope whose keys these are: two callers' keys never meet
-   * @param request what is asked; a repeat must be the same JSON, in whatever order its fields are
-   * @throws ERR_VALIDATION a key that is not 1 to 255 visible ASCII characters
+   * Identifies a call.
+   * @param scope the owner of the key: keys of two callers never conflict
+   * @param request a repeat must be the same JSON, in any order of its fields
+   * @throws ERR_VALIDATION the key is not 1 to 255 visible ASCII characters
    */
   call(scope: string, key: string, request: unknown): IdempotentCall {
     if (!/^[\x21-\x7e]{1,255}$/.test(key)) {
@@ -33,8 +33,8 @@ export class Idempotency {
   }
 
   /**
-   * Runs a call that may take long, unless the same key is running already.
-   * @throws ERR_CONFLICT retryable, while the first call runs
+   * Runs a call that may take long, unless a call under the same key is running.
+   * @throws ERR_CONFLICT retryable: the first call still runs
    */
   async alone<T>(call: IdempotentCall, work: () => Promise<T>): Promise<T> {
     const name = `${call.scope}\0${call.key}`;
@@ -54,9 +54,9 @@ export class Idempotency {
   }
 
   /**
-   * What was stored under the key.
-   * @param lock whether it is to be changed: nobody else finds it so until the unit ends
-   * @returns undefined where nothing was
+   * Finds the answer that was stored under the key.
+   * @param lock locks the row until the unit ends, so that the unit can replace it
+   * @returns undefined if there is none
    * @throws ERR_CONFLICT the key was used for another request
    */
   async find<Response>(
@@ -77,7 +77,7 @@ export class Idempotency {
     return JSON.parse(row.response) as Response;
   }
 
-  /** Remembers what is answered under the key, in the transaction that has the effect. */
+  /** Stores the answer under the key, in the transaction that has the effect. */
   async store(tx: Transaction, call: IdempotentCall, response: unknown): Promise<void> {
     await tx.run(
       `INSERT INTO idempotency_keys (scope, idempotency_key, request_hash, response, created_at)
@@ -90,7 +90,7 @@ export class Idempotency {
     );
   }
 
-  /** Remembers another answer under a key that has one, in the transaction that has the effect. */
+  /** Replaces the answer under the key, in the transaction that has the effect. */
   async replace(tx: Transaction, call: IdempotentCall, response: unknown): Promise<void> {
     await tx.run(
       'UPDATE idempotency_keys SET response = $3 WHERE scope = $1 AND idempotency_key = $2',
@@ -100,7 +100,7 @@ export class Idempotency {
     );
   }
 
-  /** Forgets up to `limit` of the keys stored before an instant. @returns how many */
+  /** Deletes up to `limit` of the keys stored before an instant. @returns their number */
   forget(tx: Transaction, beforeMs: number, limit: number): Promise<number> {
     return tx.run(
       `DELETE FROM idempotency_keys WHERE (scope, idempotency_key) IN (

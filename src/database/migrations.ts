@@ -31,8 +31,9 @@ async function appliedMigrations(source: DataSource): Promise<string[] | undefin
 }
 
 /**
- * Tells whether the database has every migration.
- * @throws DatabaseError it has one that this version does not know (a newer version wrote it), or another program's tables
+ * Returns the names of the program's migrations that the database lacks.
+ * @throws DatabaseError it has one that this version does not know (a newer version wrote it), or another program's
+ * tables
  */
 export async function pendingMigrations(source: DataSource): Promise<string[]> {
   const known = source.migrations.map((migration) => migration.name ?? migration.constructor.name);
@@ -50,11 +51,11 @@ export async function pendingMigrations(source: DataSource): Promise<string[]> {
 }
 
 /**
- * The names of all migrations that the database lacks, the program's own and the extensions'.
- * @param runner on the connection that the extensions' tables are looked for
+ * Returns the names of all migrations that the database lacks, the program's own and the extensions'.
+ * @param runner on the connection for the extensions' tables
  * @throws DatabaseError as {@link migrate} does
  */
-export async function lackingMigrations(
+export async function missingMigrations(
   source: DataSource,
   runner: QueryRunner,
   extensions: readonly Extension[],
@@ -66,10 +67,11 @@ export async function lackingMigrations(
 }
 
 /**
- * Applies what is pending, the program's own first and each migration in a transaction of its own.
- * @param runner on the connection that the extensions' migrations are to use
- * @returns the names applied
- * @throws DatabaseError there is something to apply and it may not be, or somebody newer wrote the database
+ * Applies the missing migrations, the program's own first, each in its own transaction.
+ * @param runner on the connection for the extensions' migrations
+ * @param allowed whether missing migrations may be applied
+ * @returns the names of the applied ones
+ * @throws DatabaseError migrations are missing and may not be applied, or a newer version wrote the database
  * @throws ExtensionError a migration of an extension failed
  */
 export async function migrate(
@@ -78,7 +80,7 @@ export async function migrate(
   extensions: readonly Extension[],
   allowed: boolean,
 ): Promise<string[]> {
-  const pending = await lackingMigrations(source, runner, extensions);
+  const pending = await missingMigrations(source, runner, extensions);
   if (pending.length > 0 && !allowed) {
     throw new DatabaseError(
       `The database lacks ${pending.length} migration(s), and CONTROL_PLANE_MIGRATE_ON_START is false: ` +
@@ -91,8 +93,8 @@ export async function migrate(
 }
 
 /**
- * An extension's migrations. They are recorded in a table of the extension's own: when it is taken away, the program does
- * not meet migrations that it does not know, and the extension's tables stay.
+ * An extension's migrations. They are recorded in the extension's own table: if it is removed, the program finds no
+ * unknown migrations, and the extension's tables stay.
  */
 class ExtensionMigrations {
   private readonly name: string;
@@ -106,18 +108,18 @@ class ExtensionMigrations {
     this.table = migrationsTable(extension.name);
   }
 
-  /** The names of those that the database lacks, in their order. @throws DatabaseError as {@link apply} does */
+  /** Returns the names of those that the database lacks, in order. @throws DatabaseError as {@link apply} does */
   async pending(): Promise<string[]> {
-    return (await this.lacking()).map((migration) => `${this.name}/${migration.name}`);
+    return (await this.missing()).map((migration) => `${this.name}/${migration.name}`);
   }
 
   /**
-   * Applies what is lacking, each migration in a transaction of its own.
-   * @throws DatabaseError where the database has one that this version of the extension does not know
-   * @throws ExtensionError naming the one that failed
+   * Applies the missing ones, each in its own transaction.
+   * @throws DatabaseError the database has one that this version of the extension does not know
+   * @throws ExtensionError a migration failed; the message names it
    */
   async apply(): Promise<void> {
-    for (const migration of await this.lacking()) {
+    for (const migration of await this.missing()) {
       await this.runner.startTransaction();
       try {
         await this.runner.query(`CREATE TABLE IF NOT EXISTS ${this.table} (name text NOT NULL PRIMARY KEY)`);
@@ -131,11 +133,11 @@ class ExtensionMigrations {
     }
   }
 
-  private async lacking(): Promise<MigrationClass[]> {
+  private async missing(): Promise<MigrationClass[]> {
     const exists = await this.runner.hasTable(this.table);
     const rows: { name: string }[] = exists ? await this.runner.query(`SELECT name FROM ${this.table}`) : [];
     const applied = new Set(rows.map((row) => row.name));
-    const lacking = this.extension.migrations.filter((migration) => !applied.delete(migration.name));
+    const missing = this.extension.migrations.filter((migration) => !applied.delete(migration.name));
     const [unknown] = applied;
     if (unknown !== undefined) {
       throw new DatabaseError(
@@ -143,6 +145,6 @@ class ExtensionMigrations {
           'Load that version, or restore a backup made by this one.',
       );
     }
-    return lacking;
+    return missing;
   }
 }

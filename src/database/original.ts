@@ -2,21 +2,21 @@ import { existsSync } from 'node:fs';
 import type Sqlite from 'better-sqlite3';
 import { DatabaseError } from './database-error';
 import { isOriginal } from './foreign';
-import { openToRead, toOpenError } from './sqlite';
+import { openForReading, toOpenError } from './sqlite';
 
-/** An agent as the original control plane keeps it. */
+/** An agent in the original control plane's database. */
 export interface OriginalAgent {
   readonly id: number;
   readonly hostname: string;
-  /** As it is: the original does not hash it. */
+  /** In clear text: the original does not hash it. */
   readonly auth_token: string;
-  /** In ms since the epoch; null if it is not known. */
+  /** In ms since the epoch; null if unknown. */
   readonly created_at: number | null;
   readonly last_heartbeat: number | null;
   readonly state: 'active' | 'disabled' | 'revoked';
 }
 
-/** A task as the original control plane keeps it. */
+/** A task in the original control plane's database. */
 export interface OriginalTask {
   readonly id: number;
   readonly kind: string;
@@ -24,12 +24,12 @@ export interface OriginalTask {
   readonly spec: string;
 }
 
-/** The ids that the original gives from counters: the last of each. */
+/** The last id of each of the original's counters. */
 export type OriginalIds = Readonly<Record<'agents' | 'tasks' | 'leases', number>>;
 
 /**
- * A database of the original control plane, opened to be read: one state of it, whether or not its server runs. What it
- * keeps beyond this (leases, metrics, configurations, windows) is not read.
+ * Reads a database of the original control plane, at one state of it, whether or not its server runs. It does not read
+ * leases, metrics, configurations and windows.
  */
 export class OriginalDatabase {
   private constructor(
@@ -38,18 +38,18 @@ export class OriginalDatabase {
   ) {}
 
   /**
-   * Opens it, and reads all of it once, so that nothing is made elsewhere for one that is damaged.
+   * Opens it, and reads all of it once, so that an import of a damaged file fails before it creates anything.
    * @throws DatabaseInUse another process has locked it
-   * @throws DatabaseError it can't be opened, is no such database, or is damaged
+   * @throws DatabaseError it can't be opened, is not such a database, or is damaged
    */
   static open(path: string): OriginalDatabase {
     if (!existsSync(path)) throw new DatabaseError(`There is no database ${path}.`);
     let file: Sqlite.Database | undefined;
     try {
-      file = openToRead(path);
+      file = openForReading(path);
       if (!isOriginal(file))
         throw new DatabaseError(
-          `${path} is not a database of the original control plane, or of a version of it that is not known: it must have ` +
+          `${path} is not a database of the original control plane, or of an unknown version of it: it must have ` +
             'the tables agents, tasks and sequences, with their columns. Nothing was changed.',
         );
       file.exec('BEGIN');
@@ -62,7 +62,7 @@ export class OriginalDatabase {
     }
   }
 
-  /** Every agent, by id. */
+  /** Reads all agents, by id. */
   agents(): OriginalAgent[] {
     return this.reading(() =>
       this.select<Row>('agents').map((row) => ({
@@ -76,7 +76,7 @@ export class OriginalDatabase {
     );
   }
 
-  /** The tasks that wait for an agent, by id, beyond the one given. */
+  /** Reads the queued tasks with ids above `after`, by id. */
   *queuedTasks(after: number): Generator<OriginalTask> {
     const rows = this.reading(
       () =>
@@ -95,14 +95,14 @@ export class OriginalDatabase {
     }
   }
 
-  /** How many tasks an agent has or had: the original never marks one as done. */
+  /** Counts the tasks that an agent has or had: the original never marks one as done. */
   countTaken(): number {
     return this.reading(
       () => this.file.prepare(`SELECT count(*) FROM tasks WHERE status <> 'queued'`).pluck().get() as number,
     );
   }
 
-  /** The last ids that it gave. */
+  /** Reads the last ids that it assigned. */
   lastIds(): OriginalIds {
     return this.reading(() => {
       const rows = this.select<{ name: string; value: unknown }>('sequences');
@@ -121,7 +121,7 @@ export class OriginalDatabase {
     this.file.close();
   }
 
-  /** Reads all that is ever asked for: each page of the file, and each value. */
+  /** Reads each page of the file, and each value that the import needs. */
   private check(): void {
     const [verdict] = this.reading(() => this.file.pragma('quick_check(1)') as { quick_check: string }[]);
     if (verdict?.quick_check !== 'ok')
@@ -132,7 +132,7 @@ export class OriginalDatabase {
     for (const _ of this.queuedTasks(0));
   }
 
-  /** What is thrown reads as a sentence about the file, whatever SQLite said. */
+  /** Turns errors of SQLite into messages about the file. */
   private reading<T>(work: () => T): T {
     try {
       return work();
@@ -146,15 +146,15 @@ export class OriginalDatabase {
 
   private damaged(finding: string): DatabaseError {
     return new DatabaseError(
-      `${this.path} is damaged or not as the original writes it: ${finding.replaceAll('\n', ' ')}. Nothing was changed; ` +
-        'take over from a copy that is whole.',
+      `${this.path} is damaged or has another format than the original's: ${finding.replaceAll('\n', ' ')}. Nothing was changed; ` +
+        'import an intact copy.',
     );
   }
 
-  /** @throws DatabaseError it can't be one that the original gave */
+  /** @throws DatabaseError it can't be an id of the original */
   private idOf(value: unknown): number {
     if (Number.isSafeInteger(value) && (value as number) >= 0) return value as number;
-    throw this.damaged(`it has the id ${JSON.stringify(value) ?? value}`);
+    throw this.damaged(`an id is ${JSON.stringify(value) ?? value}`);
   }
 
   private maxId(table: string): number {

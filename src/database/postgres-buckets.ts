@@ -10,7 +10,7 @@ import type { Statements } from './statements';
 
 const ELAPSED = 'greatest(0, excluded.settled_at - b.settled_at)';
 const CAPACITY = 'excluded.burst * excluded.period_ms';
-// Counted in the unit of another rate, if the quota was changed, and capped at what the bucket holds now.
+// Converted if the rate of the quota was changed, and capped at the current capacity.
 const OWED = `CASE b.rate WHEN excluded.rate THEN least(${CAPACITY}, b.debt)
   ELSE least(${CAPACITY}, ceil(b.debt::numeric * excluded.rate / b.rate))::bigint END`;
 // Capped at the time that fills the bucket, or the product could exceed a bigint.
@@ -18,8 +18,8 @@ const SETTLED = `greatest(0, ${OWED} - least(${ELAPSED}, ${CAPACITY} / excluded.
 const ADMITTED = `least(excluded.admitted, (${CAPACITY} - ${SETTLED}) / excluded.period_ms)`;
 
 /**
- * Decides and records in one upsert. It locks rows in the order of their keys, so that two statements never wait for each
- * other. A bucket's instant does not go back if one replica's clock is behind another's, so that no time counts twice.
+ * Decides and records in one upsert. It locks rows in the order of their keys, so that two statements never deadlock. A
+ * bucket's instant does not go back if one replica's clock is behind another's, so that no time counts twice.
  */
 const TAKE = `
   INSERT INTO quota_buckets AS b (key, debt, settled_at, rate, period_ms, burst, admitted)
@@ -35,7 +35,10 @@ const TAKE = `
     admitted = ${ADMITTED}
   RETURNING key, debt, settled_at AS "settledAt", admitted`;
 
-/** Owns quota_buckets, an unlogged table: a quota is not worth a write to the log, and a crash of the server fills all buckets. */
+/**
+ * Owns quota_buckets, an unlogged table: a quota is not worth a write to the log, and a crash of the server fills all
+ * buckets.
+ */
 export class PostgresBuckets implements BucketTable {
   constructor(private readonly database: Pick<Database, 'read' | 'write'>) {}
 
@@ -62,7 +65,7 @@ export class PostgresBuckets implements BucketTable {
   purge(before: number, limit: number): Promise<number> {
     return this.database.write((tx) =>
       tx.run(
-        // Skips locked rows: somebody takes from them at this moment.
+        // Skips locked rows: requests are being charged to them.
         `DELETE FROM quota_buckets WHERE key IN (
            SELECT key FROM quota_buckets WHERE settled_at + debt / rate < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)`,
         before,

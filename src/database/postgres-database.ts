@@ -13,7 +13,7 @@ import { Database, type DatabaseStats } from './database';
 import { DatabaseClock } from './database-clock';
 import { DatabaseError, DatabaseUnreachable } from './database-error';
 import { type Announcement, type Deliver, Effects } from './effects';
-import { knownMigrations, lackingMigrations, migrate } from './migrations';
+import { knownMigrations, migrate, missingMigrations } from './migrations';
 import {
   checkServer,
   driverErrorOf,
@@ -37,33 +37,36 @@ import { PostgresProbe } from './postgres-probe';
 import type { DatabaseReplacements } from './sqlite-database';
 import { type SqlValue, type Statements, type Transaction, UnitIsOver } from './statements';
 
-/** How often a unit that conflicts with others is run again. */
+/** How often a unit is run again after conflicts with others. */
 const MAX_RERUNS = 3;
 
-/** How often the clock is looked at when nothing is written, in milliseconds. */
+/** How often the server's clock is read if nothing is written, in milliseconds. */
 const OBSERVE_CLOCK_MS = 5_000;
 
-/** Any number that other programs on the same server do not lock by. */
+/** The advisory lock of migrations: a number that other programs on the same server do not use. */
 const MIGRATION_LOCK = 6_214_503_001;
 
-/** The first of the two numbers of the locks that jobs take. */
+/** The class of the advisory locks of jobs. */
 const JOB_LOCKS = 62_145;
 
-/** The first of the two numbers of the locks that units take by name. */
+/** The class of the advisory locks that units take by name. */
 const NAMED_LOCKS = 62_146;
 
 const SELECT_NOW = `SELECT ${NOW} AS now`;
 
-/** How long the disk counts as full after the server said so, in milliseconds. */
+/** How long the disk counts as full after the server reported it, in milliseconds. */
 const DISK_FULL_MS = 30_000;
 
-/** How long the size of the database is remembered, in milliseconds. */
+/** How long the size of the database is cached, in milliseconds. */
 const SIZE_MS = 60_000;
 
-/** Begins, and asks for the time, in one round trip. Said aloud: the database's default may be another isolation. */
+/**
+ * Begins, and reads the time, in one round trip. Names the isolation level, because the database's default may
+ * differ.
+ */
 const BEGIN = `BEGIN ISOLATION LEVEL READ COMMITTED; ${SELECT_NOW}`;
 
-/** A PostgreSQL database, which any number of processes share. */
+/** A PostgreSQL database, which any number of processes can share. */
 export class PostgresDatabase extends Database {
   readonly mayHaveReplicas = true;
   readonly buckets: BucketTable = new PostgresBuckets(this);
@@ -99,17 +102,19 @@ export class PostgresDatabase extends Database {
       target,
       (topic, message) => this.deliver(topic, message),
       () => this.gap(),
-      // By another connection: one that listens is told of its own notifications even if it receives no others.
+      // Through another connection: a listening connection receives its own notifications even if it misses all
+      // others.
       (payload) => this.pool.query('SELECT pg_notify($1, $2)', [CHANNEL, payload]),
     );
     this.timer = setInterval(() => void this.observeClock().catch(() => undefined), OBSERVE_CLOCK_MS).unref();
   }
 
   /**
-   * Connects and (unless the settings say no) migrates; of several processes that start at once one migrates, and the
+   * Connects and, unless the settings forbid it, migrates. If several processes start at once, one migrates, and the
    * others wait for it.
-   * @param settings.limited whether statements that take long are ended
-   * @throws DatabaseError it can't be reached or used, was written by a newer version, or is not migrated and told not to
+   * @param settings.limited whether statements have a time limit
+   * @throws DatabaseError it can't be reached or used, was written by a newer version, or lacks migrations that the
+   * settings forbid to apply
    */
   static async open(
     target: PostgresTarget,
@@ -123,7 +128,7 @@ export class PostgresDatabase extends Database {
     { clock }: DatabaseReplacements = {},
   ): Promise<PostgresDatabase> {
     const source = new DataSource({
-      // A job holds one for its lock while it writes on another.
+      // A job holds one connection for its lock while it writes on another.
       ...poolOptions(target, Math.max(2, poolSize), { limited, planned: true }),
       migrations: knownMigrations(),
       entities,
@@ -137,8 +142,8 @@ export class PostgresDatabase extends Database {
       await checkServer(new PostgresStatements(poolOf(source), source.manager));
       await refuseTransactionPooling(poolOf(source));
       const runner = source.createQueryRunner();
-      const lacking = await lackingMigrations(source, runner, extensions).finally(() => runner.release());
-      const applied = lacking.length > 0 ? await migrateAlone(target, extensions, migrateOnStart) : [];
+      const missing = await missingMigrations(source, runner, extensions).finally(() => runner.release());
+      const applied = missing.length > 0 ? await migrateAlone(target, extensions, migrateOnStart) : [];
       const database = new PostgresDatabase(source, clock, target, applied);
       await database.observeClock();
       await database.announcements.connect();
@@ -149,7 +154,7 @@ export class PostgresDatabase extends Database {
     }
   }
 
-  /** Reads a database beside the processes that serve it. */
+  /** Reads a database, also while servers use it. */
   static async inspect<T>(target: PostgresTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
     const source = new DataSource({
       ...poolOptions(target, 1, { limited: true, planned: false }),
@@ -166,12 +171,11 @@ export class PostgresDatabase extends Database {
   }
 
   async write<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
-    if (this.insideWrite)
-      throw new Error('write() was called inside a unit of work; use the transaction that is there');
+    if (this.insideWrite) throw new Error('write() was called inside a unit of work; use its transaction');
     return inSpan('unit_of_work', () => this.run(work));
   }
 
-  /** Does a unit of work, again if it conflicts with another. */
+  /** Runs a unit of work, again if it conflicts with another. */
   private async run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     for (let reruns = 0; ; reruns++) {
       try {
@@ -181,7 +185,7 @@ export class PostgresDatabase extends Database {
         if (isReadOnly(error)) this.closeIdle();
         if (!(isRetryable(error) || isUniqueViolation(error)) || reruns === MAX_RERUNS)
           throw toCallerError(error);
-        // Not at once and not both together: they would meet again.
+        // Wait for a random time, or the same units would conflict again.
         await sleep(Math.random() * 20 * 2 ** reruns);
       }
     }
@@ -192,7 +196,7 @@ export class PostgresDatabase extends Database {
       try {
         return await work(this.reader);
       } catch (error) {
-        // The pool has closed the connection on which it failed.
+        // The pool has closed the failed connection.
         if (!isRetryable(error) || reruns === MAX_RERUNS) throw toCallerError(error);
       }
     }
@@ -211,7 +215,8 @@ export class PostgresDatabase extends Database {
   }
 
   exclusively(name: string, work: () => Promise<void>): Promise<boolean> {
-    // One after the other: each holds a connection while it needs another, and several would take them all.
+    // One after the other: each holds one connection and needs another, so several could use up the pool and
+    // deadlock.
     const turn = this.lastExclusive.then(() => this.runExclusively(name, work));
     this.lastExclusive = turn.catch(() => undefined);
     return turn;
@@ -231,7 +236,7 @@ export class PostgresDatabase extends Database {
       try {
         await work();
       } finally {
-        // The lock goes with its connection, so where it can't be given back the connection goes.
+        // If the lock can't be released, close the connection, which releases it.
         await client
           .query('SELECT pg_advisory_unlock($1, hashtext($2))', [JOB_LOCKS, name])
           .catch((error) => {
@@ -254,7 +259,9 @@ export class PostgresDatabase extends Database {
     return this.attempts;
   }
 
-  /** Its disk can't be seen from here: it counts as low for a while after the server said that it is full. */
+  /**
+   * The server's disk can't be measured: the space counts as low for a while after the server reported a full disk.
+   */
   get isSpaceLow(): boolean {
     return performance.now() < this.diskFullUntil;
   }
@@ -263,9 +270,9 @@ export class PostgresDatabase extends Database {
     const { idleCount, totalCount, waitingCount } = this.pool;
     const connections = { idle: idleCount, busy: totalCount - idleCount, waiting: waitingCount };
     const now = performance.now();
-    // The server looks at each of its files for it.
+    // Cached, because the server reads the size of each of its files.
     if (!this.size || now - this.size.askedAt > SIZE_MS) {
-      // First, so that scrapes meanwhile do not ask too.
+      // Set first, so that concurrent scrapes do not ask too.
       this.size = { bytes: this.size?.bytes, askedAt: now };
       const { rows } = await this.pool.query<{ bytes: number }>(
         'SELECT pg_database_size(current_database()) AS bytes',
@@ -275,7 +282,7 @@ export class PostgresDatabase extends Database {
     return { connections, sizeBytes: this.size.bytes };
   }
 
-  /** On a connection of its own, so that it does not wait for the pool. */
+  /** Asks on its own connection, so that it does not wait for the pool. */
   ready(): Promise<void> {
     return this.probe.ask();
   }
@@ -315,7 +322,8 @@ export class PostgresDatabase extends Database {
       if (tx) tx.isOver = true;
       if (committingSince !== undefined)
         this.committed({ units: 1, durationMs: performance.now() - committingSince, failed: true });
-      // A connection whose transaction can't be ended is of no use to anybody; one that is silent would not say so soon.
+      // Close a connection whose transaction can't be rolled back. Do not try it on a broken one, which may not
+      // answer for long.
       const { cause = error } = error as Error;
       broken = isConnectionBroken(cause) ? (cause as Error) : await rollBack(client);
       throw error;
@@ -329,14 +337,14 @@ export class PostgresDatabase extends Database {
   /** @returns the unit's instant */
   private async begin(client: pg.PoolClient): Promise<number> {
     const askedAt = performance.now();
-    // Two statements, two results; the types of node-postgres know of one.
+    // Two statements give two results; the types of node-postgres declare one.
     const [, answer] = (await client.query(BEGIN)) as unknown as pg.QueryResult<{ now: number }>[];
     const now = (answer as pg.QueryResult<{ now: number }>).rows[0]?.now as number;
     this.serverClock.observe(now, askedAt);
     return this.clock === this.serverClock ? now : this.clock.now();
   }
 
-  /** Closes the connections that nobody uses: they lead to the same server as one that turned out to be of no use. */
+  /** Closes the idle connections: they are connected to the same server as one that became read-only. */
   private closeIdle(): void {
     for (let left = this.pool.idleCount; left > 0; left--)
       this.pool.connect().then(
@@ -387,8 +395,8 @@ class UnitOfWork extends PostgresStatements implements Transaction {
   }
 
   /**
-   * Of statements in one flight, the first that fails says why. Those behind it only say that one failed (25P02), or that they
-   * were not prepared (26000), and may be heard of first.
+   * Returns the first error of statements in one round trip. Those after it only report that one failed (25P02), or
+   * that they were not prepared (26000), and their promises may settle first.
    */
   protected override causeOf(error: unknown): unknown {
     if (isConnectionLost(error)) return error;
@@ -396,7 +404,7 @@ class UnitOfWork extends PostgresStatements implements Transaction {
     return this.failure;
   }
 
-  /** If two units conflict, the part is not at fault: the unit is run again as a whole. */
+  /** After a conflict with another unit, the whole unit is run again, not only the part. */
   async attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>> {
     const outcome = await this.effects.attempt(this, part, isRetryable);
     if (outcome.status === 'rejected') this.failure = undefined;
@@ -422,7 +430,7 @@ class UnitOfWork extends PostgresStatements implements Transaction {
     const lock = () =>
       this.rows(`SELECT ${acquire}($1::int, hashtext($2)) IS NULL AS taken`, NAMED_LOCKS, name);
     const wait = (ms: number) => this.run(`SET LOCAL lock_timeout = ${Math.round(ms)}`);
-    // The time limit is for this statement alone; all three go out in one flight.
+    // The time limit is for this statement alone; all three are sent in one round trip.
     await (waitMs === undefined ? lock() : Promise.all([wait(waitMs), lock(), wait(LOCK_TIMEOUT_MS)])).catch(
       (error: unknown) => {
         throw isLockTimeout(error)
@@ -433,15 +441,15 @@ class UnitOfWork extends PostgresStatements implements Transaction {
   }
 }
 
-/** What to tell where no connection could be made: the server said why, or there is none. */
+/** Creates the error for a failed connection: refused by the server, or no server was reached. */
 function toConnectError(error: unknown): DatabaseError {
   const { message, code } = error as NodeJS.ErrnoException;
-  // Where a name has several addresses, the error of all of them has no message.
+  // If a name has several addresses, the error of all of them has no message.
   const text = `The PostgreSQL server can't be used: ${message || code}`;
   return error instanceof pg.DatabaseError ? new DatabaseError(text) : new DatabaseUnreachable(text);
 }
 
-/** What to tell if the server refuses something at the start that its operator can repair; anything else is passed on. */
+/** Converts an error of the start that an operator can fix to a message; returns others unchanged. */
 function toStartError(thrown: unknown): unknown {
   const error = driverErrorOf(thrown);
   if (!(error instanceof pg.DatabaseError)) return thrown;
@@ -452,28 +460,32 @@ function toStartError(thrown: unknown): unknown {
   return /^(?:08|25006|28|3D|53|57)/.test(error.code ?? '') ? toConnectError(error) : thrown;
 }
 
-/** TypeORM's pool; the unit of work takes its connections from there. */
+/** Returns TypeORM's pool, from which units of work take their connections. */
 function poolOf(source: DataSource): pg.Pool {
   return (source.driver as unknown as { master: pg.Pool }).master;
 }
 
-/** A connection that is lost says so to the statement that runs; as an event without a listener it would end the process. */
+/**
+ * Ignores errors of a connection: the running statement gets them too, and an event without a listener would end the
+ * process.
+ */
 const ignoreError = (): void => undefined;
 
-/** Takes a connection out of the pool. */
+/** Takes a connection from the pool. */
 async function acquireClient(pool: pg.Pool): Promise<pg.PoolClient> {
   return (await pool.connect()).on('error', ignoreError) as pg.PoolClient;
 }
 
-/** Gives a connection back to its pool, which closes it where it is broken. */
+/** Returns a connection to its pool, which closes it if it is broken. */
 function releaseClient(client: pg.PoolClient, broken?: Error | boolean): void {
   client.release(broken);
   client.off('error', ignoreError);
 }
 
 /**
- * Sends the announcements and commits, in one flight: if they fail, so does the transaction, and COMMIT rolls it back.
- * @throws ERR_UNAVAILABLE if the connection was lost: nobody knows whether the unit is stored
+ * Sends the announcements and COMMIT in one round trip: if an announcement fails, so does the transaction, and COMMIT
+ * rolls it back.
+ * @throws ERR_UNAVAILABLE the connection was lost: it is unknown whether the unit is stored
  */
 async function commit(
   client: pg.PoolClient,
@@ -486,11 +498,12 @@ async function commit(
   ]).catch((error: unknown) => {
     throw isConnectionLost(error) ? unknownEffect(error) : error;
   });
-  // PostgreSQL's answer to a COMMIT after a statement that failed; somebody caught the error and went on.
-  if (command !== 'COMMIT') throw new Error('A statement of the unit of work failed, and the unit went on.');
+  // COMMIT rolled back, because a statement failed and the unit ignored its error.
+  if (command !== 'COMMIT')
+    throw new Error('A statement of the unit of work failed, and the unit ignored the error.');
 }
 
-/** @returns why it could not */
+/** Rolls back. @returns the error if that failed */
 async function rollBack(client: pg.PoolClient): Promise<Error | undefined> {
   return client.query('ROLLBACK').then(
     () => undefined,
@@ -498,7 +511,7 @@ async function rollBack(client: pg.PoolClient): Promise<Error | undefined> {
   );
 }
 
-/** Migrates, on connections without limits: it may take long, and so may the wait for another process that does. */
+/** Migrates on connections without time limits: migrations, and waiting for another process's, may take long. */
 async function migrateAlone(
   target: PostgresTarget,
   extensions: readonly Extension[],
@@ -510,7 +523,7 @@ async function migrateAlone(
   });
   await source.initialize();
   try {
-    // The lock goes with the connection.
+    // The end of the connection releases the lock.
     await poolOf(source).query('SELECT pg_advisory_lock($1)', [MIGRATION_LOCK]);
     const runner = source.createQueryRunner();
     return await migrate(source, runner, extensions, migrateOnStart).finally(() => runner.release());

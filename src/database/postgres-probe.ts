@@ -2,52 +2,52 @@ import pg from 'pg';
 import type { PostgresTarget } from '../settings';
 import { IS_READ_ONLY } from './postgres';
 
-/** How long a connection, and an answer, may take, in milliseconds. */
-const PATIENCE_MS = 2_000;
+/** The time limit of a connection, and of an answer, in milliseconds. */
+const TIMEOUT_MS = 2_000;
 
 /**
- * Asks the server whether it takes writes, on a connection of its own: that the pool's are all in use says nothing of it.
- * All who ask at once share an answer.
+ * Asks the server whether it accepts writes, on its own connection, because a busy pool does not mean that the server
+ * is unavailable. Concurrent callers share an answer.
  */
 export class PostgresProbe {
   private client: pg.Client | undefined;
-  private asking: Promise<void> | undefined;
+  private checking: Promise<void> | undefined;
   private stopped = false;
 
   constructor(private readonly target: PostgresTarget) {}
 
-  /** @throws an error that says why the server takes no writes, or the driver's */
+  /** Resolves if the server accepts writes. @throws an error with the reason, or the driver's */
   ask(): Promise<void> {
-    this.asking ??= this.askServer().finally(() => {
-      this.asking = undefined;
+    this.checking ??= this.checkServer().finally(() => {
+      this.checking = undefined;
     });
-    return this.asking;
+    return this.checking;
   }
 
   async stop(): Promise<void> {
     this.stopped = true;
-    await this.asking?.catch(() => undefined);
+    await this.checking?.catch(() => undefined);
     await this.client?.end().catch(() => undefined);
   }
 
-  private async askServer(): Promise<void> {
+  private async checkServer(): Promise<void> {
     if (this.stopped) throw new Error('The database is closed.');
-    const kept = this.client;
+    const open = this.client;
     this.client = undefined;
-    if (kept) {
+    if (open) {
       try {
-        return await this.askOn(kept);
+        return await this.checkOn(open);
       } catch {
-        // It may have been cut off long ago, or lead to a server that is no longer the primary.
+        // It may be broken, or connected to a server that is no longer the primary: connect again.
       }
     }
-    await this.askOn(await this.connect());
+    await this.checkOn(await this.connect());
   }
 
-  private async askOn(client: pg.Client): Promise<void> {
+  private async checkOn(client: pg.Client): Promise<void> {
     try {
       const { rows } = await client.query<{ read_only: boolean }>(`SELECT ${IS_READ_ONLY} AS read_only`);
-      if (rows[0]?.read_only) throw new Error('The server takes no writes.');
+      if (rows[0]?.read_only) throw new Error('The server is read-only.');
     } catch (error) {
       client.end().catch(() => undefined);
       throw error;
@@ -59,11 +59,11 @@ export class PostgresProbe {
     const client = new pg.Client({
       connectionString: this.target.url,
       application_name: 'control-plane probe',
-      connectionTimeoutMillis: PATIENCE_MS,
-      query_timeout: PATIENCE_MS,
+      connectionTimeoutMillis: TIMEOUT_MS,
+      query_timeout: TIMEOUT_MS,
       keepAlive: true,
     });
-    // A connection that is lost says so to the next question.
+    // The next query reports a lost connection.
     client.on('error', () => undefined);
     await client.connect().catch((error: unknown) => {
       client.end().catch(() => undefined);

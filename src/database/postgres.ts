@@ -8,20 +8,20 @@ import { DatabaseError, DatabaseUnreachable, UnitConflict } from './database-err
 import { type Dialect, postgresDialect } from './dialect';
 import type { SqlValue, Statements } from './statements';
 
-/** How long a connection may take, a statement may run, and a transaction may stand idle, in milliseconds. */
+/** The time limits of a connection attempt and of a statement, in milliseconds. */
 const CONNECT_TIMEOUT_MS = 5_000;
 const STATEMENT_TIMEOUT_MS = 10_000;
-/** How long a statement waits for what another transaction has locked. */
+/** How long a statement waits for a lock, in milliseconds. */
 export const LOCK_TIMEOUT_MS = 9_000;
-/** Well below the time of a lock: what a replica that is cut off has locked is free before others give up. */
+/** Well below the lock timeout: the locks of a disconnected replica are released before others give up. */
 const IDLE_IN_TRANSACTION_TIMEOUT_MS = 2_000;
-/** When a connection that has gone silent is given up: the server ends a statement before. */
+/** After how long a silent connection is closed, in milliseconds: the server ends a statement earlier. */
 const QUERY_TIMEOUT_MS = 12_000;
 
 /**
- * Every statement that many rows depend on has an index made for it. The planner goes by statistics, which are always
- * behind a queue, and keeps the plan of a prepared statement as the table grows: what reads a whole table, or gathers and
- * sorts all that is queued to take the first 256, may look cheap to it.
+ * Restricts the planner to index scans. Every statement on a large table has its own index. The planner uses
+ * statistics, which always lag behind a queue, and keeps the plan of a prepared statement as the table grows. So it may
+ * prefer a scan of a whole table, or collect and sort all queued tasks to take the first 256.
  */
 const PLANNER = ['enable_bitmapscan', 'enable_mergejoin', 'enable_seqscan', 'jit'].map(
   (name) => `SET ${name} = off`,
@@ -33,14 +33,14 @@ const LIMITS = [
   `SET idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_TIMEOUT_MS}`,
 ];
 
-/** Ids and instants stay below 2^53, and so do sums of counters: they are numbers here. */
+/** Types that are read as numbers: ids, instants and sums of counters stay below 2^53. */
 const NUMBERS = new Set<number>([pg.types.builtins.INT8, pg.types.builtins.NUMERIC]);
 
 /**
- * Options of a pool.
- * @param session.limited whether statements are ended that take long: requests wait for them. Not if a whole table is
- * worked on
- * @param session.planned whether statements are planned by the indexes that are made for them
+ * Creates the options of a pool.
+ * @param session.limited whether statements have time limits, because requests wait for them; false for work on whole
+ * tables
+ * @param session.planned whether the planner is restricted to index scans
  */
 export function poolOptions(
   target: PostgresTarget,
@@ -50,7 +50,7 @@ export function poolOptions(
   const session = [...(planned ? PLANNER : []), ...(limited ? LIMITS : [])].join('; ');
   return {
     type: 'postgres',
-    // Given to the driver as it is: TypeORM would lose what it says of TLS.
+    // Passed to the driver unchanged: TypeORM would lose its TLS parameters.
     url: target.url,
     poolSize,
     installExtensions: false,
@@ -59,9 +59,9 @@ export function poolOptions(
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       ...(limited ? { query_timeout: QUERY_TIMEOUT_MS } : {}),
       keepAlive: true,
-      // Statements that nobody awaits between them go out in one flight; the server runs them in their order.
+      // Statements that are started together are sent in one round trip; the server runs them in order.
       pipeline: true,
-      // By statements: poolers refuse parameters of the connection.
+      // Set by statements, because poolers refuse parameters of the connection.
       ...(session === '' ? {} : { onConnect: (client: Queryable) => client.query(session) }),
       types: {
         getTypeParser: (oid: number, format: 'text' | 'binary') =>
@@ -74,10 +74,10 @@ export function poolOptions(
 /** The database's present instant, in milliseconds since the Unix epoch. */
 export const NOW = '(extract(epoch FROM clock_timestamp()) * 1000)::bigint';
 
-/** What statements can be sent to: the pool, or one connection of it. */
+/** The pool, or one connection of it. */
 export type Queryable = Pick<pg.ClientBase, 'query'>;
 
-/** Statements over node-postgres. TypeORM's own runner would cost as much again as the statement. */
+/** Runs statements through node-postgres. TypeORM's own runner would double the cost of a statement. */
 export class PostgresStatements implements Statements {
   readonly dialect: Dialect = postgresDialect;
 
@@ -98,7 +98,7 @@ export class PostgresStatements implements Statements {
     return (await this.query(sql, values)).rowCount ?? 0;
   }
 
-  /** What to throw if a statement failed. */
+  /** Returns the error to throw if a statement failed. */
   protected causeOf(error: unknown): unknown {
     return error;
   }
@@ -110,16 +110,16 @@ export class PostgresStatements implements Statements {
   }
 }
 
-/** The number of statements that are prepared; the program has fewer, extensions may have any number. */
+/** The most prepared statements; the program has fewer, but extensions may have any number. */
 const MAX_PREPARED = 500;
 const preparedNames = new Map<string, string>();
 const ALL_COLUMNS = /(?:\bSELECT|\bDISTINCT|\bRETURNING|,|\.)\s*\*/i;
 
 /**
- * A statement as a connection is to run it: prepared at its first use there, so that it is parsed and planned once. Not
- * if it asks for all columns: its result would be another after the migration of a rolling upgrade, and it would fail.
- * The name says which statement it is, so that no other one, of another process behind the same pooler or of another
- * version, can be meant by it.
+ * Prepares a statement at its first use on a connection, so that it is parsed and planned once. A statement with all
+ * columns (`*`) is not prepared: its result would change after the migration of a rolling upgrade, and it would fail.
+ * The name is a hash of the text, so that it never means another statement, of another process behind the same pooler
+ * or of another version.
  */
 function prepared(text: string, values: SqlValue[]): pg.QueryConfig {
   if (values.length === 0 || ALL_COLUMNS.test(text)) return { text, values };
@@ -131,24 +131,24 @@ function prepared(text: string, values: SqlValue[]): pg.QueryConfig {
   return { name, text, values };
 }
 
-/** A name as it is written in a statement. */
+/** Quotes a name for a statement. */
 export const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 
-/** A column that a sequence gives ids for. */
+/** A column with ids from a sequence. */
 export interface IdentityColumn {
   readonly table: string;
   readonly column: string;
-  /** As it is written in a statement. */
+  /** Quoted for a statement. */
   readonly sequence: string;
-  /** Whether ids can be skipped in great numbers. */
+  /** Whether the type is large enough to skip many ids. */
   readonly wide: boolean;
 }
 
-/** The tables of the program's schema that are kept for good, in a query on pg_class. */
+/** Condition on pg_class: a permanent table of the program's schema. */
 export const IS_OUR_TABLE = `relkind IN ('r', 'p') AND relpersistence = 'p'
   AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())`;
 
-/** The columns that sequences give ids for, of every table. */
+/** Lists the columns with ids from sequences, of every table. */
 export function identities(statements: Statements): Promise<IdentityColumn[]> {
   return statements.rows(
     `SELECT relname AS "table", attname AS "column", sequence, atttypid = 'bigint'::regtype AS wide
@@ -160,9 +160,9 @@ export function identities(statements: Statements): Promise<IdentityColumn[]> {
 }
 
 /**
- * Whether a server can hold the data of this program.
+ * Checks that the server can be used.
  * @throws DatabaseError its encoding is not UTF8
- * @throws DatabaseUnreachable it takes no writes now
+ * @throws DatabaseUnreachable it is read-only now
  */
 export async function checkServer(statements: Statements): Promise<void> {
   const server = await statements.first<{ encoding: string; name: string; read_only: boolean }>(
@@ -170,22 +170,22 @@ export async function checkServer(statements: Statements): Promise<void> {
   );
   if (server?.encoding !== 'UTF8')
     throw new DatabaseError(
-      `The encoding of the database ${server?.name} is ${server?.encoding}, which can't hold every text: make one by ` +
+      `The encoding of the database ${server?.name} is ${server?.encoding}, which can't store every text: create one by ` +
         `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.`,
     );
   if (server.read_only)
     throw new DatabaseUnreachable(
-      'The PostgreSQL server takes no writes: it is a standby, or was demoted. Connect to the primary.',
+      'The PostgreSQL server is read-only: it is a standby, or was demoted. Connect to the primary.',
     );
 }
 
-/** Whether the server, or the connection, takes no writes, as an expression. */
+/** Expression: whether the server, or the connection, is read-only. */
 export const IS_READ_ONLY = `(pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean)`;
 
 /**
- * Refuses a pooler that gives each transaction another connection to the server: notifications would not arrive, and the
- * locks of jobs and what is set on a connection would be somebody else's.
- * @throws DatabaseError there is one
+ * Refuses a pooler in transaction mode, which gives each transaction another connection to the server: notifications
+ * would not arrive, and the locks of jobs and settings of a connection would go to other clients.
+ * @throws DatabaseError there is such a pooler
  */
 export async function refuseTransactionPooling(pool: pg.Pool): Promise<void> {
   const clients = [await pool.connect(), await pool.connect()];
@@ -194,7 +194,7 @@ export async function refuseTransactionPooling(pool: pg.Pool): Promise<void> {
     (await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid')).rows[0]?.pid;
   let broken: Error | undefined;
   try {
-    // Both are in use, so each has one of its own; when both are free again, a pooler gives them out in its own order.
+    // Both are in use, so each has its own server connection; once both are free, a pooler reassigns them.
     await a.query('BEGIN');
     await b.query('BEGIN');
     const before = [await backendOf(a), await backendOf(b)];
@@ -204,8 +204,8 @@ export async function refuseTransactionPooling(pool: pg.Pool): Promise<void> {
     const last = [await backendOf(b), await backendOf(a)].reverse();
     if ([after, last].some((pids) => pids[0] !== before[0] || pids[1] !== before[1]))
       throw new DatabaseError(
-        'Between this program and PostgreSQL is a pooler that gives each transaction another connection (transaction ' +
-          'pooling): set it to session pooling, or connect to PostgreSQL itself.',
+        'The connection to PostgreSQL goes through a pooler in transaction mode: set it to session mode, or connect to ' +
+          'PostgreSQL itself.',
       );
   } catch (error) {
     broken = error as Error;
@@ -215,7 +215,7 @@ export async function refuseTransactionPooling(pool: pg.Pool): Promise<void> {
   }
 }
 
-/** How many connections other processes of this program have to the same database. */
+/** Counts the connections of other processes of this program to the same database. */
 export async function connectionsOfOthers(statements: Statements): Promise<number> {
   const row = await statements.first<{ count: number }>(
     `SELECT count(*) AS count FROM pg_stat_activity
@@ -224,40 +224,43 @@ export async function connectionsOfOthers(statements: Statements): Promise<numbe
   return row?.count ?? 0;
 }
 
-/** Two units conflict; one of them runs again. Source: PostgreSQL's appendix A, class 40. */
+/** Two units conflict; one of them is run again. Source: PostgreSQL's appendix A, class 40. */
 const RETRYABLE = new Set(['40001', '40P01']);
 
-/** A statement that a connection has prepared is gone there, or its result would be another now. Source: the same. */
+/** A prepared statement no longer exists on its connection, or its result type has changed. Source: the same. */
 const isPlanStale = (error: unknown): boolean =>
   codeOf(error) === '26000' ||
-  // "cached plan must not change result type", in the language of the server: told by the routine that raises it.
+  // "cached plan must not change result type": the message is in the server's language, so compare the routine.
   (codeOf(error) === '0A000' && (error as { routine?: string }).routine === 'RevalidateCachedQuery');
 
-/** Whether the server takes no writes: a standby, or a primary that was demoted. Source: the same, class 25. */
+/** Whether the server is read-only: a standby, or a demoted primary. Source: the same, class 25. */
 export const isReadOnly = (error: unknown): boolean => codeOf(error) === '25006';
 
 /** Whether the server's disk is full. Source: the same, class 53. */
 export const isDiskFull = (error: unknown): boolean => codeOf(error) === '53100';
 
-/** A lock could not be had in time. Source: the same, class 55. */
+/** Whether a lock was not available in time. Source: the same, class 55. */
 export const isLockTimeout = (error: unknown): boolean => codeOf(error) === '55P03';
 
 /** Two units added the same unique row. Source: the same, class 23. */
 const UNIQUE_VIOLATION = '23505';
 
-/** The server or the way to it, not the statement: it may be well again soon. Source: the same, classes 08, 53, 55, 57, 58. */
+/**
+ * Temporary failures of the server or the network, not of the statement. Source: the same, classes 08, 53, 55, 57,
+ * 58.
+ */
 const UNAVAILABLE = /^(?:08|53|57|58|25P03$|25006$|55P03$|XX000$)/;
 
-/** The server ends the connection, or does not let one begin. */
+/** The server ends or refuses the connection. */
 const CONNECTION_ENDED = /^(?:08|57P|25P03$)/;
 
-/** What node-postgres says of a connection that is lost or can't be had; it has no codes for that. */
+/** Messages of node-postgres for a lost or failed connection; it has no codes for them. */
 const CONNECTION_LOST =
   /^(?:Connection terminated|Query read timeout|timeout e|Client (?:was closed|has encountered a connection error)|Cannot use a pool)/;
 
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | null)?.code ?? '');
 
-/** What the driver said, where TypeORM has wrapped it. */
+/** Returns the driver's error if TypeORM has wrapped it. */
 export const driverErrorOf = (error: unknown): unknown =>
   error instanceof QueryFailedError ? (error.driverError as unknown) : error;
 
@@ -265,23 +268,23 @@ export const driverErrorOf = (error: unknown): unknown =>
 export const isRetryable = (error: unknown): boolean =>
   error instanceof UnitConflict || RETRYABLE.has(codeOf(error)) || isPlanStale(error) || isReadOnly(error);
 
-/** Whether a connection is of no use any more after an error: it is lost, or would fail with it again. */
+/** Whether a connection must be closed after an error: it is lost, or the error would repeat. */
 export const isConnectionBroken = (error: unknown): boolean =>
   isConnectionLost(error) || isPlanStale(error) || isReadOnly(error);
 
 /**
- * Whether another unit added the same unique row first: run again, this one finds it. A unit that is at fault itself fails
- * again.
+ * Whether another unit added the same unique row first. If the unit is run again it finds that row; if its own data are
+ * the cause, it fails again.
  */
 export const isUniqueViolation = (error: unknown): boolean => codeOf(error) === UNIQUE_VIOLATION;
 
-/** Whether the connection is lost, or none could be had: by what the socket, the driver or the server says. */
+/** Whether the connection is lost or could not be opened, by the error of the socket, the driver or the server. */
 export function isConnectionLost(error: unknown): boolean {
   if (error instanceof pg.DatabaseError) return CONNECTION_ENDED.test(codeOf(error));
-  // The socket's errors are not instances of this realm's Error where a test runs in one of its own.
+  // Errors of sockets are not instances of this realm's Error if a test runs in its own realm.
   if (error instanceof ApiError || error instanceof DatabaseError || !types.isNativeError(error))
     return false;
-  // The socket's; where a host has several addresses, one error for all of them.
+  // Errors of sockets; if a host has several addresses, one error for all of them.
   return (
     'syscall' in error ||
     (error instanceof AggregateError && 'code' in error) ||
@@ -289,7 +292,7 @@ export function isConnectionLost(error: unknown): boolean {
   );
 }
 
-/** An error as the caller gets it: where the server can't be had now, retryable and with when to come again. */
+/** Converts an error for the caller: if the server is not available now, retryable with `Retry-After`. */
 export function toCallerError(thrown: unknown): unknown {
   const error = driverErrorOf(thrown);
   const isServerError = error instanceof pg.DatabaseError;
@@ -299,9 +302,12 @@ export function toCallerError(thrown: unknown): unknown {
   return away ? unavailable('The database cannot answer now; try again later.', error) : thrown;
 }
 
-/** What is told where the connection was lost while the change was stored. */
+/** Creates the error of a connection that was lost during the commit. */
 export const unknownEffect = (cause: unknown): ApiError =>
-  unavailable('The database went away before it said whether the change is stored; try again.', cause);
+  unavailable(
+    'The connection to the database was lost during the commit, so the change may be stored or not; try again.',
+    cause,
+  );
 
 const unavailable = (message: string, cause: unknown): ApiError =>
   fail('ERR_UNAVAILABLE', undefined, { message, retryAfterMs: 1_000, cause });

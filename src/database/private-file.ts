@@ -2,12 +2,12 @@ import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'n
 import { dirname } from 'node:path';
 
 /**
- * Writes a file beside the database that only its owner can read. It is on the disk when this returns, whole or not at
- * all; one that is there already is replaced.
+ * Writes a file that only its owner can read, and replaces an existing one. When this returns it is on the disk; after
+ * a crash it is complete or unchanged.
  */
 export function writePrivately(path: string, text: string): void {
   const unfinished = `${path}.new`;
-  // What a crash left here may have another mode; only a file that is made again has ours for certain.
+  // A file that a crash left here may have another mode: create it again.
   rmSync(unfinished, { force: true });
   const file = openSync(unfinished, 'wx', 0o600);
   try {
@@ -16,11 +16,11 @@ export function writePrivately(path: string, text: string): void {
   } finally {
     closeSync(file);
   }
-  putInPlace(unfinished, path);
+  moveIntoPlace(unfinished, path);
 }
 
-/** Gives a file that is on the disk its name, in place of what has it, so that a power cut does not take it back. */
-export function putInPlace(unfinished: string, path: string): void {
+/** Renames a synced file to its final name, and syncs the folder, so that a power cut does not undo the rename. */
+export function moveIntoPlace(unfinished: string, path: string): void {
   renameSync(unfinished, path);
   const folder = openSync(dirname(path), 'r');
   try {

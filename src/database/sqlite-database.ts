@@ -12,40 +12,40 @@ import { refuseForeign } from './foreign';
 import { knownMigrations, migrate } from './migrations';
 import {
   checkPath,
-  leaveLogToQueue,
+  letQueueSyncLog,
   lockDatabase,
   readerOptions,
   refuseOpenElsewhere,
   takeGeneration,
   toOpenError,
-  watchName,
+  watchPath,
   writerOptions,
 } from './sqlite';
 import { SqliteStatements, type Statements, type Transaction } from './statements';
 import { type SyncFile, WriteAheadLog } from './write-ahead-log';
 import { WriteQueue } from './write-queue';
 
-/** How long the database may take to show that it takes writes, in milliseconds. */
+/** The time limit of the check that the database accepts writes, in milliseconds. */
 const READY_MS = 2_000;
 
-/** What a test may replace. */
+/** Parts that a test can replace. */
 export interface DatabaseReplacements {
   readonly clock?: Clock;
   readonly freeSpace?: FreeSpace;
   /** How long another program may hold the lock of a SQLite file, in milliseconds. */
   readonly lockWaitMs?: number;
-  /** Puts the log of a SQLite file on its disk. */
+  /** Syncs the log of a SQLite file to its disk. */
   readonly sync?: SyncFile;
-  /** How many pages of the log of a SQLite file are copied into it at a time. */
+  /** The number of pages of the log of a SQLite file that are copied into it at a time. */
   readonly checkpointPages?: number;
 }
 
-/** A SQLite file, which this process has for itself, or a database in memory. */
+/** A SQLite file, which only this process uses, or a database in memory. */
 export class SqliteDatabase extends Database {
   readonly mayHaveReplicas = false;
   readonly buckets = undefined;
   readonly endsWithProcess = true;
-  /** The writer runs one after the other anyway; those that are queued share its commit. */
+  /** The writer runs units one after the other anyway; queued ones share its commit. */
   readonly maxGatheredUnits = Number.POSITIVE_INFINITY;
   private readonly queue: WriteQueue;
   private readonly checkpointer: Checkpointer | undefined;
@@ -70,19 +70,19 @@ export class SqliteDatabase extends Database {
   ) {
     super();
     const runner = writer.createQueryRunner();
-    const hasFileItsName = file === undefined ? () => true : watchName(file);
+    const isFileInPlace = file === undefined ? () => true : watchPath(file);
     this.queue = new WriteQueue(runner, sqliteDialect, {
       clock,
       generation,
-      hasItsName: () => hasFileItsName() && (log?.hasItsName() ?? true),
+      isInPlace: () => isFileInPlace() && (log?.isInPlace() ?? true),
       lockWaitMs,
       log,
       afterCommit: () => this.checkpointer?.afterCommit() ?? Promise.resolve(),
       deliver: (topic, message) => this.deliver(topic, message),
-      makeRoom: () => this.disk?.release() ?? false,
+      freeDiskSpace: () => this.disk?.release() ?? false,
       onFenced: (reason) => {
         this.isDiskUnknown = reason instanceof SyncFailed;
-        this.lose(reason);
+        this.markLost(reason);
       },
       onCommit: (commit) => this.committed(commit),
     });
@@ -98,9 +98,10 @@ export class SqliteDatabase extends Database {
   }
 
   /**
-   * Locks, opens and (unless the settings say no) migrates the database.
+   * Locks and opens the database and, unless the settings forbid it, migrates it.
    * @param entities the classes that the query builder may use on {@link source}
-   * @throws DatabaseError in use by another process, written by a newer version, or not migrated and told not to
+   * @throws DatabaseError in use by another process, written by a newer version, or lacking migrations that the
+   * settings forbid to apply
    * @throws ExtensionError a migration of an extension failed
    */
   static async open(
@@ -114,7 +115,7 @@ export class SqliteDatabase extends Database {
     replacements: DatabaseReplacements = {},
   ): Promise<SqliteDatabase> {
     const { clock = new SteadyClock(), freeSpace, sync } = replacements;
-    // First: SQLite, which looks into it next, leaves files beside what it opens by another name.
+    // First, because SQLite creates files beside a file that it opens under another name.
     const isInMemory = target.path === ':memory:';
     const file = isInMemory ? undefined : checkPath(target.path);
     if (file !== undefined) await refuseOpenElsewhere(target, file);
@@ -133,8 +134,8 @@ export class SqliteDatabase extends Database {
       });
       const applied = await migrate(writer, writer.createQueryRunner(), extensions, migrateOnStart);
       const generation = await takeGeneration(writer);
-      if (file !== undefined) await leaveLogToQueue(writer);
-      // A database in memory exists on one connection only, so its reads wait their turn in the queue.
+      if (file !== undefined) await letQueueSyncLog(writer);
+      // A database in memory exists on one connection only, so reads go through the write queue.
       reader = isInMemory
         ? writer
         : await new DataSource({ ...readerOptions(target), entities }).initialize();
@@ -165,7 +166,7 @@ export class SqliteDatabase extends Database {
   }
 
   /**
-   * Reads a database file beside the process that serves it, without its lock.
+   * Reads a database file without its lock, also while a server uses it.
    * @throws DatabaseError it can't be opened, or is another program's
    */
   static async inspect<T>(target: SqliteTarget, work: (statements: Statements) => Promise<T>): Promise<T> {
@@ -189,14 +190,14 @@ export class SqliteDatabase extends Database {
     return this.source === this.writer ? this.queue.run(work) : work(this.reader);
   }
 
-  /** There are no others. */
+  /** Does nothing: there are no other processes. */
   async readOthers(): Promise<void> {}
 
   get insideWrite(): boolean {
     return this.queue.insideUnit;
   }
 
-  /** There are no others. */
+  /** Always true: there are no other processes. */
   get isListening(): boolean {
     return true;
   }
@@ -222,7 +223,7 @@ export class SqliteDatabase extends Database {
     if (this.file === undefined) return {};
     const [size, log, freeBytes] = await Promise.all([
       sizeOf(this.file),
-      // What is not yet in the file itself.
+      // Changes that are not in the file itself yet.
       sizeOf(`${this.file}-wal`),
       this.disk?.freeBytes().catch(() => undefined),
     ]);
@@ -231,19 +232,22 @@ export class SqliteDatabase extends Database {
 
   async ready(): Promise<void> {
     await this.read((statements) => statements.rows('SELECT 1'));
-    if (this.queue.trouble === undefined) return;
-    // Nobody else may write while this is not ready, so it writes something itself: what is there already.
+    if (this.queue.problem === undefined) return;
+    // Without readiness there are no other writes, so write the current generation again.
     this.probing ??= this.write((tx) => tx.run(`PRAGMA user_version = ${this.generation}`)).finally(() => {
       this.probing = undefined;
     });
     let overdue: NodeJS.Timeout | undefined;
     const late = new Promise((_, reject) => {
-      overdue = setTimeout(() => reject(this.queue.trouble), READY_MS);
+      overdue = setTimeout(() => reject(this.queue.problem), READY_MS);
     });
     await Promise.race([this.probing, late]).finally(() => clearTimeout(overdue));
   }
 
-  /** Writes what waits, then closes the connections and gives the lock back, unless a sync failed: then the process must end. */
+  /**
+   * Writes the units that wait, then closes the connections and releases the lock. After a failed sync it keeps them:
+   * the process must end.
+   */
   close(): Promise<void> {
     this.closed ??= (async () => {
       await this.queue.idle();
@@ -251,7 +255,7 @@ export class SqliteDatabase extends Database {
       await this.checkpointer?.stop();
       await this.log?.close();
       if (this.source !== this.writer && this.source.isInitialized) await this.source.destroy();
-      // Its close would copy the log into the database, which may no longer be what was written to it.
+      // Closing it would copy the log into the database, and the log may be damaged.
       if (this.isDiskUnknown) return;
       if (this.writer.isInitialized) await this.writer.destroy();
       this.unlock();
@@ -260,5 +264,8 @@ export class SqliteDatabase extends Database {
   }
 }
 
-/** The size of a file in bytes; 0 if it is not there. By its name: a descriptor that is closed would end SQLite's locks. */
+/**
+ * Reads the size of a file in bytes; 0 if it does not exist. By its name: closing a descriptor would end SQLite's
+ * locks.
+ */
 const sizeOf = async (path: string): Promise<number> => (await stat(path).catch(() => ({ size: 0 }))).size;

@@ -20,16 +20,16 @@ import type { DataSource, DataSourceOptions } from 'typeorm';
 import type { SqliteTarget } from '../settings';
 import { DatabaseError, DatabaseInUse } from './database-error';
 
-/** What the writer's connection must have, and what SQLite answers when it has it. */
+/** Settings that the writer's connection must have, with the values that SQLite reports. */
 const PRAGMAS = [
   ['journal_mode', 'wal'],
-  // 2 is FULL: the log is on the disk before a commit returns, until the write queue syncs it: leaveLogToQueue().
+  // 2 is FULL: the log is on the disk before a commit returns, until letQueueSyncLog() lets the write queue sync it.
   ['synchronous', 2],
   ['foreign_keys', 1],
   ['busy_timeout', 5_000],
 ] as const;
 
-/** Options of the one connection that writes. */
+/** Creates the options of the only connection that writes. */
 export function writerOptions(target: SqliteTarget): DataSourceOptions {
   return {
     type: 'better-sqlite3',
@@ -39,16 +39,17 @@ export function writerOptions(target: SqliteTarget): DataSourceOptions {
       for (const [name, wanted] of PRAGMAS) {
         db.pragma(`${name} = ${wanted}`);
         const got = db.pragma(name, { simple: true });
-        // A database in memory has no log to write ahead of; everything else must be as asked.
+        // A database in memory has no write-ahead log; all other settings must be accepted.
         if (got !== wanted && !(target.path === ':memory:' && name === 'journal_mode')) {
           throw new DatabaseError(
             `SQLite did not accept ${name}=${wanted} for ${target.path} (it says ${got}).`,
           );
         }
       }
-      // A page that changes often is copied into the database once for many commits, and the pauses of it are rare.
+      // A page that changes often is copied into the database once for many commits, and pauses for checkpoints are
+      // rare.
       db.pragma('wal_autocheckpoint = 8000');
-      // Only macOS knows these: SQLite's own syncs empty the drive's cache there too, as libuv's do.
+      // For macOS only: SQLite's own syncs then flush the drive's cache too, as libuv's do.
       db.pragma('fullfsync = 1');
       db.pragma('checkpoint_fullfsync = 1');
       db.pragma('cache_size = -65536');
@@ -58,7 +59,7 @@ export function writerOptions(target: SqliteTarget): DataSourceOptions {
   };
 }
 
-/** Options of the connection that only reads; the file must be there already. */
+/** Creates the options of the read-only connection; the file must exist. */
 export function readerOptions(target: SqliteTarget): DataSourceOptions {
   return {
     type: 'better-sqlite3',
@@ -73,13 +74,13 @@ export function readerOptions(target: SqliteTarget): DataSourceOptions {
 }
 
 /**
- * Opens a file to read it that may be another program's, and leaves no file beside it that was not there: the last
- * connection that may write takes the log away when it closes, under SQLite's own locks, and one that may only read leaves
- * it. With nothing in the log such a close writes nothing. If there is a log already, only reading is safe: the close would
- * write what is in it into the file. The index beside a log (`-shm`) may be made then.
+ * Opens a file for reading that may be another program's, without leaving new files beside it. If there is no log, it
+ * opens the file writable: the last writable connection removes the log when it closes, under SQLite's own locks, and
+ * with an empty log the close writes nothing. If there is a log, it opens the file read-only, because the close of a
+ * writable connection would write the log into the file; SQLite may then create the index of the log (`-shm`).
  */
-export function openToRead(path: string): Sqlite.Database {
-  // SQLite finds the log beside the file itself, whatever links lead to it.
+export function openForReading(path: string): Sqlite.Database {
+  // SQLite finds the log beside the real file, not beside a link to it.
   const file = realPathOf(path);
   const hasLog = ['-wal', '-journal'].some((suffix) => existsSync(file + suffix));
   const db = new Sqlite(file, { readonly: hasLog, fileMustExist: true, timeout: 5_000 });
@@ -87,11 +88,11 @@ export function openToRead(path: string): Sqlite.Database {
   return db;
 }
 
-/** What to tell of an error at opening: SQLite's own is about the file, anything else is passed on. */
+/** Converts SQLite's errors of opening to messages about the file; returns others unchanged. */
 export function toOpenError(target: SqliteTarget, error: unknown): unknown {
-  // By its name: the class is the one of the first copy of the driver that the process loaded.
+  // Compare the name: the class belongs to the first copy of the driver that the process loaded.
   if ((error as Error | undefined)?.name !== 'SqliteError') return error;
-  // SQLite calls a folder a failure of the disk.
+  // SQLite reports an I/O error for a folder.
   if (statSync(target.path, { throwIfNoEntry: false })?.isFile() === false)
     return new DatabaseError(`${target.path} can't be opened: ${NOT_A_FILE}`);
   const { message, code } = error as InstanceType<typeof Sqlite.SqliteError>;
@@ -101,7 +102,7 @@ export function toOpenError(target: SqliteTarget, error: unknown): unknown {
     );
   if (code === 'SQLITE_READONLY_ROLLBACK')
     return new DatabaseError(
-      `${target.path} can't be opened: a change of it was broken off (${code}). Start and stop the program that wrote it, which undoes that.`,
+      `${target.path} can't be opened: a change of it was interrupted (${code}). Start and stop the program that wrote it, which rolls it back.`,
     );
   const advice = /^SQLITE_(CANTOPEN|READONLY)/.test(code)
     ? ' The process must be able to write both the file and its folder.'
@@ -110,13 +111,13 @@ export function toOpenError(target: SqliteTarget, error: unknown): unknown {
 }
 
 /**
- * Keeps a second process off the file. The lock is SQLite's own, on a file beside the database, so that it goes with
- * the process however that ends; beside the file itself, whatever links lead to it.
- * @returns what gives the lock back; if told that nothing came of it, without leaving a file behind
- * @throws DatabaseInUse another process has the file
- * @throws DatabaseError its folder is not there, or it can't be a database that this process writes
+ * Locks the database against a second process. The lock is one of SQLite, on a file beside the real database file
+ * (links are resolved), so that it is released however the process ends.
+ * @returns a function that releases the lock; with `startFailed` it also removes a lock file that it has created
+ * @throws DatabaseInUse another process uses the file
+ * @throws DatabaseError its folder does not exist, or it can't be a database that this process can write
  */
-export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) => void {
+export function lockDatabase(target: SqliteTarget): (startFailed?: boolean) => void {
   if (target.path === ':memory:') return () => undefined;
   const path = checkPath(target.path);
   const lockPath = `${path}-lock`;
@@ -136,43 +137,44 @@ export function lockDatabase(target: SqliteTarget): (nothingCameOfIt?: boolean) 
     throw toOpenError(target, error);
   }
   const held = lock;
-  return (nothingCameOfIt = false) => {
-    // While the lock is held: a process that waits for it must not get one on a file without a name.
-    if (nothingCameOfIt && isNew) rmSync(lockPath, { force: true });
+  return (startFailed = false) => {
+    // While the lock is held: a process that waits for it must not lock a deleted file.
+    if (startFailed && isNew) rmSync(lockPath, { force: true });
     held.close();
   };
 }
 
-/** How often, and after how many milliseconds each, a file is tried again that somebody has open. */
+/** The number of tries to open a file that another process has open, and the pause between them, in milliseconds. */
 const ATTEMPTS = 20;
 const ATTEMPT_PAUSE_MS = 50;
 
 /**
- * Makes sure that nobody has a file open by another name, as after a move: SQLite finds the log by the name, so two such
- * processes would each write over what the other stored. Leaves nothing beside the file.
- * @param path the file's own path, see {@link checkPath}
+ * Checks that no process has the file open under another name, as after a move: SQLite finds the log by the name, so
+ * two such processes would overwrite each other's changes. Leaves no file behind.
+ * @param path the real path of the file, see {@link checkPath}
  * @throws DatabaseInUse a process has it open
  * @throws DatabaseError it can't be opened
  */
 export async function refuseOpenElsewhere(target: SqliteTarget, path: string): Promise<void> {
-  // With the index of a log beside it the file was opened by this name, last or still: then the lock and the generation tell.
+  // If the index of a log is beside it, the file was last opened under this name: the lock and the generation are
+  // enough then.
   if (!existsSync(path) || existsSync(`${path}-shm`)) return;
   for (let attempt = 1; isLocked(target, path); attempt++) {
     if (attempt === ATTEMPTS)
       throw new DatabaseInUse(
-        `Another process has ${path} open by another name: it was moved while in use. Stop that process and give the file ` +
-          'its old name back, since what was stored last is in the log beside that.',
+        `Another process has ${path} open by another name: it was moved while in use. Stop that process and rename the file ` +
+          'to its old name, because the latest changes are in the log beside that name.',
       );
     await sleep(ATTEMPT_PAUSE_MS);
   }
 }
 
-/** Whether some process has a file open, by any name. */
+/** Whether a process has a file open, under any name. */
 function isLocked(target: SqliteTarget, path: string): boolean {
   let db: Sqlite.Database | undefined;
   try {
     db = new Sqlite(path, { timeout: 0 });
-    // In this mode the first read locks the file itself, which all its names share, in place of the log's index.
+    // In this mode the first read locks the file itself, which all its names share, instead of the log's index.
     db.pragma('locking_mode = EXCLUSIVE');
     db.prepare('SELECT count(*) FROM sqlite_master').get();
     return false;
@@ -188,11 +190,11 @@ const isBusy = (error: unknown): boolean =>
   String((error as { code?: unknown } | null)?.code).startsWith('SQLITE_BUSY');
 
 /**
- * Watches whether a path still leads to a file.
- * @param file the one that it leads to now, if left out
- * @returns what tells whether it does
+ * Creates a check that a path still leads to the same file.
+ * @param file the file; by default the one that the path leads to now
+ * @returns the check
  */
-export function watchName(path: string, { dev, ino }: Stats = statSync(path)): () => boolean {
+export function watchPath(path: string, { dev, ino }: Stats = statSync(path)): () => boolean {
   return () => {
     const now = statSync(path, { throwIfNoEntry: false });
     return now?.dev === dev && now.ino === ino;
@@ -201,13 +203,14 @@ export function watchName(path: string, { dev, ino }: Stats = statSync(path)): (
 
 const NOT_A_FILE = 'it is not a file.';
 
-/** What every SQLite file begins with. */
+/** The first bytes of every SQLite file. */
 const MAGIC = 'SQLite format 3\0';
 
 /**
- * Ensures that a path can be that of a database, before anything is made beside it.
- * @returns the file's own path, whatever links lead to it
- * @throws DatabaseError it can't: no folder, no file, no database, not writable, or with several names
+ * Checks that a path can be that of a database, before anything is created beside it.
+ * @returns the real path of the file, with links resolved
+ * @throws DatabaseError the folder does not exist, or the path is not a file, not a database, not writable, or has
+ * several names
  */
 export function checkPath(path: string): string {
   const refuse = (problem: string) => new DatabaseError(`${path} can't be opened: ${problem}`);
@@ -223,16 +226,17 @@ export function checkPath(path: string): string {
   } catch {
     throw refuse('the process must be able to write both the file and its folder.');
   }
-  // SQLite finds its log by the file's name: a process that opens it by another one reads a state that is not current, and writes it.
+  // SQLite finds its log by the file's name: a process that opens it under another name would read and write an old
+  // state.
   if (stats.nlink > 1)
-    throw refuse('it has several names (hard links), and SQLite loses data then; copy it, and remove one.');
+    throw refuse('it has several names (hard links), so SQLite would lose data; copy it, and remove one.');
   if (isMountPoint(file))
     throw refuse('it is mounted by itself, so its log would be elsewhere; mount its folder.');
   if (stats.size > 0 && readStart(file, MAGIC.length) !== MAGIC) throw refuse('it is not a database.');
   return file;
 }
 
-/** The path of the file that a path leads to, also if there is none yet. */
+/** Resolves the links of a path, also if the file does not exist yet. */
 function realPathOf(path: string): string {
   if (existsSync(path)) return realpathSync(path);
   if (lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink())
@@ -251,7 +255,7 @@ function readStart(path: string, length: number): string {
   }
 }
 
-/** Whether something is mounted at this very path, as far as the system tells. */
+/** Whether this path is a mount point; false if the system does not tell. */
 function isMountPoint(path: string): boolean {
   try {
     return readFileSync('/proc/self/mountinfo', 'utf8')
@@ -268,8 +272,8 @@ function isMountPoint(path: string): boolean {
 }
 
 /**
- * Takes the next generation of a database: the number, kept as SQLite's `user_version`, by which a process knows in each
- * of its transactions that no other one has opened the file to write since.
+ * Takes the next generation of a database, a number in SQLite's `user_version`. Each transaction of a process checks
+ * it, and so notices that another process has opened the file for writing since.
  */
 export async function takeGeneration(writer: DataSource): Promise<number> {
   await writer.query('BEGIN IMMEDIATE');
@@ -286,12 +290,12 @@ export async function takeGeneration(writer: DataSource): Promise<number> {
 }
 
 /**
- * Leaves it to the write queue to sync commits and to run checkpoints. First brings all that is in the log into the
- * database file and onto the disk: a process before this one may have ended because it could not sync it. While another
- * program reads an older state, what that needs stays in the log, and is copied by a later checkpoint.
+ * Lets the write queue sync commits and run checkpoints. First copies the whole log into the database file and syncs
+ * it, because an earlier process may have ended after a failed sync. Pages that another program's open snapshot needs
+ * stay in the log until a later checkpoint.
  */
-export async function leaveLogToQueue(writer: DataSource): Promise<void> {
-  // From here on the queue waits for other programs, for SQLite's own waiting would block the event loop.
+export async function letQueueSyncLog(writer: DataSource): Promise<void> {
+  // From now on the queue waits for other programs: SQLite's busy timeout would block the event loop.
   await writer.query('PRAGMA busy_timeout = 0');
   await writer.query('PRAGMA wal_checkpoint(TRUNCATE)');
   await writer.query('PRAGMA wal_autocheckpoint = 0');

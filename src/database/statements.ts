@@ -1,7 +1,7 @@
 import type { EntityManager, QueryRunner } from 'typeorm';
 import type { Dialect } from './dialect';
 
-/** A value that can be bound to a parameter. Lists go in as JSON text, see {@link Dialect.rowset}. */
+/** A value of a parameter. Lists are bound as JSON text, see {@link Dialect.rowset}. */
 export type SqlValue = string | number | null;
 
 /** Runs statements on one connection. `$1` in the text is the first of the values. */
@@ -9,53 +9,52 @@ export interface Statements {
   readonly dialect: Dialect;
   /** TypeORM's manager on the same connection, for the query builder. */
   readonly manager: EntityManager;
-  /** The rows of a query, or those of a change's `RETURNING`. */
+  /** Runs a query, or a change with `RETURNING`, and returns its rows. */
   rows<Row>(sql: string, ...values: SqlValue[]): Promise<Row[]>;
-  /** The first row, if there is one. */
+  /** Returns the first row, if there is one. */
   first<Row>(sql: string, ...values: SqlValue[]): Promise<Row | undefined>;
-  /** Makes a change and tells how many rows it touched. */
+  /** Runs a change and returns the number of changed rows. */
   run(sql: string, ...values: SqlValue[]): Promise<number>;
 }
 
-/** A unit of work in progress: {@link Statements} whose effect holds as a whole or not at all. */
+/** A running unit of work: {@link Statements} that take effect as a whole or not at all. */
 export interface Transaction extends Statements {
   /**
-   * The instant of this unit by the database's clock, in milliseconds since the epoch: read once, after the unit began.
-   * Everything that the unit decides by time goes by it.
+   * The instant of this unit by the database's clock, in milliseconds since the epoch, read once after the unit began.
+   * The unit uses it for all decisions about time.
    */
   readonly now: number;
   /**
-   * Has this done once the unit is committed, so that others can read it, and before its caller is answered; dropped when it is
-   * rolled back. What it
-   * throws is thrown at the caller, though the unit is stored.
+   * Runs an effect once the unit is committed and others can read it, before the caller is answered. The effect is
+   * dropped if the unit is rolled back. If it throws, the caller gets the error although the unit is stored.
    */
   afterCommit(effect: () => void): void;
   /**
-   * Does a part that can fail alone: what it throws undoes what it did, and is in the answer. Throws only where the part
-   * could not be undone, and then the whole unit is lost.
+   * Runs a part that can fail alone, in a savepoint: if it throws, it is rolled back, and the error is returned. Throws
+   * only if the part could not be rolled back; then the whole unit fails.
    */
   attempt<T>(part: () => Promise<T>): Promise<PromiseSettledResult<T>>;
   /**
-   * Locks rows by ascending ids until the unit ends, so that what is decided by them holds; does nothing if no other unit
+   * Locks rows by ascending ids until the unit ends, so that others can't change them; does nothing if no other unit
    * can run meanwhile. The order of tables is: agents, leases, tasks, windows and lanes.
-   * @param mode `share` keeps others from changing the rows, and lets them lock the rows so too
+   * @param mode several units can hold `share` on a row at once
    */
   lockRows(table: string, ids: readonly number[], mode?: 'update' | 'share'): Promise<void>;
   /**
-   * Keeps all other units from changing a table, or locking its rows, until this one ends; `shared` keeps out only those
-   * that ask for that, as changing a row of the table does. Does nothing if no other unit can run meanwhile.
+   * Locks a table until the unit ends, so that other units can't change it or lock its rows. A `shared` lock, which
+   * every change of a row takes too, excludes only the exclusive one. Does nothing if no other unit can run meanwhile.
    */
   lockTable(table: string, mode?: 'shared'): Promise<void>;
   /**
-   * Takes a lock that has only a name, until the unit ends: one unit has it exclusively, or any number share it. Does
-   * nothing if no other unit can run meanwhile.
-   * @param waitMs how long to wait for it
-   * @throws ERR_UNAVAILABLE it could not be had in that time
+   * Takes a named lock until the unit ends: one unit holds it exclusively, or any number share it. Does nothing if no
+   * other unit can run meanwhile.
+   * @param waitMs how long to wait for it, in milliseconds
+   * @throws ERR_UNAVAILABLE it was not available in that time
    */
   lockName(name: string, mode: 'shared' | 'exclusive', waitMs?: number): Promise<void>;
   /**
-   * Has this told to the listeners of the topic, in this process and in every other replica, once the unit is
-   * committed; dropped when it is rolled back.
+   * Announces a message to the listeners of a topic, in this process and in all replicas, once the unit is committed.
+   * It is dropped if the unit is rolled back.
    * @param message at most 2,000 characters
    */
   announce(topic: string, message: string): void;

@@ -12,47 +12,47 @@ import { checkPath, lockDatabase } from './sqlite';
 import { SqliteDatabase } from './sqlite-database';
 import type { Statements, Transaction } from './statements';
 
-/** How many rows, and characters of them, go in one statement: what a transfer needs of memory. */
+/** The most rows, and characters, of one statement: they bound the memory of a transfer. */
 const MAX_ROWS = 1_000;
 const MAX_CHARACTERS = 4 * 1024 * 1024;
 
-/** Types whose values are the same on both databases, or can be made so (see {@link canonical}). */
+/** Types whose values are equal on both databases, or can be converted (see {@link canonical}). */
 const TYPES = ['bigint', 'integer', 'smallint', 'text', 'double precision', 'boolean', 'bytea'];
 
-/** Rows that the migrations leave in their tables, by how they are known: nobody has used them yet. */
+/** Rows that migrations insert, as conditions that hold until the program uses the table. */
 const UNTOUCHED: Readonly<Record<string, string>> = {
   audit_head: 'last_id = 0',
   service_continuity: 'last_seen_at = 0',
 };
 
-/** What was copied of a table: the same on both sides. */
+/** A copied table: the figures are equal on both sides. */
 export interface TransferredTable {
   readonly table: string;
   readonly rows: number;
-  /** Of the table's rows, in whatever order. */
+  /** Of the table's rows, independent of their order. */
   readonly checksum: string;
 }
 
-/** What was copied. */
+/** The result of a transfer. */
 export interface Transfer {
   readonly tables: readonly TransferredTable[];
-  /** Whether the source was a backup that nobody had started on. */
+  /** Whether the source was a backup that no server was started on. */
   readonly wasBackup: boolean;
 }
 
 interface Table {
   readonly name: string;
-  /** Names and types, as the target has them. */
+  /** Names and types in the target. */
   readonly columns: readonly (readonly [name: string, type: string])[];
 }
 
 /**
- * Copies a SQLite database that no process serves into an empty PostgreSQL database: every table, in one transaction,
- * compared when all is there. Ids go on after the last that the source has given. The source is only read.
- * @param extensions as the source was served with: their tables are copied too
- * @param finish what else belongs into the transaction
- * @throws DatabaseInUse a process serves the source
- * @throws DatabaseError one of the two is not fit for it, or the copy differs; the target has no rows then
+ * Copies a SQLite database that no process uses into an empty PostgreSQL database: every table, in one transaction,
+ * which also compares the copy. Ids continue after the last one that the source has assigned. The source is only read.
+ * @param extensions those of the source's server: their tables are copied too
+ * @param finish runs at the end of the transaction
+ * @throws DatabaseInUse a process uses the source
+ * @throws DatabaseError a database can't be used, or the copy differs; the target has no rows then
  */
 export async function transfer(
   from: SqliteTarget,
@@ -69,9 +69,9 @@ export async function transfer(
   try {
     const wasBackup = await SqliteDatabase.inspect(from, isBackup);
     source = new Sqlite(from.path, { readonly: true });
-    // Before the migrations: a database that something else uses is left as it is.
+    // Before the migrations, so that a database of another program is not changed.
     const expected = tablesOf(source);
-    const before = await PostgresDatabase.inspect(to, (statements) => refuseUsed(statements, expected));
+    const before = await PostgresDatabase.inspect(to, (statements) => refuseNonEmpty(statements, expected));
     database = await PostgresDatabase.open(
       to,
       { migrateOnStart: true, poolSize: 2, limited: false },
@@ -84,16 +84,16 @@ export async function transfer(
       await tx.run(
         `LOCK TABLE ${tables.map(({ name }) => quoted(name)).join(', ')} IN ACCESS EXCLUSIVE MODE`,
       );
-      // If there was no table, the migrations made what is there now, unless somebody has started on it meanwhile.
-      await refuseUsed(tx, expected, before === 0 ? ['audit_head'] : expected);
+      // If there was no table before, all rows are from migrations, unless a server was started on it meanwhile.
+      await refuseNonEmpty(tx, expected, before === 0 ? ['audit_head'] : expected);
       for (const { name } of tables.toReversed()) await tx.run(`DELETE FROM ${quoted(name)}`);
       const copied: TransferredTable[] = [];
       for (const table of tables) copied.push(await copyTable(opened, tx, table));
       for (const [i, table] of tables.entries()) await verifyTable(tx, table, copied[i] as TransferredTable);
-      await goOnAfter(opened, tx);
+      await continueIdsAfter(opened, tx);
       const done = { tables: copied, wasBackup };
       await finish(tx, target, done);
-      // Without it the first queries would be planned as for empty tables.
+      // Without this the first queries would be planned as for empty tables.
       for (const { name } of tables) await tx.run(`ANALYZE ${quoted(name)}`);
       return done;
     });
@@ -110,8 +110,8 @@ function failed(error: unknown): DatabaseError {
   const { message, cause } = error as Error;
   const reason = cause instanceof Error ? cause.message : message;
   return new DatabaseError(
-    `The transfer failed: ${reason}. It is all or nothing: where the connection was lost at the end, ` +
-      'the same command again says whether the target is empty.',
+    `The transfer failed: ${reason}. It is all or nothing: if the connection was lost at the end, ` +
+      'repeat the command, which says whether the target is empty.',
     { cause: error },
   );
 }
@@ -126,12 +126,13 @@ function tablesOf(source: Sqlite.Database): string[] {
 }
 
 /**
+ * Checks that the target is empty.
  * @param expected the tables that it may have
- * @param unused those of them that may have no rows
- * @returns how many tables the target has
- * @throws DatabaseError it has others, or rows
+ * @param unused those of them that must have no rows
+ * @returns the number of its tables
+ * @throws DatabaseError it has other tables, or rows
  */
-async function refuseUsed(
+async function refuseNonEmpty(
   target: Statements,
   expected: readonly string[],
   unused: readonly string[] = expected,
@@ -149,14 +150,14 @@ async function refuseUsed(
   if (found.length > 0)
     throw new DatabaseError(
       `The target is not empty (${found.sort().slice(0, 5).join(', ')}${found.length > 5 ? ', ...' : ''}); ` +
-        'make a new database for the transfer. Nothing was changed.',
+        'create a new database for the transfer. Nothing was changed.',
     );
   return there.length;
 }
 
 /**
- * The tables to copy, those that others refer to first.
- * @throws DatabaseError the two do not have the same migrations, tables and columns
+ * Lists the tables to copy, referenced tables first.
+ * @throws DatabaseError the databases do not have the same migrations, tables and columns
  */
 async function matchTables(
   source: Sqlite.Database,
@@ -178,7 +179,7 @@ async function matchTables(
   if (unknown.length > 0)
     throw new DatabaseError(
       `The source has tables that would be left behind: ${unknown.join(', ')}. ` +
-        'Name the extensions that they belong to in CONTROL_PLANE_EXTENSIONS, as for its server; drop those that nobody needs.',
+        'Name the extensions that they belong to in CONTROL_PLANE_EXTENSIONS, as for its server; drop those that are not needed.',
     );
   if (missing.length > 0)
     throw new DatabaseError(
@@ -210,14 +211,14 @@ async function matchTables(
       ];
       if (differing.length > 0)
         throw new DatabaseError(
-          `Columns of ${name} can't be moved from one database to the other: ${differing.join(', ')}.`,
+          `Columns of ${name} can't be copied to the other database: ${differing.join(', ')}.`,
         );
       return { name, columns: wanted };
     });
   return inOrder(source, tables);
 }
 
-/** Tables that others refer to come before those. */
+/** Sorts tables: referenced ones before those that refer to them. */
 function inOrder(source: Sqlite.Database, tables: readonly Table[]): Table[] {
   const sorted = new Set<Table>();
   const visit = (table: Table, path: readonly Table[]): void => {
@@ -246,7 +247,7 @@ async function copyTable(
     batch = [];
     characters = 0;
   };
-  // A scan of the whole table comes by ids.
+  // A scan of the whole table is in the order of ids.
   const rows = source
     .prepare(`SELECT ${names} FROM ${quoted(name)}`)
     .raw()
@@ -268,12 +269,12 @@ async function copyTable(
   return { table: name, rows: digest.rows, checksum: digest.toString() };
 }
 
-/** Reads a table back. @throws DatabaseError it is not what was sent */
+/** Reads a table back and compares it. @throws DatabaseError it differs */
 async function verifyTable(tx: Transaction, { name, columns }: Table, sent: TransferredTable): Promise<void> {
   const digest = new TableDigest();
   const names = columns.map(([column]) => quoted(column)).join(', ');
   await tx.run(`DECLARE stored NO SCROLL CURSOR FOR SELECT ${names} FROM ${quoted(name)}`);
-  for (;;) {
+  while (true) {
     const rows = await tx.rows<Record<string, unknown>>(`FETCH ${MAX_ROWS} FROM stored`);
     if (rows.length === 0) break;
     for (const row of rows) digest.add(columns.map(([column]) => canonical(row[column])));
@@ -281,17 +282,17 @@ async function verifyTable(tx: Transaction, { name, columns }: Table, sent: Tran
   await tx.run('CLOSE stored');
   if (digest.rows !== sent.rows || digest.toString() !== sent.checksum)
     throw new DatabaseError(
-      `The copy of ${name} is not what was sent (${digest.rows} rows of ${sent.rows}); nothing was kept.`,
+      `The copy of ${name} is not what was sent (${digest.rows} rows of ${sent.rows}); nothing was stored.`,
     );
 }
 
-/** A value as both databases can say it. */
+/** Converts a value to a form that both databases can represent. */
 function canonical(value: unknown): unknown {
   if (typeof value === 'boolean') return Number(value);
   return value instanceof Uint8Array ? `\\x${Buffer.from(value).toString('hex')}` : value;
 }
 
-/** A checksum of rows that does not depend on their order: the sum of their hashes. */
+/** Computes a checksum of rows that does not depend on their order: the sum of their hashes. */
 class TableDigest {
   rows = 0;
   private sum = 0n;
@@ -306,9 +307,9 @@ class TableDigest {
   }
 }
 
-/** Has ids go on after the last that the source gave, which may be of a row that was deleted. */
-async function goOnAfter(source: Sqlite.Database, tx: Transaction): Promise<void> {
-  const given = new Map(
+/** Sets the id sequences after the last id that the source assigned, which may be that of a deleted row. */
+async function continueIdsAfter(source: Sqlite.Database, tx: Transaction): Promise<void> {
+  const lastIds = new Map(
     source.prepare('SELECT name, seq FROM sqlite_sequence').raw().all() as [string, number][],
   );
   for (const { table, column, sequence } of await identities(tx)) {
@@ -316,7 +317,7 @@ async function goOnAfter(source: Sqlite.Database, tx: Transaction): Promise<void
       `SELECT setval($1, greatest(last, 1), last > 0) FROM
          (SELECT greatest((SELECT max(${quoted(column)}) FROM ${quoted(table)}), $2) AS last) AS ids`,
       sequence,
-      given.get(table) ?? 0,
+      lastIds.get(table) ?? 0,
     );
   }
 }

@@ -1,28 +1,30 @@
 import { closeSync, fdatasync, fstatSync, openSync } from 'node:fs';
 import { promisify } from 'node:util';
-import { watchName } from './sqlite';
+import { watchPath } from './sqlite';
 
-/** Waits until what was written to a file is on its disk. */
+/** Syncs the writes of a file to its disk. */
 export type SyncFile = (descriptor: number) => Promise<void>;
 
-/** On macOS this is F_FULLFSYNC, which empties the drive's cache too. Source: libuv, src/unix/fs.c, uv__fs_fdatasync. */
+/**
+ * On macOS this is F_FULLFSYNC, which flushes the drive's cache too. Source: libuv, src/unix/fs.c, uv__fs_fdatasync.
+ */
 const syncFile: SyncFile = promisify(fdatasync);
 
-/** Whether SQLite itself could not sync a file: in a checkpoint, or the head of a log that it begins again. */
+/** Whether SQLite itself could not sync a file: in a checkpoint, or the header of a log that it restarts. */
 export const isSyncFailure = (error: unknown): boolean =>
   /^SQLITE_IOERR_(?:DIR_)?FSYNC$/.test(String((error as { code?: unknown } | null)?.code));
 
 /**
- * Puts what SQLite appended to its `-wal` file on the disk, in libuv's thread pool; a commit with `synchronous=FULL` does
- * the same and blocks the event loop meanwhile. One sync runs at a time; the next one is for all who asked meanwhile.
+ * Syncs SQLite's `-wal` file in libuv's thread pool; a commit with `synchronous=FULL` would do the same and block the
+ * event loop. One sync runs at a time; callers that arrive meanwhile share the next one.
  *
- * The descriptor is its own. Closing it ends no lock of SQLite's: it has none on this file (its VFS opens all files but the
- * database with UNIXFILE_NOLOCK, and the locks of WAL mode are on `-shm`).
+ * It has its own descriptor. Closing it ends no lock of SQLite, which has none on this file (its VFS opens all files
+ * except the database with UNIXFILE_NOLOCK, and the locks of WAL mode are on `-shm`).
  */
 export class WriteAheadLog {
   private readonly descriptor: number;
-  /** Tells whether the log's name still leads to the file that is synced here, and that SQLite writes. */
-  readonly hasItsName: () => boolean;
+  /** Whether the log's name still leads to the file that is synced here, and that SQLite writes. */
+  readonly isInPlace: () => boolean;
   private running: Promise<void> | undefined;
   private next: Promise<void> | undefined;
   private failure: Error | undefined;
@@ -33,23 +35,22 @@ export class WriteAheadLog {
     private readonly sync: SyncFile = syncFile,
   ) {
     const log = `${path}-wal`;
-    // Open from before the first write on: Linux tells of a write-back that failed those descriptors that were open then.
+    // Open before the first write: Linux reports a failed write-back only to descriptors that were open then.
     this.descriptor = openSync(log, 'r+');
-    this.hasItsName = watchName(log, fstatSync(this.descriptor));
+    this.isInPlace = watchPath(log, fstatSync(this.descriptor));
   }
 
-  /** The sync that runs now; settles when it ends, and never rejects. */
+  /** The running sync; resolves when it ends, and never rejects. */
   get inFlight(): Promise<void> | undefined {
     return this.running;
   }
 
   /**
-   * Resolves when everything that was written to the log before the call is on the disk.
-   *
-   * A sync that failed is never tried again, and neither is one after it: the kernel may have dropped what it could not
-   * write and marked it clean, and the next sync would succeed without it. Source: Rebello et al., Can Applications Recover
-   * from fsync Failures?, USENIX ATC 2020; PostgreSQL ends itself for the same reason (data_sync_retry).
-   * @throws the error of the sync that failed, now or earlier
+   * Resolves when everything that was written to the log before the call is on the disk. After a failed sync no other
+   * one is tried: the kernel may have dropped the pages that it could not write and marked them clean, and the next
+   * sync would succeed without them. Source: Rebello et al., Can Applications Recover from fsync Failures?, USENIX
+   * ATC 2020; PostgreSQL ends itself for the same reason (data_sync_retry).
+   * @throws the error of the failed sync, now or earlier
    */
   written(): Promise<void> {
     if (!this.running) return this.start();
@@ -57,7 +58,7 @@ export class WriteAheadLog {
     return this.next;
   }
 
-  /** Waits for the sync that runs, then closes the descriptor. */
+  /** Waits for the running sync, then closes the descriptor. */
   async close(): Promise<void> {
     while (this.running) await this.running;
     closeSync(this.descriptor);

@@ -12,21 +12,21 @@ import { type Deliver, Effects } from './effects';
 import { SqliteStatements, type SqlValue, type Transaction, UnitIsOver } from './statements';
 import { isSyncFailure, type WriteAheadLog } from './write-ahead-log';
 
-/** How many units one commit takes at most, and for how long it goes on taking them. */
+/** The most units of one commit, and the longest time for running them, in milliseconds. */
 const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
-/** If this many units wait, they are run while the sync before them runs; fewer gather until it ends. */
-const ENOUGH_UNITS = 64;
-/** How many of them the span of a commit names. */
+/** If this number of units waits, they run while the previous sync runs; fewer wait until it ends. */
+const GATHERED_UNITS = 64;
+/** The most units that the span of a commit links to. */
 const MAX_LINKS = 64;
 
-/** How long another process may hold the file's lock before those who wait are told to come again, in milliseconds. */
+/** How long another process may hold the file's lock before waiting units are answered 503, in milliseconds. */
 const LOCK_WAIT_MS = 5_000;
 const MAX_PAUSE_MS = 50;
-/** From when on that shows in {@link WriteQueue.trouble}. */
-const TROUBLED_AFTER_MS = 1_000;
+/** After how long the wait shows in {@link WriteQueue.problem}, in milliseconds. */
+const PROBLEM_AFTER_MS = 1_000;
 
-/** TypeORM declares the flag read-only, because it sets it itself; here the queue begins and commits. */
+/** Sets TypeORM's flag, which is declared read-only because TypeORM sets it; here the queue begins and commits. */
 function markTransaction(runner: { isTransactionActive: boolean }, active: boolean): void {
   runner.isTransactionActive = active;
 }
@@ -75,7 +75,7 @@ class UnitOfWork extends SqliteStatements implements Transaction {
     return this.effects.attempt(this, part);
   }
 
-  // The writer is alone: nobody else could change what a lock would keep.
+  // Locks do nothing: the writer is alone.
   async lockRows(): Promise<void> {}
 
   async lockTable(): Promise<void> {}
@@ -83,23 +83,29 @@ class UnitOfWork extends SqliteStatements implements Transaction {
   async lockName(): Promise<void> {}
 }
 
-/** What a queue needs of who owns the file. */
+/** The options of a queue. */
 export interface WriteQueueOptions {
   readonly clock: Clock;
-  /** The value of `user_version` that this process set at its start; another one there means another process. */
+  /**
+   * The value of `user_version` that this process set at its start; if it changes, another process has opened the
+   * file.
+   */
   readonly generation: number;
   readonly deliver: Deliver;
-  /** Called when the disk is full. @returns whether there is room now, so that the same may be tried again */
-  readonly makeRoom: () => boolean;
-  /** Tells whether the file still has the name that it was opened by. */
-  readonly hasItsName: () => boolean;
-  /** Puts commits on the disk. Left out for a database in memory. */
+  /** Called when the disk is full. @returns whether there is room now, so that the batch can be run again */
+  readonly freeDiskSpace: () => boolean;
+  /** Whether the file still has the name under which it was opened. */
+  readonly isInPlace: () => boolean;
+  /** Syncs commits to the disk. Left out for a database in memory. */
   readonly log?: Pick<WriteAheadLog, 'written' | 'inFlight'>;
   /** Called after each commit; the next one begins when it resolves. */
   readonly afterCommit?: () => Promise<void>;
-  /** Called once when this process may never write again: another one writes, the file is gone, or a sync failed. */
+  /**
+   * Called once when this process may never write again: another process writes, the file was removed, or a sync
+   * failed.
+   */
   readonly onFenced: (reason: Error) => void;
-  /** Is told of each commit. */
+  /** Called after each commit. */
   readonly onCommit?: (commit: Commit) => void;
   /** How long another program may hold the file's lock, in milliseconds. */
   readonly lockWaitMs?: number;
@@ -108,16 +114,16 @@ export interface WriteQueueOptions {
 /** A unit that ran. */
 interface RanUnit {
   readonly unit: Unit;
-  /** Answers its caller, to be called once the commit is on the disk. */
+  /** Answers the caller; call it once the commit is on the disk. */
   readonly answer: () => void;
   /** Undefined if it threw. */
   readonly effects?: Effects;
 }
 
 /**
- * The one writer of a SQLite file. Units wait in a queue; each drain takes what waits, gives every unit a savepoint of
- * its own inside one `BEGIN IMMEDIATE`, and commits once. A unit that throws is undone alone. The log is synced beside the
- * event loop, and only then are the units answered; the next ones run meanwhile.
+ * The only writer of a SQLite file. It takes the units that wait, runs each in its own savepoint inside one `BEGIN
+ * IMMEDIATE`, and commits once. If a unit throws, it is rolled back alone. The log is synced off the event loop, and
+ * only then are the units answered; the next ones run meanwhile.
  */
 export class WriteQueue {
   private readonly waiting: Unit[] = [];
@@ -128,7 +134,7 @@ export class WriteQueue {
   private batches = 0;
   /** Resolves when the commits so far are answered. */
   private answered: Promise<unknown> = Promise.resolve();
-  private onEnough: (() => void) | undefined;
+  private onGathered: (() => void) | undefined;
 
   constructor(
     private readonly runner: QueryRunner,
@@ -136,17 +142,17 @@ export class WriteQueue {
     private readonly options: WriteQueueOptions,
   ) {}
 
-  /** How many commits were tried. */
+  /** The number of tried commits. */
   get commits(): number {
     return this.batches;
   }
 
-  /** Why the last commit failed, or waits; undefined if it is well. */
-  get trouble(): unknown {
+  /** The reason why the last commit failed or waits; undefined if commits succeed. */
+  get problem(): unknown {
     return this.fenced ?? this.failure;
   }
 
-  /** How many units wait for the next commit. */
+  /** The number of units that wait for the next commit. */
   get depth(): number {
     return this.waiting.length;
   }
@@ -157,33 +163,31 @@ export class WriteQueue {
   }
 
   /**
-   * Does the work in a transaction and answers when it is on the disk.
-   * Not re-entrant: a unit that called this would wait for itself, so that is refused.
-   * @throws ERR_UNAVAILABLE when the commit fails; nothing is stored then, or nobody knows, as the message says
+   * Runs the work in a transaction and resolves when it is on the disk. Refuses calls from inside a unit, which would
+   * wait for themselves.
+   * @throws ERR_UNAVAILABLE the commit failed; the message says whether the change is certainly not stored
    */
   run<T>(work: (tx: Transaction) => Promise<T>): Promise<T> {
     if (this.insideUnit) {
-      return Promise.reject(
-        new Error('write() was called inside a unit of work; use the transaction that is there'),
-      );
+      return Promise.reject(new Error('write() was called inside a unit of work; use its transaction'));
     }
     if (this.fenced) return Promise.reject(notStored(this.fenced));
     const span = startChild('unit_of_work');
     const answered = new Promise<T>((resolve, reject) => {
       this.waiting.push({ work, resolve: resolve as (value: unknown) => void, reject, span });
-      if (this.waiting.length === ENOUGH_UNITS) this.onEnough?.();
+      if (this.waiting.length === GATHERED_UNITS) this.onGathered?.();
       this.draining ??= detached(() => this.drain());
     });
     return span ? endWith(span, answered) : answered;
   }
 
-  /** Resolves when everything that waited is on the disk and answered, or refused. */
+  /** Resolves when all units that waited are stored and answered, or refused. */
   async idle(): Promise<void> {
     while (this.draining) await this.draining;
     await this.answered;
   }
 
-  /** Refuses all writes from now on, and says why. */
+  /** Refuses all writes from now on, with this reason. */
   fence(reason: Error): void {
     if (this.fenced) return;
     this.fenced = reason;
@@ -199,16 +203,16 @@ export class WriteQueue {
     this.draining = undefined;
   }
 
-  /** Waits until enough units are there to be worth a commit. */
+  /** Waits until a commit is worthwhile. */
   private async gather(): Promise<void> {
-    // One turn of the event loop, so that all requests that have arrived share the commit.
+    // Wait one turn of the event loop, so that all requests that have arrived share the commit.
     await nextTurn();
-    // Whatever is committed while a sync runs waits for the next one. To commit it now would only make more commits.
-    while (this.options.log?.inFlight && this.waiting.length < ENOUGH_UNITS) {
-      const enough = new Promise<void>((resolve) => {
-        this.onEnough = resolve;
+    // A commit during a sync waits for the next sync anyway, so committing now would only make more commits.
+    while (this.options.log?.inFlight && this.waiting.length < GATHERED_UNITS) {
+      const gathered = new Promise<void>((resolve) => {
+        this.onGathered = resolve;
       });
-      await Promise.race([this.options.log.inFlight, enough]);
+      await Promise.race([this.options.log.inFlight, gathered]);
     }
   }
 
@@ -242,21 +246,21 @@ export class WriteQueue {
     } catch (error) {
       ended({ error });
       markTransaction(this.runner, false);
-      // SQLite may have rolled back already (disk full, I/O error); a second ROLLBACK then says so and changes nothing.
+      // SQLite may have rolled back already (disk full, I/O error); a second ROLLBACK then fails and changes nothing.
       await this.runner.query('ROLLBACK').catch(() => undefined);
       this.failure = error;
       if (isSyncFailure(error)) this.fence(new SyncFailed(error as Error));
-      else if (isDiskError(error) && this.options.makeRoom()) {
+      else if (isDiskError(error) && this.options.freeDiskSpace()) {
         this.waiting.unshift(...taken);
         return;
       }
-      // BEGIN itself failed: nobody was taken yet, and without this nobody would ever be answered.
+      // BEGIN itself failed: no unit was taken yet, so take those that wait, or they would never be answered.
       if (taken.length === 0) taken.push(...this.waiting.splice(0));
       const lost = notStored(error);
       for (const unit of taken) unit.reject(lost);
       return;
     }
-    // At once, and not after the sync: others can read the change from now on.
+    // Now, and not after the sync, because others can read the change from now on.
     const answers = ran.map(applyEffects);
     const onDisk = (): void => {
       this.failure = undefined;
@@ -276,12 +280,12 @@ export class WriteQueue {
   }
 
   /**
-   * Begins the transaction. Waits for another program that holds the lock (a shell, a backup tool) without holding up the
-   * event loop, as SQLite's own waiting would.
+   * Begins the transaction. Waits for another program that holds the lock (a shell, a backup tool) without blocking the
+   * event loop, as SQLite's busy timeout would.
    * @throws the driver's error if it takes too long; DatabaseInUse if another process serves the file
    */
   private async begin(): Promise<void> {
-    const { generation, hasItsName, lockWaitMs = LOCK_WAIT_MS } = this.options;
+    const { generation, isInPlace, lockWaitMs = LOCK_WAIT_MS } = this.options;
     for (let waitedMs = 0, pauseMs = 1; ; pauseMs = Math.min(2 * pauseMs, MAX_PAUSE_MS)) {
       // A sync may have failed meanwhile.
       if (this.fenced) throw this.fenced;
@@ -290,7 +294,7 @@ export class WriteQueue {
         break;
       } catch (error) {
         if (!codeOf(error).startsWith('SQLITE_BUSY') || waitedMs >= lockWaitMs) throw error;
-        if (waitedMs > TROUBLED_AFTER_MS) this.failure = error;
+        if (waitedMs > PROBLEM_AFTER_MS) this.failure = error;
         await sleep(pauseMs);
         waitedMs += pauseMs;
       }
@@ -299,20 +303,20 @@ export class WriteQueue {
     markTransaction(this.runner, true);
     const [row] = (await this.runner.query('PRAGMA user_version')) as { user_version: number }[];
     const isOurs = row?.user_version === generation;
-    if (isOurs && hasItsName()) return;
+    if (isOurs && isInPlace()) return;
     const reason = isOurs
       ? new DatabaseError(
-          'The database file, or the log beside it, was moved, removed or replaced while in use, so this process stops. What it ' +
-            'stored last is in the log beside the name that the file had: give it that name back before you start again.',
+          'The database file, or the log beside it, was moved, removed or replaced while in use, so this process stops. Its ' +
+            'latest changes are in the log beside the old name of the file: restore that name before you start again.',
         )
       : new DatabaseInUse(
-          'Another process has opened the database to write. This one has stored all that it answered, and stops.',
+          'Another process has opened the database to write. This process has stored all changes that it answered, and stops.',
         );
     this.fence(reason);
     throw reason;
   }
 
-  /** Runs one unit in its savepoint. */
+  /** Runs a unit in its savepoint. */
   private async runUnit(unit: Unit): Promise<RanUnit> {
     const tx = new UnitOfWork(this.runner, this.dialect, this.options.clock.now(), this.options.deliver);
     await this.runner.query('SAVEPOINT unit');
@@ -324,7 +328,7 @@ export class WriteQueue {
       tx.isOver = true;
       // The disk's fault and not the unit's: it concerns all.
       if (isDiskError(error)) throw error;
-      // Fails where SQLite gave up the whole transaction: then the batch is lost, and the caller of this says so.
+      // Fails if SQLite has rolled back the whole transaction: then the batch fails, and the caller reports it.
       await this.runner.query('ROLLBACK TO unit');
       await this.runner.query('RELEASE unit');
       return { unit, answer: () => unit.reject(error) };
@@ -334,7 +338,7 @@ export class WriteQueue {
   }
 }
 
-/** Begins one span for a commit: below the first unit that is traced, with links to the others. */
+/** Begins the span of a commit: below the first traced unit, with links to the others. */
 function startCommit(units: readonly Unit[]): Span | undefined {
   const [first, ...others] = units.flatMap(({ span }) => span ?? []);
   return (
@@ -348,7 +352,10 @@ function startCommit(units: readonly Unit[]): Span | undefined {
   );
 }
 
-/** Does the effects of a unit that is committed. @returns what answers its caller: an effect that throws harms nobody else */
+/**
+ * Applies the effects of a committed unit. @returns the function that answers its caller; an effect that throws fails
+ * only this caller
+ */
 function applyEffects({ unit, answer, effects }: RanUnit): () => void {
   try {
     effects?.apply();
@@ -360,7 +367,7 @@ function applyEffects({ unit, answer, effects }: RanUnit): () => void {
 
 const unknownEffect = (cause: unknown): Error =>
   fail('ERR_UNAVAILABLE', undefined, {
-    message: 'The disk failed before the change was on it, so it may be stored or not; try again.',
+    message: 'The disk failed during the commit, so the change may be stored or not; try again.',
     retryAfterMs: 1_000,
     cause,
   });

@@ -15,7 +15,7 @@ import {
 import type { LeaseState } from './lease.entity';
 import { selectPreviousLeases } from './leases.queries';
 
-/** The number of attempts of one unit of work that get a span: a report of a thousand must not hold everybody up. */
+/** The most attempts of one unit of work that get a span: a report of a thousand must not block other requests. */
 const MAX_SPANS = 256;
 
 /** A lease that ended, of a task that may belong to a trace. */
@@ -24,26 +24,26 @@ export interface EndedLease {
   readonly taskId: number;
   readonly agentId: number;
   readonly kind: string;
-  /** Which attempt it was, from 1. */
+  /** The number of the attempt, from 1. */
   readonly attempt: number;
-  /** The task's, as it was enqueued with. */
+  /** The trace context that the task was enqueued with. */
   readonly traceparent: string | null;
   readonly state: LeaseState;
   readonly outcome: Outcome | null;
   /** In ms since the epoch. */
   readonly grantedAt: number;
-  /** Where the agent's own work stands in the trace, if it said so. */
+  /** The trace context of the agent's own span, if it reported one. */
   readonly agentTrace: TraceContext | undefined;
 }
 
 /**
- * Makes a span of each attempt at a task, in the trace that the task was enqueued with. It begins with the claim and is made when the
- * lease ends, on whichever replica that is: its id is worked out from the lease's, so nothing of it must be kept meanwhile.
+ * Creates a span of each attempt at a task, in the trace of the task's enqueue. The span starts at the claim. The
+ * replica that ends the lease creates it: its id is computed from the lease's id, so it need not be stored.
  */
 @Injectable()
 export class AttemptTraces {
   /**
-   * What an agent is told of a lease's place in a trace: its own spans go below it. The same whenever it is asked for.
+   * Computes the trace context of a lease, the parent of the agent's own spans. The result is always the same.
    * @returns undefined if the task belongs to no trace
    */
   traceparentOf(traceparent: string | null, leaseId: number): string | undefined {
@@ -53,7 +53,7 @@ export class AttemptTraces {
     return toTraceparent(tracing ? contextFor(task, leaseId) : task);
   }
 
-  /** Makes the spans of attempts once the unit that ended them is committed. Reads nothing if traces are off. */
+  /** Creates the spans of attempts once the unit that ended them is committed. Reads nothing if traces are off. */
   async record(tx: Transaction, leases: readonly EndedLease[]): Promise<void> {
     if (!tracing) return;
     const traced = leases.flatMap((lease) => {
@@ -72,7 +72,7 @@ export class AttemptTraces {
       for (const lease of spanned) {
         const previous = before.get(lease.id);
         const spanId = spanIdOf(lease.task.traceId, lease.id);
-        // One that only repeats what it was handed has made no span.
+        // An agent that returns the given trace context has created no span.
         const agentTrace = lease.agentTrace?.spanId === spanId ? undefined : lease.agentTrace;
         const links = [
           ...(previous === undefined ? [] : [linkTo(contextFor(lease.task, previous), 'previous_attempt')]),
@@ -107,7 +107,7 @@ const contextFor = (task: TraceContext, leaseId: number): TraceContext => ({
   spanId: spanIdOf(task.traceId, leaseId),
 });
 
-/** The id of a lease's span: any 64 bits that are not 0 will do, and every replica works out the same. */
+/** Computes the id of a lease's span: 64 bits that are not 0, the same on every replica. */
 function spanIdOf(traceId: string, leaseId: number): string {
   const id = hash('sha256', `${traceId} lease ${leaseId}`, 'hex').slice(0, 16);
   return /^0+$/.test(id) ? '0000000000000001' : id;

@@ -9,7 +9,7 @@ import type { RejectedReport } from './leases.dto';
 /** Upper bounds in seconds. */
 const HELD_BUCKETS = [0.01, 0.05, 0.1, 0.5, 1, 5, 15, 30, 60, 300, 1_800, 3_600];
 
-/** A completed lease whose report did not say how the check ended. */
+/** The outcome of a completed lease whose report named none. */
 const UNSAID = 'unsaid';
 
 const REJECTIONS: readonly RejectedReport['reason'][] = [
@@ -29,8 +29,7 @@ interface ReportedEnd {
 }
 
 /**
- * Counts how tasks and leases end, once the unit of work that does it is committed: what is undone, or done again, counts
- * once.
+ * Counts extended and ended leases once their unit of work is committed, so that a unit that is run again counts once.
  */
 @Injectable()
 export class LeaseMetrics implements OnApplicationBootstrap {
@@ -48,16 +47,16 @@ export class LeaseMetrics implements OnApplicationBootstrap {
   ) {
     this.extended = meter.counter({
       name: 'leases_extended_total',
-      help: 'Leases whose deadline was moved by their holder.',
+      help: 'Leases that their holder extended.',
     });
     this.completed = meter.counter({
       name: 'leases_completed_total',
-      help: 'Leases that were reported completed, by how the check ended.',
+      help: 'Leases that were reported as completed, by the outcome of the check.',
       labels: ['kind', 'outcome'],
     });
     this.cancelled = meter.counter({
       name: 'leases_cancelled_total',
-      help: 'Leases that their holder gave back.',
+      help: 'Leases that were reported as cancelled.',
       labels: ['kind'],
     });
     this.expired = meter.counter({
@@ -67,11 +66,11 @@ export class LeaseMetrics implements OnApplicationBootstrap {
     });
     this.revoked = meter.counter({
       name: 'leases_revoked_total',
-      help: 'Leases that an operator ended, or a hand-over.',
+      help: 'Leases that an operator or a hand-over ended.',
     });
     this.rejected = meter.counter({
       name: 'reports_rejected_total',
-      help: 'Reports on single leases that had no effect.',
+      help: 'Reports of single leases that had no effect.',
       labels: ['reason'],
     });
     this.held = meter.histogram({
@@ -82,7 +81,7 @@ export class LeaseMetrics implements OnApplicationBootstrap {
     });
   }
 
-  /** Begins the series of the known kinds at 0, so that the first of something is an increase. */
+  /** Starts the series of the known kinds at 0, so that the first event is an increase. */
   onApplicationBootstrap(): void {
     for (const kind of this.kinds.names()) {
       for (const counter of [this.cancelled, this.expired]) counter.add({ kind }, 0);

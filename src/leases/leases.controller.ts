@@ -22,7 +22,7 @@ import {
 } from './leases.dto';
 import { LeasesService } from './leases.service';
 
-/** What agents call to work. */
+/** The agents' routes for leases. */
 @ApiTags('leases')
 @Controller(AGENT_PATHS)
 export class LeasesController {
@@ -34,8 +34,8 @@ export class LeasesController {
   ) {}
 
   /**
-   * Grants leases on the best tasks that are queued, as far as the agent's capacities have room besides the leases that it
-   * holds; with `wait_ms`, waits for both.
+   * Grants leases of the best queued tasks, up to the agent's capacities minus the leases that it holds. With `wait_ms`
+   * it waits for tasks and for room.
    */
   @Post('claim')
   @HttpCode(200)
@@ -48,7 +48,8 @@ export class LeasesController {
   @ApiHeader({
     name: 'Idempotency-Key',
     required: false,
-    description: 'The same key and body again give those leases of the first call that are still live.',
+    description:
+      'A repeated call with the same key and body returns the leases of the first call that are still live.',
   })
   @ApiOkResponse({ type: ClaimResponse, headers: COME_BACK_AFTER })
   @GuardedErrors('ERR_CONFLICT')
@@ -67,7 +68,7 @@ export class LeasesController {
     return answer;
   }
 
-  /** Moves the deadlines of leases; those that the caller no longer holds are listed as revoked. */
+  /** Extends the deadlines of leases; those that the caller does not hold are listed as revoked. */
   @Post('extend')
   @HttpCode(200)
   @Agent()
@@ -81,8 +82,8 @@ export class LeasesController {
   }
 
   /**
-   * Takes reports of leases. Each report is judged alone: one that came too late, was answered otherwise or is not valid is
-   * listed as rejected, and the others are taken.
+   * Ends leases by their reports. Each report is validated alone: late, conflicting and invalid ones are listed as
+   * rejected, and the others have effect.
    */
   @Post('report')
   @HttpCode(200)

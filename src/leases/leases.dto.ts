@@ -9,10 +9,10 @@ import { HoldsSpec } from '../kinds/spec-holders';
 
 const MAX_LEASES = 1_000;
 
-/** What a lease gives to its agent. */
+/** A granted lease, with its task. */
 @HoldsSpec()
 export class LeaseGrant {
-  /** Names the lease in extends and reports; greater than that of any lease before. */
+  /** Identifies the lease in extends and reports; greater than that of every earlier lease. */
   @ApiProperty({ example: 4711 })
   lease_id!: number;
 
@@ -22,20 +22,23 @@ export class LeaseGrant {
   @ApiProperty({ example: 'dns' })
   kind!: string;
 
-  /** Milliseconds left, counted from when the agent sent the request. */
+  /** Milliseconds until the deadline, counted from when the agent sent the request. */
   @ApiProperty({ example: 60_000 })
   lease_until_ms!: number;
 
-  /** What to do, in the form of the kind, with the kind repeated in it. */
+  /** The spec of the task, with its kind. */
   @ApiProperty({ type: Object, example: { kind: 'dns', query: 'example.com', record_type: 'A' } })
   spec!: object;
 
-  /** Where the lease stands in its task's trace, by W3C Trace Context: the agent's own spans go below it. Left out if there is none. */
+  /**
+   * The lease's W3C Trace Context in the trace of its task: the parent of the agent's own spans. Left out if there is
+   * none.
+   */
   @ApiProperty({ required: false, example: '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' })
   traceparent?: string;
 }
 
-/** A claim of work. */
+/** A claim of tasks. */
 @AgentBody()
 export class ClaimRequest {
   /** The caller's own id. */
@@ -44,8 +47,8 @@ export class ClaimRequest {
   agent_id!: number;
 
   /**
-   * How many leases of each kind the agent is willing to hold at once, those that it holds already included. One claim grants
-   * at most 256; the kinds share them in proportion.
+   * The most leases of each kind that the agent can hold at once, including those that it holds already. One claim
+   * grants at most 256, which the kinds share in proportion.
    */
   @Field({
     type: 'map',
@@ -55,7 +58,7 @@ export class ClaimRequest {
   })
   capacities!: Record<string, number>;
 
-  /** How long to wait for work if there is none, in milliseconds. */
+  /** How long to wait for tasks if there are none, in milliseconds. */
   @ApiProperty({
     required: false,
     nullable: true,
@@ -71,13 +74,13 @@ export class ClaimRequest {
   wait_ms?: number | null;
 }
 
-/** The leases granted; none if there is nothing to do. */
+/** The granted leases; empty if there are no tasks. */
 export class ClaimResponse {
   @ApiProperty({ type: [LeaseGrant] })
   leases!: LeaseGrant[];
 }
 
-/** A wish for more time. */
+/** A request for later deadlines. */
 @AgentBody()
 export class ExtendRequest {
   /** The caller's own id. */
@@ -85,7 +88,7 @@ export class ExtendRequest {
   @IsId()
   agent_id!: number;
 
-  // The page fills examples in, so they name no lease: it could be one that the authorized agent holds.
+  // The documentation page sends the examples, so they name no lease: the authorized agent could hold it.
   /** At most 1,000 leases, each once. */
   @Field({
     type: 'list',
@@ -97,7 +100,7 @@ export class ExtendRequest {
   })
   lease_ids!: number[];
 
-  /** Counted from now, in milliseconds; taken as at least 10,000 and at most the lease duration. */
+  /** From now, in milliseconds; raised to at least 10,000 and limited to the lease duration. */
   @ApiProperty({ example: 30_000 })
   @IsInt()
   @Min(0)
@@ -110,7 +113,7 @@ export class ExtendOutcome {
   @ApiProperty({ example: 4711 })
   lease_id!: number;
 
-  /** Milliseconds left, counted from when the agent sent the request. */
+  /** Milliseconds until the deadline, counted from when the agent sent the request. */
   @ApiProperty({ example: 60_000 })
   new_deadline_ms!: number;
 }
@@ -125,7 +128,7 @@ export class ExtendResponse {
   revoked!: number[];
 }
 
-/** The result of one lease. */
+/** The report of one lease. */
 export class LeaseReport {
   @Field({ ...ID, example: 4711 })
   lease_id!: number;
@@ -134,11 +137,11 @@ export class LeaseReport {
   @Field({ type: 'list', optional: true, items: Observation, noun: 'observation', maxItems: 1_000 })
   observations?: Observation[] | null;
 
-  /** What the check came to; null if it is not said. */
+  /** The outcome of the check; null if it is not given. */
   @Field({ type: 'choice', optional: true, of: OUTCOMES, example: 'success' })
   outcome?: Outcome | null;
 
-  /** Where the agent's own work stands in the trace, by W3C Trace Context. One that is malformed counts as none. */
+  /** The W3C Trace Context of the agent's own span. Ignored if malformed. */
   @Field({
     type: 'unchecked',
     optional: true,
@@ -148,7 +151,7 @@ export class LeaseReport {
   traceparent?: string | null;
 }
 
-/** Reports, of which each is judged alone: see {@link judgeReport}. */
+/** Reports, each of which is validated alone: see {@link judgeReport}. */
 const REPORTS = {
   type: 'list',
   items: LeaseReport,
@@ -158,7 +161,7 @@ const REPORTS = {
   example: [],
 } as const;
 
-/** Results of leases, done or given back; at most 1,000 in all. Each is judged alone. */
+/** The reports of leases, completed and cancelled, at most 1,000 in total. Each is validated alone. */
 @AgentBody()
 export class ReportRequest {
   /** The caller's own id. */
@@ -167,11 +170,11 @@ export class ReportRequest {
   agent_id!: number;
 
   // As in an extend: the examples name no lease.
-  /** Leases whose task is done, whatever the outcome of the check. */
+  /** Leases whose task is completed, whatever the outcome of the check. */
   @Field(REPORTS)
   completed!: unknown[];
 
-  /** Leases given back: their tasks are tried again later. */
+  /** Returned leases: their tasks are retried later. */
   @Field(REPORTS)
   cancelled!: unknown[];
 }
@@ -180,15 +183,15 @@ export const REJECT_REASONS = ['expired', 'revoked', 'unknown', 'conflict', 'inv
 
 /** A report that had no effect. */
 export class RejectedReport {
-  /** As it was sent; 0 if the report is invalid and names no lease that can be read. */
+  /** As it was sent; 0 if the report is invalid and its lease id is missing or unreadable. */
   @ApiProperty({ example: 4711 })
   lease_id!: number;
 
-  /** What is known of an expired or revoked lease is kept as late evidence. The lease of an invalid report stays live. */
+  /** The result of an expired or revoked lease is stored as late. The lease of an invalid report stays live. */
   @ApiProperty({ enum: REJECT_REASONS, example: 'expired' })
   reason!: (typeof REJECT_REASONS)[number];
 
-  /** What is wrong with an invalid report: paths in the request to messages. */
+  /** The errors of an invalid report: paths in the request to messages. */
   @ApiPropertyOptional({
     type: 'object',
     additionalProperties: true,
@@ -197,9 +200,9 @@ export class RejectedReport {
   details?: ErrorDetails;
 }
 
-/** How many reports were taken. */
+/** The number of acknowledged reports, and the rejected ones. */
 export class ReportResponse {
-  /** Reports that have effect, repeats included. */
+  /** The number of reports that have effect, repeats included. */
   @ApiProperty({ example: 1 })
   acknowledged!: number;
 
@@ -211,16 +214,16 @@ export class ReportResponse {
 const problemOfReport = itemCheck(LeaseReport);
 
 /**
- * Judges one item of a report.
- * @param path where it stands in the body, for the details
- * @returns the report, or why it is rejected
+ * Validates one item of a report.
+ * @param path its path in the body, for the details
+ * @returns the report, or the rejection with its reason
  */
 export function judgeReport(item: unknown, path: string): LeaseReport | RejectedReport {
   const invalid = (details: ErrorDetails): RejectedReport => {
     const { lease_id } = Object(item) as { lease_id?: unknown };
     return { lease_id: isId(lease_id) ? lease_id : 0, reason: 'invalid', details };
   };
-  // What the parser found is said first: of a name that is there twice, the value that is left may be right.
+  // Report the parser's errors first: after a duplicate name the remaining value may be valid.
   const fault = faultOf(Object(item));
   if (fault) return invalid(fault);
   const problem = problemOfReport(item);
@@ -233,12 +236,12 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     lease_id,
     outcome: outcome ?? null,
     observations: observations ?? [],
-    // As the specification says: what can't be read is as if it were not there.
+    // The specification says: ignore a value that can't be parsed.
     traceparent: typeof traceparent === 'string' ? traceparent : null,
   };
 }
 
-/** The observations of a report as they are stored and shown: values as they were sent, unknown fields left out. */
+/** Serializes the observations of a report for storage and answers: values as sent, without unknown fields. */
 export function textOfObservations(observations: readonly Observation[]): string {
   const texts = observations.map((observation) => {
     const unit = observation.unit === undefined ? '' : `,"unit":${JSON.stringify(observation.unit)}`;

@@ -11,7 +11,7 @@ import { LeaseMetrics } from './lease-metrics';
 import { LeasesController } from './leases.controller';
 import { LeasesService } from './leases.service';
 
-/** Claims, extends and reports: which agent works on which task, until when, and the result. */
+/** Leases: grants, extends and ends them, and stores their results. */
 @Module({
   imports: [TelemetryModule, AgentsModule, ConcurrencyModule, KindsModule, QueueModule],
   controllers: [LeasesController],

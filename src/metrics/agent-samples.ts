@@ -1,13 +1,13 @@
 import type { Sample } from './metrics.dto';
 
-/** How many names are kept, counters and gauges together. */
+/** The most names, counters and gauges together. */
 export const MAX_NAMES = 500;
-/** How many of them one agent may introduce: names are free text, and one agent must not use up all of them. */
+/** The most names that one agent may introduce: names are free text, and one agent must not use up all of them. */
 export const MAX_NAMES_OF_AGENT = 100;
 
 const FIRST_SLOTS = 64;
 
-/** How many aggregates are shown, names and groups together: a scrape must not delay requests. */
+/** The most aggregates of a scrape, because it must not delay requests. */
 export const MAX_AGGREGATES = 2_000;
 
 /** The samples of one envelope. */
@@ -40,7 +40,7 @@ interface Column {
   values: Float64Array;
   /** When each value was stored, in seconds by the caller's clock. */
   takenAt: Uint32Array;
-  /** How many agents have a value. */
+  /** The number of agents that have a value. */
   holders: number;
 }
 
@@ -52,7 +52,7 @@ export class AgentSamples {
   private readonly slots = new Map<number, number>();
   private readonly free: number[] = [];
   private readonly columns = new Map<string, Column>();
-  /** How many names each agent has introduced. */
+  /** The number of names that each agent has introduced. */
   private readonly introduced = new Map<number, number>();
   /** When the last values of each slot were measured. */
   private measuredAt = new Float64Array(FIRST_SLOTS);
@@ -61,17 +61,17 @@ export class AgentSamples {
   private droppedValues = 0;
   private hiddenAggregates = 0;
 
-  /** How many values were dropped because there are too many names. */
+  /** The number of values that were dropped because there are too many names. */
   get dropped(): number {
     return this.droppedValues;
   }
 
-  /** How many aggregates {@link aggregates} left out the last time because there are too many. */
+  /** The number of aggregates that {@link aggregates} last left out because there are too many. */
   get hidden(): number {
     return this.hiddenAggregates;
   }
 
-  /** How many agents have values. */
+  /** The number of agents that have values. */
   get agents(): number {
     return this.slots.size;
   }

@@ -105,7 +105,7 @@ export class AgentSeries {
     if (this.readUpTo === undefined)
       await this.database.read((statements) => this.readStored(statements, seenSince));
     else await this.database.readOthers((statements) => this.readStored(statements, seenSince));
-    const seen = await this.database.read((statements) => this.liveness.heardSince(statements, seenSince));
+    const seen = await this.database.read((statements) => this.liveness.seenSince(statements, seenSince));
     await this.sortIntoGroups();
     this.samples.retain(seen, seenSince);
   }
@@ -114,7 +114,7 @@ export class AgentSeries {
     // If the clock was set back, new envelopes are earlier than the last one that was read.
     const upTo = Math.min(this.readUpTo ?? seenSince, this.clock.now());
     let [at, id] = [Math.max(seenSince, upTo - LATE_MS), 0];
-    for (;;) {
+    while (true) {
       const found = await listReceived(statements, at, id, BATCH);
       const batch = found.slice(0, fitting(found, BATCH));
       const last = batch.at(-1);

@@ -1,4 +1,4 @@
-import { isBackup, passOverIds } from '../database/backup';
+import { isBackup, skipIds } from '../database/backup';
 import type { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { selectAfterOfLast } from './audit.queries';
@@ -19,7 +19,7 @@ export async function settleRestore(database: Database): Promise<boolean> {
  * @returns the last skipped id of each table
  */
 export async function recordRestore(tx: Transaction, database: Database): Promise<Record<string, number>> {
-  const after = await passOverIds(tx, tx.now);
+  const after = await skipIds(tx, tx.now);
   await new AuditLog(database).record(tx, PROCESS, {
     action: 'database.restore',
     subject: 'database',

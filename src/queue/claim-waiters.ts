@@ -6,34 +6,35 @@ import { Lifecycle } from '../telemetry/lifecycle';
 /** A claim that waits for tasks of some kinds. */
 export interface Waiter {
   /**
-   * Stands in line for these kinds and no others, keeping its place where it stands already. A wake-up that was not used and was
-   * for a kind that it leaves goes to the next in that line, and to nobody else.
+   * Enters the lines of exactly these kinds, and keeps its position in lines that it is in already. An unused wake-up
+   * for a kind whose line it leaves goes to the next claim in that line.
    */
   standFor(kinds: readonly string[]): void;
   /**
-   * True when tasks may be there, false when the time is up, the caller hung up or the process drains or stops.
-   * @throws ERR_UNAVAILABLE too many wait already
+   * Waits. Resolves to true if there may be tasks, false if the time is over, the caller hung up, or the process drains
+   * or stops.
+   * @throws ERR_UNAVAILABLE too many claims wait already
    */
   woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
-  /** Says that the caller has looked for tasks: the wake-up that it had is used. */
+  /** Marks its wake-up as used, after the caller has searched for tasks. */
   served(): void;
-  /** Leaves the lines; a wake-up that was not used goes to the next in them. What changes with its agent still wakes it. */
+  /** Leaves all lines; an unused wake-up goes to the next claim. Changes of its agent still wake it. */
   stepAside(): void;
-  /** Steps aside for good: nothing wakes it any more. */
+  /** Leaves for good: nothing wakes it any more. */
   leave(): void;
-  /** True if it must be answered now, work or not: the process stops. */
+  /** True if it must be answered now, with or without tasks, because the process is stopping. */
   readonly isReleased: boolean;
 }
 
 /**
- * The claims that wait for work. They cost a few objects each and no queries: what makes tasks ready calls
- * {@link wake}, which wakes as many as there are tasks, in the order they came.
+ * Holds the claims that wait for tasks. Each costs a few objects and no queries. A unit that makes tasks ready calls
+ * {@link wake}, which wakes as many claims as there are tasks, first come, first served.
  */
 @Injectable()
 export class ClaimWaiters {
   private readonly byKind = new Map<string, Set<WaitingClaim>>();
   private readonly byAgent = new Map<number, Set<WaitingClaim>>();
-  /** Claims that sleep now. Not the same as those in a line: one that left its lines may wait on. */
+  /** Claims that sleep now. A claim that left its lines may still sleep. */
   private readonly asleep = new Set<WaitingClaim>();
 
   constructor(
@@ -44,13 +45,14 @@ export class ClaimWaiters {
     lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
   }
 
-  /** How many claims stand in line. */
+  /** The number of claims in lines. */
   get waiting(): number {
     return new Set([...this.byKind.values()].flatMap((line) => [...line])).size;
   }
 
   /**
-   * Stands in line for the kinds, on behalf of an agent. Do it before looking for tasks, so that none can slip in between.
+   * Enters the lines of the kinds for an agent. Call it before searching for tasks, so that no task is missed in
+   * between.
    */
   enlist(kinds: readonly string[], agentId: number): Waiter {
     const lines: Lines = {
@@ -65,12 +67,12 @@ export class ClaimWaiters {
     return waiter;
   }
 
-  /** Has the claims of an agent look again: it may hold more than before, what it may do may have changed, or its token be void. */
+  /** Wakes the claims of an agent: it may have room again, its state may have changed, or its token may be void. */
   wakeAgent(agentId: number): void {
     for (const waiter of this.byAgent.get(agentId) ?? []) waiter.rouseForAgent();
   }
 
-  /** Tells that this many tasks of a kind became ready. */
+  /** Wakes claims for this number of ready tasks of a kind. */
   wake(kind: string, count: number): void {
     let left = count;
     for (const waiter of this.byKind.get(kind) ?? []) {
@@ -111,21 +113,21 @@ interface Lines {
   leave(kind: string, claim: WaitingClaim): void;
   /** Wakes the next in a line. */
   passOn(kind: string): void;
-  /** Is told when the claim waits for nothing any more. */
+  /** Called when the claim no longer waits. */
   forget(claim: WaitingClaim): void;
 }
 
 class WaitingClaim implements Waiter {
   private kinds: readonly string[] = [];
-  /** The kind whose wake-up it has, and has not looked for yet. */
+  /** The kind of its wake-up, for which it has not searched yet. */
   private signalledFor: string | undefined;
-  /** The kind whose wake-up it is looking for. */
+  /** The kind of its wake-up, for which it searches now. */
   private looksFor: string | undefined;
-  /** Whether something changed with its agent: no wake-up of a line's, so nobody else is to have it. */
+  /** Whether its agent changed. Not a wake-up of a line, so it is not passed on. */
   private agentChanged = false;
   private notify: (() => void) | undefined;
   private readonly enlistedAt = performance.now();
-  /** When it is answered in a drain, by `performance.now()`. */
+  /** When it is answered during a drain, in `performance.now()`. */
   private releaseAt = Number.POSITIVE_INFINITY;
   private releaseTimer: NodeJS.Timeout | undefined;
 
@@ -136,7 +138,7 @@ class WaitingClaim implements Waiter {
     private readonly inFlight: InFlight,
   ) {}
 
-  /** @returns whether this one took the wake-up of a kind: it had none yet */
+  /** Wakes it for a kind. @returns whether it took the wake-up: false if it has one already */
   signal(kind: string): boolean {
     if (this.signalledFor !== undefined || this.lifecycle.stopping) return false;
     this.signalledFor = kind;
@@ -154,7 +156,7 @@ class WaitingClaim implements Waiter {
     return this.signalledFor !== undefined || this.agentChanged;
   }
 
-  /** Has it look again why it sleeps. */
+  /** Wakes it to check its state again. */
   rouse(): void {
     this.notify?.();
   }
@@ -163,12 +165,12 @@ class WaitingClaim implements Waiter {
     return this.lifecycle.stopping || performance.now() >= this.releaseAt;
   }
 
-  /** In a drain, ends its sleep at a moment of its own. */
+  /** Ends its sleep during a drain, at an instant of its own. */
   releaseInTime(): void {
     if (this.releaseAt === Number.POSITIVE_INFINITY)
       this.releaseAt = this.lifecycle.pickReleaseTime(this.enlistedAt);
     if (this.releaseAt === Number.POSITIVE_INFINITY) return;
-    // A timer may come a little early, by the clock that the release is judged by.
+    // A timer may fire a little early by the clock that decides about the release.
     const inMs = Math.max(0, this.releaseAt - performance.now()) + 1;
     this.releaseTimer = setTimeout(() => this.rouse(), inMs);
   }
@@ -208,7 +210,7 @@ class WaitingClaim implements Waiter {
     this.kinds = kinds;
     for (const kind of left) this.lines.leave(kind, this);
     for (const kind of kinds) this.lines.join(kind, this);
-    // Moved and not copied: two that leave the same lines would wake each other forever.
+    // Moved and not copied: two claims that leave the same lines would wake each other forever.
     for (const held of ['signalledFor', 'looksFor'] as const) {
       const kind = this[held];
       if (kind === undefined || !left.includes(kind)) continue;

@@ -11,7 +11,7 @@ import {
 } from './depth.queries';
 import { isFinished, TASK_STATES, type TaskState } from './task.entity';
 
-/** How many tasks of a kind are in a state. */
+/** The number of tasks of a kind in a state. */
 export interface Depth {
   readonly kind: string;
   readonly state: TaskState;
@@ -21,12 +21,14 @@ export interface Depth {
 const none = (): Counts => ({ scheduled: 0, queued: 0, leased: 0, completed: 0, cancelled: 0, dead: 0 });
 
 /**
- * Owns task_counts and task_count_deltas: how many tasks of each kind are in each state. A unit of work adds one row for each
- * kind that it changes, and changes none, so no unit waits for another; a job adds the rows up.
+ * Owns task_counts and task_count_deltas: the number of tasks of each kind in each state. A unit of work adds one row
+ * for each kind that it changes, and updates none, so that units do not wait for each other; a job sums the rows up.
  */
 @Injectable()
 export class QueueDepth {
-  /** Counts changes of state, in the unit that makes them. Null is before a task was created, or after it was deleted. */
+  /**
+   * Counts changes of state, in the unit that makes them. Null: before a task was created, or after it was deleted.
+   */
   async count(
     tx: Transaction,
     changes: readonly {
@@ -50,7 +52,7 @@ export class QueueDepth {
     );
   }
 
-  /** The depth of every kind and state that has tasks. */
+  /** Reads the depth of every kind and state that has tasks. */
   async depths(statements: Statements): Promise<Depth[]> {
     const rows = await selectCounts(statements);
     return rows.flatMap((row) =>
@@ -58,7 +60,7 @@ export class QueueDepth {
     );
   }
 
-  /** The same, with when the oldest of them was created, in ms since the epoch; null for finished tasks. */
+  /** Reads the same, with the creation of the oldest task, in ms since the epoch; null for finished tasks. */
   async depthsWithOldest(
     statements: Statements,
   ): Promise<(Depth & { readonly oldest_created_at: number | null })[]> {
@@ -77,7 +79,7 @@ export class QueueDepth {
     return selectKinds(statements);
   }
 
-  /** Adds the rows of units up, and deletes them. @returns how many there were */
+  /** Sums the rows of units up, and deletes them. @returns their number */
   async fold(tx: Transaction): Promise<number> {
     const rows = await takeDeltas(tx);
     const sums = new Map<string, Counts>();

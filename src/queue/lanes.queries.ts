@@ -1,7 +1,7 @@
 import type { WindowKey } from '../concurrency/window.entity';
 import type { SqlValue, Statements, Transaction } from '../database/statements';
 
-/** A place in the order of claiming within a lane: the lower first. The rank is minus the priority. */
+/** A position in the claim order of a lane: the lower first. The rank is minus the priority. */
 export interface Position {
   readonly rank: number;
   readonly id: number;
@@ -16,7 +16,7 @@ export interface ReadyRow {
   readonly rank: number;
   readonly task_id: number;
   readonly kind: string;
-  /** When it could be claimed first, in ms since the epoch. */
+  /** When it became ready, in ms since the epoch. */
   readonly ready_at: number;
   readonly not_after: number | null;
 }
@@ -63,12 +63,15 @@ const READY_COLUMNS = Object.keys(READY).join(', ');
 const READY_KEY = ['lane_id', 'rank', 'task_id'] as const;
 const KEYS = { kind: 'text', target: 'text' } as const;
 
-/** Statements for parts come in a few sizes, so that each is prepared once; what is left of one is of a lane that there is not. */
+/**
+ * Statements for parts have one of a few sizes, so that each is prepared once; the rest is filled with a lane that
+ * does not exist.
+ */
 const SIZES = [1, 2, 4, 8, 16, 32];
 const MAX_PARTS = 32;
 const NO_PART: LanePart = { laneId: 0, from: START, limit: 0 };
 
-/** Splits parts into groups that one statement takes, each filled up to one of the sizes. */
+/** Splits parts into groups for one statement, each filled up to one of the sizes. */
 function groupsOf(parts: readonly LanePart[]): LanePart[][] {
   const groups: LanePart[][] = [];
   for (let begin = 0; begin < parts.length; begin += MAX_PARTS) {
@@ -79,7 +82,7 @@ function groupsOf(parts: readonly LanePart[]): LanePart[][] {
   return groups;
 }
 
-/** The condition of a part, with its order and limit; `$1` is the present instant. */
+/** Builds the condition of a part, with its order and limit; `$1` is the current instant. */
 const within = (i: number): string => {
   const at = 2 + 4 * i;
   return `WHERE lane_id = $${at} AND (rank, task_id) >= ($${at + 1}, $${at + 2}) AND (not_after IS NULL OR not_after > $1)
@@ -89,7 +92,7 @@ const within = (i: number): string => {
 const valuesOf = (parts: readonly LanePart[]): SqlValue[] =>
   parts.flatMap(({ laneId, from, limit }) => [laneId, from.rank, from.id, limit]);
 
-/** Takes the best tasks of each part out of `ready`. Those that another unit is taking are left out. */
+/** Deletes the best tasks of each part from `ready` and returns them. Skips those that another unit has locked. */
 export async function takeReady(tx: Transaction, parts: readonly LanePart[]): Promise<ReadyRow[]> {
   const taken: ReadyRow[] = [];
   for (const group of groupsOf(parts))
@@ -107,7 +110,7 @@ export async function takeReady(tx: Transaction, parts: readonly LanePart[]): Pr
   return taken;
 }
 
-/** The positions of the best tasks of each part, without taking them. */
+/** Reads the positions of the best tasks of each part. */
 export async function selectReady(
   statements: Statements,
   parts: readonly LanePart[],
@@ -172,7 +175,7 @@ export async function insertReady(tx: Transaction, rows: readonly ReadyRow[]): P
   );
 }
 
-/** The lanes of these kinds and targets that there are; a target is empty for the lane that a kind's tasks share. */
+/** Finds the lanes of these kinds and targets; the target is empty for a kind's shared lane. */
 export function selectLanes(
   statements: Statements,
   keys: readonly WindowKey[],
@@ -184,7 +187,7 @@ export function selectLanes(
   );
 }
 
-/** Adds open, empty lanes; those that are there stay as they are. */
+/** Adds open, empty lanes, unless they exist. */
 export async function insertLanes(tx: Transaction, keys: readonly WindowKey[]): Promise<void> {
   if (keys.length === 0) return;
   await tx.run(
@@ -194,13 +197,13 @@ export async function insertLanes(tx: Transaction, keys: readonly WindowKey[]): 
   );
 }
 
-/** Whether any target has a lane of its own. */
+/** Whether any target has its own lane. */
 export async function hasOwnLanes(statements: Statements): Promise<boolean> {
   const row = await statements.first(`SELECT 1 AS one FROM lanes WHERE target > '' LIMIT 1`);
   return row !== undefined;
 }
 
-/** The open lanes of targets of a kind that have tasks, by their best tasks. */
+/** Lists the open lanes of a kind's targets that have tasks, by their best tasks. */
 export function selectOpenLanes(statements: Statements, kind: string, limit: number): Promise<OpenLane[]> {
   return statements.rows<OpenLane>(
     `SELECT l.id, l.target, l.head_rank, l.head_id, w.slots - w.leased AS room
@@ -213,7 +216,7 @@ export function selectOpenLanes(statements: Statements, kind: string, limit: num
   );
 }
 
-/** Those of the lanes that are of targets of a kind, and open. */
+/** Lists those of the lanes that belong to targets of a kind and are open. */
 export function selectOpenAmong(
   statements: Statements,
   kind: string,
@@ -228,7 +231,7 @@ export function selectOpenAmong(
   );
 }
 
-/** What came into a lane of a target: how many, and the best of them. */
+/** Tasks that were added to a lane of a target: their number, and the best of them. */
 export interface LaneAddition {
   readonly id: number;
   readonly count: number;
@@ -236,7 +239,7 @@ export interface LaneAddition {
   readonly head: number;
 }
 
-/** Counts what came into lanes that the unit has locked; the best of it may be the lane's best. */
+/** Counts tasks that were added to locked lanes, and updates the lanes' best task. */
 export async function addToLanes(tx: Transaction, additions: readonly LaneAddition[]): Promise<void> {
   if (additions.length === 0) return;
   const isBetter = 'lanes.head_id IS NULL OR (r.rank, r.head) < (lanes.head_rank, lanes.head_id)';
@@ -251,7 +254,7 @@ export async function addToLanes(tx: Transaction, additions: readonly LaneAdditi
   );
 }
 
-/** Counts what left lanes that the unit has locked, and looks up which task is the best now. */
+/** Counts tasks that left locked lanes, and looks the lanes' best task up. */
 export async function removeFromLanes(tx: Transaction, counts: ReadonlyMap<number, number>): Promise<void> {
   if (counts.size === 0) return;
   const best = (column: string) =>
@@ -280,7 +283,7 @@ export async function setLanesOpen(
   );
 }
 
-/** How many tasks are queued in the lanes of these targets. */
+/** Counts the queued tasks in the lanes of these targets. */
 export async function countInLanes(
   statements: Statements,
   keys: readonly WindowKey[],
@@ -292,7 +295,7 @@ export async function countInLanes(
   );
 }
 
-/** How many tasks of each kind are queued in lanes of targets that an operator has stopped by a limit of 0. */
+/** Counts the queued tasks of each kind in lanes of targets with a limit of 0. */
 export function countStopped(statements: Statements): Promise<{ kind: string; queued: number }[]> {
   return statements.rows(
     `SELECT l.kind, sum(l.queued) AS queued FROM concurrency_windows w CROSS JOIN lanes l
@@ -300,7 +303,7 @@ export function countStopped(statements: Statements): Promise<{ kind: string; qu
   );
 }
 
-/** Deletes lanes of targets that have no limit any more and are empty. @returns how many */
+/** Deletes empty lanes of targets without a limit. @returns their number */
 export function deleteIdleLanes(tx: Transaction, limit: number): Promise<number> {
   return tx.run(
     `DELETE FROM lanes WHERE id IN (

@@ -24,12 +24,12 @@ import {
   takeReady,
 } from './lanes.queries';
 
-/** A queued task as its place in a lane needs it. */
+/** The columns of a queued task that its lane needs. */
 export interface LaneTask extends WindowKey {
   readonly id: number;
   readonly priority: number;
   readonly not_after: number | null;
-  /** When it could be claimed first, in ms since the epoch; now if that is left out. */
+  /** When it became ready, in ms since the epoch; now if it is left out. */
   readonly ready_at?: number;
 }
 
@@ -39,10 +39,10 @@ const MAX_ROUNDS = 4;
 const WIDENING = 8;
 const MAX_LANES = 512;
 
-/** The rank of a task in its lane: the lower goes first. */
+/** Computes the rank of a task in its lane: the lower goes first. */
 export const rankOf = (priority: number): number => (priority === 0 ? 0 : -priority);
 
-/** Whether a position comes before another in the order of claiming. */
+/** Whether a position comes before another in claim order. */
 export const isBefore = (a: Position, b: Position): boolean =>
   a.rank < b.rank || (a.rank === b.rank && a.id < b.id);
 
@@ -65,7 +65,7 @@ interface Known {
   generation: number;
 }
 
-/** What one unit of work has done to lanes of targets, settled when it has done all. */
+/** The changes of one unit of work to lanes of targets, applied at its end. */
 interface Touched {
   readonly added: Map<number, { count: number; best: Position }>;
   readonly removed: Map<number, number>;
@@ -77,50 +77,52 @@ interface Touched {
 }
 
 /**
- * Owns lanes and ready: which queued tasks are the same to a claim, and in what order they are claimed. All tasks of a kind
- * share a lane, but for those of a target that has a limit: they have a lane of their own, so that a claim never walks past
- * tasks that it may not take.
+ * Owns lanes and ready: the queued tasks in claim order. All tasks of a kind share a lane, except those of a target
+ * that has a limit: each such target has its own lane, so that a claim never scans tasks that a limit holds back.
  */
 @Injectable()
 export class Lanes {
-  /** The lanes that all tasks of a kind share; such a lane is never deleted. */
+  /** The shared lane of each kind, which is never deleted. */
   private readonly shared = new Map<string, number>();
-  /** The ids of all of them that were ever seen, those of units that are not committed included. */
+  /** The ids of all shared lanes, including those of units that are not committed. */
   private readonly sharedIds = new Set<number>();
-  /** By lane. A claim begins its search here: before it there are only deleted rows, which a held snapshot keeps. */
+  /**
+   * The position at which a claim begins its search, by lane: before it there are only deleted rows, which an open
+   * snapshot keeps.
+   */
   private readonly known = new Map<number, Known>();
   private readonly touched = new WeakMap<Transaction, Touched>();
   private readonly ownLanes = new WeakMap<Transaction, Promise<boolean>>();
 
   constructor(private readonly windows: Windows) {}
 
-  /** Where a search in a lane that tasks share begins. */
+  /** Returns the position at which a search in a shared lane begins. */
   positionOf(laneId: number): Position {
     return this.known.get(laneId)?.position ?? START;
   }
 
-  /** The lanes that are searched from somewhere else than the start. */
+  /** The lanes that are not searched from the start. */
   get positions(): readonly (readonly [laneId: number, position: Position])[] {
     return [...this.known].map(([laneId, { position }]) => [laneId, position] as const);
   }
 
-  /** Has the next search begin at this position, or before it: a task is there. */
+  /** Sets the search position back to this one, because a task was added there. */
   setBack(laneId: number, position: Position): void {
-    // Also if nothing is known of it: a unit that is under way may be about to remember a later position.
+    // Also if there is no position: a running unit may be about to set a later one.
     const known = this.known.get(laneId) ?? { position: START, generation: 0 };
     this.known.set(laneId, known);
     known.generation++;
     if (isBefore(position, known.position)) known.position = position;
   }
 
-  /** Has all searches begin at the start: what was told of tasks may have been missed. */
+  /** Resets all searches to the start, because announcements of tasks may be lost. */
   forgetPositions(): void {
     for (const laneId of this.known.keys()) this.setBack(laneId, START);
   }
 
   /**
-   * Puts tasks into the lanes that they belong to. {@link settle} has to be called before the unit ends.
-   * @returns the rows that were added
+   * Adds tasks to their lanes. Call {@link settle} before the unit ends.
+   * @returns the added rows
    */
   async add(tx: Transaction, tasks: readonly LaneTask[]): Promise<ReadyRow[]> {
     if (tasks.length === 0) return [];
@@ -145,13 +147,13 @@ export class Lanes {
     return rows;
   }
 
-  /** Puts taken tasks back to where they were. */
+  /** Puts taken tasks back into their lanes. */
   async putBack(tx: Transaction, rows: readonly ReadyRow[]): Promise<void> {
     await insertReady(tx, rows);
     for (const row of rows) if (!this.isOfKind(row.lane_id)) this.noteAdded(tx, row);
   }
 
-  /** Where each of the tasks may be queued: in the lane of its kind, and in that of its target if there is one. */
+  /** Lists the lanes that each task may be in: its kind's, and its target's if there is one. */
   async placesOf(
     tx: Transaction,
     tasks: readonly LaneTask[],
@@ -166,7 +168,7 @@ export class Lanes {
     );
   }
 
-  /** Takes note that rows were taken out of `ready`. {@link settle} has to be called before the unit ends. */
+  /** Records that rows were deleted from `ready`. Call {@link settle} before the unit ends. */
   noteRemoved(tx: Transaction, rows: readonly ReadyRow[]): void {
     const { removed } = this.touchedIn(tx);
     for (const { lane_id: lane } of rows)
@@ -174,9 +176,9 @@ export class Lanes {
   }
 
   /**
-   * Takes the best tasks of the kinds out of the queue: of each kind the given number at most, and of each limited target at most as many as
-   * its window has room for. Which of them get their slots is decided at the end of the unit, see {@link Windows}.
-   * {@link settle} has to be called before the unit ends.
+   * Takes the best tasks of the kinds from the queue: of each kind at most the given number, and of each target with a
+   * limit at most as many as its window has room for. {@link Windows} decides at the end of the unit which of them get
+   * slots. Call {@link settle} before the unit ends.
    */
   async take(tx: Transaction, wanted: ReadonlyMap<string, number>): Promise<ReadyRow[]> {
     const shared = await this.sharedLanes(tx, new Set(wanted.keys()));
@@ -223,9 +225,9 @@ export class Lanes {
   }
 
   /**
-   * Moves some of the queued tasks of a limited target into its lane.
+   * Moves some of the queued tasks of a target with a limit into its lane.
    * @param windowId of the target's window
-   * @param limit how many of the target's tasks are looked at
+   * @param limit the most tasks of the target that are read
    * @returns whether there may be more
    */
   async moveNext(tx: Transaction, windowId: number, limit: number): Promise<boolean> {
@@ -250,7 +252,7 @@ export class Lanes {
     return !isLast;
   }
 
-  /** Has the lanes of targets opened or closed. {@link settle} has to be called before the unit ends. */
+  /** Opens or closes lanes of targets. Call {@link settle} before the unit ends. */
   setOpen(tx: Transaction, keys: readonly WindowKey[], isOpen: boolean): void {
     if (keys.length === 0) return;
     const { switched } = this.touchedIn(tx);
@@ -258,8 +260,8 @@ export class Lanes {
   }
 
   /**
-   * Brings lanes of targets in step with what the unit put into `ready` and took out of it, and with their windows. Comes last of
-   * all that it locks, and once: lanes are locked after windows, all of them by ascending ids.
+   * Updates lanes of targets by the rows that the unit added to and deleted from `ready`, and by their windows. Call it
+   * once, after all other locks: lanes are locked after windows, all of them by ascending ids.
    */
   async settle(tx: Transaction): Promise<void> {
     const touched = this.touched.get(tx);
@@ -269,7 +271,7 @@ export class Lanes {
     const switched = [...touched.switched.values()];
     const keysTo = (isOpen: boolean) => switched.filter((one) => one.isOpen === isOpen).map(({ key }) => key);
     const lanes = switched.length === 0 ? [] : await selectLanes(tx, [...keysTo(true), ...keysTo(false)]);
-    // Before the statements that look: what other units put into these lanes they must see.
+    // Lock before the statements that read, so that they see the rows of other units.
     await tx.lockRows('lanes', [
       ...new Set([...added.keys(), ...removed.keys(), ...lanes.map(({ id }) => id)]),
     ]);
@@ -281,7 +283,7 @@ export class Lanes {
     await removeFromLanes(tx, removed);
   }
 
-  /** The lanes that tasks of these kinds share, added if there is none. */
+  /** Finds or adds the shared lanes of these kinds. */
   async sharedLanes(tx: Transaction, kinds: ReadonlySet<string>): Promise<ReadonlyMap<string, number>> {
     const keys = [...kinds].filter((kind) => !this.shared.has(kind)).map((kind) => ({ kind, target: '' }));
     if (keys.length === 0) return this.shared;
@@ -298,11 +300,13 @@ export class Lanes {
     return new Map([...this.shared, ...found]);
   }
 
-  /** The open lanes of a kind's targets: the best by what is committed, and those that this unit has put tasks into. */
+  /**
+   * Lists the open lanes of a kind's targets: the best committed ones, and those to which this unit has added tasks.
+   */
   private async openLanes(tx: Transaction, kind: string, limit: number): Promise<TakableLane[]> {
     const lanes: TakableLane[] = await selectOpenLanes(tx, kind, limit);
     const known = new Set(lanes.map(({ id }) => id));
-    // Their best tasks are not in the lanes' rows before the unit settles.
+    // Their best tasks are not in the lanes' rows before settle().
     const own = [...(this.touched.get(tx)?.added.keys() ?? [])].filter((id) => !known.has(id));
     if (own.length > 0) lanes.push(...(await selectOpenAmong(tx, kind, own)));
     const { rooms } = this.touchedIn(tx);
@@ -310,10 +314,7 @@ export class Lanes {
     return lanes;
   }
 
-  /**
-   * Takes from the lane that tasks share and from open lanes of targets, the best of all. Looks at more lanes if those with the
-   * best heads have less than they show: a head's time to begin is over, or another unit is taking it.
-   */
+  /** Takes the best tasks of the shared lane and of open lanes of targets. */
   private async takeMixed(
     tx: Transaction,
     shared: { readonly kind: string; readonly laneId: number },
@@ -372,7 +373,7 @@ export class Lanes {
     return taken;
   }
 
-  /** For each task the lane that it belongs to. */
+  /** Finds the lane of each task. */
   private async lanesOf(
     tx: Transaction,
     tasks: readonly WindowKey[],
@@ -404,7 +405,7 @@ export class Lanes {
     return known;
   }
 
-  /** Whether a lane is one that all tasks of a kind share. */
+  /** Whether a lane is a kind's shared lane. */
   isOfKind(laneId: number): boolean {
     return this.sharedIds.has(laneId);
   }
@@ -431,7 +432,10 @@ export class Lanes {
     });
   }
 
-  /** Once the unit is committed, searches of these lanes begin at what it took first; unless a task came in before that. */
+  /**
+   * Once the unit is committed, moves the search positions of these lanes to its first task, unless a task was added
+   * before that.
+   */
   private rememberPositions(
     tx: Transaction,
     taken: readonly ReadyRow[],

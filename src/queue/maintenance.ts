@@ -24,23 +24,26 @@ import {
   takeFinishedBefore,
 } from './transitions.queries';
 
-/** How often time is looked at: what was promised within a second has several tries. */
+/** The interval of ticks, in milliseconds: promises within a second have several tries. */
 const TICK_MS = 250;
 const SECOND_MS = 1_000;
 const HOUR_MS = 3_600_000;
-/** How many rows one transaction of a tick takes, so that no request waits long behind it. */
+/** The most rows of one transaction of a tick, so that requests wait only briefly. */
 const BATCH = 500;
-/** How many tasks of a target are moved into its lane at a time, and the pause between, in milliseconds: claims go on meanwhile. */
+/**
+ * The number of a target's tasks that are moved into its lane at a time, and the pause between, in milliseconds, for
+ * claims.
+ */
 const MOVED_AT_ONCE = 500;
 const MOVE_PAUSE_MS = 10;
-/** Checking for tasks before where searches begin takes at most this share of the time. */
+/** The largest share of time for checking for tasks before search positions. */
 const CHECK_SHARE = 0.05;
 
-/** What time does to something that another folder owns. */
+/** Timed work of another folder. */
 export interface DueWork {
-  /** Whether there is something to do. Reads what is committed. */
+  /** Whether there is something to do. Reads committed rows. */
   isDue(statements: Statements): Promise<boolean>;
-  /** Does some of it in a transaction of its own. @returns how much it did: less than the limit if that was all */
+  /** Does a part of it in its own transaction. @returns the number of rows: less than the limit if all is done */
   run(limit: number): Promise<number>;
 }
 
@@ -48,8 +51,8 @@ export interface DueWork {
 export type DeletionListener = (tx: Transaction, taskIds: readonly number[]) => Promise<void>;
 
 /**
- * Does what time does to the queue: leases expire, scheduled tasks are queued, tasks whose `not_after` has come are dead, old
- * ones are deleted; and keeps counts, lanes and positions in order.
+ * Runs the timed work of the queue: expires leases, queues scheduled tasks, ends tasks whose `not_after` has passed,
+ * deletes old ones; and maintains counts, lanes and search positions.
  */
 @Injectable()
 export class QueueMaintainer {
@@ -72,12 +75,12 @@ export class QueueMaintainer {
     for (const name of ['reaper', 'queue-counts', 'lane-moves', 'task-retention']) this.jobs.declare(name);
   }
 
-  /** Has this looked at with every tick, before tasks are. */
+  /** Adds work that runs at every tick, before the queue's own. */
   addDueWork(work: DueWork): void {
     this.dueWork.push(work);
   }
 
-  /** Calls back, in the transaction, when tasks are deleted. */
+  /** Subscribes to the deletion of tasks. The listener runs in the transaction. */
   onTasksDeleted(listener: DeletionListener): void {
     this.deletionListeners.push(listener);
   }
@@ -103,13 +106,13 @@ export class QueueMaintainer {
   }
 
   /**
-   * Does what is due: leases past their deadline, scheduled tasks whose instant has come, tasks whose time is up.
-   * After an outage of the service nothing expires before every live lease has had one more lease duration.
+   * Runs the work that is due: leases past their deadline, scheduled tasks, tasks whose `not_after` has passed. After
+   * an outage of the service nothing expires before every live lease has had one more lease duration.
    */
   async reap(): Promise<void> {
     await this.continuity.refresh();
     this.continuity.runningSince();
-    // By the read connection first: an idle service writes nothing.
+    // Check through the read connection first: an idle service writes nothing.
     const due = await this.database.read(async (statements) => ({
       work: await Promise.all(this.dueWork.map((work) => work.isDue(statements))),
       tasks: await isAnyDue(statements, this.clock.now()),
@@ -123,13 +126,13 @@ export class QueueMaintainer {
     await this.checkPositions();
   }
 
-  /** Adds up the changes of counts that units have left. */
+  /** Sums up the changes of counts. */
   async foldCounts(): Promise<void> {
     const any = await this.database.read(hasDeltas);
     if (any) await this.database.write((tx) => this.depth.fold(tx));
   }
 
-  /** Moves the queued tasks of targets that have a limit into their lanes, until all are there. */
+  /** Moves the queued tasks of targets with a limit into their lanes, until all are there. */
   async moveTasks(): Promise<void> {
     const moving = await this.database.read((statements) => selectMovingWindows(statements));
     for (const { id } of moving)
@@ -137,7 +140,7 @@ export class QueueMaintainer {
         await sleep(MOVE_PAUSE_MS);
   }
 
-  /** Deletes tasks that ended longer ago than they are kept, with their leases; lanes and keys that nobody needs any more. */
+  /** Deletes tasks whose retention time is over, with their leases; and lanes and keys that are no longer needed. */
   async purge(): Promise<void> {
     const now = this.clock.now();
     const kinds = await this.database.read((statements) => this.depth.kinds(statements));
@@ -171,9 +174,9 @@ export class QueueMaintainer {
   }
 
   /**
-   * Queues scheduled tasks whose instant has come.
-   * @param limit how many at most
-   * @returns how many
+   * Queues scheduled tasks that are due.
+   * @param limit the most tasks
+   * @returns their number
    */
   private queueDue(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
@@ -188,9 +191,9 @@ export class QueueMaintainer {
   }
 
   /**
-   * Ends tasks that nobody holds and whose `not_after` has come.
-   * @param limit how many at most
-   * @returns how many
+   * Ends tasks without a live lease whose `not_after` has passed.
+   * @param limit the most tasks
+   * @returns their number
    */
   private endExpired(limit: number): Promise<number> {
     return this.database.write(async (tx) => {
@@ -207,8 +210,9 @@ export class QueueMaintainer {
   }
 
   /**
-   * Looks for tasks before where searches of lanes begin: there are none, unless a claim of another replica was undone or word of
-   * tasks was lost. Only reads; while a snapshot is held it walks over all that was deleted since, so it is done seldom then.
+   * Checks for tasks before the search positions of lanes. There are none, unless a claim of another replica was rolled
+   * back or an announcement was lost. Only reads; while a snapshot is open it scans all rows that were deleted since,
+   * so it runs rarely then.
    */
   private async checkPositions(): Promise<void> {
     const startedAt = performance.now();

@@ -9,12 +9,12 @@ import { QueueDepth } from './depth';
 import { countStopped } from './lanes.queries';
 import { TASK_REASONS, type TaskReason } from './task.entity';
 
-/** Upper bounds in seconds: from at once to as long as a queue that nobody works on. */
+/** Upper bounds in seconds: from at once to the wait in a stalled queue. */
 const WAIT_BUCKETS = [0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 600, 900, 1_200, 1_800, 7_200, 43_200];
 
 /**
- * Shows how deep the queue is, the same on each replica; and counts what enters and leaves it, once the unit of work that does it is
- * committed: what is undone, or done again, counts once.
+ * Shows the depth of the queue, the same on each replica, and counts the tasks that enter and leave it, once their unit
+ * of work is committed, so that a unit that is run again counts once.
  */
 @Injectable()
 export class QueueMetrics implements OnApplicationBootstrap {
@@ -32,12 +32,12 @@ export class QueueMetrics implements OnApplicationBootstrap {
   ) {
     this.enqueued = meter.counter({
       name: 'tasks_enqueued_total',
-      help: 'Tasks that were enqueued.',
+      help: 'Enqueued tasks.',
       labels: ['kind'],
     });
     this.granted = meter.counter({
       name: 'leases_granted_total',
-      help: 'Leases that were granted.',
+      help: 'Granted leases.',
       labels: ['kind'],
     });
     this.dead = meter.counter({
@@ -47,7 +47,7 @@ export class QueueMetrics implements OnApplicationBootstrap {
     });
     this.wait = meter.histogram({
       name: 'task_wait_seconds',
-      help: 'How long tasks waited for a claim: since they were enqueued, due, or put back by an operator.',
+      help: 'How long tasks waited for a claim, since they were enqueued, due, or retried by an operator.',
       labels: ['kind'],
       buckets: WAIT_BUCKETS,
     });
@@ -58,7 +58,7 @@ export class QueueMetrics implements OnApplicationBootstrap {
     });
     const oldest = meter.gauge({
       name: 'oldest_queued_task_age_seconds',
-      help: 'How long ago the oldest of the queued tasks was enqueued.',
+      help: 'Time since the oldest queued task was enqueued.',
       labels: ['kind'],
     });
     const stopped = meter.gauge({
@@ -81,7 +81,7 @@ export class QueueMetrics implements OnApplicationBootstrap {
     });
   }
 
-  /** Begins the series of the known kinds at 0, so that the first of something is an increase. */
+  /** Starts the series of the known kinds at 0, so that the first event is an increase. */
   onApplicationBootstrap(): void {
     for (const kind of this.kinds.names()) {
       for (const counter of [this.enqueued, this.granted]) counter.add({ kind }, 0);
@@ -93,7 +93,7 @@ export class QueueMetrics implements OnApplicationBootstrap {
     addByKind(tx, this.enqueued, tasks);
   }
 
-  /** @param tasks with when each could have been claimed first, in ms since the epoch */
+  /** @param tasks each with the instant when it became ready, in ms since the epoch */
   countGranted(tx: Transaction, tasks: readonly { kind: string; readyAt: number }[]): void {
     if (tasks.length === 0) return;
     const { now } = tx;

@@ -12,7 +12,7 @@ import { QueueMetrics } from './queue-metrics';
 import { TaskLog } from './task-log';
 import { TaskTransitions } from './transitions';
 
-/** What tasks wait in, and the one writer of their states. */
+/** The queue: lanes, waiting claims, and the only writer of the states of tasks. */
 @Module({
   imports: [ConcurrencyModule, KindsModule, TelemetryModule],
   providers: [TaskTransitions, Lanes, QueueDepth, ClaimWaiters, QueueMaintainer, QueueMetrics, TaskLog],

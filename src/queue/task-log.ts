@@ -5,10 +5,10 @@ import { LineBudget } from '../telemetry/line-budget';
 import { parseTraceparent } from '../tracing';
 import type { TaskReason } from './task.entity';
 
-/** Lines a second, and at once, of what somebody may want to know of at the usual level. */
+/** The most lines a second, and at once, at the usual level. */
 const NEWS: [perSecond: number, burst: number] = [1, 100];
 
-/** A lease that ended, as a line names it. */
+/** The fields of a line for a lease that ended. */
 export interface LoggedLease {
   readonly id: number;
   readonly taskId: number;
@@ -20,7 +20,7 @@ export interface LoggedLease {
   readonly outcome: string | null;
 }
 
-/** What a line names a task by. */
+/** The fields of a line for a task. */
 interface Named {
   readonly id: number;
   readonly kind: string;
@@ -28,14 +28,14 @@ interface Named {
 }
 
 /**
- * Writes the life of tasks to the log: each line has the `task_id`, and the `trace_id` if the task has one. Leases that expire and
- * tasks that die are there at the usual level, within a budget; the rest at `debug`, where each task has a line for each step.
+ * Logs the steps of tasks: each line has the `task_id`, and the `trace_id` if the task has one. Expired leases and dead
+ * tasks are logged at the usual level, within a budget; all steps at `debug`.
  */
 @Injectable()
 export class TaskLog {
   private readonly logger = new Logger('Tasks');
   private readonly news = new LineBudget(...NEWS);
-  /** How many lines of each message were left out since the last one. */
+  /** The number of lines of each message that were left out since the last one. */
   private readonly suppressed = new Map<string, number>();
   private readonly isDetailed: boolean;
 
@@ -43,12 +43,12 @@ export class TaskLog {
     this.isDetailed = logLevel === 'debug' || logLevel === 'trace';
   }
 
-  /** Once the unit is committed. */
+  /** Logs once the unit is committed. */
   enqueued(tx: Transaction, tasks: readonly Named[]): void {
     this.detail(tx, tasks, 'a task was enqueued', () => ({}));
   }
 
-  /** Once the unit is committed. */
+  /** Logs once the unit is committed. */
   leased(
     tx: Transaction,
     agentId: number,
@@ -59,7 +59,7 @@ export class TaskLog {
     }));
   }
 
-  /** Once the unit is committed. */
+  /** Logs once the unit is committed. */
   ended(tx: Transaction, leases: readonly LoggedLease[]): void {
     const isNews = ({ state }: LoggedLease) => state === 'expired';
     if (!this.isDetailed && !leases.some(isNews)) return;
@@ -77,17 +77,17 @@ export class TaskLog {
     });
   }
 
-  /** Once the unit is committed. */
+  /** Logs once the unit is committed. */
   cancelled(tx: Transaction, tasks: readonly Named[]): void {
     this.detail(tx, tasks, 'a task was cancelled', () => ({}));
   }
 
-  /** Once the unit is committed. */
+  /** Logs once the unit is committed. */
   retried(tx: Transaction, tasks: readonly Named[]): void {
     this.detail(tx, tasks, 'a task was retried', () => ({}));
   }
 
-  /** Once the unit is committed. */
+  /** Logs once the unit is committed. */
   dead(tx: Transaction, tasks: readonly (Named & { reason: TaskReason | null })[]): void {
     if (tasks.length > 0)
       tx.afterCommit(() => {
@@ -107,7 +107,7 @@ export class TaskLog {
     });
   }
 
-  /** Says it at the usual level while the budget lasts; then how many of the same were left out. */
+  /** Logs at the usual level within the budget; the next line has the number of lines that were left out. */
   private tell(facts: object, message: string): void {
     const suppressed = this.suppressed.get(message);
     if (this.isDetailed || this.news.take()) {
@@ -117,7 +117,7 @@ export class TaskLog {
   }
 }
 
-/** `kind` is one of the registry's; nothing here is a stranger's text. */
+/** Builds the fields of a line. `kind` is one of the registry's, so no field contains a client's text. */
 const nameOf = ({ id, kind, traceparent }: Named) => ({
   task_id: id,
   kind,

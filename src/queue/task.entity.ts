@@ -4,11 +4,11 @@ import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 export const TASK_STATES = ['scheduled', 'queued', 'leased', 'completed', 'cancelled', 'dead'] as const;
 export type TaskState = (typeof TASK_STATES)[number];
 
-/** The states that a task ends in. Of the others its row says `open`: which one it is, other tables tell. */
+/** The final states of a task. Until then its row says `open`, and other tables tell which state it is in. */
 export const FINISHED_STATES = ['completed', 'cancelled', 'dead'] as const;
 export type FinishedState = (typeof FINISHED_STATES)[number];
 
-/** Whether a task in this state is over. */
+/** Whether a task in this state has ended. */
 export const isFinished = (state: TaskState | 'open'): state is FinishedState =>
   (FINISHED_STATES as readonly string[]).includes(state);
 
@@ -16,7 +16,7 @@ export const isFinished = (state: TaskState | 'open'): state is FinishedState =>
 export const TASK_REASONS = ['max_attempts', 'not_after', 'operator'] as const;
 export type TaskReason = (typeof TASK_REASONS)[number];
 
-/** A check to be done once: what, where, and how far it has come. */
+/** A task: one check of a target. */
 @Entity('tasks')
 export class TaskEntity {
   @PrimaryGeneratedColumn({ type: 'integer' })
@@ -25,11 +25,11 @@ export class TaskEntity {
   @Column('text')
   kind!: string;
 
-  /** What the check is aimed at, as its kind derives it; limits are kept for each. */
+  /** The target of the check, derived by its kind; each target can have a limit. */
   @Column('text')
   target!: string;
 
-  /** JSON, with the kind repeated in it. */
+  /** JSON, including the kind. */
   @Column('text')
   spec!: string;
 
@@ -49,7 +49,7 @@ export class TaskEntity {
   @Column('bigint', { nullable: true })
   not_after!: number | null;
 
-  /** Attempts that ended and count: those that an operator cut off do not. A live lease is one more. */
+  /** Attempts that ended and count: revoked ones do not. A live lease is one more. */
   @Column('integer')
   attempts!: number;
 
@@ -63,7 +63,7 @@ export class TaskEntity {
   @Column('text', { nullable: true })
   reason!: TaskReason | null;
 
-  /** The trace that it was enqueued in, as W3C Trace Context writes it; null if in none. */
+  /** The W3C Trace Context of its enqueue; null if there was none. */
   @Column('text', { nullable: true })
   traceparent!: string | null;
 

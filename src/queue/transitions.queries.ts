@@ -1,7 +1,7 @@
 import type { Statements, Transaction } from '../database/statements';
 import type { FinishedState, TaskReason } from './task.entity';
 
-/** A task that is accepted, as it goes into the table. */
+/** A new row of the table. */
 export interface NewTaskRow {
   readonly kind: string;
   readonly target: string;
@@ -26,7 +26,7 @@ const NEW_TASK = {
   traceparent: 'text',
 } as const;
 
-/** Adds open tasks. @returns their ids, in the order given */
+/** Adds open tasks. @returns their ids, in the same order */
 export async function insertTasks(tx: Transaction, rows: readonly NewTaskRow[]): Promise<number[]> {
   const names = Object.keys(NEW_TASK).join(', ');
   const inserted = await tx.rows<{ id: number }>(
@@ -35,24 +35,24 @@ export async function insertTasks(tx: Transaction, rows: readonly NewTaskRow[]):
     JSON.stringify(rows),
     tx.now,
   );
-  // Ids are given in the order of the list; in which order RETURNING names them is not promised.
+  // Ids ascend in the order of the list, but RETURNING promises no order.
   return inserted.map(({ id }) => id).sort((a, b) => a - b);
 }
 
-/** What the row of a task becomes. */
+/** The new values of a task's row. */
 export interface TaskUpdate {
   readonly id: number;
   readonly state: 'open' | FinishedState;
   readonly attempts: number;
-  /** As it was if undefined. */
+  /** Unchanged if undefined. */
   readonly run_at?: number | null;
   readonly reason: TaskReason | null;
 }
 
-/** Ends tasks that end alike, or has them wait for another attempt. */
+/** Ends tasks with the same values, or schedules their next attempt. */
 export async function updateTasks(tx: Transaction, updates: readonly TaskUpdate[]): Promise<void> {
   const isPlain = ({ state, reason }: TaskUpdate) => state !== 'open' && reason === null;
-  // Most tasks of a report end alike: one value for all costs less than a row for each.
+  // Most tasks of a report end with the same values: one parameter for all costs less than a row for each.
   const alike = Map.groupBy(updates.filter(isPlain), ({ state, attempts }) => `${state} ${attempts}`);
   for (const some of alike.values()) {
     const [{ state, attempts }] = some as [TaskUpdate];
@@ -92,7 +92,9 @@ export async function updateTasks(tx: Transaction, updates: readonly TaskUpdate[
   );
 }
 
-/** Opens finished tasks: their attempts count from the start, and a `not_after` that has passed no longer holds. */
+/**
+ * Reopens finished tasks: their attempts count from the start, and a `not_after` that has passed no longer applies.
+ */
 export async function reopenTasks(tx: Transaction, ids: readonly number[]): Promise<void> {
   await tx.run(
     `UPDATE tasks SET state = 'open', reason = NULL, attempts = 0, run_at = NULL, finished_at = NULL, updated_at = $2,
@@ -103,7 +105,7 @@ export async function reopenTasks(tx: Transaction, ids: readonly number[]): Prom
   );
 }
 
-/** A task that waits for its time. */
+/** A scheduled task. */
 export interface ScheduledRow {
   readonly task_id: number;
   readonly kind: string;
@@ -120,7 +122,7 @@ export async function insertScheduled(tx: Transaction, rows: readonly ScheduledR
   );
 }
 
-/** Takes these tasks out of `scheduled`. @returns those that were there */
+/** Deletes these tasks from `scheduled`. @returns those that were there */
 export async function removeScheduled(tx: Transaction, taskIds: readonly number[]): Promise<number[]> {
   if (taskIds.length === 0) return [];
   const rows = await tx.rows<{ task_id: number }>(
@@ -130,7 +132,7 @@ export async function removeScheduled(tx: Transaction, taskIds: readonly number[
   return rows.map((row) => row.task_id);
 }
 
-/** Takes tasks out of `scheduled` whose time has come, the earliest first; those that another unit has locked are left out. */
+/** Deletes and returns due tasks of `scheduled`, the earliest first. Skips those that another unit has locked. */
 export async function takeDue(tx: Transaction, limit: number): Promise<number[]> {
   const rows = await tx.rows<{ task_id: number }>(
     `${tx.dialect.takeRows('scheduled', ['task_id'], ['WHERE run_at <= $1 ORDER BY run_at, task_id LIMIT $2'])} RETURNING task_id`,
@@ -140,7 +142,7 @@ export async function takeDue(tx: Transaction, limit: number): Promise<number[]>
   return rows.map((row) => row.task_id);
 }
 
-/** Instants after which unfinished tasks that nobody holds are dead. */
+/** The instants after which unfinished tasks without a lease are dead. */
 export interface ExpiryRow {
   readonly not_after: number;
   readonly task_id: number;
@@ -164,7 +166,7 @@ export async function removeExpiries(tx: Transaction, rows: readonly ExpiryRow[]
   );
 }
 
-/** Tasks whose `not_after` has come, the earliest first. */
+/** Lists tasks whose `not_after` has passed, the earliest first. */
 export async function selectExpired(statements: Statements, now: number, limit: number): Promise<number[]> {
   const rows = await statements.rows<{ task_id: number }>(
     'SELECT task_id FROM task_expiries WHERE not_after <= $1 ORDER BY not_after, task_id LIMIT $2',
@@ -174,7 +176,7 @@ export async function selectExpired(statements: Statements, now: number, limit: 
   return rows.map((row) => row.task_id);
 }
 
-/** Whether a scheduled task's time has come, or a `not_after`. */
+/** Whether a scheduled task is due, or a `not_after` has passed. */
 export async function isAnyDue(statements: Statements, now: number): Promise<boolean> {
   const row = await statements.first(
     `SELECT task_id FROM (SELECT task_id FROM scheduled WHERE run_at <= $1 ORDER BY run_at LIMIT 1) AS due
@@ -185,7 +187,9 @@ export async function isAnyDue(statements: Statements, now: number): Promise<boo
   return row !== undefined;
 }
 
-/** Reserves keys for unfinished tasks. Fails if an unfinished task has one: two units may have asked for it at once. */
+/**
+ * Reserves keys for unfinished tasks. Fails if an unfinished task has one, because two units asked for it at once.
+ */
 export async function insertUniqueKeys(
   tx: Transaction,
   rows: readonly { readonly unique_key: string; readonly task_id: number }[],
@@ -194,7 +198,7 @@ export async function insertUniqueKeys(
   await tx.run(
     `INSERT INTO unique_keys (unique_key, task_id) SELECT unique_key, task_id
      FROM ${tx.dialect.rowset('$1', { unique_key: 'text', task_id: 'integer' })} AS r`,
-    // In one order, so that two units do not wait for each other.
+    // In one order, so that two units do not deadlock.
     JSON.stringify([...rows].sort((a, b) => (a.unique_key < b.unique_key ? -1 : 1))),
   );
 }
@@ -207,7 +211,7 @@ export async function removeUniqueKeys(tx: Transaction, keys: readonly string[])
   );
 }
 
-/** Lists tasks that end in this unit among the finished ones. */
+/** Adds tasks that end in this unit to `finished_tasks`. */
 export async function insertFinished(
   tx: Transaction,
   kind: string,
@@ -243,7 +247,10 @@ export async function removeFinished(tx: Transaction, rows: readonly FinishedRow
   );
 }
 
-/** Takes the tasks of a kind and state that finished before an instant out of `finished_tasks`, the earliest first. */
+/**
+ * Deletes and returns the tasks of a kind and state that finished before an instant from `finished_tasks`, the
+ * earliest first.
+ */
 export function takeFinishedBefore(
   tx: Transaction,
   kind: string,
@@ -269,7 +276,10 @@ export async function deleteTasks(tx: Transaction, ids: readonly number[]): Prom
   await tx.run(`DELETE FROM tasks WHERE ${tx.dialect.isAmong('id', '$1')}`, JSON.stringify(ids));
 }
 
-/** Has scheduled attempts, the first ones excepted, come as much earlier as the clock was set back; not before an instant. */
+/**
+ * Moves scheduled attempts, except first ones, earlier by as much as the clock was set back, but not before an
+ * instant.
+ */
 export async function setBackBackoffs(tx: Transaction, earliest: number, byMs: number): Promise<void> {
   const isRetry = (id: string) => `EXISTS (SELECT 1 FROM tasks t WHERE t.id = ${id} AND t.attempts > 0)`;
   const earlier = tx.dialect.greatest('$1', 'run_at - $2');

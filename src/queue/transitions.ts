@@ -35,7 +35,7 @@ import {
   updateTasks,
 } from './transitions.queries';
 
-/** A task as its transitions need it. */
+/** The columns of a task that transitions need. */
 export interface TransitionTask extends LaneTask {
   readonly unique_key: string | null;
   readonly traceparent: string | null;
@@ -46,21 +46,24 @@ export interface TaskChange {
   readonly task: TransitionTask;
   readonly from: TaskState;
   readonly to: TaskState;
-  /** Attempts that count from now on; to be given unless the task goes to `queued` or `leased`, which leave its row as it is. */
+  /**
+   * Attempts that count from now on; required unless the task goes to `queued` or `leased`, which do not change its
+   * row.
+   */
   readonly attempts?: number;
-  /** When it is to be queued; to be given if it goes to `scheduled`. */
+  /** When it becomes due; required if it goes to `scheduled`. */
   readonly runAt?: number;
   /** Why it is cancelled or dead. */
   readonly reason?: TaskReason;
 }
 
-/** A new task, and what it becomes. */
+/** A new task with its first state. */
 export interface CreatedTask {
   readonly id: number;
   readonly state: 'scheduled' | 'queued';
 }
 
-/** A task that a claim has taken out of the queue. */
+/** A task that a claim has taken from the queue. */
 export interface TakenTask extends TransitionTask {
   readonly spec: string;
   /** Attempts that count so far. */
@@ -69,18 +72,21 @@ export interface TakenTask extends TransitionTask {
   readonly row: ReadyRow;
 }
 
-/** Under what it is announced that tasks became ready: their kind and number, and the first place of the lane that they share. */
+/**
+ * The topic of tasks that became ready; the message has their kind and number, and the first position in the shared
+ * lane.
+ */
 const READY = 'ready';
 type ReadyMessage = [kind: string, count: number, laneId?: number, rank?: number, id?: number];
 
-/** How often one claim moves tasks of targets that were limited a moment ago out of its way, and how many at a time at most. */
+/** How often one claim moves tasks of targets with a new limit into their lanes, and the most tasks at a time. */
 const MAX_DIVERSIONS = 4;
 const MAX_DIVERTED = 2_048;
 
 /**
- * The one writer of the state of tasks: whatever changes it goes through here, in the unit of work that has locked the task or
- * taken it out of where it was. Keeps in step what depends on the state: the lanes, the slots of windows, the depth, the lists of
- * finished tasks, reserved keys, and the claims that wait.
+ * The only writer of the states of tasks. Callers change a state in the unit of work that has locked the task, or
+ * deleted its row from `ready` or `scheduled`. Updates everything that depends on the state: lanes, slots of windows,
+ * depth, finished tasks, reserved keys, and waiting claims.
  */
 @Injectable()
 export class TaskTransitions {
@@ -140,7 +146,7 @@ export class TaskTransitions {
     });
   }
 
-  /** Has the limits hold until the unit ends. Comes before all else that a unit locks that changes states. */
+  /** Locks the limits until the unit ends. Call it before all other locks of a unit that changes states. */
   async begin(tx: Transaction): Promise<void> {
     await this.windows.of(tx);
   }
@@ -153,7 +159,7 @@ export class TaskTransitions {
   /** Creates tasks: queued ones, or scheduled ones if their `run_at` is ahead. @returns them in the order given */
   async create(tx: Transaction, rows: readonly NewTaskRow[]): Promise<CreatedTask[]> {
     if (rows.length === 0) return [];
-    // First of all that is locked.
+    // Before all other locks.
     await this.windows.of(tx);
     const ids = await insertTasks(tx, rows);
     const tasks = rows.map((row, i) => ({ ...row, id: ids[i] as number }));
@@ -182,8 +188,8 @@ export class TaskTransitions {
   }
 
   /**
-   * Applies changes of state. A queued or scheduled task has been taken out of where it was ({@link takeOut}, {@link takeForClaim}),
-   * the lease of a leased one has ended in this unit, and the row of a finished one is locked.
+   * Applies changes of state. Before that, the caller has taken a queued or scheduled task out of its table ({@link
+   * takeOut}, {@link takeForClaim}), ended the lease of a leased one in this unit, or locked the row of a finished one.
    */
   async apply(tx: Transaction, changes: readonly TaskChange[]): Promise<void> {
     if (changes.length === 0) return;
@@ -266,8 +272,8 @@ export class TaskTransitions {
   }
 
   /**
-   * Opens finished tasks again, whose rows the unit has locked: they are queued, as if they were new. No unfinished task may have a
-   * key of theirs.
+   * Reopens finished tasks whose rows the unit has locked: they are queued like new ones. No unfinished task may have
+   * one of their keys.
    */
   async reopen(
     tx: Transaction,
@@ -305,9 +311,9 @@ export class TaskTransitions {
   }
 
   /**
-   * Takes tasks out of where they wait. Comes before the unit locks leases and tasks. What it finds in neither place is leased or
-   * finished, or was on its way from one to the other.
-   * @returns for each task that it took where that was
+   * Deletes tasks from `ready` and `scheduled`. Call it before the unit locks leases and tasks. Tasks in neither table
+   * are leased or finished, or another unit is moving them.
+   * @returns for each deleted task, in which table it was
    */
   async takeOut(tx: Transaction, tasks: readonly LaneTask[]): Promise<Map<number, 'queued' | 'scheduled'>> {
     if (tasks.length === 0) return new Map();
@@ -324,9 +330,9 @@ export class TaskTransitions {
   }
 
   /**
-   * Takes the best queued tasks of kinds for claims, as far as windows have room; now and then more than are wanted. {@link lease} has to be called with them before
-   * the unit ends.
-   * @param wanted how many of each kind at most
+   * Takes the best queued tasks of kinds for claims, up to the room of their windows; sometimes more than are wanted.
+   * Call {@link lease} with them before the unit ends.
+   * @param wanted the most tasks of each kind
    */
   async takeForClaim(tx: Transaction, wanted: ReadonlyMap<string, number>): Promise<TakenTask[]> {
     const unit = await this.windows.of(tx);
@@ -375,9 +381,9 @@ export class TaskTransitions {
   }
 
   /**
-   * Takes the slots for tasks that were taken for claims, in the order given; puts those back that do not get one, and those that
-   * no claim wants.
-   * @returns the tasks to lease, and what is being written of it meanwhile, to be awaited before the unit ends
+   * Takes slots for tasks that were taken for claims, in the given order. Puts back tasks without a slot, and those
+   * that no claim wants.
+   * @returns the tasks to lease
    */
   async lease(
     tx: Transaction,
@@ -413,7 +419,7 @@ export class TaskTransitions {
     return { leased, written: write() };
   }
 
-  /** Deletes finished tasks that were taken out of `finished_tasks`. */
+  /** Deletes finished tasks that were deleted from `finished_tasks`. */
   async delete(tx: Transaction, rows: readonly FinishedRow[]): Promise<void> {
     if (rows.length === 0) return;
     await deleteTasks(
@@ -426,7 +432,7 @@ export class TaskTransitions {
     );
   }
 
-  /** Has claims that wait look for tasks that are ready now, here and on other replicas. */
+  /** Wakes waiting claims for tasks that became ready, here and on other replicas. */
   private announceReady(tx: Transaction, rows: readonly ReadyRow[]): void {
     for (const [kind, some] of Map.groupBy(rows, (row) => row.kind)) {
       const shared = some.filter((row) => this.lanes.isOfKind(row.lane_id));
@@ -442,7 +448,7 @@ export class TaskTransitions {
     }
   }
 
-  /** Has claims that wait look again for what windows held back. */
+  /** Wakes waiting claims for tasks whose windows have room again. */
   private async wakeFor(tx: Transaction, opened: readonly ChangedWindow[]): Promise<void> {
     if (opened.length === 0) return;
     const rooms = new Map<string, number>();
@@ -458,7 +464,7 @@ const hasRoom = ({ slots, leased }: { slots: number; leased: number }): boolean 
 const expiriesOf = (tasks: readonly { readonly id: number; readonly not_after: number | null }[]) =>
   tasks.flatMap(({ id, not_after }) => (not_after === null ? [] : [{ not_after, task_id: id }]));
 
-/** The tasks of rows that were taken out of `ready`, in the order of claiming. */
+/** Reads the tasks of rows that were deleted from `ready`, in claim order. */
 async function selectTaken(tx: Transaction, rows: readonly ReadyRow[]): Promise<TakenTask[]> {
   if (rows.length === 0) return [];
   const tasks = await selectTakenTasks(

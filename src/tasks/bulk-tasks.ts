@@ -23,34 +23,36 @@ import { type BulkAnswer, type BulkRequest, CANCELLABLE, RETRYABLE } from './tas
 import { selectKeyHolders, type TaskRow } from './tasks.queries';
 import { TasksService } from './tasks.service';
 
-/** How long one request goes on changing tasks, in milliseconds: less than proxies wait, and than a stop waits for requests. */
+/**
+ * How long one request changes tasks, in milliseconds: less than proxies wait, and than a stop waits for requests.
+ */
 const BUDGET_MS = 5_000;
-/** How many tasks the first batch looks at; the next ones adapt. */
+/** The number of tasks that the first batch reads; the next ones adapt. */
 const FIRST_BATCH = 200;
-/** How many tasks are counted at once. */
+/** The number of tasks that are counted at once. */
 const COUNTED_AT_ONCE = 5_000;
 
-/** What is done to many tasks. */
+/** A change of many tasks. */
 interface Change {
   readonly action: 'task.cancel-many' | 'task.retry-many';
   /**
-   * The states that it is for, in the order that they are gone through: tasks move on from the first to the last
-   * meanwhile, and so are met once. What waits is cancelled before what holds the slots that it waits for.
+   * The states that it applies to, in the order of processing: tasks move from the first to the last meanwhile, so each
+   * is processed once. Queued tasks are cancelled before the leased ones whose slots they wait for.
    */
   readonly states: readonly TaskState[];
-  /** Changes tasks in the unit that has read them. @returns how many it changed */
+  /** Changes tasks in the unit that has read them. @returns the number of changed ones */
   apply(tx: Transaction, tasks: readonly TaskRow[], filter: TaskFilter): Promise<number>;
 }
 
-/** What there is to go through, each part from a cursor on, and how many tasks match. */
+/** The parts to process, each from a cursor on, and the number of matching tasks. */
 interface Survey {
   readonly parts: readonly { readonly part: ListPart; readonly from: ListCursor | undefined }[];
   readonly matched: number;
 }
 
 /**
- * Cancels and retries tasks by the filter of their list. Each batch is a transaction of about 50 ms, so that nobody waits
- * long behind a million tasks; tasks that are enqueued after the request began are left alone.
+ * Cancels and retries tasks by the filters of their list. Each batch is a transaction of about 50 ms, so that a million
+ * tasks block other requests only briefly. Tasks that are enqueued after the request began are not changed.
  */
 @Injectable()
 export class BulkTasks {
@@ -64,9 +66,9 @@ export class BulkTasks {
   ) {}
 
   /**
-   * Cancels the unfinished tasks that match; live leases are revoked. Goes on for 5 s at most, or until the caller hangs
-   * up: the same again does the rest, and nothing twice.
-   * @returns how many matched when it began, and how many were changed
+   * Cancels the unfinished tasks that match; live leases are revoked. Runs for at most 5 s, or until the caller hangs
+   * up: a repeated call changes the rest, and no task twice.
+   * @returns the number of matches when it began, and of changed tasks
    * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
    */
   cancel(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
@@ -78,9 +80,9 @@ export class BulkTasks {
   }
 
   /**
-   * Reopens the dead and cancelled tasks that match, as a single retry does. One whose unique_key another task has by now
-   * stays as it is. Goes on as {@link cancel} does.
-   * @returns how many matched when it began, and how many were changed
+   * Reopens the dead and cancelled tasks that match, as a single retry does. Skips a task if another one has its
+   * unique_key by now. Runs as long as {@link cancel}.
+   * @returns the number of matches when it began, and of changed tasks
    * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
    */
   retry(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
@@ -106,7 +108,7 @@ export class BulkTasks {
       throw fail('ERR_VALIDATION', { all: 'must not come with a filter' });
     const wanted = await this.read(request, change.states);
     const { parts, matched } = await this.survey(wanted, hangUp);
-    // Not before: however long the count took, something is changed.
+    // From here on, so that each call changes some tasks even if the count took long.
     const until = performance.now() + BUDGET_MS;
     const record = (tx: Transaction, changed: number) =>
       this.audit.record(tx, by, {
@@ -127,7 +129,7 @@ export class BulkTasks {
           await this.transitions.begin(tx);
           const { rows, next } = await readNext(tx, part, wanted, after, size);
           const count = rows.length === 0 ? 0 : await change.apply(tx, rows, wanted);
-          // The first that changes something says so in its own transaction; the end is added below.
+          // The first batch that changes tasks is audited in its own transaction; the last entry is added below.
           if (count > 0 && changed === 0) await record(tx, count);
           return { count, next };
         });
@@ -142,7 +144,7 @@ export class BulkTasks {
     return { matched, changed };
   }
 
-  /** What a request asks for, of the tasks that there are when it begins. */
+  /** Builds the filter of a request, for tasks that exist when it begins. */
   private async read(request: BulkRequest, states: readonly TaskState[]): Promise<TaskFilter> {
     const { state, ...rest } = withoutNulls(request);
     const lastId = await this.database.read(selectLastId);
@@ -150,7 +152,7 @@ export class BulkTasks {
     return { ...this.tasks.filterOf(rest, wanted), lastId };
   }
 
-  /** What there is to go through, and how many match. */
+  /** Lists the parts to process, and counts the matching tasks. */
   private async survey(wanted: TaskFilter, hangUp: AbortSignal): Promise<Survey> {
     const { agentId, outcome, from, to, kind, targets, states } = wanted;
     const depths = await this.database.read((statements) => this.depth.depths(statements));
@@ -158,7 +160,7 @@ export class BulkTasks {
     const isByStateAlone =
       targets === undefined && [agentId, outcome, from, to].every((value) => value === undefined);
     if (!isByStateAlone) return this.count(partsOf(wanted, kinds), wanted, hangUp);
-    // State by state: a task that moves on meanwhile is met in the next one at the latest.
+    // State by state: a task that moves on meanwhile is processed with a later state.
     const parts = states.flatMap((state) => partsOf({ ...wanted, states: [state] }, kinds));
     const matched = depths
       .filter((depth) => (kind === undefined || depth.kind === kind) && states.includes(depth.state))
@@ -167,8 +169,8 @@ export class BulkTasks {
   }
 
   /**
-   * How many tasks of the parts match, read a bounded number at a time, and where the first of each part is: what is before it,
-   * such as all that a target ever had, is not gone through again.
+   * Counts the matching tasks of the parts, a bounded number at a time, and finds the first one of each part: rows
+   * before it, such as all former tasks of a target, are not read again.
    */
   private async count(parts: readonly ListPart[], wanted: TaskFilter, hangUp: AbortSignal): Promise<Survey> {
     let matched = 0;
@@ -188,7 +190,7 @@ export class BulkTasks {
         }
         cursor = next;
         isDone = next === undefined;
-        // SQLite reads without waiting: others would have no turn until all is counted.
+        // SQLite reads synchronously: yield, or other requests would wait for the whole count.
         await nextTurn();
       }
     }
@@ -218,7 +220,7 @@ export class BulkTasks {
   }
 }
 
-/** The next tasks of a part that a filter asks for, and where to go on if there may be more. */
+/** Reads the next tasks of a part that match a filter, and where to continue if there may be more. */
 async function readNext(
   statements: Statements,
   part: ListPart,

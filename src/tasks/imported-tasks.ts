@@ -11,16 +11,16 @@ import { DEFAULT_MAX_ATTEMPTS } from './tasks.service';
 /** The result of importing the queued tasks of another database. */
 export interface ImportedTasks {
   taken: number;
-  /** Not taken over, of which the first are in the notes. */
+  /** Not imported; the first of them are in the notes. */
   invalid: number;
-  /** What is wrong with tasks, by the id that they had. */
+  /** The problems of tasks, by their old ids. */
   notes: [id: number, note: string][];
 }
 
 const MAX_NOTES = 100;
 const BATCH = 1_000;
 
-/** Does something with the kinds that the program brings, without the application. */
+/** Runs a function with the program's own kinds, without the application. */
 export async function withKinds<T>(work: (kinds: TaskKinds) => Promise<T>): Promise<T> {
   const context = await NestFactory.createApplicationContext(KindsModule, {
     logger: false,
@@ -34,8 +34,8 @@ export async function withKinds<T>(work: (kinds: TaskKinds) => Promise<T>): Prom
 }
 
 /**
- * Stores queued tasks of the original control plane under new ids, checked as enqueued ones are. They are `scheduled` for
- * now: the server that starts next queues them, in their order and within the limits.
+ * Imports queued tasks of the original control plane under new ids, with the checks of an enqueue. They are `scheduled`
+ * for now: the next server that starts queues them, in order and within the limits.
  */
 export async function importTasks(
   tx: Transaction,

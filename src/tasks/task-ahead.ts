@@ -2,7 +2,7 @@ import type { WindowKey, WindowRow, WindowScope } from '../concurrency/window.en
 import type { NamedWindow } from '../concurrency/windows.queries';
 import type { TaskRow } from './tasks.queries';
 
-/** A number that is a lower bound if it is not exact: counting stops at a limit. */
+/** A number; a lower bound if it is not exact, because counting stops at a limit. */
 export interface Count {
   readonly count: number;
   readonly isExact: boolean;
@@ -11,56 +11,59 @@ export interface Count {
 /** The task in question. */
 export type AskedTask = Pick<TaskRow, 'kind' | 'target' | 'state'>;
 
-/** How many tasks of a target, or of all targets of a kind that have no limit: then the target is empty. */
+/** The number of tasks of a target; with an empty target, of all targets of the kind without a limit. */
 export interface TargetCount extends WindowKey {
   readonly count: number;
 }
 
-/** How many tasks of a target come due, and how many of them are claimed before a task. */
+/** The number of a target's tasks that become due, and how many of them are claimed before the task. */
 export interface DueCount extends TargetCount {
   readonly before: number;
 }
 
-/** A window that a task counts in, with how many queued tasks are behind it. */
+/** A window of the task, with the number of queued tasks that it limits. */
 export type QueuedWindow = WindowRow & { readonly queued: number };
 
-/** What a window of a task holds by the time that the task can be claimed. */
+/** A window of the task at the instant when the task can be claimed. */
 export interface InWindow {
   readonly window: QueuedWindow;
-  /** How many tasks are claimed before it in this window, once it has room. */
+  /** The number of tasks that are claimed before it in this window, once it has room. */
   readonly before: Count;
-  /** How many slots others may have taken by then. */
+  /** The number of slots that other tasks may have by then. */
   readonly held: number;
 }
 
-/** How many tasks come before one. */
+/** The tasks that are claimed before the task. */
 export interface Ahead {
-  /** Those of its kind that can be claimed before it. */
+  /** The number of those of its kind. */
   readonly leases: Count;
-  /** Those in each of its windows. */
+  /** The number of those in each of its windows. */
   readonly windows: readonly InWindow[];
 }
 
-/** What is read to count the tasks that come before one. */
+/** The data for counting the tasks that are claimed before the task. */
 export interface Around {
   readonly task: AskedTask;
-  /** The windows that it counts in. */
+  /** The windows of the task. */
   readonly windows: readonly QueuedWindow[];
-  /** How many tasks in the lane of its target are before it; zero if the target has no limit: they are among the others then. */
+  /**
+   * The number of tasks before it in the lane of its target; zero if the target has no limit, because they are among
+   * the others then.
+   */
   readonly own: Count;
-  /** How many queued tasks of others are before it. */
+  /** The number of queued tasks of other targets before it. */
   readonly others: { readonly counts: readonly TargetCount[]; readonly isExact: boolean };
-  /** Whether it waits: others can be claimed meanwhile, also those behind it. */
+  /** Whether it waits: meanwhile others can be claimed, also those behind it. */
   readonly waits: boolean;
-  /** Those that come due until it has waited, and whether these are all. */
+  /** The tasks that become due while it waits, and whether these are all. */
   readonly due: { readonly counts: readonly DueCount[]; readonly isExact: boolean };
   /** The windows of all of them. */
   readonly rooms: readonly WindowRow[];
 }
 
 /**
- * Counts the tasks that are claimed before one, once its windows have room: of each other target with a limit at most the room of
- * its window, of each other kind at most the room of the kind's.
+ * Counts the tasks that are claimed before the task, once its windows have room: of each other target with a limit at
+ * most as many as its window has room for, of each other kind at most as many as the kind's window has room for.
  */
 export function countAhead(around: Around): Ahead {
   const { task, windows, own, others, due } = around;
@@ -101,19 +104,21 @@ export function countAhead(around: Around): Ahead {
   };
 }
 
-/** How many slots of a window others may have by the time that the task can be claimed: also those behind it, if it waits. */
+/**
+ * Counts the slots of a window that others may have when the task can be claimed, also those behind it if it waits.
+ */
 function heldIn(window: QueuedWindow, before: number, { task, waits, due }: Around): number {
-  // The slot that it has itself is free by then.
+  // Its own slot is free by then.
   const leased = window.leased - (task.state === 'leased' ? 1 : 0);
   if (!waits) return leased;
   const comeDue = sumOf(due.counts.filter((one) => isIn(window, one)));
   const isQueued = task.state === 'queued' ? 1 : 0;
-  // Of a target whose tasks are still being moved into its lane, only some are counted.
+  // While tasks are being moved into the lane of their target, only some are counted.
   const behind = window.moved_through === null ? window.queued + comeDue - before - isQueued : Infinity;
   return leased + Math.min(Math.max(0, behind), roomOf({ slots: window.slots, leased }));
 }
 
-/** The sum of counts. */
+/** Sums counts. */
 export const sumOf = (counts: readonly { readonly count: number }[]): number =>
   counts.reduce((sum, { count }) => sum + count, 0);
 

@@ -5,49 +5,52 @@ import { fail } from '../errors';
 import { FINISHED_STATES, type FinishedState, isFinished, type TaskState } from '../queue/task.entity';
 import { type TaskRow, tasksOf } from './tasks.queries';
 
-/** Which tasks to find. */
+/** The filter of a list of tasks. */
 export interface TaskFilter {
   /** The agent that holds the task, or ended its last attempt. */
   readonly agentId?: number;
   /** How its last attempt ended. */
   readonly outcome?: AttemptOutcome;
-  /** When its last attempt ended, in ms since the epoch: not before. */
+  /** Its last attempt ended at this instant or later, in ms since the epoch. */
   readonly from?: number;
-  /** The same: before. */
+  /** Its last attempt ended before this instant, in ms since the epoch. */
   readonly to?: number;
   readonly kind?: string;
   /** Targets, each of a kind. */
   readonly targets?: readonly WindowKey[];
-  /** The states that are looked for. */
+  /** The wanted states. */
   readonly states: readonly TaskState[];
   /** No task above this id. */
   readonly lastId?: number;
 }
 
-/** Where a task stands in a list: the next ones are below it, or above. */
+/** The position of a task in a list: the next ones are below it, or above. */
 export interface ListCursor {
   readonly at: number;
   readonly id: number;
 }
 
-/** A row with where it stands. */
+/** A row with its position. */
 export type Standing = TaskRow & { readonly at: number };
 
-/** Tasks that an agent holds stand before all whose last attempt has ended: their attempt has not. */
+/** The position of leased tasks of an agent: before all tasks whose last attempt has ended. */
 const HELD_AT = 9_999_999_999_999;
 
 const FIRST: ListCursor = { at: -1, id: 0 };
 const LAST: ListCursor = { at: HELD_AT, id: Number.MAX_SAFE_INTEGER };
 
-/** How many tasks of a part are looked at for one page, if the filter says more than an index knows: a page can be short then. */
+/**
+ * The most tasks of a part that are read for one page, if an index can't evaluate the whole filter: a page can be
+ * short then.
+ */
 const LOOKED_AT = 2_000;
-/** How many parts one statement reads; SQLite takes at most 500 in a union. */
+/** The most parts of one statement; SQLite allows at most 500 in a union. */
 const PARTS_IN_STATEMENT = 100;
 
 /**
- * Tasks that one index finds in an order that stays. By their ids: all, those of a kind or a target, or those that are in an open
- * state. By an instant and their ids: those that finished, those whose last attempt an agent or a kind ended in one way, and
- * those that an agent holds.
+ * A part of a list: tasks that one index finds in a stable order. By their ids: all, those of a kind or a target, or
+ * those in an open state. By an instant and their ids: finished ones, those whose last attempt by an agent or of a kind
+ * ended with one outcome, and those that an agent holds.
  */
 export type ListPart =
   | { readonly in: 'all' }
@@ -63,36 +66,38 @@ export type ListPart =
     }
   | { readonly in: 'held'; readonly agentId: number };
 
-/** @throws ERR_VALIDATION the range ends before it begins */
+/** Checks the range of instants. @throws ERR_VALIDATION it ends before it begins */
 export function checkRange({ from, to }: Pick<TaskFilter, 'from' | 'to'>): void {
   if (from !== undefined && to !== undefined && from > to)
     throw fail('ERR_VALIDATION', { from: 'must not be after to' });
 }
 
-/** Whether a filter asks for the last attempt. */
+/** Whether a filter uses the last attempt. */
 const asksForAttempt = ({ agentId, outcome, from, to }: TaskFilter): boolean =>
   [agentId, outcome, from, to].some((value) => value !== undefined);
 
-/** Whether what an agent holds is asked for: of what is held, a filter by outcome or time speaks of the attempt before. */
+/**
+ * Whether a filter includes the leases that an agent holds: with an outcome or a time it only means ended attempts.
+ */
 const asksForHeld = ({ outcome, from, to }: TaskFilter): boolean =>
   outcome === undefined && from === undefined && to === undefined;
 
-/** Whether a list is in the order of when tasks, or their last attempts, ended; else it is in the order of ids. */
+/** Whether a list is sorted by the instant when tasks, or their last attempts, ended; else it is sorted by ids. */
 export const isByInstant = (filter: TaskFilter): boolean =>
   filter.targets === undefined && (asksForAttempt(filter) || filter.states.every(isFinished));
 
-/** What a task whose last attempt ended so can be: only one that was given back, or expired, goes on. */
+/**
+ * The possible states of a task after an outcome of its last attempt: only after `cancelled` or `expired` it is
+ * retried.
+ */
 const GONE_ON: readonly TaskState[] = ['scheduled', 'queued', 'leased', 'cancelled', 'dead'];
 const statesAfter = (ending: AttemptOutcome): readonly TaskState[] =>
   ending === 'cancelled' || ending === 'expired' ? GONE_ON : ['completed'];
 
-/**
- * The parts that the tasks of a filter are in. No task is in two of them.
- * @param kinds every kind that there are tasks of
- */
+/** Lists the parts of a filter's tasks. No task is in two of them. @param kinds every kind that has tasks */
 export function partsOf(filter: TaskFilter, kinds: readonly string[]): ListPart[] {
   const { agentId, outcome, kind, targets, states } = filter;
-  // Kinds can have targets of the same name, and the index finds those of all.
+  // Kinds can have targets of the same name, and the index finds all of them.
   if (targets !== undefined)
     return [...new Set(targets.map(({ target }) => target))].map((target) => ({ in: 'target', target }));
   const ofKinds = kind === undefined ? kinds : [kind];
@@ -107,8 +112,8 @@ export function partsOf(filter: TaskFilter, kinds: readonly string[]): ListPart[
         statesAfter(one).some((state) => states.includes(state)),
     );
     const ended = drivers.flatMap((driver): ListPart[] => {
-      // Most tasks of a kind that finish succeed, so they have no index of their own; and the list of those that are completed
-      // has those that an agent completed otherwise, too.
+      // Most finished tasks of a kind succeeded, so they have no index of their own; the part of completed tasks also
+      // has those with other outcomes.
       const isCompleted = (one: AttemptOutcome) => statesAfter(one) !== GONE_ON;
       const finished = driver.by === 'kind' && endings.includes('success');
       return [
@@ -138,17 +143,17 @@ export function partsOf(filter: TaskFilter, kinds: readonly string[]): ListPart[
 
 type Bind = (value: SqlValue) => string;
 
-/** Where the tasks of a part are found. */
+/** The source of the tasks of a part. */
 interface Source {
-  /** A table, and the condition that its rows are of the part. */
+  /** A table, and the condition of the part's rows. */
   readonly from: string;
   /** The column of the task's id. */
   readonly id: string;
-  /** The instant that the part is in the order of, before the id; undefined if it is in the order of ids. */
+  /** The instant by which the part is sorted, before the id; undefined if it is sorted by ids. */
   readonly instant?: string;
-  /** Where its tasks stand in a list, if that is not the instant. */
+  /** The position of its tasks in a list, if that is not the instant. */
   readonly standsAt?: number;
-  /** The column of the attempt that ended; undefined if the part is not one of attempts. */
+  /** The column of the ended attempt; undefined if the part does not have attempts. */
   readonly attempt?: string;
 }
 
@@ -177,7 +182,7 @@ function sourceOf(part: ListPart, bind: Bind): Source {
         ...{ id: 'task_id', instant: 'finished_at' },
       };
     case 'ended': {
-      // As the partial indexes say it, word for word. The ending is one of a few, so it need not be bound.
+      // Word for word as in the partial indexes. There are few endings, so they need not be bound.
       const ending = `ending = '${part.ending}'${part.ending === 'success' ? '' : ` AND ending <> 'success'`}`;
       return {
         from: `leases WHERE ${part.by} = ${bind(part.value)} AND ${ending}`,
@@ -187,11 +192,11 @@ function sourceOf(part: ListPart, bind: Bind): Source {
   }
 }
 
-/** Whether rows of a part may be none that the filter asks for. */
+/** Whether rows of a part may not match the filter. */
 function mustBeChecked(part: ListPart, filter: TaskFilter): boolean {
   switch (part.in) {
     case 'target':
-    // The attempt may not be the last one.
+    // The attempt may not be the last one of its task.
     case 'ended':
       return true;
     case 'held':
@@ -214,22 +219,22 @@ function conditionsOf(filter: TaskFilter, bind: Bind): string {
     );
   if (lastId !== undefined) conditions.push(`v.id <= ${bind(lastId)}`);
   if (agentId !== undefined) {
-    // A task that another agent holds now is that one's.
+    // A task that another agent holds now belongs to that agent.
     const held = asksForHeld(filter) ? `v.held_by = ${bind(agentId)}` : 'false';
     conditions.push(`CASE WHEN v.state = 'leased' THEN ${held} ELSE v.last_agent_id = ${bind(agentId)} END`);
   }
   if (outcome !== undefined) conditions.push(`v.last_outcome = ${bind(outcome)}`);
   if (from !== undefined) conditions.push(`v.last_ended_at >= ${bind(from)}`);
   if (to !== undefined) conditions.push(`v.last_ended_at < ${bind(to)}`);
-  // As expressions that no index knows: else the tasks of a page might be looked for among all of their kind.
+  // As expressions without an index: otherwise the planner might search the tasks of a page among all of their kind.
   return conditions.map((condition) => `CASE WHEN ${condition} THEN true ELSE false END`).join(' AND ');
 }
 
 /**
- * Tasks of all the parts beyond a cursor, in their order. Reads of each part no more than the limit; if the filter must be looked at
- * row by row, it reads on until it has as many, or has looked at {@link LOOKED_AT}.
- * @param order newest first for a list; oldest first to go through them, then what ends later is not met
- * @returns the tasks, and how far was looked if that is not to the end: there may be more beyond
+ * Reads the tasks of all parts after a cursor, in order. It reads at most the limit from each part; if the filter must
+ * be evaluated row by row, it reads on until it has as many, or has read {@link LOOKED_AT}.
+ * @param order newest first for a list; oldest first for processing, which then does not meet tasks that end later
+ * @returns the tasks, and the position of the last row that was read, if there may be more after it
  */
 export async function selectListed(
   statements: Statements,
@@ -246,7 +251,7 @@ export async function selectListed(
     `ORDER BY ${hasInstants ? `at ${direction}, ` : ''}id ${direction}`;
   const { from: since, to: until, lastId } = filter;
 
-  /** The rows of a part that come into question, as `id`, `at` and `attempt_id`, and the order that its index has them in. */
+  /** Builds the candidate rows of a part, as `id`, `at` and `attempt_id`, and the order of its index. */
   const rangeOf = (part: ListPart, bind: Bind, stop?: ListCursor): { rows: string; order: string } => {
     const { from, id, instant, standsAt, attempt } = sourceOf(part, bind);
     const place = instant === undefined ? id : `(${instant}, ${id})`;
@@ -255,7 +260,7 @@ export async function selectListed(
     const conditions = [from];
     if (standsAt === undefined || start.at === standsAt)
       conditions.push(`${place} ${beyond} ${placeOf(start)}`);
-    // It stands before all the others, so behind the first of them none of it is left.
+    // Its rows come before all others, so after the first of the others none is left.
     else if (order === 'newest') conditions.push('false');
     if (stop) conditions.push(`${place} ${notBeyond} ${placeOf(stop)}`);
     if (instant !== undefined && order === 'newest' && since !== undefined)
@@ -269,7 +274,8 @@ export async function selectListed(
     };
   };
 
-  // First: tasks may leave a part before its rows are read, and what is looked at then must not end earlier than is said.
+  // First, because tasks may leave a part before its rows are read, and the returned position must not be beyond the
+  // rows that were read.
   const stops = new Map<ListPart, ListCursor>();
   for (const part of parts) {
     if (!mustBeChecked(part, filter)) continue;
@@ -290,12 +296,12 @@ export async function selectListed(
     const most = bind(limit);
     const pages = parts.slice(begin, begin + PARTS_IN_STATEMENT).map((part, i) => {
       const range = rangeOf(part, bind, stops.get(part));
-      // An attempt may not be the last of its task any more: then another part has the task, or another attempt.
+      // An attempt may no longer be the last of its task: then another part has the task, or another attempt.
       const checked =
         () => `SELECT id, at, attempt_id FROM (${tasksOf(statements.dialect, range.rows, ['at', 'attempt_id'])}) AS v
         WHERE ${conditionsOf(filter, bind)} AND (v.attempt_id IS NULL OR v.attempt_id = v.last_lease_id)`;
       const rows = mustBeChecked(part, filter) ? checked() : range.rows;
-      // A derived table each: a LIMIT must not reach across the union.
+      // Each in a derived table: a LIMIT must not reach across the union.
       return `SELECT id, at FROM (${rows} ${range.order} LIMIT ${most}) AS p${i}`;
     });
     found.push(
@@ -318,8 +324,8 @@ export async function selectListed(
 }
 
 /**
- * Where to begin: at the cursor, or where the range begins if that is further. One condition for both: of two on one side a database
- * begins at one of them, and may read all that is between.
+ * Returns where to begin: at the cursor, or at the start of the range if that is further. One condition for both: with
+ * two lower bounds a database begins at one of them, and may read everything in between.
  */
 function startOf(
   cursor: ListCursor | undefined,
@@ -335,11 +341,11 @@ function startOf(
   return from !== undefined && from > start.at ? { at: from, id: 0 } : start;
 }
 
-/** The text of a cursor behind a row. */
+/** Formats the cursor after a row. */
 export const cursorBehind = ({ at, id }: ListCursor, byInstant: boolean): string =>
   byInstant ? `${at}-${id}` : String(id);
 
-/** @throws ERR_VALIDATION it is the cursor of a list in another order */
+/** Parses a cursor. @throws ERR_VALIDATION it belongs to a list in another order */
 export function cursorOf(text: string | undefined, byInstant: boolean): ListCursor | undefined {
   if (text === undefined) return undefined;
   const [first, second] = text.split('-').map(Number);

@@ -1,38 +1,44 @@
 import type { OnlineTaker } from '../agents/agent-kinds.queries';
 import type { Count } from './task-ahead';
 
-/** How many agents are looked at for room at a time, and in all. */
+/** The number of agents whose room is counted at a time, and in total. */
 const AGENTS_AT_ONCE = 1_000;
 const MAX_AGENTS = 10_000;
-/** How many leases are counted in all. */
+/** The most leases that are counted in total. */
 const MAX_LEASES = 250_000;
 
-/** How many live leases an agent holds: of any kind, and of the one in question. */
+/** The live leases of an agent: of all kinds, and of the task's kind. */
 export interface Held {
   readonly all: number;
   readonly ofKind: number;
 }
 
-/** What is read to find room for leases of a kind. */
+/** The queries for counting room for leases of a kind. */
 export interface RoomReader {
-  /** Agents that are online and take the kind, by ids above one. */
+  /** Lists online agents that take the kind, by ids above `aboveId`. */
   takers(aboveId: number, limit: number): Promise<readonly OnlineTaker[]>;
-  /** What each of the agents holds, but for those that hold nothing; undefined if that is more than `most` leases in all. */
+  /**
+   * Counts the leases of each agent, without those that hold none; undefined if there are more than `most` leases in
+   * total.
+   */
   held(agentIds: readonly number[], most: number): Promise<ReadonlyMap<number, Held> | undefined>;
 }
 
-/** What room agents have for leases of a kind. */
+/** The room of agents for leases of a kind. */
 export interface Room {
-  /** How many hold fewer than they ask for, as far as it took to find some; null if too much would have to be looked at. */
+  /**
+   * The number of agents that hold fewer leases than they ask for, counted until some were found; null if too many
+   * would have to be checked.
+   */
   readonly with_room: number | null;
-  /** How many more leases they may hold in all: as far as it took to find as many as are needed. */
+  /** The number of leases that they may still hold in total, counted until it is enough. */
   readonly free: Count;
 }
 
 /**
- * Counts the room of the agents that are online and take a kind, a bounded number at a time and in all.
- * @param needed how many leases it is about
- * @param holder an agent of which one lease of the kind counts as ended
+ * Counts the room of the online agents that take a kind, a bounded number at a time and in total.
+ * @param needed the number of leases
+ * @param holder an agent with one lease of the kind that counts as ended
  */
 export async function countRoom(
   reader: RoomReader,
@@ -55,7 +61,7 @@ export async function countRoom(
     for (const { id, capacity } of takers) {
       const { all, ofKind } = held.get(id) ?? { all: 0, ofKind: 0 };
       const ended = id === holder ? 1 : 0;
-      // None has less than no room, though the limit may have been lowered under what it holds.
+      // Never below zero, although the limit may have been lowered below the agent's leases.
       const room = Math.max(0, maxLeasesPerAgent - (all - ended));
       counted += all;
       free += room;

@@ -3,7 +3,7 @@ import { WINDOW_SCOPES, type WindowScope } from '../concurrency/window.entity';
 import { OUTCOMES, type Outcome } from '../kinds/observations';
 import { TASK_STATES, type TaskState } from '../queue/task.entity';
 
-/** What can keep a task from running; `ready` is nothing. In the order in which they bind. */
+/** The reasons why a task does not run, in the order of checks; `ready`: nothing prevents it. */
 export const WHY_REASONS = [
   'finished',
   'out_of_time',
@@ -20,7 +20,7 @@ export const WHY_REASONS = [
 ] as const;
 export type WhyReason = (typeof WHY_REASONS)[number];
 
-/** What can be done so that a task can run. */
+/** The actions that can let a task run. */
 export const WHY_ACTIONS = [
   'wait_until',
   'retry_task',
@@ -34,16 +34,16 @@ export const WHY_ACTIONS = [
 ] as const;
 export type WhyAction = (typeof WHY_ACTIONS)[number];
 
-/** One change of those that let a task run. */
+/** One of the changes that let a task run. */
 export class WhyChange {
-  /** The reason that it takes away. */
+  /** The reason that it removes. */
   @ApiProperty({ enum: WHY_REASONS, example: 'window_full' })
   reason!: WhyReason;
 
   /**
-   * `wait_until` an instant; `retry_task`: reopen this task; `raise_limit` of a window; `enable_agent`: one that drains or is
-   * disabled; `start_agent`: one that is silent; `bring_agent`: another one; `load_kind`: name the extension of the kind in
-   * this server's settings; `reduce_load` of this server; `start_server`: this one stops.
+   * `wait_until` an instant; `retry_task`: reopen this task; `raise_limit` of a window; `enable_agent`: a draining or
+   * disabled one; `start_agent`: a silent one; `bring_agent`: a new one; `load_kind`: name the extension of the kind in
+   * this server's settings; `reduce_load` of this server; `start_server`: this one is stopping.
    */
   @ApiProperty({ enum: WHY_ACTIONS, example: 'raise_limit' })
   action!: WhyAction;
@@ -52,7 +52,7 @@ export class WhyChange {
   @ApiPropertyOptional({ format: 'date-time', example: '2026-01-01T00:01:00.000Z' })
   until?: string;
 
-  /** Of `raise_limit`: which window. */
+  /** Of `raise_limit`: the scope of the window. */
   @ApiPropertyOptional({ enum: WINDOW_SCOPES, example: 'kind' })
   scope?: WindowScope;
 
@@ -64,7 +64,10 @@ export class WhyChange {
   @ApiPropertyOptional({ type: String, nullable: true, example: null })
   target?: string | null;
 
-  /** Of `raise_limit`: the least that is enough; null lifts the limit, if too many tasks to count are before this one. */
+  /**
+   * Of `raise_limit`: the lowest limit that is enough; null lifts the limit, if too many tasks are before this one to
+   * count them.
+   */
   @ApiPropertyOptional({ type: 'integer', nullable: true, example: 14 })
   limit?: number | null;
 
@@ -72,15 +75,18 @@ export class WhyChange {
   @ApiPropertyOptional({ example: 7 })
   agent_id?: number;
 
-  /** Of changes that name or bring an agent: how many more leases of the kind it must ask for; those before the task come first. */
+  /**
+   * Of changes that name or add an agent: the number of further leases of the kind that it must ask for, because the
+   * tasks before this one come first.
+   */
   @ApiPropertyOptional({ example: 3 })
   capacity?: number;
 
-  /** How many agents it takes that each ask for that: how many leases one may hold at once is limited. */
+  /** The number of agents that must each ask for that, because the leases of one agent are limited. */
   @ApiPropertyOptional({ type: 'integer', example: 1 })
   agents?: number;
 
-  /** Whether that is enough: not if more tasks are before this one than are counted. */
+  /** Whether that is enough: false if more tasks are before this one than are counted. */
   @ApiPropertyOptional({ example: true })
   is_enough?: boolean;
 }
@@ -94,7 +100,7 @@ export class WhyLease {
   agent_id!: number;
 }
 
-/** The attempt that failed last. */
+/** The last failed attempt. */
 export class WhyAttempt {
   @ApiProperty({ example: 90_207 })
   lease_id!: number;
@@ -105,11 +111,11 @@ export class WhyAttempt {
   @ApiProperty({ example: 1 })
   attempt!: number;
 
-  /** How the lease ended: the agent gave it back, or did not report in time. */
+  /** How the lease ended: the agent cancelled it, or did not report in time. */
   @ApiProperty({ enum: ['cancelled', 'expired'], example: 'cancelled' })
   ended!: 'cancelled' | 'expired';
 
-  /** What the agent said came of it; null if it did not say. */
+  /** The outcome that the agent reported; null if it reported none. */
   @ApiProperty({ enum: [...OUTCOMES, null], nullable: true, example: 'timeout' })
   outcome!: Outcome | null;
 
@@ -117,7 +123,7 @@ export class WhyAttempt {
   ended_at!: string | null;
 }
 
-/** The window that is full; of several, the one that is furthest from having room. */
+/** The full window; of several, the one that lacks most slots. */
 export class WhyWindow {
   @ApiProperty({ enum: WINDOW_SCOPES, example: 'kind' })
   scope!: WindowScope;
@@ -131,15 +137,15 @@ export class WhyWindow {
   @ApiProperty({ example: 10 })
   limit!: number;
 
-  /** How many leases there are, each of which takes a slot. */
+  /** The live leases, each of which takes a slot. */
   @ApiProperty({ example: 10 })
   leased!: number;
 
-  /** How many tasks are queued behind it. Of a target whose limit is new, those that are in its lane already. */
+  /** The queued tasks that it limits. Of a target with a new limit, those that are in its lane already. */
   @ApiProperty({ example: 120 })
   queued!: number;
 
-  /** How many tasks are claimed before this one, once the window has room. */
+  /** The number of tasks that are claimed before this one, once the window has room. */
   @ApiProperty({ example: 3 })
   before!: number;
 
@@ -147,7 +153,7 @@ export class WhyWindow {
   @ApiProperty({ example: true })
   before_is_exact!: boolean;
 
-  /** When the task may have a slot, in milliseconds from now, at the pace of the last minutes; null if that is not known. */
+  /** When the task may get a slot, in milliseconds from now, at the rate of the last minutes; null if unknown. */
   @ApiProperty({ type: 'integer', nullable: true, example: 14_000 })
   estimate_ms!: number | null;
 }
@@ -166,16 +172,19 @@ export class WhyAgents {
   @ApiProperty({ example: 2 })
   disabled!: number;
 
-  /** How many of those online hold fewer leases than they ask for, of those that it took to look at; null if too many are busy to tell. */
+  /**
+   * The number of online agents that hold fewer leases than they ask for, among those that were checked; null if too
+   * many are busy to find one.
+   */
   @ApiProperty({ type: 'integer', nullable: true, example: 3 })
   with_room!: number | null;
 
-  /** When one of those online asked for the kind last, to about ten minutes; null if none is online. */
+  /** When an online agent last asked for the kind, exact to about ten minutes; null if none is online. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: '2026-01-01T00:00:00.000Z' })
   last_asked_at!: string | null;
 }
 
-/** Why a task does not run, and what would let it. */
+/** Why a task does not run, and the changes that would let it run. */
 export class TaskWhy {
   @ApiProperty({ example: 1203 })
   task_id!: number;
@@ -189,7 +198,7 @@ export class TaskWhy {
   @ApiProperty({ enum: TASK_STATES, example: 'queued' })
   state!: TaskState;
 
-  /** The one that binds; `ready` if none does, and `finished` if there is nothing left to do. */
+  /** The first reason; `ready` if nothing prevents it, `finished` if the task has ended. */
   @ApiProperty({ enum: WHY_REASONS, example: 'window_full' })
   reason!: WhyReason;
 
@@ -202,13 +211,13 @@ export class TaskWhy {
   message!: string;
 
   /**
-   * The least that has to change, all of it and in this order, for a claim to be granted the task, if nothing else happens
-   * meanwhile; the limits in one request. Empty if nothing has to.
+   * The smallest changes, all of them and in this order, after which a claim can be granted the task, if nothing else
+   * happens meanwhile. Set the limits in one request. Empty if no change is needed.
    */
   @ApiProperty({ type: [WhyChange] })
   changes!: WhyChange[];
 
-  /** Until when it can't run: `run_at`, the next attempt's instant, or the lease's deadline. */
+  /** The instant until which it can't run: `run_at`, the next attempt, or the lease's deadline. */
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   until!: string | null;
 
@@ -218,7 +227,7 @@ export class TaskWhy {
   @ApiProperty({ example: 5 })
   max_attempts!: number;
 
-  /** How many queued tasks of its kind can be claimed before it; null if it is not queued itself. */
+  /** The number of queued tasks of its kind that can be claimed before it; null if it is not queued itself. */
   @ApiProperty({ type: 'integer', nullable: true, example: 3 })
   before!: number | null;
 
@@ -226,15 +235,15 @@ export class TaskWhy {
   @ApiProperty({ example: true })
   before_is_exact!: boolean;
 
-  /** If it is leased. */
+  /** Set if it is leased. */
   @ApiProperty({ type: WhyLease, nullable: true })
   lease!: WhyLease | null;
 
-  /** If it waits for its next attempt. */
+  /** Set if it waits for its next attempt. */
   @ApiProperty({ type: WhyAttempt, nullable: true })
   last_attempt!: WhyAttempt | null;
 
-  /** If a window is full. */
+  /** Set if a window is full. */
   @ApiProperty({ type: WhyWindow, nullable: true })
   window!: WhyWindow | null;
 

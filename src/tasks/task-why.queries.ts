@@ -30,8 +30,8 @@ export async function countBefore(
 }
 
 /**
- * Of the tasks that {@link countBefore} counts in the lane that a kind's tasks share: how many are of each target whose tasks are
- * still being moved into its own.
+ * Of the tasks that {@link countBefore} counts in the lane that a kind's tasks share: how many are of each target whose
+ * tasks are still being moved into its own.
  */
 export function countMovingBefore(
   statements: Statements,

@@ -164,8 +164,8 @@ export class TaskWhyService {
   }
 
   /**
-   * How many queued tasks of a kind are before a position: those in the lane that its tasks share, and those of targets whose lanes
-   * are open, of each at most the room of its window.
+   * How many queued tasks of a kind are before a position: those in the lane that its tasks share, and those of targets
+   * whose lanes are open, of each at most the room of its window.
    * @param except a target whose lane is left out
    */
   private async countOfKind(
@@ -257,8 +257,8 @@ export class TaskWhyService {
     holder: number | undefined,
   ): Promise<Takers> {
     const silentSince = this.liveness.silentSince();
-    const census = await this.agentKinds.census(statements, kind, silentSince);
-    const of = (status: string) => census.find((row) => row.status === status);
+    const counts = await this.agentKinds.countByStatus(statements, kind, silentSince);
+    const of = (status: string) => counts.find((row) => row.status === status);
     const online = of('online')?.count ?? 0;
     return {
       online,
@@ -270,7 +270,7 @@ export class TaskWhyService {
         : await countRoom(
             {
               takers: (aboveId, limit) =>
-                this.agentKinds.onlineTakers(statements, kind, silentSince, aboveId, limit),
+                this.agentKinds.listOnline(statements, kind, silentSince, aboveId, limit),
               held: (ids, most) => this.heldBy(statements, ids, kind, most),
             },
             this.settings.maxLeasesPerAgent,
@@ -288,7 +288,7 @@ export class TaskWhyService {
     silentSince: number,
     holder: number | undefined,
   ): Promise<Takers['candidate']> {
-    const nearest = await this.agentKinds.nearest(statements, kind, silentSince);
+    const nearest = await this.agentKinds.findNearest(statements, kind, silentSince);
     if (!nearest) return undefined;
     const { id, status, is_silent: isSilent } = nearest;
     const { maxLeasesPerAgent } = this.settings;

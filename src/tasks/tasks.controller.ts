@@ -89,8 +89,8 @@ export class TasksController {
   }
 
   /**
-   * Lists tasks, newest first: by when they ended, if `state` is one in which they have; by when the last attempt ended, if that is
-   * asked for; else by ids.
+   * Lists tasks, newest first: by when they ended, if `state` is one in which they have; by when the last attempt
+   * ended, if that is asked for; else by ids.
    */
   @Get()
   @Operator('viewer')

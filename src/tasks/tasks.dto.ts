@@ -62,8 +62,8 @@ export class TaskInput {
   max_attempts?: number | null;
 
   /**
-   * Such as `example.com/A/hourly`. While an unfinished task has this key, an equal one is not added: the answer names the one that is there. One of
-   * another kind or spec is a conflict.
+   * Such as `example.com/A/hourly`. While an unfinished task has this key, an equal one is not added: the answer names
+   * the one that is there. One of another kind or spec is a conflict.
    */
   @Field({ type: 'string', optional: true, minLength: 1, maxLength: 255, rule: NAME, example: null })
   unique_key?: string | null;
@@ -179,7 +179,10 @@ export abstract class BulkRequest {
   @MaxLength(512)
   target?: string | null;
 
-  /** Only tasks that this agent holds, and those that nobody holds whose last attempt was its. With `outcome`, `from` or `to`: only the latter. */
+  /**
+   * Only tasks that this agent holds, and those that nobody holds whose last attempt was its. With `outcome`, `from` or
+   * `to`: only the latter.
+   */
   @ApiProperty({ required: false, nullable: true, type: 'integer', minimum: 1, example: 12 })
   @IsOptional()
   @IsId()

@@ -100,9 +100,11 @@ export class TasksService {
   }
 
   /**
-   * Lists tasks, newest first: by when they ended, if they are asked for by a state in which tasks are finished; by when the last
-   * attempt ended, if they are asked for by an agent, an outcome or a time, those that the agent holds first; else by ids.
-   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have; or the cursor is of a list in another order
+   * Lists tasks, newest first: by when they ended, if they are asked for by a state in which tasks are finished; by
+   * when the last attempt ended, if they are asked for by an agent, an outcome or a time, those that the agent holds
+   * first; else by ids.
+   * @throws ERR_VALIDATION the target is none that the kind, or any kind, can have; or the cursor is of a list in
+   * another order
    */
   async list(query: TasksQuery): Promise<Page<TaskView>> {
     const { limit } = query;
@@ -213,7 +215,8 @@ export class TasksService {
   }
 
   /**
-   * Cancels open tasks in a unit; their live leases are revoked. A task that another unit has moved since it was read is left out.
+   * Cancels open tasks in a unit; their live leases are revoked. A task that another unit has moved since it was read
+   * is left out.
    * @param holder if given, leased tasks are cancelled only if this agent holds them
    * @returns those that were cancelled
    */

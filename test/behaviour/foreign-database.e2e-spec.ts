@@ -260,7 +260,10 @@ describe('a database of another program', () => {
       make(statement);
       const into = { DATABASE_URL: `sqlite://${join(folder, 'new.db')}` };
       const { code, stderr } = await run(['import-original', path], { cwd: folder, env: into });
-      expect([code, stderr]).toEqual([1, expect.stringMatching(/^\S+ is damaged or not as [^\n]+\n$/)]);
+      expect([code, stderr]).toEqual([
+        1,
+        expect.stringMatching(/^\S+ is damaged or has another format [^\n]+\n$/),
+      ]);
       expect(readdirSync(folder)).toEqual(['control-plane.db']);
     });
 
@@ -281,7 +284,7 @@ describe('a database of another program', () => {
       const { code, stderr } = await run(['import-original', path], { cwd: folder, env: into });
       expect([code, stderr]).toEqual([
         1,
-        expect.stringMatching(/^\S+ can't be opened: a change of it was broken off [^\n]+\n$/),
+        expect.stringMatching(/^\S+ can't be opened: a change of it was interrupted [^\n]+\n$/),
       ]);
       expect(readdirSync(folder)).toEqual(names);
     });

@@ -154,7 +154,7 @@ describe("an agent's outcomes", () => {
     expect(await counts()).toEqual([1, 1]);
     await server.pass(11 * MINUTE_MS, { reaps: false });
     expect(await counts()).toEqual([0, 1]);
-    await server.app.get(AgentOutcomes).maintain();
+    await server.app.get(AgentOutcomes).compact();
     expect(await server.rows('SELECT span_ms, success FROM agent_outcomes')).toEqual([
       { span_ms: HOUR_MS, success: 1 },
     ]);
@@ -163,7 +163,7 @@ describe("an agent's outcomes", () => {
     expect(await counts()).toEqual([0, 1]);
     clock.advance(61 * MINUTE_MS);
     expect(await counts()).toEqual([0, 0]);
-    await server.app.get(AgentOutcomes).maintain();
+    await server.app.get(AgentOutcomes).compact();
     expect(await server.rows('SELECT * FROM agent_outcomes')).toEqual([]);
   });
 
@@ -174,8 +174,8 @@ describe("an agent's outcomes", () => {
       await flush();
       await server.pass(30 * MINUTE_MS, { reaps: false });
     }
-    await server.app.get(AgentOutcomes).maintain();
-    await server.app.get(AgentOutcomes).maintain();
+    await server.app.get(AgentOutcomes).compact();
+    await server.app.get(AgentOutcomes).compact();
     expect(
       await server.rows('SELECT span_ms, success, error FROM agent_outcomes ORDER BY starts_at'),
     ).toEqual([

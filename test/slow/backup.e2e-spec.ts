@@ -206,7 +206,7 @@ describe('a backup', () => {
     const { ino } = statSync(file);
     const refused = await backUp(folder, file);
     expect([refused.code, refused.stdout]).toEqual([1, '']);
-    expect(refused.stderr).toMatch(/is there already.*--force/);
+    expect(refused.stderr).toMatch(/already exists.*--force/);
     expect(statSync(file).ino).toBe(ino);
     expect((await backUp(folder, file, '--force')).code).toBe(0);
     expect(statSync(file).ino).not.toBe(ino);
