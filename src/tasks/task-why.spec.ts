@@ -237,7 +237,7 @@ describe('explain', () => {
     });
     expect(behind(5, { count: 1, isExact: true })).toMatchObject({
       changes: [{ capacity: 5 }],
-      message: expect.stringContaining('may hold 1 more lease in total'),
+      message: expect.stringContaining('may hold 1 more lease in all'),
     });
     expect(behind(3_500, { count: 1_000, isExact: true }).message).toContain(
       'bring 3 agents that each ask for 1000 of dns',
