@@ -30,7 +30,7 @@ const WAIT_MS = 20_000;
 const SHORT_WAIT_MS = 5_000;
 // Longer than the server can hold a claim open.
 const TIMEOUT_MS = WAIT_MS + 15_000;
-/** How long it tries to give its leases back when it is stopped, in ms. */
+/** How long it tries to return its leases when it is stopped, in ms. */
 const LEAVE_MS = 10_000;
 
 let identity;
@@ -274,7 +274,7 @@ function targetOf({ kind: _, query, host, url, ...others }) {
   return typeof value === 'string' ? value : JSON.stringify(value);
 }
 
-/** Runs the claimed tasks until they are done or the agent is stopped, and reports; unfinished leases are given back. */
+/** Runs the claimed tasks until they are done or the agent is stopped, and reports; unfinished leases are reported as cancelled. */
 async function work(leases) {
   const completed = new Map();
   const done = leases.map(async ({ lease_id, kind, spec, traceparent }) => {
@@ -296,7 +296,7 @@ async function work(leases) {
     .filter(({ lease_id }) => !completed.has(lease_id))
     .map(({ lease_id }) => ({ lease_id }));
   const report = { agent_id: identity.agent_id, completed: [...completed.values()], cancelled };
-  if (cancelled.length > 0) say(`given back: ${cancelled.map(({ lease_id }) => lease_id).join(', ')}`);
+  if (cancelled.length > 0) say(`cancelled: ${cancelled.map(({ lease_id }) => lease_id).join(', ')}`);
   const { rejected = [] } = await call('/report', report);
   // A rejected lease does not end the agent: the others were accepted, and its task is retried when the lease ends.
   for (const { lease_id, reason, details } of rejected)

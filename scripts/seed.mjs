@@ -1,6 +1,6 @@
 // Fills a running server with sample data, to show lists, metrics and the documentation with content: agents that claim, report
 // and fail, tasks of every kind, a limit that is reached, and a configuration that rolls out. At the end, also after Ctrl-C,
-// it gives leases back, revokes its token, and puts the previous configuration in force again. Agents, tasks and the limit stay.
+// it returns its leases, revokes its token, and puts the previous configuration in force again. Agents, tasks and the limit stay.
 import { execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -54,7 +54,7 @@ const ONE_SIGNAL_MS = 500;
 const TIMEOUTS = 0.06;
 const ERRORS = 0.04;
 
-/** A host whose tasks have one attempt, which every agent gives back, so that they become dead. */
+/** A host whose tasks have one attempt, which every agent reports as cancelled, so that they become dead. */
 const DOOMED = 'doomed.example';
 const LIMIT = { kind: 'dns', target: '192.0.2.54:53' };
 
@@ -214,7 +214,7 @@ class Probe {
       if (!running()) return;
       const isDoomed = ({ spec }) => spec.host === DOOMED;
       const others = leases.filter((lease) => !isDoomed(lease) && !(this.careless && Math.random() < 0.5));
-      // Usually nothing else is given back.
+      // Usually no other lease is cancelled.
       const returned = Math.random() < 0.8 ? [] : others.splice(0, 1);
       await this.report(others.map(check), [...leases.filter(isDoomed), ...returned]);
       // Within the default quota of 12 claims a minute.
@@ -260,7 +260,7 @@ class Probe {
 }
 
 const summary = () =>
-  `${counts.enqueued} tasks enqueued, ${counts.completed} completed, ${counts.cancelled} given back`;
+  `${counts.enqueued} tasks enqueued, ${counts.completed} completed, ${counts.cancelled} cancelled`;
 
 async function printProgress() {
   const startedAt = performance.now();

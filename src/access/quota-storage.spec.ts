@@ -31,7 +31,7 @@ describe('QuotaStorage', () => {
     expect(await hit()).toMatchObject({ totalHits: 3, isBlocked: false });
   });
 
-  it('peeks without taking, and gives back what was taken', async () => {
+  it('peeks without taking, and refunds tokens', async () => {
     const { storage } = start();
     expect(await storage.peek(AGENT, ...HOURLY)).toMatchObject({ totalHits: 0, isBlocked: false });
     await storage.increment(AGENT, ...HOURLY);

@@ -44,7 +44,7 @@ describe('TokenBuckets', () => {
     expect(buckets.take('b', once).admitted).toBe(true);
   });
 
-  it('looks without taking, and gives back no more than was taken', () => {
+  it('looks without taking, and refunds no more than was taken', () => {
     const buckets = new TokenBuckets(new Time());
     for (let i = 0; i < 5; i++) expect(buckets.look('a', HEARTBEAT).remaining).toBe(3);
     buckets.take('a', HEARTBEAT);

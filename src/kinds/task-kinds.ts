@@ -103,7 +103,7 @@ export class TaskKinds implements OnModuleInit {
         : undefined;
       return options ? [{ wrapper, options, extension: extensionOf(wrapper.host?.metatype) }] : [];
     });
-    // The program's own first: of two providers of one kind, that of the extension is at fault.
+    // The program's own first: of two providers of one kind, that of the extension is refused.
     claims.sort((a, b) => Number(a.extension !== undefined) - Number(b.extension !== undefined));
     for (const { wrapper, options, extension } of claims) {
       const handler = wrapper.instance as TaskKindHandler;

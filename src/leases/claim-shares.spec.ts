@@ -26,7 +26,7 @@ describe('the kinds of a claim', () => {
     );
   });
 
-  it('get all that there is room for and never more than was asked, is there, or may be had', () => {
+  it('get as many as there is room for, and never more than was asked, exist, or are allowed', () => {
     const demands = fc.uniqueArray(
       fc.record({ kind: fc.string(), asked: fc.nat(1_000_000), available: fc.nat(300) }),
       { selector: ({ kind }) => kind, maxLength: 8 },

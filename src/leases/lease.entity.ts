@@ -5,7 +5,7 @@ import type { Outcome } from '../kinds/observations';
 export const LEASE_STATES = ['active', 'completed', 'cancelled', 'expired', 'revoked'] as const;
 export type LeaseState = (typeof LEASE_STATES)[number];
 
-/** `final` closed the task, `attempt` gave it back, `late` came after the lease had ended and changed nothing. */
+/** `final` ended the task, `attempt` returned it, `late` arrived after the lease had ended and changed nothing. */
 export const STANDINGS = ['final', 'attempt', 'late'] as const;
 export type Standing = (typeof STANDINGS)[number];
 

@@ -326,7 +326,7 @@ describe('the first path', () => {
     expect(printed).toMatch(/^lease \d+: tcp near\.example success banner="\\u\{9b\}31m\\u\{202e\}"$/m);
     agent.kill('SIGINT');
     const { code, stdout } = await ended(agent);
-    expect([code, stdout]).toEqual([0, expect.stringMatching(/^given back: \d+\nstopped\n$/)]);
+    expect([code, stdout]).toEqual([0, expect.stringMatching(/^cancelled: \d+\nstopped\n$/)]);
     const [trace, tcp] = await Promise.all(
       tasks.map(({ id }: { id: number }) => operator('GET', `/v1/tasks/${id}`)),
     );
@@ -392,7 +392,7 @@ describe('the first path', () => {
     seed.kill('SIGINT');
     const { code, stdout, stderr } = await ended(seed);
     expect([code, stderr]).toEqual([130, '']);
-    expect(stdout).toMatch(/^Interrupted: \d+ tasks enqueued, \d+ completed, \d+ given back\.$/m);
+    expect(stdout).toMatch(/^Interrupted: \d+ tasks enqueued, \d+ completed, \d+ cancelled\.$/m);
     expect(await tokens()).toMatchObject([{ revoked_at: expect.any(String) }]);
     expect((await seeded()).map(({ live_leases }: { live_leases: number }) => live_leases)).toEqual([
       0, 0, 0, 0,
