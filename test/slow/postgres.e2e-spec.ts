@@ -492,7 +492,7 @@ onShared('a server of PostgreSQL', () => {
       const { code, output } = await finish(addressOf(name, { port }));
       expect([code, output]).toEqual([
         1,
-        expect.stringMatching(/^Between this program .*session pooling.*\n$/),
+        expect.stringMatching(/^The connection to PostgreSQL goes through a pooler .*session mode.*\n$/),
       ]);
     });
 
