@@ -4,8 +4,8 @@ import { AgentsService } from '../agents/agents.service';
 import { ApiError, fail } from '../errors';
 import type { Access } from '../http/access.decorators';
 import { clientAddress } from '../http/client-address';
-import type { ControlPlaneRequest } from '../http/control-plane-request';
-import { routeOf } from '../http/route-declaration';
+import type { AgentIdentity, ControlPlaneRequest } from '../http/control-plane-request';
+import { declarationOf, routeOf } from '../http/route-declaration';
 import { parseId } from '../http/validation';
 import { OperatorsService } from '../operators/operators.service';
 import { checkRole } from './access.guard';
@@ -31,7 +31,10 @@ export class Admission {
   /** Admits or refuses every request. Call it after the hooks that refuse unknown routes, and before routes are added. */
   guard(http: FastifyInstance): void {
     http.addHook('onRequest', (request: ControlPlaneRequest, reply, done) => {
-      this.admit(request, reply).then(() => done(), done);
+      this.begin(request, reply).then(() => {
+        request.admitted = true;
+        done();
+      }, done);
     });
   }
 
@@ -44,7 +47,29 @@ export class Admission {
     await this.quotas.charge(request, reply);
   }
 
-  /** @throws ERR_UNAUTHORIZED, ERR_TOKEN_EXPIRED, ERR_FORBIDDEN, ERR_VALIDATION, ERR_RATE_LIMITED */
+  /**
+   * Admits or refuses a request. For most calls of agents there is only the quota to wait for, because their credentials are in
+   * memory.
+   * @throws ERR_UNAUTHORIZED, ERR_TOKEN_EXPIRED, ERR_FORBIDDEN, ERR_VALIDATION, ERR_RATE_LIMITED
+   */
+  private begin(request: ControlPlaneRequest, reply: FastifyReply): Promise<unknown> {
+    const agent = this.recallAgent(request);
+    if (!agent) return this.admit(request, reply);
+    request.agent = agent;
+    request.caller = `agent:${agent.id}`;
+    return this.quotas.charge(request, reply);
+  }
+
+  /** @returns the agent that calls, if it is in memory and its credentials are right */
+  private recallAgent(request: ControlPlaneRequest): AgentIdentity | undefined {
+    if (declarationOf(request)?.access.kind !== 'agent') return undefined;
+    const { 'x-agent-id': id, 'x-agent-token': token } = request.headers;
+    const agentId = typeof id === 'string' ? parseId(id) : undefined;
+    return agentId === undefined || typeof token !== 'string'
+      ? undefined
+      : this.agents.recall(agentId, token);
+  }
+
   private async admit(request: ControlPlaneRequest, reply: FastifyReply): Promise<void> {
     const address = callerAddress(clientAddress(request));
     request.caller = `address:${address}`;
@@ -56,7 +81,6 @@ export class Admission {
     if (access?.kind === 'operator') checkRole(request, access.role);
     // The documentation's pages are served by no controller.
     if (!access && !/^\/(?:docs.*)?$/.test(route.url ?? '')) throw fail('ERR_FORBIDDEN');
-    request.admitted = true;
   }
 
   private async identifyAgent(

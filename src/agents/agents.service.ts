@@ -28,7 +28,7 @@ import {
   updateToken,
   voidPreviousToken,
 } from './agents.queries';
-import { type Credentials, type HeldToken, matchToken, refusalOf } from './credentials';
+import { type Credentials, type HeldToken, isInService, matchToken, refusalOf } from './credentials';
 import { hostnameKey } from './hostnames';
 import type { Labels } from './labels';
 import { Liveness } from './liveness';
@@ -128,6 +128,18 @@ export class AgentsService {
   /** Counts the live leases of each of the agents; agents without any are left out. */
   liveLeasesOf(statements: Statements, agentIds: readonly number[]): Promise<Map<number, number>> {
     return this.countLeases(statements, agentIds);
+  }
+
+  /**
+   * {@link authenticate} for the usual case: the agent is in memory, in service, and presents its only token.
+   * @returns undefined in any other case, which {@link authenticate} decides
+   */
+  recall(agentId: number, token: string): AgentIdentity | undefined {
+    const agent = this.credentials.get(String(agentId));
+    if (!agent || agent.previous_token_hash !== null) return undefined;
+    const tokenHash = hashToken(token);
+    const isRight = matchToken(agent, tokenHash, this.clock.now()) === 'current';
+    return isRight && isInService(agent) ? { id: agent.id, tokenHash } : undefined;
   }
 
   /**

@@ -43,8 +43,12 @@ export function refusalOf(
   const match = matchToken(agent, tokenHash, now);
   if (!agent || match === 'none' || agent.state === 'deleted') return fail('ERR_UNAUTHORIZED');
   if (match === 'expired') return fail('ERR_TOKEN_EXPIRED');
-  return agent.state === 'active' || agent.state === 'draining' ? undefined : outOfService(agent.state);
+  return isInService(agent) ? undefined : outOfService(agent.state);
 }
+
+/** Whether the agent's calls are served at all. */
+export const isInService = ({ state }: Pick<Credentials, 'state'>): boolean =>
+  state === 'active' || state === 'draining';
 
 /** Finds the agent's token with this hash; undefined if none that works has it. */
 export function findHeldToken(agent: Credentials, presented: string, now: number): HeldToken | undefined {

@@ -19,7 +19,15 @@ interface Waiting {
   readonly handle: () => void;
 }
 
+/** Properties of sockets and responses, because a WeakMap of every connection costs the garbage collector much. */
+const CONNECTION = Symbol('connection');
+
+interface Connected {
+  [CONNECTION]?: Connection;
+}
+
 interface Connection {
+  readonly limits: AnswerLimits;
   readonly socket: Socket;
   /** The request that is being handled, until its answer has been sent. */
   current: Waiting | undefined;
@@ -46,7 +54,6 @@ interface Connection {
  * - If all answers together exceed the limit, the connections whose clients have been reading longest close.
  */
 export class AnswerLimits {
-  private readonly connections = new WeakMap<Socket, Connection>();
   /** Connections with an answer that is being sent, oldest first. */
   private readonly sending = new Set<Connection>();
   private timer: NodeJS.Timeout | undefined;
@@ -92,7 +99,7 @@ export class AnswerLimits {
    * socket itself. Does not call back if the connection closes first. An incomplete request is no longer handled.
    */
   whenAnswered(socket: Socket, callback: () => void): void {
-    const connection = this.connections.get(socket);
+    const connection = (socket as Connected)[CONNECTION];
     const { current, waiting } = connection ?? {};
     if (waiting?.at(-1)?.request.complete === false) {
       waiting.pop();
@@ -112,7 +119,7 @@ export class AnswerLimits {
   }
 
   private admit(socket: Socket, request: Waiting): void {
-    const connection = this.connections.get(socket) ?? this.open(socket);
+    const connection = (socket as Connected)[CONNECTION] ?? this.open(socket);
     const { waiting } = connection;
     const isEnding = connection.refused > 0 || connection.onAnswered !== undefined || !socket.writable;
     if (!connection.current && !isEnding) {
@@ -135,6 +142,7 @@ export class AnswerLimits {
 
   private open(socket: Socket): Connection {
     const connection: Connection = {
+      limits: this,
       socket,
       current: undefined,
       waiting: [],
@@ -143,7 +151,7 @@ export class AnswerLimits {
       bytes: 0,
       deadline: 0,
     };
-    this.connections.set(socket, connection);
+    (socket as Connected)[CONNECTION] = connection;
     socket.once('close', () => this.forget(connection));
     return connection;
   }
@@ -151,14 +159,15 @@ export class AnswerLimits {
   private handle(connection: Connection, request: Waiting): void {
     const { response, handle } = request;
     connection.current = request;
-    response.once('close', () => this.handleNext(connection));
+    (response as Connected)[CONNECTION] = connection;
+    response.on('close', handleNext);
     // The client must know that no later request is answered.
     if (connection.refused > 0 && connection.waiting.length === 0) response.shouldKeepAlive = false;
     handle();
   }
 
   /** Handles the next request of a connection; after the last one, closes it or calls back. */
-  private handleNext(connection: Connection): void {
+  handleNext(connection: Connection): void {
     this.release(connection);
     connection.current = undefined;
     const { socket, waiting, onAnswered } = connection;
@@ -178,8 +187,8 @@ export class AnswerLimits {
 
   /** Counts an answer when it starts to be sent. */
   private count(response: ServerResponse, payload: unknown): void {
-    const connection = response.socket ? this.connections.get(response.socket) : undefined;
-    if (connection?.current?.response !== response || isStream(payload)) return;
+    const connection = (response as Connected)[CONNECTION];
+    if (!response.socket || connection?.current?.response !== response || isStream(payload)) return;
     // Buffers are the documentation's texts, which all readers share.
     const bytes = typeof payload === 'string' ? Buffer.byteLength(payload) : 0;
     const size = Buffer.isBuffer(payload) ? payload.length : bytes;
@@ -212,6 +221,13 @@ export class AnswerLimits {
     connection.waiting.length = 0;
     connection.refused = 0;
   }
+}
+
+/** One function for all responses, not a closure for each. */
+function handleNext(this: ServerResponse & Connected): void {
+  const connection = this[CONNECTION];
+  this[CONNECTION] = undefined;
+  connection?.limits.handleNext(connection);
 }
 
 const isStream = (payload: unknown): boolean =>

@@ -48,10 +48,35 @@ export interface ParseFailures {
 
 type Done = (error: Error | null, body?: unknown) => void;
 
+const NO_BYTES = Buffer.alloc(0);
+
+/** The response to a request with a body. A property, because a WeakMap of every request costs the garbage collector much. */
+const RESPONSE = Symbol('response');
+
+interface Arriving extends IncomingMessage {
+  [RESPONSE]?: ServerResponse;
+}
+
+/** What is counted for a body, until its response is closed. */
+const HELD = Symbol('held');
+
+interface HoldingResponse extends ServerResponse {
+  [HELD]?: { readonly bodies: Bodies; readonly group: Group; readonly caller: string; bytes: number };
+}
+
+type Group = 'anonymous' | 'authenticated';
+
+/** One function for all responses, not a closure for each. */
+function release(this: HoldingResponse): void {
+  const held = this[HELD];
+  this[HELD] = undefined;
+  held?.bodies.count(held.group, held.caller, -held.bytes);
+}
+
 /** A body that is arriving. Its buffer grows as bytes arrive, regardless of the announced length. */
 class IncomingBody {
   received = 0;
-  private buffer = Buffer.alloc(0);
+  private buffer: Buffer = NO_BYTES;
 
   /**
    * @param hold reserves more bytes of memory for a body that then has `size` bytes; false if there is no room
@@ -66,13 +91,20 @@ class IncomingBody {
   ) {}
 
   get bytes(): Buffer {
-    return this.buffer.subarray(0, this.received);
+    return this.buffer.length === this.received ? this.buffer : this.buffer.subarray(0, this.received);
   }
 
   /** Adds bytes. @returns the error if the body can't be taken */
   add(chunk: Buffer): ApiError | undefined {
     const received = this.received + chunk.length;
     if (received > this.limit) return tooLarge(this.limit);
+    // Most bodies arrive at once, and are parsed before anything else happens.
+    if (chunk.length === this.announced) {
+      if (!this.hold(chunk.length, chunk.length)) return noRoom();
+      this.buffer = chunk;
+      this.received = received;
+      return undefined;
+    }
     if (received > this.buffer.length) {
       const size = this.sizeFor(received);
       if (!this.hold(size - this.buffer.length, size)) return noRoom();
@@ -113,7 +145,6 @@ export class Bodies {
   private readonly held = { anonymous: 0, authenticated: 0 };
   private readonly heldBy = new Map<string, number>();
   private readonly incoming = new Set<IncomingBody>();
-  private readonly responses = new WeakMap<IncomingMessage, ServerResponse>();
   /** Requests whose client waits for `100 Continue`. */
   private readonly expecting = new WeakSet<IncomingMessage>();
   private readonly timer: NodeJS.Timeout;
@@ -139,15 +170,15 @@ export class Bodies {
   /** Takes over the reading of bodies. Call it after the hooks that admit callers. */
   guard(http: FastifyInstance, failures: ParseFailures): void {
     this.failures = failures;
-    http.addHook('onRequest', (request, reply, done) => {
-      if (hasBody(request.raw)) this.responses.set(request.raw, reply.raw);
+    http.addHook('onRequest', ({ raw }: { raw: Arriving }, reply, done) => {
+      if (hasBody(raw)) raw[RESPONSE] = reply.raw;
       done();
     });
     http.addHook('onSend', (request, reply, _payload, done) => {
+      const { raw } = request;
       // A client that got no `100 Continue` may send the body or its next request: what follows could be either.
-      if (this.expecting.has(request.raw)) reply.header('connection', 'close');
-      if (hasBody(request.raw) && !request.raw.complete && !request.raw.readableEnded)
-        discard(request.raw, discardLimit(request, reply));
+      if (this.expecting.has(raw)) reply.header('connection', 'close');
+      if (!raw.complete && hasBody(raw) && !raw.readableEnded) discard(raw, discardLimit(request, reply));
       done();
     });
     // Node would ask for the body before the caller is authenticated.
@@ -189,7 +220,7 @@ export class Bodies {
     refuseEncoded(request);
     const caller = request.caller ?? '';
     this.failures.check(caller);
-    const response = this.responses.get(request.raw);
+    const response = (request.raw as Arriving)[RESPONSE];
     if (this.expecting.delete(request.raw)) response?.writeContinue();
 
     const end = (error: ApiError | undefined): void => {
@@ -234,30 +265,35 @@ export class Bodies {
    */
   private hold(
     request: ControlPlaneRequest,
-    response: ServerResponse | undefined,
+    response: HoldingResponse | undefined,
   ): (bytes: number, size: number) => boolean {
     const isAuthenticated = request.agent !== undefined || request.operator !== undefined;
     const group = isAuthenticated ? 'authenticated' : 'anonymous';
     const bounds = this.bounds[group];
     const caller = request.caller ?? '';
-    let held = 0;
-    const count = (bytes: number) => {
-      held += bytes;
-      this.held[group] += bytes;
-      const ofCaller = (this.heldBy.get(caller) ?? 0) + bytes;
-      if (ofCaller > 0) this.heldBy.set(caller, ofCaller);
-      else this.heldBy.delete(caller);
-    };
-    response?.once('close', () => count(-held));
+    const held: NonNullable<HoldingResponse[typeof HELD]> = { bodies: this, group, caller, bytes: 0 };
+    if (response) {
+      response[HELD] = held;
+      response.on('close', release);
+    }
     return (bytes, size) => {
       // Already closed: the listener for close would never release this memory.
       if (response?.destroyed) return false;
       const total = bounds.total + (isAuthenticated && size <= SMALL_BODY ? SMALL_RESERVE : 0);
       if (this.held[group] + bytes > total || (this.heldBy.get(caller) ?? 0) + bytes > bounds.perCaller)
         return false;
-      count(bytes);
+      held.bytes += bytes;
+      this.count(group, caller, bytes);
       return true;
     };
+  }
+
+  /** Counts bytes that a caller holds from now on; fewer if negative. For {@link release}. */
+  count(group: Group, caller: string, bytes: number): void {
+    this.held[group] += bytes;
+    const ofCaller = (this.heldBy.get(caller) ?? 0) + bytes;
+    if (ofCaller > 0) this.heldBy.set(caller, ofCaller);
+    else this.heldBy.delete(caller);
   }
 }
 

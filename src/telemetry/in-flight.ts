@@ -48,7 +48,7 @@ export class InFlight {
       // Checked again: many may have been admitted while their bodies arrived.
       const refusal = check(request);
       // A response that is closed already emits no `close`, and would be counted forever.
-      if (!refusal && !reply.raw.destroyed) unanswered.add(reply.raw.once('close', leave));
+      if (!refusal && !reply.raw.destroyed) unanswered.add(reply.raw.on('close', leave));
       done(refusal);
     });
     http.server.on('connection', (socket: Socket) => {

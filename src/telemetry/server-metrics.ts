@@ -6,7 +6,7 @@ import type { ControlPlaneRequest } from '../http/control-plane-request';
 import { refusalOf } from '../http/error-filter';
 import { waitedMs } from '../http/hang-up';
 import { type RequestEnds, UNANSWERED } from '../http/request-ends';
-import type { RouteDeclaration } from '../http/route-declaration';
+import { type RouteDeclaration, routeOf } from '../http/route-declaration';
 import { QUOTA_ROUTES, type Settings } from '../settings';
 import { tracing } from '../tracing';
 import type { InFlight } from './in-flight';
@@ -151,7 +151,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
       for (const status of ['2xx', '5xx', UNANSWERED]) durations.begin({ method: each, route, status });
   });
   ends.onEnd((request, reply, isAnswered) => {
-    const route = routeOf(request);
+    const route = nameOf(request);
     durations.observe(
       {
         method: METHODS.has(request.method) ? request.method : 'OTHER',
@@ -195,7 +195,7 @@ function observeRequests(meter: Meter, http: FastifyInstance, { answers, inFligh
   );
 }
 
-const routeOf = ({ routeOptions: { url = 'unknown' } }: ControlPlaneRequest): string => patternOf(url);
+const nameOf = (request: ControlPlaneRequest): string => patternOf(routeOf(request).url ?? 'unknown');
 
 /** The pattern of a route; all pages of the documentation count as one. */
 const patternOf = (url: string): string => (url.startsWith('/docs') ? '/docs' : url);
