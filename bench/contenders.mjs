@@ -56,7 +56,8 @@ class ControlPlane {
 
   async work({ workers, size, count = Infinity, seconds = Infinity }) {
     const agents = await this.#agentsFor(workers);
-    const { signal } = new AbortController();
+    const { HangUpSignal } = require('../dist/http/hang-up.js');
+    const signal = new HangUpSignal();
     const startedAt = performance.now();
     let done = 0;
     await Promise.all(

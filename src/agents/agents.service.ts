@@ -139,7 +139,8 @@ export class AgentsService {
     if (!agent || agent.previous_token_hash !== null) return undefined;
     const tokenHash = hashToken(token);
     const isRight = matchToken(agent, tokenHash, this.clock.now()) === 'current';
-    return isRight && isInService(agent) ? { id: agent.id, tokenHash } : undefined;
+    // The hash that is in memory already, in place of the copy.
+    return isRight && isInService(agent) ? { id: agent.id, tokenHash: agent.token_hash } : undefined;
   }
 
   /**

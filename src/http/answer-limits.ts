@@ -12,11 +12,10 @@ const MIN_RATE = 16;
 /** How often the deadlines of answers are checked, in ms. */
 const SWEEP_MS = 1_000;
 
-/** A request, and how to handle it when the answers before it have been sent. */
+/** A request, which is handled when the answers before it have been sent. */
 interface Waiting {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
-  readonly handle: () => void;
 }
 
 /** Properties of sockets and responses, because a WeakMap of every connection costs the garbage collector much. */
@@ -56,6 +55,7 @@ interface Connection {
 export class AnswerLimits {
   /** Connections with an answer that is being sent, oldest first. */
   private readonly sending = new Set<Connection>();
+  private handler: RequestListener = () => undefined;
   private timer: NodeJS.Timeout | undefined;
   private waiting = 0;
   private bytes = 0;
@@ -75,9 +75,8 @@ export class AnswerLimits {
 
   /** Wraps a server's handler with the limits. */
   guard(handler: RequestListener): RequestListener {
-    return (request, response) => {
-      this.admit(request.socket, { request, response, handle: () => handler(request, response) });
-    };
+    this.handler = handler;
+    return (request, response) => this.admit(request.socket, { request, response });
   }
 
   /** Counts the answers that Fastify sends, and closes connections that do not read them in time. */
@@ -157,13 +156,13 @@ export class AnswerLimits {
   }
 
   private handle(connection: Connection, request: Waiting): void {
-    const { response, handle } = request;
+    const { response } = request;
     connection.current = request;
     (response as Connected)[CONNECTION] = connection;
     response.on('close', handleNext);
     // The client must know that no later request is answered.
     if (connection.refused > 0 && connection.waiting.length === 0) response.shouldKeepAlive = false;
-    handle();
+    this.handler(request.request, response);
   }
 
   /** Handles the next request of a connection; after the last one, closes it or calls back. */

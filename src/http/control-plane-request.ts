@@ -2,6 +2,7 @@ import type { ExecutionContext } from '@nestjs/common';
 import type { FastifyRequest } from 'fastify';
 import type { Transaction } from '../database/statements';
 import type { ApiError } from '../errors';
+import type { HangUpSignal } from './hang-up';
 
 /** The caller on an agent's route. */
 export interface AgentIdentity {
@@ -51,8 +52,8 @@ export interface ControlPlaneRequest extends FastifyRequest {
   admitted?: true;
   /** Set on routes whose quota is charged by outcome. */
   charge?: Charge;
-  /** Set on routes with `@HangUp()`: aborts when the caller disconnects. */
-  hangUp?: AbortSignal;
+  /** Set on routes with `@HangUp()`: tells whether the caller has disconnected. */
+  hangUp?: HangUpSignal;
   /** The error that was sent as the answer. */
   refusal?: ApiError;
   /** Further fields of its log line: ids of what it changed. */

@@ -1,9 +1,9 @@
-import type { ServerResponse } from 'node:http';
 import { createParamDecorator, type ExecutionContext } from '@nestjs/common';
 import { ApiParam } from '@nestjs/swagger';
+import type { FastifyReply } from 'fastify';
 import { clientAddress } from './client-address';
 import { requestOf } from './control-plane-request';
-import { hasHungUp } from './hang-up';
+import { type HangUpSignal, watchHangUp } from './hang-up';
 
 /** The prefixes of agents' routes: each exists twice, with one handler and one quota. */
 export const AGENT_PATHS = ['', 'v1/agents'];
@@ -31,27 +31,11 @@ export const CurrentCharge = createParamDecorator(
   (_: unknown, context: ExecutionContext) => requestOf(context).charge,
 );
 
-/** Injects a signal that aborts when the caller disconnects before it is answered. */
-export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): AbortSignal => {
-  const controller = new AbortController();
-  const response: ServerResponse = context.getArgByIndex(1).raw;
+/** Injects a signal that tells whether the caller disconnects before it is answered. */
+export const HangUp = createParamDecorator((_: unknown, context: ExecutionContext): HangUpSignal => {
   const request = requestOf(context);
-  const { raw } = request;
-  const { socket } = raw;
-  request.hangUp = controller.signal;
-  const abort = () => controller.abort();
-  // The caller may have disconnected while the guards ran: then no further event comes.
-  if (hasHungUp(raw, response)) abort();
-  else {
-    // The end or reset of the connection comes some turns of the event loop before its close; after either, Node sends no
-    // answer.
-    socket.once('end', abort).once('error', abort);
-    response.once('close', () => {
-      socket.off('end', abort).off('error', abort);
-      if (!response.writableFinished) abort();
-    });
-  }
-  return controller.signal;
+  request.hangUp = watchHangUp(request.raw, context.getArgByIndex<FastifyReply>(1).raw);
+  return request.hangUp;
 });
 
 /** Injects the `Idempotency-Key` header, if present. */

@@ -15,11 +15,11 @@ export type RequestEndListener = (
 /** Replaces the status of requests whose client disconnected before the answer was sent. */
 export const UNANSWERED = 'unanswered';
 
-/** The request of a response, until it ends. */
+/** The reply of a response, until it ends. */
 const OPEN = Symbol('open request');
 
 interface Response extends ServerResponse {
-  [OPEN]?: { readonly request: ControlPlaneRequest; readonly reply: FastifyReply };
+  [OPEN]?: FastifyReply | undefined;
 }
 
 /**
@@ -31,18 +31,18 @@ export class RequestEnds {
 
   constructor(http: FastifyInstance) {
     const report = (response: Response, isAnswered: boolean): void => {
-      const open = response[OPEN];
-      if (!open) return;
+      const reply = response[OPEN];
+      if (!reply) return;
       response[OPEN] = undefined;
-      for (const listener of this.listeners) listener(open.request, open.reply, isAnswered);
+      for (const listener of this.listeners) listener(reply.request, reply, isAnswered);
     };
     // One function for all requests, not a closure for each. In the next turn, when a claim has recorded how long it waited.
     function onClose(this: Response): void {
       if (this[OPEN]) setImmediate(report, this, this.writableFinished);
     }
-    http.addHook('onRequest', (request, reply, done) => {
+    http.addHook('onRequest', (_request, reply, done) => {
       const response: Response = reply.raw;
-      response[OPEN] = { request, reply };
+      response[OPEN] = reply;
       response.on('close', onClose);
       done();
     });

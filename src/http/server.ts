@@ -65,8 +65,16 @@ function createHttpServer(handler: RequestListener, options: FastifyServerOption
   return server.setTimeout(connectionTimeout);
 }
 
+const ID = Buffer.alloc(36);
+
+/** Creates an id. `randomUUID` alone returns it as a tree of 16 short strings, which takes ten times the memory. */
+function newId(): string {
+  ID.write(randomUUID(), 'latin1');
+  return ID.toString('latin1');
+}
+
 /** The client's request id if it is safe to log, otherwise a new one. */
 function requestIdOf({ headers }: Pick<IncomingMessage, 'headers'>): string {
   const given = headers['x-request-id'];
-  return typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given) ? given : randomUUID();
+  return typeof given === 'string' && /^[\w.:/+=-]{1,128}$/.test(given) ? given : newId();
 }

@@ -10,6 +10,7 @@ import { Idempotency, type IdempotentCall } from '../database/idempotency';
 import type { Transaction } from '../database/statements';
 import { ApiError, fail } from '../errors';
 import type { AgentIdentity } from '../http/control-plane-request';
+import type { HangUpSignal } from '../http/hang-up';
 import { TaskKinds } from '../kinds/task-kinds';
 import { ClaimWaiters } from '../queue/claim-waiters';
 import { TaskLog } from '../queue/task-log';
@@ -36,7 +37,7 @@ interface ClaimCall {
   /** Those of them that are above 0. */
   readonly wanted: readonly KindBudget[];
   readonly call: IdempotentCall | undefined;
-  readonly hangUp: AbortSignal;
+  readonly hangUp: HangUpSignal;
 }
 
 /** What one look for tasks came to; `open` are the kinds that the agent may be granted more of. */
@@ -87,7 +88,7 @@ export class ClaimsService {
     agent: AgentIdentity,
     request: ClaimRequest,
     key: string | undefined,
-    hangUp: AbortSignal,
+    hangUp: HangUpSignal,
   ): Promise<ClaimResponse> {
     // One turn of the event loop: the end of a caller that has hung up arrives right behind its request.
     await nextTurn();
@@ -104,7 +105,7 @@ export class ClaimsService {
     capacities: Capacities,
     waitMs: number,
     call: IdempotentCall | undefined,
-    hangUp: AbortSignal,
+    hangUp: HangUpSignal,
   ): Promise<ClaimResponse> {
     const wanted = capacities.filter(([, capacity]) => capacity > 0);
     if (wanted.length === 0) {

@@ -1,11 +1,17 @@
 import fc from 'fast-check';
+import { HangUpSignal } from '../http/hang-up';
 import { InFlight } from '../telemetry/in-flight';
 import { Lifecycle } from '../telemetry/lifecycle';
 import { ClaimWaiters, type Waiter } from './claim-waiters';
 
 const LONG_MS = 60_000;
 const AGENT = 1;
-const never = () => new AbortController().signal;
+const never = () => new HangUpSignal();
+const hungUp = () => {
+  const signal = new HangUpSignal();
+  signal.abort();
+  return signal;
+};
 
 /** What a wait came to so far: undefined while it goes on. */
 function watch(wait: Promise<boolean>): { result: boolean | undefined } {
@@ -149,23 +155,23 @@ describe('claims that wait', () => {
   });
 
   it('end and pass their wake-up on when the caller has hung up', async () => {
-    const gone = new AbortController();
+    const gone = new HangUpSignal();
     const first = waiters.enlist(['dns'], AGENT);
-    const hungUp = wait(first, gone.signal);
+    const waitOfFirst = wait(first, gone);
     const second = wait(waiters.enlist(['dns'], AGENT));
     waiters.wake('dns', 1);
     gone.abort();
     await settle();
-    expect(hungUp.result).toBe(false);
+    expect(waitOfFirst.result).toBe(false);
     first.leave();
     await settle();
     expect(second.result).toBe(true);
   });
 
   it('end at once for a caller that hung up before or during the wait', async () => {
-    await expect(waiters.enlist(['dns'], AGENT).woken(LONG_MS, AbortSignal.abort())).resolves.toBe(false);
-    const gone = new AbortController();
-    const waiting = wait(waiters.enlist(['dns'], AGENT), gone.signal);
+    await expect(waiters.enlist(['dns'], AGENT).woken(LONG_MS, hungUp())).resolves.toBe(false);
+    const gone = new HangUpSignal();
+    const waiting = wait(waiters.enlist(['dns'], AGENT), gone);
     gone.abort();
     await settle();
     expect(waiting.result).toBe(false);
@@ -277,10 +283,10 @@ describe('claims that wait', () => {
         ['tcp', 0],
       ]);
       const asleep = new Set<readonly string[]>();
-      const callers: AbortController[] = [];
+      const callers: HangUpSignal[] = [];
       const ended: Promise<void>[] = [];
 
-      const claim = async (of: Extract<(typeof events)[number], { type: 'claim' }>, hangUp: AbortSignal) => {
+      const claim = async (of: Extract<(typeof events)[number], { type: 'claim' }>, hangUp: HangUpSignal) => {
         const waiter = line.enlist(of.kinds, AGENT);
         try {
           for (;;) {
@@ -308,9 +314,9 @@ describe('claims that wait', () => {
 
       for (const step of events) {
         if (step.type === 'claim') {
-          const caller = new AbortController();
+          const caller = new HangUpSignal();
           callers.push(caller);
-          ended.push(claim({ ...step, kinds: [...step.kinds] }, caller.signal).catch(() => undefined));
+          ended.push(claim({ ...step, kinds: [...step.kinds] }, caller).catch(() => undefined));
         } else if (step.type === 'tasks') {
           tasks.set(step.kind, (tasks.get(step.kind) as number) + step.count);
           line.wake(step.kind, step.count);

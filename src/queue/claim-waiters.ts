@@ -1,7 +1,8 @@
 import { Injectable } from '@nestjs/common';
-import { addWait } from '../http/hang-up';
+import type { HangUpListener, HangUpSignal } from '../http/hang-up';
 import { InFlight } from '../telemetry/in-flight';
 import { Lifecycle } from '../telemetry/lifecycle';
+import { Alarms, type Sleeper } from './alarms';
 
 /** A claim that waits for tasks of some kinds. */
 export interface Waiter {
@@ -15,8 +16,8 @@ export interface Waiter {
    * or stops.
    * @throws ERR_UNAVAILABLE too many claims wait already
    */
-  woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean>;
-  /** Marks its wake-up as used, after the caller has searched for tasks. */
+  woken(timeoutMs: number, hangUp: HangUpSignal): Promise<boolean>;
+  /** Says that the caller has looked for tasks: the wake-up that it had is used. */
   served(): void;
   /** Leaves all lines; an unused wake-up goes to the next claim. Changes of its agent still wake it. */
   stepAside(): void;
@@ -32,22 +33,17 @@ export interface Waiter {
  */
 @Injectable()
 export class ClaimWaiters {
-  private readonly byKind = new Map<string, Set<WaitingClaim>>();
-  private readonly byAgent = new Map<number, Set<WaitingClaim>>();
-  /** Claims that sleep now. A claim that left its lines may still sleep. */
-  private readonly asleep = new Set<WaitingClaim>();
+  private readonly lines: Lines;
 
-  constructor(
-    private readonly lifecycle: Lifecycle,
-    private readonly inFlight: InFlight,
-  ) {
+  constructor(lifecycle: Lifecycle, inFlight: InFlight) {
+    this.lines = new Lines(lifecycle, inFlight);
     lifecycle.drainSignal.addEventListener('abort', () => this.drainAll(), { once: true });
     lifecycle.signal.addEventListener('abort', () => this.releaseAll(), { once: true });
   }
 
   /** The number of claims in lines. */
   get waiting(): number {
-    return new Set([...this.byKind.values()].flatMap((line) => [...line])).size;
+    return new Set([...this.lines.byKind.values()].flatMap((line) => [...line])).size;
   }
 
   /**
@@ -55,24 +51,60 @@ export class ClaimWaiters {
    * between.
    */
   enlist(kinds: readonly string[], agentId: number): Waiter {
-    const lines: Lines = {
-      join: (kind, claim) => addTo(this.byKind, kind, claim),
-      leave: (kind, claim) => removeFrom(this.byKind, kind, claim),
-      passOn: (kind) => this.wake(kind, 1),
-      forget: (claim) => removeFrom(this.byAgent, agentId, claim),
-    };
-    const waiter = new WaitingClaim(lines, this.asleep, this.lifecycle, this.inFlight);
+    const waiter = new WaitingClaim(this.lines, agentId);
     waiter.standFor(kinds);
-    addTo(this.byAgent, agentId, waiter);
+    this.lines.remember(waiter);
     return waiter;
   }
 
   /** Wakes the claims of an agent: it may have room again, its state may have changed, or its token may be void. */
   wakeAgent(agentId: number): void {
-    for (const waiter of this.byAgent.get(agentId) ?? []) waiter.rouseForAgent();
+    for (const waiter of this.lines.byAgent.get(agentId) ?? []) waiter.rouseForAgent();
   }
 
   /** Wakes claims for this number of ready tasks of a kind. */
+  wake(kind: string, count: number): void {
+    this.lines.wake(kind, count);
+  }
+
+  /** Wakes all claims: tasks may have become ready without a notification. */
+  wakeAll(): void {
+    for (const kind of [...this.lines.byKind.keys()]) this.wake(kind, Number.POSITIVE_INFINITY);
+  }
+
+  private drainAll(): void {
+    for (const waiter of this.lines.asleep()) waiter.releaseInTime();
+  }
+
+  private releaseAll(): void {
+    for (const waiter of this.lines.asleep()) waiter.rouse();
+  }
+}
+
+/** Where claims stand and sleep. */
+class Lines {
+  readonly byKind = new Map<string, Set<WaitingClaim>>();
+  /** Lists that are never changed: nearly every agent has one claim. */
+  readonly byAgent = new Map<number, readonly WaitingClaim[]>();
+  readonly alarms = new Alarms();
+
+  constructor(
+    readonly lifecycle: Lifecycle,
+    readonly inFlight: InFlight,
+  ) {}
+
+  join(kind: string, claim: WaitingClaim): void {
+    const line = this.byKind.get(kind);
+    if (line) line.add(claim);
+    else this.byKind.set(kind, new Set([claim]));
+  }
+
+  leave(kind: string, claim: WaitingClaim): void {
+    const line = this.byKind.get(kind);
+    line?.delete(claim);
+    if (line?.size === 0) this.byKind.delete(kind);
+  }
+
   wake(kind: string, count: number): void {
     let left = count;
     for (const waiter of this.byKind.get(kind) ?? []) {
@@ -81,43 +113,24 @@ export class ClaimWaiters {
     }
   }
 
-  /** Wakes all claims: tasks may have become ready without a notification. */
-  wakeAll(): void {
-    for (const kind of [...this.byKind.keys()]) this.wake(kind, Number.POSITIVE_INFINITY);
+  remember(claim: WaitingClaim): void {
+    this.byAgent.set(claim.agentId, [...(this.byAgent.get(claim.agentId) ?? []), claim]);
   }
 
-  private drainAll(): void {
-    for (const waiter of this.asleep) waiter.releaseInTime();
+  forget(claim: WaitingClaim): void {
+    const others = this.byAgent.get(claim.agentId)?.filter((other) => other !== claim);
+    if (others?.length) this.byAgent.set(claim.agentId, others);
+    else this.byAgent.delete(claim.agentId);
   }
 
-  private releaseAll(): void {
-    for (const waiter of this.asleep) waiter.rouse();
+  /** Claims that sleep now. Not the same as those in a line: one that left its lines may wait on. */
+  asleep(): WaitingClaim[] {
+    return [...this.byAgent.values()].flat().filter((claim) => claim.isAsleep);
   }
 }
 
-function addTo<Key>(sets: Map<Key, Set<WaitingClaim>>, key: Key, waiter: WaitingClaim): void {
-  const set = sets.get(key);
-  if (set) set.add(waiter);
-  else sets.set(key, new Set([waiter]));
-}
-
-function removeFrom<Key>(sets: Map<Key, Set<WaitingClaim>>, key: Key, waiter: WaitingClaim): void {
-  const set = sets.get(key);
-  set?.delete(waiter);
-  if (set?.size === 0) sets.delete(key);
-}
-
-/** The lines that a claim can stand in, by kind. */
-interface Lines {
-  join(kind: string, claim: WaitingClaim): void;
-  leave(kind: string, claim: WaitingClaim): void;
-  /** Wakes the next in a line. */
-  passOn(kind: string): void;
-  /** Called when the claim no longer waits. */
-  forget(claim: WaitingClaim): void;
-}
-
-class WaitingClaim implements Waiter {
+class WaitingClaim implements Waiter, Sleeper, HangUpListener {
+  alarm: Sleeper['alarm'];
   private kinds: readonly string[] = [];
   /** The kind of its wake-up, for which it has not searched yet. */
   private signalledFor: string | undefined;
@@ -125,29 +138,33 @@ class WaitingClaim implements Waiter {
   private looksFor: string | undefined;
   /** Whether its agent changed. Not a wake-up of a line, so it is not passed on. */
   private agentChanged = false;
-  private notify: (() => void) | undefined;
+  /** Ends its sleep; undefined while it does not sleep. */
+  private resolve: ((hasWork: boolean) => void) | undefined;
+  private hangUp: HangUpSignal | undefined;
   private readonly enlistedAt = performance.now();
-  /** When it is answered during a drain, in `performance.now()`. */
+  private sleepsSince = 0;
+  /** When it is answered in a drain, by `performance.now()`. */
   private releaseAt = Number.POSITIVE_INFINITY;
-  private releaseTimer: NodeJS.Timeout | undefined;
 
   constructor(
     private readonly lines: Lines,
-    private readonly asleep: Set<WaitingClaim>,
-    private readonly lifecycle: Lifecycle,
-    private readonly inFlight: InFlight,
+    readonly agentId: number,
   ) {}
 
-  /** Wakes it for a kind. @returns whether it took the wake-up: false if it has one already */
+  get isAsleep(): boolean {
+    return this.resolve !== undefined;
+  }
+
+  /** @returns whether this one took the wake-up of a kind: it had none yet */
   signal(kind: string): boolean {
-    if (this.signalledFor !== undefined || this.lifecycle.stopping) return false;
+    if (this.signalledFor !== undefined || this.lines.lifecycle.stopping) return false;
     this.signalledFor = kind;
     this.rouse();
     return true;
   }
 
   rouseForAgent(): void {
-    if (this.lifecycle.stopping) return;
+    if (this.lines.lifecycle.stopping) return;
     this.agentChanged = true;
     this.rouse();
   }
@@ -158,43 +175,54 @@ class WaitingClaim implements Waiter {
 
   /** Wakes it to check its state again. */
   rouse(): void {
-    this.notify?.();
+    const { resolve, hangUp } = this;
+    if (!resolve) return;
+    this.resolve = undefined;
+    this.lines.alarms.clear(this);
+    this.lines.inFlight.endWait();
+    hangUp?.endWait(performance.now() - this.sleepsSince);
+    // Later: until it has begun to look, further wake-ups go to others.
+    queueMicrotask(() => resolve(this.takeWakeUp()));
+  }
+
+  onAlarm(): void {
+    this.rouse();
+  }
+
+  onHangUp(): void {
+    this.rouse();
   }
 
   get isReleased(): boolean {
-    return this.lifecycle.stopping || performance.now() >= this.releaseAt;
+    return this.lines.lifecycle.stopping || performance.now() >= this.releaseAt;
   }
 
   /** Ends its sleep during a drain, at an instant of its own. */
   releaseInTime(): void {
     if (this.releaseAt === Number.POSITIVE_INFINITY)
-      this.releaseAt = this.lifecycle.pickReleaseTime(this.enlistedAt);
+      this.releaseAt = this.lines.lifecycle.pickReleaseTime(this.enlistedAt);
     if (this.releaseAt === Number.POSITIVE_INFINITY) return;
-    // A timer may fire a little early by the clock that decides about the release.
-    const inMs = Math.max(0, this.releaseAt - performance.now()) + 1;
-    this.releaseTimer = setTimeout(() => this.rouse(), inMs);
+    this.lines.alarms.set(this, Math.min(this.releaseAt, this.alarm?.at ?? Number.POSITIVE_INFINITY));
   }
 
-  async woken(timeoutMs: number, hangUp: AbortSignal): Promise<boolean> {
-    if (!this.isSignalled && !this.lifecycle.stopping && !hangUp.aborted && timeoutMs > 0) {
-      const resume = this.inFlight.wait();
-      const sleepsSince = performance.now();
-      let timer: NodeJS.Timeout | undefined;
-      this.asleep.add(this);
-      await new Promise<void>((resolve) => {
-        this.notify = resolve;
-        timer = setTimeout(resolve, timeoutMs);
-        hangUp.addEventListener('abort', () => resolve(), { once: true });
-        if (this.lifecycle.draining) this.releaseInTime();
-      });
-      clearTimeout(timer);
-      clearTimeout(this.releaseTimer);
-      this.asleep.delete(this);
-      addWait(hangUp, performance.now() - sleepsSince);
-      resume();
-    }
-    this.notify = undefined;
-    if (this.lifecycle.stopping || hangUp.aborted || !this.isSignalled) return false;
+  woken(timeoutMs: number, hangUp: HangUpSignal): Promise<boolean> {
+    this.hangUp = hangUp;
+    if (this.isSignalled || this.lines.lifecycle.stopping || hangUp.aborted || timeoutMs <= 0)
+      return Promise.resolve(this.takeWakeUp());
+    // No async function: it would hold more memory while it waits than all the rest of this.
+    return new Promise((resolve) => {
+      this.lines.inFlight.beginWait();
+      this.resolve = resolve;
+      this.sleepsSince = performance.now();
+      hangUp.beginWait(this);
+      this.lines.alarms.set(this, this.sleepsSince + timeoutMs);
+      if (this.lines.lifecycle.draining) this.releaseInTime();
+    });
+  }
+
+  /** Begins to look for what it was woken for. @returns whether it was woken, and not hung up or released */
+  private takeWakeUp(): boolean {
+    if (this.lines.lifecycle.stopping || this.hangUp?.aborted || !this.isSignalled) return false;
     this.looksFor = this.signalledFor;
     this.signalledFor = undefined;
     this.agentChanged = false;
@@ -215,7 +243,7 @@ class WaitingClaim implements Waiter {
       const kind = this[held];
       if (kind === undefined || !left.includes(kind)) continue;
       this[held] = undefined;
-      this.lines.passOn(kind);
+      this.lines.wake(kind, 1);
     }
   }
 

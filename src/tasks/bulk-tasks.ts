@@ -4,6 +4,7 @@ import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { fail } from '../errors';
 import type { OperatorIdentity } from '../http/control-plane-request';
+import type { HangUpSignal } from '../http/hang-up';
 import { AuditLog } from '../operators/audit-log';
 import { QueueDepth } from '../queue/depth';
 import type { TaskState } from '../queue/task.entity';
@@ -71,7 +72,7 @@ export class BulkTasks {
    * @returns the number of matches when it began, and of changed tasks
    * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
    */
-  cancel(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
+  cancel(by: OperatorIdentity, request: BulkRequest, hangUp: HangUpSignal): Promise<BulkAnswer> {
     return this.change(by, request, hangUp, {
       action: 'task.cancel-many',
       states: CANCELLABLE,
@@ -85,7 +86,7 @@ export class BulkTasks {
    * @returns the number of matches when it began, and of changed tasks
    * @throws ERR_VALIDATION there is neither a filter nor `all`, or no kind can have the target
    */
-  retry(by: OperatorIdentity, request: BulkRequest, hangUp: AbortSignal): Promise<BulkAnswer> {
+  retry(by: OperatorIdentity, request: BulkRequest, hangUp: HangUpSignal): Promise<BulkAnswer> {
     return this.change(by, request, hangUp, {
       action: 'task.retry-many',
       states: RETRYABLE,
@@ -96,7 +97,7 @@ export class BulkTasks {
   private async change(
     by: OperatorIdentity,
     request: BulkRequest,
-    hangUp: AbortSignal,
+    hangUp: HangUpSignal,
     change: Change,
   ): Promise<BulkAnswer> {
     const { kind, state, target, agent_id, outcome, from, to } = request;
@@ -152,8 +153,8 @@ export class BulkTasks {
     return { ...this.tasks.filterOf(rest, wanted), lastId };
   }
 
-  /** Lists the parts to process, and counts the matching tasks. */
-  private async survey(wanted: TaskFilter, hangUp: AbortSignal): Promise<Survey> {
+  /** What there is to go through, and how many match. */
+  private async survey(wanted: TaskFilter, hangUp: HangUpSignal): Promise<Survey> {
     const { agentId, outcome, from, to, kind, targets, states } = wanted;
     const depths = await this.database.read((statements) => this.depth.depths(statements));
     const kinds = await this.database.read((statements) => this.depth.kinds(statements));
@@ -172,7 +173,7 @@ export class BulkTasks {
    * Counts the matching tasks of the parts, a bounded number at a time, and finds the first one of each part: rows
    * before it, such as all former tasks of a target, are not read again.
    */
-  private async count(parts: readonly ListPart[], wanted: TaskFilter, hangUp: AbortSignal): Promise<Survey> {
+  private async count(parts: readonly ListPart[], wanted: TaskFilter, hangUp: HangUpSignal): Promise<Survey> {
     let matched = 0;
     const found: Survey['parts'][number][] = [];
     for (const part of parts) {

@@ -11,6 +11,7 @@ import { Operator } from '../http/access.decorators';
 import { GuardedErrors } from '../http/api-errors';
 import { BodyLimit, MAX_BODY } from '../http/body-limit.decorators';
 import type { OperatorIdentity } from '../http/control-plane-request';
+import type { HangUpSignal } from '../http/hang-up';
 import { BulkWrite, ShedFirst } from '../http/load.decorators';
 import { LogsFacts } from '../http/log-facts.decorators';
 import { CurrentOperator, HangUp, IdempotencyKey, IdInPath } from '../http/parameter.decorators';
@@ -147,7 +148,7 @@ export class TasksController {
   cancelMany(
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: BulkCancelRequest,
-    @HangUp() hangUp: AbortSignal,
+    @HangUp() hangUp: HangUpSignal,
   ): Promise<BulkAnswer> {
     return this.bulk.cancel(operator, body, hangUp);
   }
@@ -165,7 +166,7 @@ export class TasksController {
   retryMany(
     @CurrentOperator() operator: OperatorIdentity,
     @Body() body: BulkRetryRequest,
-    @HangUp() hangUp: AbortSignal,
+    @HangUp() hangUp: HangUpSignal,
   ): Promise<BulkAnswer> {
     return this.bulk.retry(operator, body, hangUp);
   }

@@ -56,17 +56,15 @@ export class InFlight {
     });
   }
 
-  /**
-   * Counts a request as waiting instead of handled.
-   * @returns a function that counts it as handled again
-   * @throws ERR_UNAVAILABLE too many requests wait
-   */
-  wait(): () => void {
+  /** Counts a request as waiting instead of handled, until {@link endWait}. @throws ERR_UNAVAILABLE too many requests wait */
+  beginWait(): void {
     if (this.waiting >= this.settings.maxWaitingClaims) throw tooMany();
     this.waiting++;
-    return () => {
-      this.waiting--;
-    };
+  }
+
+  /** Counts a request that waited as handled again. */
+  endWait(): void {
+    this.waiting--;
   }
 
   /** Closes every connection without a request to answer: idle ones, and those whose request is still arriving. */

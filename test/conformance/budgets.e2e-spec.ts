@@ -1,8 +1,8 @@
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
-import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import { InFlight } from '../../src/telemetry/in-flight';
 import type { Lease } from '../helpers/api';
 import { type Credentials, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { emptyQueue } from '../helpers/queue-tables';
@@ -37,8 +37,7 @@ describe('what an agent holds', () => {
       [as]: leases.map(({ lease_id }) => ({ lease_id })),
     });
   const asleep = async () => {
-    // biome-ignore lint/complexity/useLiteralKeys: it is private, and nobody else can tell.
-    while (server.app.get(ClaimWaiters)['asleep'].size === 0) await sleep(5);
+    while (server.app.get(InFlight).waitingClaims === 0) await sleep(5);
     // It may have been roused once more by what came before.
     for (let i = 0; i < 5; i++) await nextTurn();
   };
@@ -105,8 +104,7 @@ describe('what an agent holds', () => {
     await asleep();
     const other = await server.register();
     const got = server.agent(other, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
-    // biome-ignore lint/complexity/useLiteralKeys: it is private, and nobody else can tell.
-    while (server.app.get(ClaimWaiters)['asleep'].size < 2) await sleep(5);
+    while (server.app.get(InFlight).waitingClaims < 2) await sleep(5);
     const [task] = await server.enqueue(dnsTask());
     expect((await got).body.leases).toMatchObject([{ task_id: task }]);
     const [tcp] = await server.enqueue(tcpTask());

@@ -1,6 +1,7 @@
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { HeartbeatsService } from '../../src/agents/heartbeats.service';
 import { RegistrationService } from '../../src/agents/registration.service';
+import { HangUpSignal } from '../../src/http/hang-up';
 import { ClaimsService } from '../../src/leases/claims.service';
 import { LeasesService } from '../../src/leases/leases.service';
 import { MetricsService } from '../../src/metrics/metrics.service';
@@ -575,7 +576,7 @@ describe('a token that is void', () => {
     const before = identityOf(agent);
     const fresh = (await change(agent, 'rotate', { revoke_old: true })).body;
     const leases = server.app.get(LeasesService);
-    const never = new AbortController().signal;
+    const never = new HangUpSignal();
     const heard = (await view(agent)).last_heartbeat_at;
     clock.advance(1_000);
     for (const late of [

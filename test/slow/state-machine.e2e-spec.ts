@@ -11,6 +11,7 @@ import { toTimestamp } from '../../src/clock';
 import { ConcurrencyService } from '../../src/concurrency/concurrency.service';
 import type { Statements } from '../../src/database/statements';
 import type { AgentIdentity } from '../../src/http/control-plane-request';
+import { HangUpSignal } from '../../src/http/hang-up';
 import { ClaimsService } from '../../src/leases/claims.service';
 import { type LeaseState, standingOf } from '../../src/leases/lease.entity';
 import { LeasesService } from '../../src/leases/leases.service';
@@ -378,7 +379,7 @@ describe('tasks and leases', () => {
       }
       case 'claim': {
         const { agent, capacities, key } = operation;
-        const hangUp = new AbortController().signal;
+        const hangUp = new HangUpSignal();
         const request = { agent_id: agent, capacities };
         const { leases } = await service(ClaimsService).claim(identity(agent), request, key, hangUp);
         return leases.map((lease) => ({ ...lease }));
