@@ -166,7 +166,7 @@ export class ClaimsService {
       return !call.hangUp.aborted;
     });
     const callers = alive.map(({ agent }) => agent);
-    // In this order at the server, and in one flight: the limits first of all that is locked, then the agents.
+    // Sent together, in this order: the limits are locked first, then the agents.
     const [, standings, held] = await Promise.all([
       this.transitions.beginClaim(tx),
       this.agents.standingsOf(tx, callers, 'alone'),

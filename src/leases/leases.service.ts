@@ -90,7 +90,7 @@ export class LeasesService {
   }
 
   /**
-   * Takes reports of leases: a completed one closes its task, a cancelled one gives it back. What comes too late is
+   * Takes reports of leases: a completed one closes its task, a cancelled one returns it to the queue. What comes too late is
    * kept as evidence and changes nothing; the same again is acknowledged again. Each report is judged alone: one that is not
    * valid is rejected, and its lease stays live.
    * @throws ERR_VALIDATION more than 1,000 reports
@@ -146,7 +146,7 @@ export class LeasesService {
     tx: Transaction,
     calls: readonly ReportCall[],
   ): Promise<(ReportResponse | ApiError)[]> {
-    // In this order at the server, and in one flight. The leases of agents that are refused are not looked at further.
+    // Sent together, in this order. The leases of refused agents are not used.
     const [, refusals, rows] = await Promise.all([
       this.transitions.begin(tx),
       this.agents.refusals(

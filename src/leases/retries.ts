@@ -3,7 +3,7 @@ import type { Settings } from '../settings';
 import type { HeldLease } from './leases.queries';
 
 /**
- * The rule for retries: what a task becomes whose attempt failed, expired or was given back. It is scheduled for its next attempt
+ * The rule for retries: what a task becomes whose attempt failed, expired or was reported as cancelled. It is scheduled for its next attempt
  * after a backoff, or dead after the last one.
  * @param now in ms since the epoch
  */

@@ -341,7 +341,7 @@ function factOfWait({ task, lease, lastAttempt, now }: WhyFacts, { reason, until
   return `${failed}; the next begins ${when}.`;
 }
 
-const HOW_ENDED = { cancelled: 'gave it back', expired: 'did not report in time' } as const;
+const HOW_ENDED = { cancelled: 'cancelled it', expired: 'did not report in time' } as const;
 
 function factOfNoAgent({ kind }: WhyTask, { offline, draining, disabled }: Takers): string {
   const others = Object.entries({ offline, draining, disabled }).filter(([, count]) => count > 0);

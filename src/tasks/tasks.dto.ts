@@ -314,7 +314,7 @@ export class TaskView {
   @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
   finished_at!: string | null;
 
-  /** How its last attempt ended; null while none has. An attempt that an operator cut off is none; a retry keeps what was. */
+  /** How its last attempt ended; null while none has. A revoked attempt does not count; a retry keeps the last one. */
   @ApiProperty({ enum: [...ATTEMPT_OUTCOMES, null], nullable: true, example: 'success' })
   last_outcome!: AttemptOutcome | null;
 
@@ -333,7 +333,7 @@ export class TaskView {
 
 /** What an agent reported for a lease. */
 export class ResultView {
-  /** `final` closed the task, `attempt` gave it back, `late` came after the lease had ended and changed nothing. */
+  /** `final` closed the task, `attempt` returned it to the queue, `late` came after the lease had ended and changed nothing. */
   @ApiProperty({ enum: STANDINGS, example: 'final' })
   standing!: Standing;
 
@@ -358,7 +358,7 @@ export class AttemptView {
   @ApiProperty({ example: 1 })
   agent_id!: number;
 
-  /** Counts from 1; an attempt that was cut off by an operator is counted again. */
+  /** Counts from 1; a revoked attempt is not counted. */
   @ApiProperty({ type: 'integer', example: 1 })
   attempt!: number;
 

@@ -16,7 +16,7 @@ export interface TaskRow {
   readonly priority: number;
   readonly run_at: number | null;
   readonly not_after: number | null;
-  /** Attempts begun that count: those that an operator cut off do not. */
+  /** Attempts begun that count: revoked ones do not. */
   readonly attempts: number;
   readonly max_attempts: number;
   readonly unique_key: string | null;
@@ -28,7 +28,7 @@ export interface TaskRow {
   /** The live lease, and who has it; null unless it is leased. */
   readonly lease_id: number | null;
   readonly held_by: number | null;
-  // Of the last attempt that ended by itself: one that an operator cut off leaves them as they are, and so does a retry.
+  // Of the last attempt that ended by itself: a revoked one leaves them as they are, and so does a retry.
   readonly last_lease_id: number | null;
   readonly last_agent_id: number | null;
   readonly last_outcome: AttemptOutcome | null;

@@ -305,7 +305,7 @@ describe('the first path', () => {
     expect(stderr).toContain('\n\nUsage: ');
   });
 
-  it('gives back at Ctrl-C what is not done, and reports what is', async () => {
+  it('at Ctrl-C cancels the leases that are not done, and reports the others', async () => {
     const check = join(folder, 'slow.mjs');
     const odd = 'JSON.parse(\'"\\\\u009b31m\\\\u202e"\')';
     writeFileSync(

@@ -485,7 +485,7 @@ describe('the write door', () => {
     );
   });
 
-  it('is held by one process at a time, and given back', async () => {
+  it('is held by one process at a time, and released', async () => {
     const again = () => openDatabase({ database: target, migrateOnStart: true, poolSize: 1 });
     await expect(again()).rejects.toThrow('Another process is using');
     await database.close();

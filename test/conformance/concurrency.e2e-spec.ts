@@ -226,7 +226,7 @@ describe('concurrency windows', () => {
       expect(answers.flatMap(({ body }) => tasksOf(body.leases))).toEqual([second]);
     });
 
-    it('of one target is of no use to another', async () => {
+    it('of one target is not used for another', async () => {
       await limit({ kind: 'dns', target: 'a', limit: 1 }, { kind: 'dns', target: 'b', limit: 1 });
       const [a1, a2, b1] = await server.enqueue(at('a'), at('a'), at('b'), at('b', { priority: -1 }));
       const leases = await claim(agent);

@@ -144,7 +144,7 @@ describe('an enrollment token', () => {
         expect([token, hostname, answer.status, answer.body]).toEqual([token, hostname, 401, REFUSED]);
       }
     }
-    // Expired and revoked ones are of no use to those either that came with them before.
+    // Expired and revoked ones are not accepted either from agents that used them before.
     expect((await register('two', expired.token)).status).toBe(401);
     expect(await server.rows('SELECT * FROM agents')).toEqual(before);
   });

@@ -114,7 +114,7 @@ describe("an agent's outcomes", () => {
     expect((await task(id as number)).last_outcome).toBe('error');
   });
 
-  it('do not count what came too late, nor what an operator cut off', async () => {
+  it('do not count what came too late, nor revoked attempts', async () => {
     const [late, cut] = await server.enqueue(dnsTask({ max_attempts: 1 }), dnsTask({ priority: -1 }));
     const [first] = await claim(agent);
     await server.pass(61_000);
@@ -456,7 +456,7 @@ describe('agents by their configuration', () => {
   beforeEach(start);
   afterEach(stop);
 
-  it('are found by how they stand to the one in force', async () => {
+  it('are found by whether they have the one in force', async () => {
     const [b, c, d] = [await server.register('b'), await server.register('c'), await server.register('d')];
     const say = (who: Credentials, config_revision: string, config_status: string) =>
       server.agent(who, '/heartbeat', { config_revision, config_status });
@@ -545,7 +545,7 @@ describe('tasks by their last attempt', () => {
   it('are found once, whatever attempts they had before', async () => {
     const other = await server.register('b');
     const id = await attempt(agent, 'cancelled');
-    // Tried again and given back at the same instant.
+    // Tried again and cancelled at the same instant.
     await server.operator('POST', `/v1/tasks/${id}/cancel`);
     await server.operator('POST', `/v1/tasks/${id}/retry`);
     const [again] = await claim(agent);
@@ -571,7 +571,7 @@ describe('tasks by their last attempt', () => {
     for (const query of ['', '&outcome=cancelled', '&from=2026-01-01T00:00:00Z'])
       expect(await tasks(`agent_id=${agent.agent_id}${query}`)).toEqual([]);
     expect(await tasks(`agent_id=${other.agent_id}`)).toEqual([id]);
-    // A bulk cancel of what one agent gave back does not take it from the one that works on it.
+    // A bulk cancel of the tasks that one agent returned does not take them from the one that works on them.
     const filter = { agent_id: agent.agent_id, outcome: 'cancelled' };
     const { body } = await server.operator('POST', '/v1/tasks/cancel', filter);
     expect(body).toEqual({ matched: 0, changed: 0 });
@@ -707,7 +707,7 @@ describe('many tasks by their last attempt', () => {
   const cancel = (body: object) => server.operator('POST', '/v1/tasks/cancel', body);
   const retry = (body: object) => server.operator('POST', '/v1/tasks/retry', body);
 
-  it('are cancelled: those that an agent holds, and those that it gave back', async () => {
+  it('are cancelled: those that an agent holds, and those that it returned', async () => {
     const other = await server.register('b');
     const theirs = await attempt(other, 'cancelled');
     const given = await attempt(agent, 'cancelled');

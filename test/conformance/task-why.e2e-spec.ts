@@ -145,7 +145,7 @@ describe('why a task does not run', () => {
       ],
     });
     expect(answer.message).toMatch(
-      `Agent ${agent.agent_id} gave it back (timeout), attempt 1 of 5; the next begins at ${task.run_at}.`,
+      `Agent ${agent.agent_id} cancelled it (timeout), attempt 1 of 5; the next begins at ${task.run_at}.`,
     );
     // The agent of the next attempt is silent.
     await server.pass(3_000);

@@ -19,7 +19,7 @@ const SHAPE = `SELECT md5(string_agg(thing, ' ' ORDER BY thing)) AS shape FROM (
 const OTHERS = `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
   WHERE datname = current_database() AND pid <> pg_backend_pid()`;
 
-/** Tables that hold, or held, much: to delete their rows would leave as much to walk past. */
+/** Tables that hold, or held, much: to delete their rows would leave as much to scan. */
 const LARGE = `SELECT string_agg(quote_ident(relname), ', ') AS large FROM pg_class
   WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND pg_relation_size(oid) > 200000`;
 
@@ -44,7 +44,7 @@ async function connect(address: string): Promise<pg.Client> {
 }
 
 /**
- * The databases of a test file on PostgreSQL. To make one takes longer than most tests, so one that is given back is wiped
+ * The databases of a test file on PostgreSQL. To make one takes longer than most tests, so a returned one is wiped
  * and used again.
  */
 export class PostgresDatabases {

@@ -250,7 +250,7 @@ onShared('a server of PostgreSQL', () => {
     const stored = async () =>
       (await server.rows('SELECT text FROM notes ORDER BY id')).map(({ text }: { text: string }) => text);
 
-    it('has them in one flight, in their order, and what it announces in that of the commit', async () => {
+    it('sends them together, in their order, and announcements with the commit', async () => {
       const texts = ['a', 'b', 'c', 'd'];
       const one = () =>
         database.write(async (tx) => {

@@ -26,7 +26,7 @@ const HOUR_MS = 3_600_000;
 /** For machines with much else to do. */
 const PATIENCE_MS = 180_000;
 
-/** A way to PostgreSQL that can fall silent: nothing is closed, and nothing comes through any more. */
+/** A way to PostgreSQL that can become silent: nothing is closed, and nothing comes through any more. */
 class Wire {
   private readonly sockets = new Set<Socket>();
   private silent = false;

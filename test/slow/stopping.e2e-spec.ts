@@ -49,7 +49,7 @@ describe('a server that was told to stop', () => {
     while (waiting(server) < 4) await sleep(5);
     const drained = server.drain();
     const late = [4, 5, 6, 7].map((i) => claim(i));
-    // A call to this process and not to another one would be of no use to its caller.
+    // A call to this process and not to another one would not help its caller.
     const answers = await Promise.all([...early, ...late]);
     expect(answers.map(({ status, body }) => [status, body])).toEqual(
       answers.map(() => [200, { leases: [] }]),
