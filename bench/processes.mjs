@@ -102,6 +102,9 @@ export async function startReplicas(count, { settings = UNTHROTTLED } = {}) {
 const startOn = (database, settings, core) =>
   start('../dist/main.js', (port) => ({ env: { ...settingsOf(database, port), ...settings }, core }));
 
+/** Starts the bare HTTP server that never answers a claim. */
+export const startBareWait = () => start('./bare-wait.mjs', (port) => ({ args: [String(port)] }));
+
 /** Starts the bare Fastify process. */
 export const startBare = ({ core } = {}) => start('./bare.mjs', (port) => ({ args: [String(port)], core }));
 
