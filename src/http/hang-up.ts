@@ -11,6 +11,8 @@ export interface HangUpListener {
 }
 
 const NO_HEADERS: IncomingHttpHeaders = Object.freeze({});
+/** The caller's trace, and its address behind a proxy. */
+const KEPT_HEADERS = ['traceparent', 'x-forwarded-for'] as const;
 
 /** Tells whether a caller has disconnected before it was answered. Smaller than an AbortSignal, which takes 1 KiB for each waiting claim. */
 export class HangUpSignal {
@@ -32,15 +34,18 @@ export class HangUpSignal {
   }
 
   /**
-   * Has the listener told, once, if the caller disconnects. The request waits for work meanwhile: its headers are dropped, which
-   * nobody needs any more, except the caller's trace.
+   * Tells the listener, once, if the caller disconnects. The request waits for work meanwhile, so its headers are dropped, except
+   * those that its log line and its span are made from.
    */
   beginWait(listener: HangUpListener): void {
     this.listener = listener;
     if (!this.request) return;
-    const { traceparent } = this.request.headers;
+    const kept = KEPT_HEADERS.filter((name) => this.request?.headers[name] !== undefined);
+    this.request.headers =
+      kept.length === 0
+        ? NO_HEADERS
+        : Object.fromEntries(kept.map((name) => [name, this.request?.headers[name]]));
     this.request.rawHeaders = [];
-    this.request.headers = traceparent === undefined ? NO_HEADERS : { traceparent };
   }
 
   /** Ends the wait. @param ms how long it was */

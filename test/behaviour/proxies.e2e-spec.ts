@@ -107,6 +107,16 @@ describe('the address that a request counts for', () => {
     expect(addresses()).toEqual([address]);
   });
 
+  it('is the same after a claim has waited', async () => {
+    const { server, addresses } = await trusting('127.0.0.1');
+    const agent = await server.register('waits');
+    addresses();
+    const claim = { capacities: { dns: 1 }, wait_ms: 30 };
+    const answer = await server.agent(agent, '/claim', claim, { 'x-forwarded-for': '192.0.2.44' });
+    expect(answer.body).toEqual({ leases: [] });
+    expect(addresses()).toEqual(['192.0.2.44']);
+  });
+
   it('is that of registrations without a hostname too', async () => {
     const { server } = await start({
       QUOTA_PUBLIC: 'off',
