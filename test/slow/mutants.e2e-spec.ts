@@ -62,8 +62,8 @@ const MUTANTS: readonly Mutant[] = [
       ],
       [
         'queue/lanes.queries.js',
-        'return taken;\n}\n/** The positions',
-        'await removeReady(tx, taken);\n    return taken;\n}\n/** The positions',
+        '    return taken;\n',
+        '    await removeReady(tx, taken);\n    return taken;\n',
       ],
     ],
     seen: /^claim \d+: answered 500|^two live leases|^lease \d+: granted|^task \d+: (?:leases|\w+ with 2|\w+, and)/,
