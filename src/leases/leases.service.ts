@@ -18,7 +18,6 @@ import {
   judgeReport,
   type ReportRequest,
   type ReportResponse,
-  textOfObservations,
 } from './leases.dto';
 import { extendLeases, keepLateReports, lockReported, selectSpecs } from './leases.queries';
 import {
@@ -176,13 +175,8 @@ export class LeasesService {
     await keepLateReports(
       tx,
       taken.flatMap(({ late }) =>
-        late.map(({ lease, as, report }) => ({
-          ...{
-            id: lease.id,
-            report: as,
-            outcome: report.outcome ?? null,
-            observations: textOf(report.observations),
-          },
+        late.map(({ lease, as, report, observations }) => ({
+          ...{ id: lease.id, report: as, outcome: report.outcome ?? null, observations },
         })),
       ),
     );
@@ -204,14 +198,17 @@ export class LeasesService {
     });
   }
 
-  private endingOf({ as, lease, report, ending }: Classified['ends'][number], now: number): Ending {
+  private endingOf(
+    { as, lease, report, observations, ending }: Classified['ends'][number],
+    now: number,
+  ): Ending {
     return {
       lease,
       end: {
         ...endOf(lease, as, ending),
         report: as,
         outcome: report.outcome ?? null,
-        observations: textOf(report.observations),
+        observations,
         error: ending === 'success' ? null : messageOf(report.observations ?? []),
       },
       change:
@@ -251,16 +248,10 @@ export class LeasesService {
   }
 }
 
-/** Observations as they are stored: null if there are none. */
-const textOf = (observations: Parameters<typeof textOfObservations>[0] | null | undefined): string | null =>
-  observations?.length ? textOfObservations(observations) : null;
-
 /** What a report needs of its agent's budget. */
 function observedBytes({ ends, late }: Classified): number {
   let bytes = 0;
-  for (const { report } of [...ends, ...late]) {
-    const text = textOf(report.observations);
-    if (text !== null) bytes += Buffer.byteLength(text);
-  }
+  for (const { observations } of [...ends, ...late])
+    if (observations !== null) bytes += Buffer.byteLength(observations);
   return bytes;
 }

@@ -1,6 +1,6 @@
 import type { AttemptOutcome } from '../agents/agent.entity';
 import type { Observation } from '../kinds/observations';
-import type { LeaseReport, RejectedReport } from './leases.dto';
+import { type LeaseReport, type RejectedReport, textOfObservations } from './leases.dto';
 import type { ReportedLease } from './leases.queries';
 
 /** One item of a report, as the request was judged: a report, or why it is not valid. */
@@ -14,6 +14,8 @@ export interface EndingReport {
   readonly as: 'completed' | 'cancelled';
   readonly lease: ReportedLease;
   readonly report: LeaseReport;
+  /** As they are stored; null if there are none. */
+  readonly observations: string | null;
   readonly ending: AttemptOutcome;
 }
 
@@ -22,6 +24,7 @@ export interface LateReport {
   readonly as: 'completed' | 'cancelled';
   readonly lease: ReportedLease;
   readonly report: LeaseReport;
+  readonly observations: string | null;
 }
 
 /** What the items of a report come to. */
@@ -31,6 +34,9 @@ export interface Classified {
   readonly rejected: readonly RejectedReport[];
   readonly acknowledged: number;
 }
+
+const textOf = ({ observations }: LeaseReport): string | null =>
+  observations?.length ? textOfObservations(observations) : null;
 
 const isRejected = (item: LeaseReport | RejectedReport): item is RejectedReport => 'reason' in item;
 
@@ -70,12 +76,12 @@ export function classify(
     const said = item.outcome ?? null;
     if (state === 'active') {
       const ending = as === 'completed' ? (said ?? 'unsaid') : as;
-      ends.push({ as, lease, report: item, ending });
+      ends.push({ as, lease, report: item, observations: textOf(item), ending });
       seen.set(lease_id, { state: as, report: as, outcome: said });
     } else if (state === 'expired' || state === 'revoked') {
       rejected.push({ lease_id, reason: state });
       if (report !== null) continue;
-      late.push({ as, lease, report: item });
+      late.push({ as, lease, report: item, observations: textOf(item) });
       seen.set(lease_id, { state, report: as, outcome: said });
     } else if (report !== as || outcome !== said) {
       rejected.push({ lease_id, reason: 'conflict' });

@@ -56,8 +56,11 @@ export function listReceived(
 }
 
 /** The samples of envelopes. */
-export function selectSamples(statements: Statements, ids: readonly number[]): Promise<MetricsEntity[]> {
-  return statements.rows<MetricsEntity>(
+export function selectSamples(
+  statements: Statements,
+  ids: readonly number[],
+): Promise<Omit<MetricsEntity, 'id' | 'envelope_hash'>[]> {
+  return statements.rows(
     `SELECT agent_id, measured_at, received_at, counters, gauges FROM agent_metrics
      WHERE ${statements.dialect.isAmong('id', '$1')}`,
     JSON.stringify(ids),

@@ -12,6 +12,7 @@ import type { AuditEntity } from './audit.entity';
 import {
   advanceHead,
   appendEntry,
+  fieldsOf,
   findUnrecordedTable,
   findUnrecordedToken,
   isUnrevoked,
@@ -166,20 +167,6 @@ async function verifyChain(statements: Statements): Promise<AuditVerification> {
     if (beyond < 1 || beyond > (now?.last_id ?? 0)) return broken(beyond, 'this entry was inserted later');
   }
   return { intact: true, ...end, broken_at: null, problem: null };
-}
-
-function fieldsOf(row: Omit<AuditEntity, 'hash'>) {
-  return [
-    row.id,
-    row.at,
-    row.operator_token_id,
-    row.operator_name,
-    row.address,
-    row.action,
-    row.subject,
-    row.before,
-    row.after,
-  ] as const;
 }
 
 function chainHash(previous: string, row: Omit<AuditEntity, 'hash'>): string {

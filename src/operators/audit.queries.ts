@@ -12,21 +12,28 @@ export function advanceHead(tx: Transaction): Promise<AuditHeadEntity | undefine
   );
 }
 
+/** The fields of an entry in the order of the columns, which is the order that its hash is computed in. */
+export function fieldsOf(row: Omit<AuditEntity, 'hash'>) {
+  return [
+    row.id,
+    row.at,
+    row.operator_token_id,
+    row.operator_name,
+    row.address,
+    row.action,
+    row.subject,
+    row.before,
+    row.after,
+  ] as const;
+}
+
 /** Appends an entry to the chain. */
 export async function appendEntry(tx: Transaction, row: AuditEntity): Promise<void> {
   await Promise.all([
     tx.run(
       `INSERT INTO audit_log (id, at, operator_token_id, operator_name, address, action, subject, "before", "after", hash)
        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-      row.id,
-      row.at,
-      row.operator_token_id,
-      row.operator_name,
-      row.address,
-      row.action,
-      row.subject,
-      row.before,
-      row.after,
+      ...fieldsOf(row),
       row.hash,
     ),
     tx.run('UPDATE audit_head SET last_hash = $1 WHERE id = 1', row.hash),

@@ -93,7 +93,7 @@ export class Alarms {
   }
 
   private moveDown(alarm: Alarm): void {
-    for (;;) {
+    while (true) {
       const { place } = alarm;
       const left = this.heap[2 * place + 1];
       const right = this.heap[2 * place + 2];
