@@ -1,9 +1,9 @@
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { connect, type Socket } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, exchange, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 const MIB = 1024 * 1024;
 const get = (path: string, headers = '') => `GET ${path} HTTP/1.1\r\nHost: a\r\n${headers}\r\n`;
@@ -38,9 +38,6 @@ describe('answers that nobody reads', () => {
       server.app.getHttpServer().getConnections((_: unknown, count: number) => resolve(count)),
     );
   const load = () => server.answers.load;
-  async function until(reached: () => boolean): Promise<void> {
-    while (!reached()) await sleep(5);
-  }
 
   describe('in a pipeline', () => {
     beforeAll(async () => {
@@ -52,14 +49,17 @@ describe('answers that nobody reads', () => {
       const responses: ServerResponse[] = [];
       server.app.getHttpServer().on('request', (_request, response) => responses.push(response));
       for (let i = 0; i < 3; i++) await open(get('/docs/swagger-ui-bundle.js').repeat(1_100));
-      await until(() => load().waiting >= 3 * 16);
-      await until(() => responses.length >= 3_000 || load().waiting === 0);
+      await until('the pipelines wait', () => load().waiting >= 3 * 16);
+      await until(
+        'nearly all requests are taken up, or none is left',
+        () => responses.length >= 3_000 || load().waiting === 0,
+      );
       const begun = responses.filter((response) => response.headersSent && !response.writableFinished);
       expect(begun.length).toBeLessThanOrEqual(3);
       // The documentation's texts are nobody's own: all share them.
       expect(load().bytes).toBe(0);
       for (const socket of sockets) socket.destroy();
-      await until(() => load().waiting === 0);
+      await until('no request waits', () => load().waiting === 0);
     });
 
     it('are all sent for 17 requests on a connection, in order', async () => {
@@ -89,7 +89,10 @@ describe('answers that nobody reads', () => {
         `POST /claim HTTP/1.1\r\nHost: a\r\n${headers.join('')}\r\n${claim}${LAST}` +
           `${register}Content-Length: ${body.length}\r\n\r\n${body}`,
       );
-      await until(() => server.app.get(ClaimWaiters).waiting === 1 && load().waiting > 0);
+      await until(
+        'the claim waits, and a request behind it',
+        () => server.app.get(ClaimWaiters).waiting === 1 && load().waiting > 0,
+      );
       await server.enqueue(dnsTask());
       const text = await answered;
       expect(statuses(text)).toEqual([200, 200]);
@@ -117,7 +120,7 @@ describe('answers that nobody reads', () => {
             caller.write(list);
             caller[how]();
           }
-          while ((await connections()) > before) await sleep(5);
+          await until('the connections are closed', connections, { isSo: (count) => count <= before });
           await one();
         });
         read.mockRestore();
@@ -142,9 +145,9 @@ describe('answers that nobody reads', () => {
         `POST /claim HTTP/1.1\r\nHost: a\r\n${headers.join('')}Content-Type: application/json\r\n` +
           `Content-Length: ${body.length}\r\n\r\n${body}${HEALTH.repeat(40)}`,
       );
-      await until(() => load().waiting === 40);
+      await until('the requests behind the claim wait', () => load().waiting === 40);
       socket.destroy();
-      await until(() => load().waiting === 0);
+      await until('no request waits', () => load().waiting === 0);
       expect(load()).toEqual({ waiting: 0, bytes: 0 });
     });
   });
@@ -176,7 +179,7 @@ describe('answers that nobody reads', () => {
       server.app.getHttpServer().on('request', (_request, response) => responses.push(response));
       for (let i = 0; i < 6; i++) {
         await open(page);
-        await until(() => responses[i]?.writableEnded === true);
+        await until('the page is made', () => responses[i]?.writableEnded === true);
         expect(load().bytes).toBeLessThanOrEqual(32 * MIB);
       }
       // Four of them fit.
@@ -193,12 +196,12 @@ describe('answers that nobody reads', () => {
         }),
       );
       expect(whole).toEqual([false, false, true, true, true, true]);
-      await until(() => load().bytes === 0);
+      await until('nothing is held', () => load().bytes === 0);
     });
 
     it('end connections that do not read in time, by the size of the answer', async () => {
       const socket = await open(page);
-      await until(() => load().bytes > 0);
+      await until('the page is held', () => load().bytes > 0);
       const { bytes } = load();
       const ended = once(socket, 'close');
       // 16 KiB a second on top of the 600 s.

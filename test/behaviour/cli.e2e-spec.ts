@@ -1,4 +1,4 @@
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -18,14 +18,15 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { Lifecycle } from '../../src/telemetry/lifecycle';
 import type { Json } from '../helpers/api';
-import { type Ended, finding, run, spawnCommand } from '../helpers/command-line';
-import { ADMIN_TOKEN, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
+import { finding, run, spawnCommand } from '../helpers/command-line';
+import { ADMIN_TOKEN, credentialsOf, dnsTask, passOn, TestServer } from '../helpers/harness';
+import { type Ended, endAll, Program } from '../helpers/processes';
+import { until } from '../helpers/until';
 
 const CLI = join(__dirname, '../../dist/main.js');
 /** So that the program's first line finds the Node that the tests run on. */
@@ -39,7 +40,10 @@ describe('the command line with a server', () => {
   beforeAll(async () => {
     server = await TestServer.start();
   });
-  afterAll(() => server.stop());
+  afterAll(async () => {
+    await endAll();
+    await server.stop();
+  });
 
   const cli = (args: string[], env: Record<string, string> = {}, input?: string | Buffer) =>
     run(args, { cwd: server.folder, env: { ...finding(server.url), ...env }, input });
@@ -610,11 +614,10 @@ describe('the command line with a server', () => {
     await server.agent(who, '/report', { completed, cancelled: [] });
     // Counts are written a moment later.
     const top = () => json('top');
-    let look = await top();
-    for (let i = 0; i < 50 && !look.agents.some((one: { id: number }) => one.id === agent_id); i++) {
-      await new Promise((resolve) => setTimeout(resolve, 200));
-      look = await top();
-    }
+    const look = await until('the agent is on the page', top, {
+      isSo: ({ agents }) => agents.some((one: { id: number }) => one.id === agent_id),
+      everyMs: 200,
+    });
     expect(look).toMatchObject({
       agents: expect.arrayContaining([
         expect.objectContaining({
@@ -661,15 +664,12 @@ describe('the command line with a server', () => {
     let looks = 0;
     const between = createServer(async ({ url = '', headers }, response) => {
       const isAway = url === '/v1/tasks/stats' && ++looks === 2;
-      const answer = await fetch(server.url + url, {
-        headers: { authorization: String(headers.authorization) },
-      });
+      const authorization = String(headers.authorization);
+      const answer = await server.request('GET', url, { headers: { authorization } });
+      if (!isAway) return passOn(answer, response);
       const error = { error: 'ERR_UNAVAILABLE', message: 'It stops.', retryable: true };
-      response.writeHead(isAway ? 503 : answer.status, {
-        'content-type': (!isAway && answer.headers.get('content-type')) || 'application/json',
-        'retry-after': '60',
-      });
-      response.end(isAway ? JSON.stringify(error) : await answer.text());
+      response.writeHead(503, { 'content-type': 'application/json', 'retry-after': '60' });
+      response.end(JSON.stringify(error));
     });
     await once(between.listen(0, '127.0.0.1'), 'listening');
     const events: string[] = [];
@@ -737,16 +737,11 @@ describe('the command line with a server', () => {
   });
 
   it('ends well if the reader of a pipe closes it', async () => {
-    const child = spawn(CLI, ['task', 'list'], {
+    const program = Program.spawn(CLI, ['task', 'list'], {
       env: { PATH: NODE_FIRST, CONTROL_PLANE_URL: server.url, CONTROL_PLANE_TOKEN: ADMIN_TOKEN },
     });
-    let errors = '';
-    child.stderr.on('data', (chunk) => {
-      errors += chunk;
-    });
-    child.stdout.destroy();
-    const [code] = await once(child, 'close');
-    expect([code, errors]).toEqual([0, '']);
+    program.child.stdout?.destroy();
+    expect(await program.result()).toEqual({ code: 0, stdout: '', stderr: '' });
   });
 
   it.each([
@@ -891,14 +886,12 @@ describe('the command line between it and the server', () => {
     handler = async (request, response, nth) => {
       const chunks: Buffer[] = [];
       for await (const chunk of request) chunks.push(chunk);
-      const answer = await fetch(server.url + request.url, {
-        method: request.method,
+      const answer = await server.request(request.method as string, request.url as string, {
         headers: request.headers as Record<string, string>,
         body: Buffer.concat(chunks),
       });
-      const text = await answer.text();
       if (nth === 1) request.socket.destroy();
-      else response.writeHead(answer.status, { 'content-type': 'application/json' }).end(text);
+      else passOn(answer, response);
     };
     const { code, stdout } = await run(['task', 'add', 'dns', 'query=example.com', '--json'], {
       env: finding(url),
@@ -984,7 +977,10 @@ describe('the command line without a server', () => {
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
   });
-  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+  afterEach(async () => {
+    await endAll();
+    rmSync(folder, { recursive: true, force: true });
+  });
 
   // Where nothing listens, so that no server that runs on this machine by chance is asked.
   const NOBODY = 'http://127.0.0.1:3';
@@ -1031,9 +1027,9 @@ describe('the command line without a server', () => {
   });
 
   it('ends with its exit code if nobody reads why', async () => {
-    const child = spawn(CLI, ['tsk'], { env: { PATH: NODE_FIRST } });
-    child.stderr.destroy();
-    expect((await once(child, 'close'))[0]).toBe(2);
+    const program = Program.spawn(CLI, ['tsk'], { env: { PATH: NODE_FIRST } });
+    program.child.stderr?.destroy();
+    expect(await program.ended()).toBe(2);
   });
 
   it('refuses on the database itself what the server would refuse', async () => {
@@ -1057,7 +1053,7 @@ describe('the command line without a server', () => {
 
   it('serves, is found by the settings that it was started with, and stops when it is asked to', async () => {
     // A process: what it leaves, how it ends by a signal, and how the program is started by its name.
-    const child = spawn(CLI, ['serve'], {
+    const program = Program.spawn(CLI, ['serve'], {
       cwd: folder,
       env: {
         PATH: NODE_FIRST,
@@ -1066,11 +1062,10 @@ describe('the command line without a server', () => {
         CONTROL_PLANE_TOKEN: 'of-somebody-who-calls-it',
       },
     });
-    for await (const line of createInterface({ input: child.stdout })) if (JSON.parse(line).url) break;
-    child.stdout.resume();
+    await program.printed(/"url":/);
     const path = join(folder, 'control-plane.server.json');
     expect(statSync(path).mode & 0o777).toBe(0o600);
-    expect(JSON.parse(readFileSync(path, 'utf8'))).toMatchObject({ pid: child.pid });
+    expect(JSON.parse(readFileSync(path, 'utf8'))).toMatchObject({ pid: program.child.pid });
     const healthy = await cli(['doctor']);
     expect([healthy.code, healthy.stdout]).toEqual([
       0,
@@ -1080,8 +1075,7 @@ describe('the command line without a server', () => {
     expect((await spawnCommand(['task', 'stats'], { cwd: folder })).code).toBe(0);
     const elsewhere = await cli(['doctor'], { URL: NOBODY });
     expect([elsewhere.code, elsewhere.stdout]).toEqual([1, expect.stringMatching(/^FAIL {2}server /m)]);
-    child.kill('SIGTERM');
-    expect((await once(child, 'exit'))[0]).toBe(0);
+    expect(await program.end('SIGTERM')).toBe(0);
     expect(existsSync(path)).toBe(false);
   });
 
@@ -1242,7 +1236,7 @@ describe('the command line and the token of the admin', () => {
 
   it('sends it to no program that has the server answer the challenge in its place', async () => {
     answer = async (request, response) => {
-      const passedOn = await fetch(server.url + request.url, {
+      const passedOn = await server.request('GET', request.url as string, {
         headers: { 'x-control-plane-challenge': String(request.headers['x-control-plane-challenge']) },
       });
       const proof = passedOn.headers.get('x-control-plane-proof') ?? '';

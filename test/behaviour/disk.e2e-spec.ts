@@ -2,6 +2,7 @@ import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { RESERVE_BYTES } from '../../src/database/disk-space';
 import { type Credentials, dnsTask, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 const MIB = 1024 * 1024;
 const LOW = { error: 'ERR_UNAVAILABLE', retryable: true, details: { reason: 'disk' } };
@@ -13,9 +14,11 @@ describe('a disk that is nearly full', () => {
   let free: number;
 
   /** Waits until the server has seen how much is free. */
-  const seen = async (low: boolean): Promise<void> => {
-    while (server.database.isSpaceLow !== low) await new Promise((resolve) => setTimeout(resolve, 20));
-  };
+  const seen = (low: boolean): Promise<boolean> =>
+    until(
+      `the server takes the space for ${low ? 'low' : 'enough'}`,
+      () => server.database.isSpaceLow === low,
+    );
 
   beforeAll(async () => {
     free = 10_000 * MIB;

@@ -2,6 +2,7 @@ import { Writable } from 'node:stream';
 import { createLogger } from '../../src/telemetry/logger';
 import type { Json } from '../helpers/api';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 /** A logger whose lines a test reads. */
 function recordingLogger(logLevel: 'info' | 'trace' = 'trace') {
@@ -73,8 +74,8 @@ describe('the log of all requests', () => {
     const agent = await server.register('probe-2');
     const claim = { capacities: { dns: 1 }, wait_ms: 5_000 };
     await expect(server.abandon(agent, '/claim', claim, 100)).rejects.toThrow('aborted');
-    while (!requests().some(({ route }) => route === '/claim')) await new Promise(setImmediate);
-    expect(requests().find(({ route }) => route === '/claim')).toMatchObject({
+    const line = () => requests().find(({ route }) => route === '/claim');
+    expect(await until('the claim is in the log', line)).toMatchObject({
       ...{ status: 'unanswered', agent_id: agent.agent_id },
     });
   });

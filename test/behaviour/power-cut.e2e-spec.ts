@@ -17,6 +17,7 @@ import type { Commit, Database } from '../../src/database/database';
 import { openDatabase } from '../../src/database/open-database';
 import type { DatabaseReplacements } from '../../src/database/sqlite-database';
 import type { Transaction } from '../../src/database/statements';
+import { until } from '../helpers/until';
 
 const PAGE = 4_096;
 const WAL_HEADER = 32;
@@ -132,11 +133,11 @@ describe('a commit on SQLite', () => {
       const all = [write('first')];
       await turns();
       all.push(...Array.from({ length: 500 }, (_, i) => write(`note ${i}`)));
-      while ((await seen()).length === 1) await turns();
+      await until('the crowd is committed', seen, { isSo: (notes) => notes.length > 1 });
       expect(syncs).toHaveLength(1);
       expect(answered).toEqual([]);
       syncs[0]?.end();
-      while (syncs.length < 2) await turns();
+      await until('the next sync begins', () => syncs.length >= 2);
       expect(answered).toEqual(['first']);
       isHeld = false;
       syncs[1]?.end();

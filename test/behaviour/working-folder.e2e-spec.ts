@@ -1,12 +1,9 @@
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { text } from 'node:stream/consumers';
 import { adminTokenFile, parseDatabaseUrl, signingKeysFile } from '../../src/settings';
-import { endAll, track } from '../helpers/processes';
+import { endAll, Program } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 
@@ -72,9 +69,9 @@ describe('what the tour leaves in the folder', () => {
   });
 
   it('is taken away by make clean-data after the server was killed, and nothing else is', async () => {
-    const killed = spawn(process.execPath, ['--version'], { stdio: 'ignore' });
-    await once(killed, 'exit');
-    writeServerFile(killed.pid);
+    const killed = Program.spawn(process.execPath, ['--version']);
+    await killed.ended();
+    writeServerFile(killed.child.pid);
     expect(cleanData()).toMatchObject({ status: 0, stderr: '' });
     expect(readdirSync(folder).sort()).toEqual(['.git', '.gitignore', 'Makefile', 'biome.json']);
     expect(files).toHaveLength(12);
@@ -99,14 +96,11 @@ describe('make seed', () => {
   function makeSeed(script: string) {
     writeFileSync(join(folder, 'scripts/seed.mjs'), script);
     const PATH = `${dirname(process.execPath)}:${process.env.PATH}`;
-    return track(
-      spawn('make', ['-o', 'dist/.built', 'seed'], {
-        cwd: folder,
-        detached: true,
-        stdio: ['ignore', 'pipe', 'pipe'],
-        env: { PATH },
-      }),
-    );
+    return Program.spawn('make', ['-o', 'dist/.built', 'seed'], {
+      cwd: folder,
+      leadsGroup: true,
+      env: { PATH },
+    });
   }
 
   it('lets the script end in its own time at Ctrl-C, and reports no error', async () => {
@@ -115,19 +109,14 @@ describe('make seed', () => {
       setInterval(() => {}, 1_000);
       console.log('started');
     `);
-    const stderr = text(make.stderr);
-    const lines = createInterface({ input: make.stdout })[Symbol.asyncIterator]();
-    expect((await lines.next()).value).toBe('started');
-    process.kill(-(make.pid as number), 'SIGINT');
-    expect((await lines.next()).value).toBe('cleaned up');
-    expect(await stderr).toBe('');
+    await make.printed(/^started\n$/);
+    make.signal('SIGINT');
+    const { stdout, stderr } = await make.result();
+    expect([stdout, stderr]).toEqual(['started\ncleaned up\n', '']);
   });
 
   it('fails if the script does', async () => {
-    const make = makeSeed('process.exit(3)');
-    const stderr = text(make.stderr);
-    make.stdout.resume();
-    expect((await once(make, 'exit'))[0]).toBe(2);
-    expect(await stderr).toContain('Error 3');
+    const { code, stderr } = await makeSeed('process.exit(3)').result();
+    expect([code, stderr]).toEqual([2, expect.stringContaining('Error 3')]);
   });
 });

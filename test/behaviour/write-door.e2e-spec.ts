@@ -1,6 +1,4 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtemp, readdir, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,6 +10,7 @@ import { inspectDatabase, openDatabase } from '../../src/database/open-database'
 import { takeGeneration, writerOptions } from '../../src/database/sqlite';
 import type { Transaction } from '../../src/database/statements';
 import type { SqliteTarget } from '../../src/settings';
+import { Program } from '../helpers/processes';
 
 /** Runs something as if it came from elsewhere: what comes out of a unit of work is refused at the door. */
 const outside = AsyncLocalStorage.snapshot();
@@ -418,9 +417,9 @@ describe('the write door', () => {
 
     it('is not opened by another one by a second process, until the first has ended', async () => {
       const path = join(folder, 'first.db');
-      const first = spawn(process.execPath, ['-e', OPEN, path], { stdio: ['pipe', 'pipe', 'inherit'] });
+      const first = Program.spawn(process.execPath, ['-e', OPEN, path], { input: null });
       try {
-        await once(first.stdout, 'data');
+        await first.printed(/./);
         await rename(path, moved());
         const second = () =>
           openDatabase(
@@ -431,11 +430,11 @@ describe('the write door', () => {
         for (let attempt = 0; attempt < 2; attempt++)
           await expect(second()).rejects.toThrow(/by another name/);
         expect((await readdir(folder)).filter((name) => name.startsWith('moved'))).toEqual(['moved.db']);
-        first.stdin.end();
-        await once(first, 'close');
+        first.child.stdin?.end();
+        await first.ended();
         await (await second()).close();
       } finally {
-        first.kill('SIGKILL');
+        await first.end('SIGKILL');
       }
     });
   });

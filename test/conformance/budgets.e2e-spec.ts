@@ -1,11 +1,12 @@
 import { once } from 'node:events';
 import { connect } from 'node:net';
-import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { QueueMaintainer } from '../../src/queue/maintenance';
 import { InFlight } from '../../src/telemetry/in-flight';
 import type { Lease } from '../helpers/api';
 import { type Credentials, credentialsOf, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { emptyQueue } from '../helpers/queue-tables';
+import { until } from '../helpers/until';
 
 const tcpTask = () => ({ kind: 'tcp', spec: { host: 'example.com', port: 443 } });
 const many = <T>(count: number, make: () => T): T[] => Array.from({ length: count }, make);
@@ -37,7 +38,7 @@ describe('what an agent holds', () => {
       [as]: leases.map(({ lease_id }) => ({ lease_id })),
     });
   const asleep = async () => {
-    while (server.app.get(InFlight).waitingClaims === 0) await sleep(5);
+    await until('the claim waits', () => server.app.get(InFlight).waitingClaims > 0);
     // It may have been roused once more by what came before.
     for (let i = 0; i < 5; i++) await nextTurn();
   };
@@ -104,7 +105,7 @@ describe('what an agent holds', () => {
     await asleep();
     const other = await server.register();
     const got = server.agent(other, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
-    while (server.app.get(InFlight).waitingClaims < 2) await sleep(5);
+    await until('both claims wait', () => server.app.get(InFlight).waitingClaims >= 2);
     const [task] = await server.enqueue(dnsTask());
     expect((await got).body.leases).toMatchObject([{ task_id: task }]);
     const [tcp] = await server.enqueue(tcpTask());
@@ -164,7 +165,7 @@ describe('what an agent holds', () => {
       const before = await connections();
       const release = await server.holdWriter();
       await Promise.all(many(20, () => abandon({ capacities: { dns: 5 }, wait_ms })));
-      while ((await connections()) > before) await sleep(5);
+      await until('the connections are closed', connections, { isSo: (count) => count <= before });
       await release();
       // Behind all of them.
       await server.agent(agent, '/heartbeat');
@@ -178,7 +179,7 @@ describe('what an agent holds', () => {
         await server.agent(agent, '/heartbeat');
         const before = await connections();
         for (let i = 0; i < 20; i++) await abandon({ capacities: { dns: 50 } }, how);
-        while ((await connections()) > before) await sleep(5);
+        await until('the connections are closed', connections, { isSo: (count) => count <= before });
         await server.agent(agent, '/heartbeat');
         expect(await leases()).toBe(0);
       },

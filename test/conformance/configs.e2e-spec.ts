@@ -1,11 +1,10 @@
-import { spawn } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { text } from 'node:stream/consumers';
 import type { Json } from '../helpers/api';
 import { type Answer, type Credentials, credentialsOf, TestClock, TestServer } from '../helpers/harness';
+import { type Ended, endAll, Program } from '../helpers/processes';
 
 const ROOT = join(__dirname, '../..');
 const DAY_S = 86_400;
@@ -425,6 +424,7 @@ describe('the example that verifies a bundle', () => {
     writeFileSync(join(folder, 'keys.json'), JSON.stringify(await publishedKeys()));
   });
   afterEach(async () => {
+    await endAll();
     rmSync(folder, { recursive: true });
     await stop();
   });
@@ -432,29 +432,21 @@ describe('the example that verifies a bundle', () => {
   const publishedKeys = async () => (await server.request('GET', '/.well-known/jwks.json')).body;
 
   /** Runs it on a bundle. */
-  async function verify(bundle: unknown): Promise<{ code: number | null; out: string; err: string }> {
-    const child = spawn(
+  const verify = (bundle: unknown): Promise<Ended> =>
+    Program.spawn(
       process.execPath,
       [join(ROOT, 'examples/verify-config.mjs'), '--keys', 'keys.json', '--state', 'last.json'],
-      { cwd: folder, env: {} },
-    );
-    child.stdin.end(typeof bundle === 'string' ? bundle : JSON.stringify(bundle));
-    const [out, err, code] = await Promise.all([
-      text(child.stdout),
-      text(child.stderr),
-      new Promise<number | null>((resolve) => child.once('exit', resolve)),
-    ]);
-    return { code, out, err };
-  }
+      { cwd: folder, env: {}, input: typeof bundle === 'string' ? bundle : JSON.stringify(bundle) },
+    ).result();
   const accepted = async (bundle: Json) => {
-    const { code, out, err } = await verify(bundle);
-    expect([err, code]).toEqual(['', 0]);
-    expect(JSON.parse(out)).toEqual(bundle.config);
+    const { code, stdout, stderr } = await verify(bundle);
+    expect([stderr, code]).toEqual(['', 0]);
+    expect(JSON.parse(stdout)).toEqual(bundle.config);
   };
   const refused = async (bundle: unknown, why: RegExp) => {
-    const { code, out, err } = await verify(bundle);
-    expect([out, code]).toEqual(['', 1]);
-    expect(err).toMatch(why);
+    const { code, stdout, stderr } = await verify(bundle);
+    expect([stdout, code]).toEqual(['', 1]);
+    expect(stderr).toMatch(why);
   };
 
   test('takes what agents fetch, and the same again', async () => {

@@ -11,6 +11,7 @@ import {
   TestClock,
   TestServer,
 } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 const TIMEOUT_MS = 45_000;
 const START = Date.UTC(2026, 0, 1);
@@ -79,7 +80,7 @@ describe('heartbeats', () => {
       Array(2).fill([200, { agent_id: agent.agent_id, next_deadline_ms: TIMEOUT_MS }]),
     );
     expect((await view(agent)).last_heartbeat_at).toBe('2026-01-01T00:00:00.500Z');
-    while ((await stored())[agent.agent_id] !== 500) await new Promise((resolve) => setTimeout(resolve, 20));
+    await until('the heartbeat is written', async () => (await stored())[agent.agent_id] === 500);
   });
 
   it('are answered while the writer is held, and written in one unit for all agents', async () => {

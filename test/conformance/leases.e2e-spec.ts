@@ -1,7 +1,7 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { QueueMaintainer } from '../../src/queue/maintenance';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 const LEASE_MS = 60_000;
 
@@ -21,6 +21,8 @@ describe('tasks and leases', () => {
     server.agent(who, '/claim', { capacities: { dns: capacity }, ...more }, headers);
   const report = (who: Credentials, completed: object[], cancelled: object[] = []) =>
     server.agent(who, '/report', { completed, cancelled });
+  /** Waits until a claim waits. */
+  const asleep = () => until('a claim waits', () => server.app.get(ClaimWaiters).waiting > 0);
   const task = async (id: number) => (await server.operator('GET', `/v1/tasks/${id}`)).body;
 
   describe('claim', () => {
@@ -87,7 +89,7 @@ describe('tasks and leases', () => {
 
     it('waits for work, and is woken by an enqueue', async () => {
       const waiting = claim(agent, 1, { wait_ms: 30_000 });
-      while (server.app.get(ClaimWaiters).waiting === 0) await nextTurn();
+      await asleep();
       await server.enqueue(dnsTask());
       expect((await waiting).body.leases).toHaveLength(1);
     });
@@ -106,7 +108,7 @@ describe('tasks and leases', () => {
 
     it('is answered when the server stops', async () => {
       const waiting = claim(agent, 1, { wait_ms: 30_000 });
-      while (server.app.get(ClaimWaiters).waiting === 0) await nextTurn();
+      await asleep();
       await server.stop({ keep: true });
       expect((await waiting).body).toEqual({ leases: [] });
       server = await TestServer.start({}, { clock, folder: server.folder });
@@ -115,7 +117,7 @@ describe('tasks and leases', () => {
     it('gives a waiting wake-up to the next in line when the first is draining', async () => {
       const second = await server.register('probe-2');
       const first = claim(agent, 1, { wait_ms: 300 });
-      while (server.app.get(ClaimWaiters).waiting === 0) await nextTurn();
+      await asleep();
       await server.operator('POST', `/v1/agents/${agent.agent_id}/drain`);
       const other = claim(second, 1, { wait_ms: 30_000 });
       const [id] = await server.enqueue(dnsTask());

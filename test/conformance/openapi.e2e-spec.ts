@@ -20,6 +20,7 @@ import {
   credentialsOf,
   dnsTask,
   onPostgres,
+  passOn,
   TestClock,
   TestServer,
 } from '../helpers/harness';
@@ -397,11 +398,8 @@ describe('the document', () => {
     // As a proxy does that serves several programs, each under a path of its own.
     const proxy = createServer(async (request, response) => {
       const path = /^\/probes(\/.*)$/.exec(request.url as string)?.[1];
-      const { status, headers, body } = path
-        ? await server.request(request.method as string, path)
-        : { status: 404, headers: new Headers(), body: '' };
-      response.writeHead(status, { 'content-type': headers.get('content-type') ?? 'text/plain' });
-      response.end(typeof body === 'string' ? body : JSON.stringify(body));
+      if (path) passOn(await server.request(request.method as string, path), response);
+      else response.writeHead(404).end();
     });
     await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
     try {

@@ -1,4 +1,3 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { AuditLog } from '../../src/operators/audit-log';
 import type { BodyOf, Json } from '../helpers/api';
 import {
@@ -10,6 +9,7 @@ import {
   TestClock,
   TestServer,
 } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 let clock: TestClock;
 let server: TestServer;
@@ -114,7 +114,7 @@ describe("operators' tokens", () => {
     const use = async (expected: string) => {
       expect((await as(token, 'GET', '/v1/tasks/stats')).status).toBe(200);
       // Nobody waits for it to be written.
-      while ((await lastUse()) !== expected) await nextTurn();
+      await until('its use is written', lastUse, { isSo: (at) => at === expected });
     };
     expect(await lastUse()).toBeNull();
     clock.advance(1_000);

@@ -1,8 +1,10 @@
 import { connect } from 'node:net';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { pino } from 'pino';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { Overload } from '../../src/telemetry/overload';
 import { type Credentials, credentialsOf, dnsTask, onPostgres, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 describe('overload', () => {
   it('turns away what takes on work first, then everything but health', async () => {
@@ -75,11 +77,13 @@ describe('requests in flight', () => {
 
   /** Waits until that many claims sleep. */
   async function asleep(server: TestServer, count: number): Promise<void> {
-    while (server.app.get(ClaimWaiters).waiting !== count || server.database.writeQueueDepth > 0)
-      await new Promise((resolve) => setImmediate(resolve));
+    await until(
+      `${count} claims wait, and nothing is to be written`,
+      () => server.app.get(ClaimWaiters).waiting === count && server.database.writeQueueDepth === 0,
+    );
     // One look at an empty queue each, and they are.
     await server.database.write(() => Promise.resolve());
-    await new Promise((resolve) => setImmediate(resolve));
+    await nextTurn();
   }
 
   itOnSqlite('are bounded; health is not among them, and what was refused had no effect', async () => {
@@ -88,7 +92,7 @@ describe('requests in flight', () => {
     const release = await server.holdWriter();
     const running = [1, 2].map(() => server.enqueue(dnsTask()));
     // Another request meanwhile could be one of the two.
-    while (server.database.writeQueueDepth < 2) await new Promise((resolve) => setImmediate(resolve));
+    await until('both wait for the writer', () => server.database.writeQueueDepth >= 2);
     const refused = await server.operator('GET', '/v1/tasks');
     expect(refused).toMatchObject(REFUSED);
     expect(Number(refused.headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
@@ -137,12 +141,13 @@ describe('requests in flight', () => {
       // A caller that hangs up leaves nothing behind, asleep or at work.
       for (let i = 0; i < 20; i++) {
         const caller = new AbortController();
-        const hungUp = fetch(`${server.url}/claim`, {
-          method: 'POST',
-          signal: caller.signal,
-          headers: { ...credentialsOf(agent), 'content-type': 'application/json' },
-          body: JSON.stringify({ agent_id: agent.agent_id, capacities: { dns: 1 }, wait_ms: 30_000 }),
-        }).catch(() => undefined);
+        const hungUp = server
+          .request('POST', '/claim', {
+            signal: caller.signal,
+            headers: credentialsOf(agent),
+            body: { agent_id: agent.agent_id, capacities: { dns: 1 }, wait_ms: 30_000 },
+          })
+          .catch(() => undefined);
         if (i % 2 === 0) await asleep(server, 1);
         caller.abort();
         await hungUp;

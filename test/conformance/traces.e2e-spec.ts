@@ -6,6 +6,7 @@ import { startTracing } from '../../src/telemetry/otlp';
 import type { TraceSettings } from '../../src/trace-settings';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 import { OtlpReceiver, type SentSpan } from '../helpers/otlp-receiver';
+import { until } from '../helpers/until';
 
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 const SPAN = '00f067aa0ba902b7';
@@ -51,13 +52,8 @@ describe('a trace, if traces are sent', () => {
   });
 
   /** Waits until such a span has come. */
-  async function arrived(isSo: (span: SentSpan) => boolean): Promise<SentSpan> {
-    for (;;) {
-      const found = receiver.spans.find(isSo);
-      if (found) return found;
-      await new Promise((resolve) => setTimeout(resolve, 25));
-    }
-  }
+  const arrived = async (isSo: (span: SentSpan) => boolean): Promise<SentSpan> =>
+    (await until('such a span has come', () => receiver.spans.find(isSo))) as SentSpan;
 
   it('leads from the enqueue to the result', async () => {
     const [task] = await enqueue(server, {}, dnsTask());
@@ -102,10 +98,12 @@ describe('a trace, if traces are sent', () => {
     await enqueue(server, { traceparent: TRACEPARENT }, dnsTask({ max_attempts: 3 }));
     const leases: { lease_id: number; traceparent?: string }[] = [];
     for (let attempt = 1; attempt <= 3; attempt++) {
-      let [lease] = await claim(server, agent);
-      while (!lease) [lease] = await claim(server, agent);
-      leases.push(lease);
-      await server.agent(agent, '/report', { completed: [], cancelled: [{ lease_id: lease.lease_id }] });
+      const granted = await until('the task can be claimed', () => claim(server, agent), {
+        isSo: ({ length }) => length > 0,
+      });
+      leases.push(...granted);
+      const cancelled = granted.map(({ lease_id }) => ({ lease_id }));
+      await server.agent(agent, '/report', { completed: [], cancelled });
     }
     const spans = await Promise.all(
       leases.map(({ lease_id }) =>

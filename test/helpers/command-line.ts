@@ -1,14 +1,7 @@
-import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { runCommandLine } from '../../src/cli/command-line';
 import { ADMIN_TOKEN, CHILD_ENV } from './harness';
-
-/** How a command ended. */
-export interface Ended {
-  code: number | null;
-  stdout: string;
-  stderr: string;
-}
+import { type Ended, Program } from './processes';
 
 /** Where and with what a command runs. */
 export interface RunOptions {
@@ -65,22 +58,10 @@ export function spawnCommand(
   args: readonly string[],
   { cwd, env, input = '' }: RunOptions = {},
 ): Promise<Ended> {
-  const child = spawn(process.execPath, [join(__dirname, '../../dist/main.js'), ...args], {
-    cwd,
+  return Program.spawn(process.execPath, [join(__dirname, '../../dist/main.js'), ...args], {
+    ...{ cwd, input },
     env: { ...CHILD_ENV, ...settingsOf(env) },
-  });
-  child.stdin.end(input);
-  const ended: Ended = { code: null, stdout: '', stderr: '' };
-  child.stdout.on('data', (chunk) => {
-    ended.stdout += chunk;
-  });
-  child.stderr.on('data', (chunk) => {
-    ended.stderr += chunk;
-  });
-  return new Promise((resolve, reject) => {
-    child.once('error', reject);
-    child.once('close', (code) => resolve({ ...ended, code }));
-  });
+  }).result();
 }
 
 /** Settings by which the command line finds a server, as its admin. */

@@ -1,7 +1,7 @@
 import { appendFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Json } from './api';
-import { ADMIN_TOKEN, type Credentials, credentialsOf } from './harness';
+import { ADMIN_TOKEN, type Credentials, credentialsOf, ServerClient } from './harness';
 import type { Ended, Operation, Requests, Sent } from './history-checker';
 
 /** How a call is sent. */
@@ -70,22 +70,17 @@ export class FailoverClient {
     const ended: Ended = { type: 'ended', id, at: 0, status: null, retryAfter: null, body: null };
     try {
       const { method = 'POST', isOperators, path, body: bodyOf = () => request } = ROUTES[op];
-      const sent = bodyOf(request);
-      const response = await fetch(replica + path(request), {
-        method,
+      const { status, headers, body } = await new ServerClient(replica).request(method, path(request), {
         headers: {
           ...(isOperators ? { authorization: `Bearer ${ADMIN_TOKEN}` } : credentialsOf(this.who)),
           ...(key === undefined ? {} : { 'idempotency-key': key }),
-          ...(sent === undefined ? {} : { 'content-type': 'application/json' }),
         },
-        body: sent === undefined ? undefined : JSON.stringify(sent),
+        body: bodyOf(request),
         signal: AbortSignal.timeout(ANSWER_MS),
       });
-      const body: Json = await response.json();
       Object.assign(ended, {
-        status: response.status,
-        retryAfter: response.headers.get('retry-after'),
-        body: op === 'cancel' && response.ok ? { state: body.state } : body,
+        ...{ status, retryAfter: headers.get('retry-after') },
+        body: op === 'cancel' && status < 300 ? { state: body.state } : body,
       });
     } catch {
       // No answer, or half of one: nobody knows.

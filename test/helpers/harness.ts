@@ -1,4 +1,5 @@
 import { copyFileSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
+import type { ServerResponse } from 'node:http';
 import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -52,6 +53,8 @@ export interface Call {
   headers?: Record<string, string>;
   /** Sent as JSON; a string or bytes go as they are. */
   body?: unknown;
+  /** Gives the request up. */
+  signal?: AbortSignal;
 }
 
 /** An agent's id and token. */
@@ -112,11 +115,11 @@ export class ServerClient {
   async request<Method extends string, Path extends string>(
     method: Method,
     path: Path,
-    { headers = {}, body }: Call = {},
+    { headers = {}, body, signal }: Call = {},
   ): Promise<Answer<BodyOf<Method, Path>>> {
     const raw = typeof body === 'string' || body instanceof Uint8Array;
     const response = await fetch(this.url + path, {
-      method,
+      ...{ method, signal },
       headers: { ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
       body:
         body === undefined
@@ -243,10 +246,9 @@ export class TestServer extends ServerClient {
 
   /** Sends an agent's request and gives up on it after `afterMs`. @throws Error it was aborted */
   async abandon(agent: Credentials, path: string, body: object, afterMs: number): Promise<void> {
-    await fetch(this.url + path, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json', ...credentialsOf(agent) },
-      body: JSON.stringify({ agent_id: agent.agent_id, ...body }),
+    await this.request('POST', path, {
+      headers: credentialsOf(agent),
+      body: { agent_id: agent.agent_id, ...body },
       signal: AbortSignal.timeout(afterMs),
     }).catch((error: Error) => {
       throw new Error('aborted', { cause: error });
@@ -358,6 +360,12 @@ export function exchange(url: string, text: string): Promise<string> {
     });
     socket.on('end', () => resolve(received)).on('error', reject);
   });
+}
+
+/** Answers with what a server answered, as a proxy does. */
+export function passOn({ status, headers, body }: Answer, response: ServerResponse): void {
+  response.writeHead(status, { 'content-type': headers.get('content-type') ?? 'text/plain' });
+  response.end(typeof body === 'string' ? body : JSON.stringify(body));
 }
 
 /** The headers of an agent's credentials. */

@@ -8,6 +8,7 @@ import { type Ended, type Entry, readHistory, readTables, type Sent, violationsO
 import type { PostgresServer } from './postgres-server';
 import { type ProgramOptions, ServerProcess } from './processes';
 import { brokenPromises, grantsBeyondLimits, watchLimits } from './queue-tables';
+import { until } from './until';
 
 const ROOT = join(__dirname, '../..');
 
@@ -91,6 +92,9 @@ const TARGETS = ['192.0.2.1', '192.0.2.2', '192.0.2.3'];
 /** Between two changes of limits. */
 const LIMIT_PAUSE_MS = 60;
 
+/** How long {@link Load.more} waits at most: with outages, and on a machine that has much else to do. */
+const MORE_MS = 120_000;
+
 /** Agents and operators that do all there is to do at several replicas, and log it to a file. */
 export class Load {
   private stopping = false;
@@ -132,7 +136,8 @@ export class Load {
   /** Waits until this number of reports more was acknowledged. */
   async more(reports: number): Promise<void> {
     const enough = this.reports + reports;
-    while (this.reports < enough) await sleep(10);
+    const withinMs = MORE_MS;
+    await until(`${reports} reports more are acknowledged`, () => this.reports >= enough, { withinMs });
   }
 
   async stop(): Promise<void> {

@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import { run } from '../helpers/command-line';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { brokenPromises } from '../helpers/queue-tables';
+import { until } from '../helpers/until';
 
 const folders: string[] = [];
 
@@ -89,9 +90,9 @@ describe('a backup', () => {
         for (const id of leases) acknowledged.reports.add(id);
       }
     };
-    const reported = async (count: number) => {
+    const reported = (count: number) => {
       const enough = acknowledged.reports.size + count;
-      while (acknowledged.reports.size < enough) await new Promise((resolve) => setTimeout(resolve, 5));
+      return until(`${count} reports more are acknowledged`, () => acknowledged.reports.size >= enough);
     };
     const working = agents.map(work);
     await reported(50);

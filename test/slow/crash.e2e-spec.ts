@@ -16,6 +16,7 @@ import type { Json } from '../helpers/api';
 import { ADMIN_TOKEN, type Credentials, credentialsOf, dnsTask } from '../helpers/harness';
 import { endAll, Program, ServerProcess } from '../helpers/processes';
 import { brokenPromises } from '../helpers/queue-tables';
+import { until } from '../helpers/until';
 
 const ROUNDS = 5;
 
@@ -126,7 +127,7 @@ describe('the process', () => {
         client(server, `agent-${round % 2}-${i}`, () => killed),
       );
       const enough = acknowledged.reports.size + 40;
-      while (acknowledged.reports.size < enough) await new Promise((resolve) => setTimeout(resolve, 5));
+      await until('40 reports more are acknowledged', () => acknowledged.reports.size >= enough);
       // In the middle of whatever it is at.
       await new Promise((resolve) => setTimeout(resolve, Math.random() * 50));
       killed = true;
@@ -372,7 +373,7 @@ describe('the process', () => {
     const migrated = Program.run(folder, { args: ['migrate'] });
     expect(await migrated.ended()).toBe(0);
     const server = await ServerProcess.start(folder, { env: { MIGRATE_ON_START: 'false' } });
-    expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
+    expect(await server.status('/readyz')).toBe(200);
     expect(await server.end('SIGTERM')).toBe(0);
   });
 

@@ -1,14 +1,13 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { CHILD_ENV } from '../helpers/harness';
-import { freePort } from '../helpers/processes';
+import { CHILD_ENV, ServerClient } from '../helpers/harness';
+import { endAll, freePort, Program } from '../helpers/processes';
+import { until } from '../helpers/until';
 
 // It compiles the sources, on a machine that may be busy with other tests.
-jest.setTimeout(180_000);
+jest.setTimeout(240_000);
+const COMPILE_MS = 75_000;
 
 const ROOT = join(__dirname, '../..');
 const PARTS = [
@@ -24,15 +23,9 @@ const TITLE = '<title>DNS Agent Control Plane</title>';
 
 describe('npm run dev', () => {
   const folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
-  let dev: ChildProcess | undefined;
 
   afterAll(async () => {
-    if (dev?.pid !== undefined && dev.exitCode === null && dev.signalCode === null) {
-      const exit = once(dev, 'exit');
-      // With what it has started: the compiler and the server.
-      process.kill(-dev.pid, 'SIGKILL');
-      await exit;
-    }
+    await endAll();
     rmSync(folder, { recursive: true, force: true });
   });
 
@@ -49,43 +42,43 @@ describe('npm run dev', () => {
       .replace('--debug', `--debug 127.0.0.1:${debugPort}`);
     writeFileSync(join(folder, 'package.json'), JSON.stringify(manifest));
 
-    dev = spawn('npm', ['run', '--silent', 'dev'], {
+    const dev = Program.spawn('npm', ['run', '--silent', 'dev'], {
       cwd: folder,
-      detached: true,
+      leadsGroup: true,
       env: {
         ...CHILD_ENV,
         // As a shell has it.
         HOME: folder,
         CONTROL_PLANE_BIND: `127.0.0.1:${port}`,
       },
-      stdio: ['ignore', 'pipe', 'pipe'],
     });
-    let said = '';
-    for (const stream of [dev.stdout, dev.stderr])
-      stream?.on('data', (chunk) => {
-        said += chunk;
-      });
+    const server = new ServerClient(`http://127.0.0.1:${port}`);
+    const page = () =>
+      server
+        .request('GET', '/docs')
+        .then(({ body }) => body as string)
+        .catch(() => '');
 
     /** Waits for the page to have a title. */
-    const serves = async (title: string) => {
-      while (dev?.exitCode === null) {
-        const page = await fetch(`http://127.0.0.1:${port}/docs`)
-          .then((answer) => answer.text())
-          .catch(() => '');
-        if (page.includes(title)) return;
-        if (/EADDRINUSE|another process listens|address already in use/.test(said)) break;
-        await sleep(50);
-      }
-      throw new Error(`It does not serve ${title}:\n${said.slice(-2_000)}`);
-    };
+    const serves = (title: string) =>
+      until(
+        `the page has ${title}`,
+        () => {
+          const said = dev.output + dev.errors;
+          if (!dev.runs || /EADDRINUSE|another process listens|address already in use/.test(said))
+            throw new Error(`It does not serve ${title}:\n${said.slice(-2_000)}`);
+          return page();
+        },
+        { isSo: (html) => html.includes(title), everyMs: 50, withinMs: COMPILE_MS },
+      );
     await serves(TITLE);
+    const debugging = new ServerClient(`http://127.0.0.1:${debugPort}`);
     const source = readFileSync(join(folder, PAGE), 'utf8');
     for (const title of ['<title>First change</title>', '<title>Second change</title>']) {
       writeFileSync(join(folder, PAGE), source.replace(TITLE, title));
       await serves(title);
-      const debuggers = await fetch(`http://127.0.0.1:${debugPort}/json/list`);
-      expect(await debuggers.json()).toHaveLength(1);
+      expect((await debugging.request('GET', '/json/list')).body).toHaveLength(1);
     }
-    expect(said).not.toMatch(/address already in use/);
+    expect(dev.output + dev.errors).not.toMatch(/address already in use/);
   });
 });

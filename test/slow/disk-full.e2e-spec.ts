@@ -3,6 +3,7 @@ import { closeSync, existsSync, mkdtempSync, openSync, rmSync, writeSync } from 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Credentials, dnsTask, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 /** A small disk of memory; undefined if this user may not mount one. */
 function mountDisk(): string | undefined {
@@ -78,8 +79,9 @@ if (!disk) console.warn('Skipped, because it needs the right to mount a file sys
     expect(await metrics()).toMatchObject({ status: 503, body: { details: { reason: 'disk' } } });
     expect(await ready()).toBe(503);
     rmSync(filler);
-    while ((await ready()) !== 200 || !existsSync(reserve))
-      await new Promise((resolve) => setTimeout(resolve, 50));
+    await until('the server is ready, with its reserve', async () => {
+      return (await ready()) === 200 && existsSync(reserve);
+    });
     expect((await metrics()).status).toBe(202);
     expect((await server.rows('PRAGMA integrity_check'))[0]).toEqual({ integrity_check: 'ok' });
   }, 60_000);

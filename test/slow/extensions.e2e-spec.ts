@@ -3,7 +3,6 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, writeFileSyn
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { inspectDatabase } from '../../src/database/open-database';
 import { readSettings } from '../../src/settings';
 import type { Json, Lease } from '../helpers/api';
@@ -16,6 +15,7 @@ import {
   removeDatabaseIn,
 } from '../helpers/harness';
 import { endAll, Program, ServerProcess } from '../helpers/processes';
+import { until } from '../helpers/until';
 
 // Each test starts processes, and a machine that is busy with other tests is slow at that.
 jest.setTimeout(120_000);
@@ -80,7 +80,9 @@ async function lease(
 
 /** Returns when the log, which is written in blocks, has an entry with these fields. */
 async function logged(server: ServerProcess, fields: object): Promise<void> {
-  while (!server.log.some((entry) => expect.objectContaining(fields).asymmetricMatch(entry))) await sleep(50);
+  await until(`the log has ${JSON.stringify(fields)}`, () =>
+    server.log.some((entry) => expect.objectContaining(fields).asymmetricMatch(entry)),
+  );
 }
 
 /** The rows of a stopped server's database. */

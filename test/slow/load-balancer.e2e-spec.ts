@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
@@ -14,22 +14,27 @@ import {
   dnsTask,
   exchange,
   removeDatabaseIn,
+  ServerClient,
 } from '../helpers/harness';
-import { end, endAll, freePort, ServerProcess, track } from '../helpers/processes';
+import { endAll, freePort, Program, ServerProcess } from '../helpers/processes';
+import { until } from '../helpers/until';
 
 const ROOT = join(__dirname, '../..');
-const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': 'application/json' };
+const OPERATOR = { authorization: `Bearer ${ADMIN_TOKEN}` };
 const PATIENCE_MS = 180_000;
+/** How long HAProxy may take to notice a replica, on a machine that has much else to do. */
+const NOTICE_MS = 60_000;
 const AGENTS = 12;
 
 /** The shipped configuration with other addresses, and the process that runs it. */
-class LoadBalancer {
-  private child: ChildProcess | undefined;
-
+class LoadBalancer extends ServerClient {
   private constructor(
     private readonly folder: string,
-    readonly url: string,
-  ) {}
+    private readonly program: Program,
+    url: string,
+  ) {
+    super(url);
+  }
 
   static async start(folder: string, replicas: readonly string[]): Promise<LoadBalancer> {
     mkdirSync(folder);
@@ -48,15 +53,15 @@ class LoadBalancer {
       );
     });
     writeFileSync(join(folder, 'haproxy.cfg'), config);
-    const balancer = new LoadBalancer(folder, `http://127.0.0.1:${port}`);
-    balancer.child = track(
-      spawn('haproxy', ['-db', '-q', '-f', join(folder, 'haproxy.cfg')], { cwd: folder, stdio: 'ignore' }),
-    );
-    for (;;) {
-      if (await balancer.status('control-plane-1').catch(() => undefined)) return balancer;
-      if (balancer.child.exitCode !== null) throw new Error('haproxy did not start');
-      await sleep(20);
-    }
+    const program = Program.spawn('haproxy', ['-db', '-q', '-f', join(folder, 'haproxy.cfg')], {
+      cwd: folder,
+    });
+    const balancer = new LoadBalancer(folder, program, `http://127.0.0.1:${port}`);
+    await until('haproxy answers at its socket', () => {
+      if (!program.runs) throw new Error(`haproxy did not start: ${program.output}${program.errors}`);
+      return balancer.status('control-plane-1').catch(() => undefined);
+    });
+    return balancer;
   }
 
   /** What it thinks of a replica: `UP`, `DOWN`, `UP 1/2`, ... */
@@ -69,12 +74,16 @@ class LoadBalancer {
     return row?.split(',')[17];
   }
 
+  /** Waits until it thinks so of a replica. */
   async until(server: string, status: RegExp): Promise<void> {
-    while (!status.test((await this.status(server)) ?? '')) await sleep(20);
+    await until(`${server} is ${status}`, () => this.status(server), {
+      isSo: (seen = '') => status.test(seen),
+      withinMs: NOTICE_MS,
+    });
   }
 
   async stop(): Promise<void> {
-    if (this.child) await end(this.child, 'SIGTERM');
+    await this.program.end('SIGTERM');
   }
 }
 
@@ -135,30 +144,23 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
     'answers in the envelope itself where no replica can, and goes on when one comes',
     async () => {
       for (const server of ['control-plane-1', 'control-plane-2']) await balancer.until(server, /^DOWN/);
-      const none = await fetch(`${balancer.url}/v1/tasks`);
-      expect([none.status, await none.json()]).toEqual([503, envelope('ERR_UNAVAILABLE', true)]);
+      const none = await balancer.request('GET', '/v1/tasks');
+      expect([none.status, none.body]).toEqual([503, envelope('ERR_UNAVAILABLE', true)]);
       expect(none.headers.get('content-type')).toMatch(/^application\/json/);
       expect(none.headers.get('retry-after')).toMatch(/^[1-9]$/);
       // One replica that is missing is no outage.
       replicas[0] = await startReplica(ports[0] as number);
       await balancer.until('control-plane-1', /^UP$/);
-      expect((await fetch(`${balancer.url}/readyz`)).status).toBe(200);
+      expect((await balancer.request('GET', '/readyz')).status).toBe(200);
       // Metrics are scraped from each replica, also by those who have the right; agents send theirs through here.
       for (const path of ['/metrics', '/%6Detrics?x=1', '//metrics/']) {
-        const hidden = await fetch(balancer.url + path, { headers: OPERATOR });
-        expect([path, hidden.status, await hidden.json()]).toEqual([
-          path,
-          404,
-          envelope('ERR_NOT_FOUND', false),
-        ]);
+        const hidden = await balancer.operator('GET', path);
+        expect([path, hidden.status, hidden.body]).toEqual([path, 404, envelope('ERR_NOT_FOUND', false)]);
       }
-      const direct = await fetch(`http://127.0.0.1:${ports[0]}/metrics`, { headers: OPERATOR });
-      expect([direct.status, await direct.text()]).toEqual([
-        200,
-        expect.stringContaining('# TYPE control_plane_'),
-      ]);
-      const sent = await fetch(`${balancer.url}/metrics`, { method: 'POST' });
-      expect([sent.status, await sent.json()]).toEqual([401, envelope('ERR_UNAUTHORIZED', false)]);
+      const direct = await replicas[0].operator('GET', '/metrics');
+      expect([direct.status, direct.body]).toEqual([200, expect.stringContaining('# TYPE control_plane_')]);
+      const sent = await balancer.request('POST', '/metrics');
+      expect([sent.status, sent.body]).toEqual([401, envelope('ERR_UNAUTHORIZED', false)]);
     },
     PATIENCE_MS,
   );
@@ -175,13 +177,8 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
       const call = async (path: string, headers: Record<string, string>, body: object): Promise<Json> => {
         calls++;
         try {
-          const response = await fetch(balancer.url + path, {
-            method: 'POST',
-            headers: { 'content-type': 'application/json', ...headers },
-            body: JSON.stringify(body),
-          });
-          const answer: Json = await response.json();
-          if (!response.ok) failed.push([path, response.status, answer]);
+          const { status, body: answer } = await balancer.request('POST', path, { headers, body });
+          if (status >= 300) failed.push([path, status, answer]);
           return answer;
         } catch (error) {
           failed.push([path, error]);
@@ -237,12 +234,7 @@ const hasHaproxy = spawnSync('haproxy', ['-v']).status === 0;
     async () => {
       await replicas[1]?.end('SIGKILL');
       await balancer.until('control-plane-2', /^DOWN/);
-      const register = await fetch(`${balancer.url}/register`, {
-        method: 'POST',
-        headers: { 'content-type': 'application/json' },
-        body: JSON.stringify({ hostname: randomUUID() }),
-      });
-      const who = (await register.json()) as Credentials;
+      const who = await balancer.register(randomUUID());
       const body = JSON.stringify({ agent_id: who.agent_id, capacities: { tcp: 1 }, wait_ms: 30_000 });
       // The first request of its connection: after others HAProxy closes it without an answer, for clients to try again.
       const head = Object.entries({ ...credentialsOf(who), 'content-type': 'application/json', host: 'x' });

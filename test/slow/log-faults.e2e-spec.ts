@@ -1,8 +1,9 @@
+import { once } from 'node:events';
 import { closeSync, existsSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { end, endAll, ServerProcess } from '../helpers/processes';
+import { endAll, ServerProcess } from '../helpers/processes';
 
 /** What the process may take to stop, and more than it may need to notice. */
 const SHUTDOWN_MS = 5_000;
@@ -37,8 +38,11 @@ describe('a log that can not be written', () => {
 
   /** @returns its exit code; undefined if it does not end in time */
   function stop(): Promise<number | null | undefined> {
+    // Not until all is read that it wrote: nobody reads it.
+    const exit = once(server.program.child, 'exit');
+    server.program.signal('SIGTERM');
     return Promise.race([
-      end(server.program.child, 'SIGTERM'),
+      exit.then(([code]) => code),
       sleep(SHUTDOWN_MS + 10_000, undefined, { ref: false }),
     ]);
   }

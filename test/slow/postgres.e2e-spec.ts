@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -13,7 +13,8 @@ import { LeaseEndings } from '../../src/leases/lease-endings';
 import { parseDatabaseUrl } from '../../src/settings';
 import { dnsTask, onPostgres, TestServer } from '../helpers/harness';
 import { databaseAt, rowsAt, ScratchDatabases } from '../helpers/postgres-server';
-import { endAll, freePort, Program, type ProgramOptions, ServerProcess, track } from '../helpers/processes';
+import { endAll, freePort, Program, type ProgramOptions, ServerProcess } from '../helpers/processes';
+import { until } from '../helpers/until';
 
 const SERVER = process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string;
 /** Part of every password here; it must never be shown. */
@@ -24,10 +25,6 @@ const onShared = onPostgres ? describe : describe.skip;
 /** The address of a database on the tests' server. */
 const addressOf = (name: string, fields: Partial<Pick<URL, 'username' | 'password' | 'port'>> = {}): string =>
   databaseAt(SERVER, name, fields);
-
-async function until(isSo: () => Promise<boolean>): Promise<void> {
-  while (!(await isSo())) await new Promise((resolve) => setTimeout(resolve, 25));
-}
 
 /** The way to a server: counts what the client sends, and can be cut. */
 class Way {
@@ -153,9 +150,9 @@ onShared('a server of PostgreSQL', () => {
         SERVER,
         `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '${name}' AND pid <> pg_backend_pid()`,
       );
-      await until(async () => (await ready()) === 503);
+      await until('the server is not ready', async () => (await ready()) === 503);
       await rowsAt(SERVER, `ALTER DATABASE "${name}" RESET default_transaction_read_only`);
-      await until(async () => (await ready()) === 200);
+      await until('the server is ready again', async () => (await ready()) === 200);
       await server.enqueue(dnsTask());
     });
 
@@ -302,7 +299,7 @@ onShared('a server of PostgreSQL', () => {
       });
       await expect(unit).rejects.toMatchObject({ code: '23503' });
       await database.write(async (tx) => tx.announce('topic', 'of something'));
-      await until(async () => heard.length > 0);
+      await until('an announcement is heard', () => heard.length > 0);
       expect(heard).toEqual(['of something']);
       expect(await stored()).toEqual([]);
     });
@@ -474,15 +471,14 @@ onShared('a server of PostgreSQL', () => {
       );
       const asRoot = process.getuid?.() === 0;
       if (asRoot) execFileSync('chmod', ['-R', 'a+rX', folder]);
-      const child = spawn(found as string, asRoot ? ['-u', 'nobody', config] : [config], { stdio: 'ignore' });
-      track(child);
-      await until(
-        () =>
-          new Promise((resolve) => {
-            const socket = connect(port, '127.0.0.1', () => socket.end(() => resolve(true)));
-            socket.on('error', () => resolve(false));
-          }),
-      );
+      const program = Program.spawn(found as string, asRoot ? ['-u', 'nobody', config] : [config]);
+      await until('the pooler takes connections', () => {
+        if (!program.runs) throw new Error(`the pooler did not start: ${program.output}${program.errors}`);
+        return new Promise<boolean>((resolve) => {
+          const socket = connect(port, '127.0.0.1', () => socket.end(() => resolve(true)));
+          socket.on('error', () => resolve(false));
+        });
+      });
       return String(port);
     }
 
@@ -500,7 +496,7 @@ onShared('a server of PostgreSQL', () => {
       const name = await databases.make();
       const port = await pooler('session', 0);
       const server = await start(addressOf(name, { port }));
-      expect((await fetch(`${server.url}/readyz`)).status).toBe(200);
+      expect(await server.status('/readyz')).toBe(200);
       expect(await server.end('SIGTERM')).toBe(0);
     });
   });

@@ -1,15 +1,17 @@
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Json } from '../helpers/api';
-import { dnsTask, TestServer } from '../helpers/harness';
+import { dnsTask, ServerClient, TestServer } from '../helpers/harness';
 import { expressions } from '../helpers/monitoring';
-import { endAll, freePort, track } from '../helpers/processes';
+import { endAll, freePort, Program } from '../helpers/processes';
+import { until } from '../helpers/until';
 
 const FOLDER = join(__dirname, '../../deploy/prometheus');
 const PATIENCE_MS = 180_000;
+/** How long Prometheus may take for several scrapes, on a machine that has much else to do. */
+const SCRAPES_MS = 90_000;
 
 const hasPrometheus = ['promtool', 'prometheus'].every(
   (program) => spawnSync(program, ['--version']).status === 0,
@@ -23,7 +25,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
   let folder: string;
   let server: TestServer;
   let token: string;
-  let url: string;
+  let prometheus: ServerClient;
 
   /** The shipped configuration, with the server's address and the token's file in place of those in containers. */
   function configure(): void {
@@ -45,18 +47,21 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
   }
 
   async function get(path: string, parameters: Record<string, string> = {}): Promise<Json> {
-    const response = await fetch(`${url}${path}?${new URLSearchParams(parameters)}`);
-    return response.json();
+    return (await prometheus.request('GET', `${path}?${new URLSearchParams(parameters)}`)).body;
   }
 
   /** The values of a query that has an answer; it waits for one. */
   async function query(expression: string): Promise<number[]> {
-    for (;;) {
-      const { status, data, error } = await get('/api/v1/query', { query: expression });
-      if (status !== 'success') throw new Error(`${expression}: ${error}`);
-      if (data.result.length > 0) return data.result.map(({ value }: Json) => Number(value[1]));
-      await sleep(100);
-    }
+    const answer = await until(
+      `${expression} has an answer`,
+      async () => {
+        const { status, data, error } = await get('/api/v1/query', { query: expression });
+        if (status !== 'success') throw new Error(`${expression}: ${error}`);
+        return data.result;
+      },
+      { isSo: (result) => result.length > 0, everyMs: 100, withinMs: SCRAPES_MS },
+    );
+    return answer.map(({ value }: Json) => Number(value[1]));
   }
 
   beforeAll(async () => {
@@ -67,23 +72,26 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
     token = made.body.token;
     configure();
     const port = await freePort();
-    url = `http://127.0.0.1:${port}`;
-    const prometheus = track(
-      spawn(
-        'prometheus',
-        [
-          `--config.file=${join(folder, 'prometheus.yml')}`,
-          `--storage.tsdb.path=${join(folder, 'data')}`,
-          `--web.listen-address=127.0.0.1:${port}`,
-          '--log.level=error',
-        ],
-        { cwd: folder, stdio: 'ignore' },
-      ),
+    prometheus = new ServerClient(`http://127.0.0.1:${port}`);
+    const program = Program.spawn(
+      'prometheus',
+      [
+        `--config.file=${join(folder, 'prometheus.yml')}`,
+        `--storage.tsdb.path=${join(folder, 'data')}`,
+        `--web.listen-address=127.0.0.1:${port}`,
+        '--log.level=error',
+      ],
+      { cwd: folder },
     );
-    while (!(await fetch(`${url}/-/ready`).catch(() => undefined))?.ok) {
-      if (prometheus.exitCode !== null) throw new Error('prometheus did not start');
-      await sleep(50);
-    }
+    const ready = async () => (await prometheus.request('GET', '/-/ready').catch(() => undefined))?.status;
+    await until(
+      'prometheus is ready',
+      () => {
+        if (!program.runs) throw new Error(`prometheus did not start: ${program.output}${program.errors}`);
+        return ready();
+      },
+      { isSo: (status) => status === 200, everyMs: 50, withinMs: SCRAPES_MS },
+    );
   }, PATIENCE_MS);
 
   afterAll(async () => {
@@ -157,7 +165,11 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
         expect([expr, (await get('/api/v1/query', { query: expr })).status]).toEqual([expr, 'success']);
       const rules = async () =>
         (await get('/api/v1/rules')).data.groups.flatMap((group: Json) => group.rules);
-      while ((await rules()).some(({ health }: Json) => health === 'unknown')) await sleep(100);
+      await until('each rule was evaluated', rules, {
+        isSo: (all) => all.every(({ health }: Json) => health !== 'unknown'),
+        everyMs: 100,
+        withinMs: SCRAPES_MS,
+      });
       for (const { name, health, lastError } of await rules())
         expect([name, health, lastError]).toEqual([name, 'ok', undefined]);
       const firing = (await rules()).filter(({ state }: Json) => state === 'firing');

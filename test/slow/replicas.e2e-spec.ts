@@ -21,10 +21,13 @@ import {
   startReplica,
   triesOf,
 } from '../helpers/replicas';
+import { until } from '../helpers/until';
 
 const HOUR_MS = 3_600_000;
 /** For machines with much else to do. */
 const PATIENCE_MS = 180_000;
+/** How long replicas may take to be themselves again. */
+const OUTAGE_MS = 60_000;
 
 /** A way to PostgreSQL that can become silent: nothing is closed, and nothing comes through any more. */
 class Wire {
@@ -174,7 +177,7 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       const since = performance.now();
       const backAfter = await Promise.all(
         replicas.map(async (replica) => {
-          while ((await enqueueAt(replica)) !== 201) await sleep(20);
+          await until('the replica takes tasks again', async () => (await enqueueAt(replica)) === 201);
           return performance.now() - since;
         }),
       );
@@ -220,17 +223,22 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       expect(await cutOff.status('/healthz')).toBe(200);
       expect(await cutOff.status('/readyz')).toBe(503);
       // An observer sees the outage: also when the token is no longer known to be right.
-      while (performance.now() - since < 6_000) await sleep(100);
+      await sleep(Math.max(0, since + 6_000 - performance.now()));
       const [seen, failures] = await scrape();
       expect([seen, Number(failures) > 0]).toEqual([200, true]);
       const asked = performance.now();
-      while (silentTries().some(({ sent, ended }) => sent.at < asked && !ended)) await sleep(100);
+      await until(
+        'nothing that was sent before is unanswered',
+        () => !silentTries().some(({ sent, ended }) => sent.at < asked && !ended),
+        { everyMs: 100, withinMs: OUTAGE_MS },
+      );
       proxy.recover();
       const recovered = performance.now();
-      while (
-        !silentTries().some(({ sent, ended }) => sent.at > recovered && ended && Number(ended.status) < 300)
-      )
-        await sleep(100);
+      await until(
+        'the replica does again what it is asked',
+        () => silentTries().some(({ sent, ended }) => sent.at > recovered && Number(ended?.status) < 300),
+        { everyMs: 100, withinMs: OUTAGE_MS },
+      );
       await load.stop();
       expect(await judge(load, server, 'plane')).toEqual([]);
       const tries = triesOf(readHistory(load.file));
@@ -266,7 +274,11 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       // Its agents sit on some leases; until one of them has expired, the test has shown nothing.
       const expired = () =>
         server.session('clocks', (rows) => rows(`SELECT 1 FROM leases WHERE state = 'expired' LIMIT 1`));
-      while ((await expired()).length === 0) await load.more(20);
+      await until('a lease has expired', expired, {
+        isSo: ({ length }) => length > 0,
+        everyMs: 100,
+        withinMs: OUTAGE_MS,
+      });
       await load.stop();
       expect(await judge(load, server, 'clocks')).toEqual([]);
       const NOW = '(extract(epoch FROM clock_timestamp()) * 1000)';

@@ -1,5 +1,3 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { join } from 'node:path';
 import { LeaseEndings } from '../../src/leases/lease-endings';
 import { TaskTransitions } from '../../src/queue/transitions';
@@ -7,16 +5,26 @@ import { Continuity } from '../../src/scheduling/continuity';
 import { JobRunner } from '../../src/scheduling/job-runner';
 import {
   ADMIN_TOKEN,
+  type Answer,
   type Credentials,
   credentialsOf,
   dnsTask,
   onPostgres,
   TestServer,
 } from '../helpers/harness';
+import { databaseAt } from '../helpers/postgres-server';
+import { Program } from '../helpers/processes';
 import { brokenPromises } from '../helpers/queue-tables';
+import { until } from '../helpers/until';
 
 // What replicas on one PostgreSQL database owe each other; SQLite serves one process.
 const onShared = onPostgres ? describe : describe.skip;
+
+/** What one replica remembers of another's rows is 5 s old at most; and calls take some time. */
+const withinMs = 7_500;
+/** What crosses from one replica to the other takes a moment. */
+const answered = (status: number, call: () => Promise<Answer>): Promise<Answer> =>
+  until(`it is answered ${status}`, call, { isSo: (answer) => answer.status === status, withinMs });
 
 onShared('replicas on one database', () => {
   let first: TestServer;
@@ -31,15 +39,6 @@ onShared('replicas on one database', () => {
     await first.stop();
   });
 
-  /** Waits until something is so; what crosses from one replica to the other takes a moment. */
-  async function until<T>(look: () => Promise<T>, isSo: (seen: T) => boolean): Promise<T> {
-    for (let i = 0; ; i++) {
-      const seen = await look();
-      if (isSo(seen) || i === 200) return seen;
-      await new Promise((resolve) => setTimeout(resolve, 25));
-    }
-  }
-
   it('know each other’s agents, and take one out of service everywhere', async () => {
     const agent = await first.register('probe');
     const heartbeat = () => second.agent(agent, '/heartbeat');
@@ -47,11 +46,7 @@ onShared('replicas on one database', () => {
     expect((await first.operator('POST', `/v1/agents/${agent.agent_id}/revoke`)).status).toBe(200);
     // What writes is refused by the transaction itself, whatever the other replica remembers.
     expect((await second.agent(agent, '/claim', { capacities: { dns: 1 } })).status).toBe(403);
-    const config = await until(
-      () => second.request('GET', '/config', { headers: credentialsOf(agent) }),
-      ({ status }) => status === 403,
-    );
-    expect(config.status).toBe(403);
+    await answered(403, () => second.request('GET', '/config', { headers: credentialsOf(agent) }));
   });
 
   it('explain a task alike, by the kinds that agents asked either of them for', async () => {
@@ -71,11 +66,12 @@ onShared('replicas on one database', () => {
     await third.stop({ keep: true });
     expect((await why(first)).reason).toBe('no_agent');
     const seen = await until(
+      'the agent is online to both',
       async () => {
         await claim(first, 1);
         return why(second);
       },
-      ({ agents }) => agents.online === 1,
+      { isSo: ({ agents }) => agents.online === 1, withinMs },
     );
     expect(seen).toMatchObject({ reason: 'window_full', agents: { online: 1 } });
   });
@@ -151,7 +147,7 @@ onShared('replicas on one database', () => {
       second.request('GET', '/v1/tasks', { headers: { authorization: `Bearer ${body.token}` } });
     expect((await read()).status).toBe(200);
     expect((await first.operator('DELETE', `/v1/operator-tokens/${body.id}`)).status).toBe(204);
-    expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+    await answered(401, read);
   });
 
   it('refuse it within 5 s, and its writes at once, also where what is announced is lost without a trace', async () => {
@@ -178,8 +174,8 @@ onShared('replicas on one database', () => {
         await write('/v1/agents', { hostname: 'late' }),
       ];
       expect(late.map(({ status }) => status)).toEqual([401, 401, 401]);
-      expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
-      expect((await until(config, ({ status }) => status === 403)).status).toBe(403);
+      await answered(401, read);
+      await answered(403, config);
     } finally {
       spy.mockRestore();
     }
@@ -187,11 +183,11 @@ onShared('replicas on one database', () => {
 
   it('do not count as listening once their LISTEN is gone, though its connection answers, and listen again', async () => {
     const listening = async () => second.database.isListening;
-    expect(await until(listening, (is) => is)).toBe(true);
+    await until('it listens', listening, { withinMs });
     const client = Reflect.get(Reflect.get(second.database, 'announcements'), 'client');
     await client.query('UNLISTEN *');
-    expect(await until(listening, (is) => !is)).toBe(false);
-    expect(await until(listening, (is) => is)).toBe(true);
+    await until('it listens no more', async () => !(await listening()), { withinMs });
+    await until('it listens again', listening, { withinMs });
   });
 
   it('keep an admin’s token that another started without, until one revokes it', async () => {
@@ -209,7 +205,7 @@ onShared('replicas on one database', () => {
     const headers = { authorization: `Bearer ${other}` };
     expect((await first.request('DELETE', `/v1/operator-tokens/${id}`, { headers })).status).toBe(409);
     expect((await second.request('DELETE', `/v1/operator-tokens/${id}`, { headers })).status).toBe(204);
-    expect((await until(read, ({ status }) => status === 401)).status).toBe(401);
+    await answered(401, read);
   });
 
   it('wake a claim that waits at another', async () => {
@@ -224,11 +220,10 @@ onShared('replicas on one database', () => {
   it('serve the configuration that another published', async () => {
     const agent = await first.register();
     const { body } = await first.operator('POST', '/v1/configs', { config: { a: 1 } });
-    const beat = await until(
-      () => second.agent(agent, '/heartbeat'),
-      (answer) => answer.body.config_revision === body.revision,
-    );
-    expect(beat.body.config_revision).toBe(body.revision);
+    await until('a heartbeat tells the revision', () => second.agent(agent, '/heartbeat'), {
+      isSo: (answer) => answer.body.config_revision === body.revision,
+      withinMs,
+    });
     const served = await second.request('GET', '/config', { headers: credentialsOf(agent) });
     expect(served.body).toEqual(body);
   });
@@ -252,9 +247,7 @@ onShared('replicas on one database', () => {
 
   it('take over the job of one that was killed in the middle of it', async () => {
     const [{ name }] = await first.rows('SELECT current_database() AS name');
-    const url = new URL(process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string);
-    url.pathname = `/${name}`;
-    const holder = spawn(
+    const holder = Program.spawn(
       process.execPath,
       [
         '--eval',
@@ -263,19 +256,25 @@ onShared('replicas on one database', () => {
          openDatabase(readSettings(process.env)).then((database) =>
            database.exclusively('test', () => new Promise(() => console.log('it runs'))));`,
       ],
-      { cwd: join(__dirname, '../..'), env: { CONTROL_PLANE_DATABASE_URL: url.href } },
+      {
+        cwd: join(__dirname, '../..'),
+        env: {
+          CONTROL_PLANE_DATABASE_URL: databaseAt(process.env.CONTROL_PLANE_TEST_POSTGRES_URL as string, name),
+        },
+      },
     );
     try {
-      expect(String((await once(holder.stdout, 'data'))[0])).toBe('it runs\n');
+      await holder.printed(/^it runs\n$/);
       let runs = 0;
       const tick = () => first.app.get(JobRunner).run('test', 1_000, async () => void runs++);
       await tick();
       expect(runs).toBe(0);
-      holder.kill('SIGKILL');
-      // As soon as the server of the database notices: well within the tries that `until` has, 5 s.
-      expect(await until(tick, () => runs > 0).then(() => runs)).toBe(1);
+      await holder.end('SIGKILL');
+      // As soon as the server of the database notices.
+      await until('the job runs here', tick, { isSo: () => runs > 0, withinMs });
+      expect(runs).toBe(1);
     } finally {
-      holder.kill('SIGKILL');
+      await holder.end('SIGKILL');
     }
   });
 
@@ -289,7 +288,10 @@ onShared('replicas on one database', () => {
       await Promise.all([first, second].map((server) => server.app.get(LeaseEndings).expireOverdue(500)));
       return first.rows('SELECT state, attempts FROM tasks');
     };
-    const states = await until(expire, (tasks) => tasks.every(({ state }) => state !== 'open'));
+    const states = await until('no task is open', expire, {
+      isSo: (tasks) => tasks.every(({ state }) => state !== 'open'),
+      withinMs,
+    });
     expect(states).toEqual(ids.map(() => ({ state: 'dead', attempts: 1 })));
     const { body } = await second.operator('GET', '/v1/tasks/stats');
     expect(body.depths).toEqual([expect.objectContaining({ state: 'dead', count: 50 })]);
@@ -339,7 +341,8 @@ onShared('replicas on one database', () => {
       throw new Error('undone');
     });
     await expect(undone).rejects.toThrow('undone');
-    expect(await until(claim, (ids) => ids.length > 0)).toEqual([skipped]);
+    const granted = await until('it is handed out', claim, { isSo: (ids) => ids.length > 0, withinMs });
+    expect(granted).toEqual([skipped]);
   });
 
   it('count in a new limit what a unit under way at another grants, and keep others waiting only shortly for it', async () => {

@@ -4,6 +4,7 @@ import { getStorageToken } from '@nestjs/throttler';
 import { QuotaRetention } from '../../src/access/quota-retention';
 import type { QuotaStorage } from '../../src/access/quota-storage';
 import { type Answer, type Credentials, credentialsOf, TestClock, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
 
@@ -245,7 +246,9 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
       answered = true;
     });
     const isBlocked = `SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
-    while ((await replica(2).rows(isBlocked)).length === 0 && !answered) await new Promise(setImmediate);
+    await until('a registration waits for a lock, or is answered', async () => {
+      return (await replica(2).rows(isBlocked)).length > 0 || answered;
+    });
     expect(answered).toBe(false);
     gate.resolve();
     await expect(undone).rejects.toThrow('undone');

@@ -3,6 +3,7 @@ import { connect, type Socket } from 'node:net';
 import { Bodies } from '../../src/http/bodies';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
 const IDLE = 2_000;
 const SLOW = 200;
@@ -51,7 +52,9 @@ describe('slow and silent clients', () => {
   /** Waits until the bodies that have arrived take so much memory. */
   async function held(least: number, below = Number.POSITIVE_INFINITY): Promise<void> {
     const bodies = server.app.get(Bodies);
-    while (bodies.heldBytes < least || bodies.heldBytes >= below) await new Promise(setImmediate);
+    await until(`bodies hold ${least} bytes, and less than ${below}`, () => bodies.heldBytes, {
+      isSo: (bytes) => bytes >= least && bytes < below,
+    });
   }
 
   /** All that is received until the other side ends it. */
@@ -214,10 +217,10 @@ describe('slow and silent clients', () => {
     const beginnings = ['', 'GET / HTTP/1.1\r\n', `${BODY}content-length: 9\r\n\r\n{`];
     for (const beginning of beginnings) await open(1, beginning);
     const waiting = server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
-    while (server.app.get(ClaimWaiters).waiting === 0) await new Promise(setImmediate);
+    await until('the claim waits', () => server.app.get(ClaimWaiters).waiting > 0);
     const release = await server.holdWriter();
     const enqueued = server.enqueue(dnsTask());
-    while (server.database.writeQueueDepth === 0) await new Promise(setImmediate);
+    await until('the enqueue waits for the writer', () => server.database.writeQueueDepth > 0);
     const ended = Promise.all(sockets.map((socket) => received(socket)));
     const stopped = server.stop({ keep: true });
     await ended;

@@ -3,8 +3,11 @@ import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import type { Json } from '../helpers/api';
 import { ApiDocument } from '../helpers/api-document';
 import { dnsTask, TestServer } from '../helpers/harness';
+import { until } from '../helpers/until';
 
-const waiting = (server: TestServer) => server.app.get(ClaimWaiters).waiting;
+/** Waits until that many claims wait. */
+const asleep = (server: TestServer, count: number): Promise<boolean> =>
+  until(`${count} claims wait`, () => server.app.get(ClaimWaiters).waiting >= count);
 
 describe('a server that was told to stop', () => {
   it('serves everything until the drain is over, but is not ready and keeps no connection', async () => {
@@ -46,7 +49,7 @@ describe('a server that was told to stop', () => {
       return answer;
     };
     const early = [0, 1, 2, 3].map((i) => claim(i));
-    while (waiting(server) < 4) await sleep(5);
+    await asleep(server, 4);
     const drained = server.drain();
     const late = [4, 5, 6, 7].map((i) => claim(i));
     // A call to this process and not to another one would not help its caller.
@@ -78,7 +81,7 @@ describe('a server that was told to stop', () => {
       events.push('comes back');
     };
     const early = [0, 1, 2, 3].map(agent);
-    while (waiting(server) < 4) await sleep(5);
+    await asleep(server, 4);
     const drained = server.drain().then(() => events.push('drain is over'));
     // These have been answered by another process, or have just started.
     const late = [4, 5, 6, 7].map(agent);
@@ -106,7 +109,7 @@ describe('a server that was told to stop', () => {
       }
       return statuses;
     });
-    while (waiting(server) < 4) await sleep(5);
+    await asleep(server, 4);
     await server.drain();
     over = true;
     await server.stop();
@@ -144,13 +147,13 @@ describe('a server that was told to stop', () => {
     const server = await TestServer.start({ DRAIN_MS: '8000' });
     const agent = await server.register('probe-1');
     const claim = server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 30_000 });
-    while (waiting(server) < 1) await sleep(5);
+    await asleep(server, 1);
     const cut = new AbortController();
     const drained = server.drain(cut.signal);
     await server.enqueue(dnsTask());
     expect((await claim).body.leases).toHaveLength(1);
     const idle = server.agent(agent, '/claim', { capacities: { dns: 2 }, wait_ms: 30_000 });
-    while (waiting(server) < 1) await sleep(5);
+    await asleep(server, 1);
     // Cut short: the rest is answered by the stop.
     cut.abort();
     await drained;

@@ -6,9 +6,10 @@ import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { QueueMaintainer } from '../../src/queue/maintenance';
 import type { Json } from '../helpers/api';
-import { type Ended, run, spawnCommand } from '../helpers/command-line';
+import { run, spawnCommand } from '../helpers/command-line';
 import { type Credentials, credentialsOf, dnsTask, TestServer } from '../helpers/harness';
 import { connected, rowsAt, ScratchDatabases } from '../helpers/postgres-server';
+import type { Ended } from '../helpers/processes';
 import { brokenPromises } from '../helpers/queue-tables';
 
 // Each command is a process, and each server migrates a database.
