@@ -84,8 +84,9 @@ UNION ALL
 UNION ALL
   SELECT 'a lease that expired early', 'lease ' || id FROM leases WHERE state = 'expired' AND ended_at < deadline_at
 UNION ALL
+  -- An instant is that at which a unit began: one that waited for a lock may grant a lease "before" the last one ended.
   SELECT 'a later attempt with a smaller lease', 'lease ' || b.id FROM leases a JOIN leases b ON b.task_id = a.task_id
-  WHERE b.granted_at > a.granted_at AND b.id < a.id
+  WHERE b.granted_at > a.ended_at AND b.id < a.id
 UNION ALL
   SELECT 'more attempts than allowed', 'task ' || id FROM (${tasks}) AS v
   WHERE attempts > max_attempts OR attempts < 0
