@@ -209,6 +209,8 @@ export class Initial1764000000000 implements MigrationInterface {
         UNIQUE (kind, target)
       )`,
       `CREATE INDEX lanes_open ON lanes (kind, head_rank, head_id) WHERE is_open = 1 AND head_id IS NOT NULL`,
+      // The kinds that there have been: a handful among the lanes of all targets with limits.
+      `CREATE INDEX lanes_of_kinds ON lanes (kind) WHERE target = ''`,
       // Tasks that may be claimed, in the order of claiming: rank is the negative priority, so that both columns ascend. A claim
       // deletes rows from it.
       `CREATE TABLE ready (

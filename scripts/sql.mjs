@@ -16,9 +16,15 @@ const { TASK_STATES } = require('../dist/queue/task.entity.js');
 
 const PART = { laneId: 1, from: { rank: 0, id: 0 }, limit: 1 };
 
+const INSTANTS = {
+  ...{ silentSince: 0, kindsSince: 0, revisionInForce: 'a' },
+  selectFailing: (bind) => `SELECT agent_id FROM agent_outcomes WHERE agent_id = ${bind(1)}`,
+};
+
 /** By operation, lists of arguments behind the transaction. */
 const EXAMPLES = {
   'agents.upsertLabels': [[1, { site: 'a' }]],
+  'budgets.addUsage': [['metrics', [{ agent_id: 1, bytes: 1 }], 1, 1]],
   'depth.selectOldest': [
     [
       [
@@ -28,7 +34,13 @@ const EXAMPLES = {
       ],
     ],
   ],
-  'lanes.selectReady': [[[PART], 0]],
+  'fleet.listAgents': [
+    [{ limit: 10 }, INSTANTS],
+    [{ limit: 10, status: 'online', hostname: 'a', label: ['site:a'], cursor: 7, failing: true }, INSTANTS],
+  ],
+  'fleet-metrics.groupByHeartbeatAge': [[[1_000, 60_000], { now: 1, silentSince: 1, silentAfterMs: 1 }]],
+  'lanes.selectReady': [[[PART], 2, 0]],
+  'lanes.takeFound': [[[{ lane_id: 1, rank: 0, task_id: 1 }]]],
   'leases.countInWindow': ['global', 'kind', 'target'].map((scope) => [{ scope, kind: 'dns', target: 'a' }]),
   'lanes.takeReady': [[[PART]], [[PART, PART]]],
   'operator-tokens.listSlowHashes': [[], [5]],

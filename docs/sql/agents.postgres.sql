@@ -174,14 +174,14 @@ INSERT INTO agent_labels (agent_id, name, value)
 UPDATE agents SET previous_token_hash = NULL, previous_token_expires_at = NULL WHERE id = $1 AND token_hash = $2;
 
 -- agents/budgets.queries.ts: addUsage
-INSERT INTO agent_usage (agent_id, day, x_bytes, metrics_bytes)
+INSERT INTO agent_usage (agent_id, day, metrics_bytes, observations_bytes)
   SELECT agent_id, $2, bytes, 0 FROM (SELECT agent_id, bytes FROM json_to_recordset($1::json) AS row(agent_id bigint, bytes bigint)) AS r
   WHERE true ORDER BY agent_id
   ON CONFLICT (agent_id) DO UPDATE SET
-  x_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.x_bytes + excluded.x_bytes ELSE excluded.x_bytes END,
-  metrics_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.metrics_bytes ELSE 0 END,
+  metrics_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.metrics_bytes + excluded.metrics_bytes ELSE excluded.metrics_bytes END,
+  observations_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.observations_bytes ELSE 0 END,
   day = greatest(agent_usage.day, excluded.day)
-  WHERE NOT (agent_usage.day >= excluded.day) OR agent_usage.x_bytes = 0 OR agent_usage.x_bytes + excluded.x_bytes <= $3
+  WHERE NOT (agent_usage.day >= excluded.day) OR agent_usage.metrics_bytes = 0 OR agent_usage.metrics_bytes + excluded.metrics_bytes <= $3
   RETURNING agent_id;
 
 -- agents/config-states.queries.ts: countByRevision
@@ -239,7 +239,7 @@ SELECT CASE WHEN s.revision = $1 THEN s.status ELSE 'other' END AS state, count(
 -- agents/fleet-metrics.queries.ts: groupByHeartbeatAge
 SELECT state, bucket, count(*) AS count, sum(online) AS online, sum(silent) AS silent, sum(age) AS ages FROM (
   SELECT state, age, CASE WHEN heard > $2 THEN 1 ELSE 0 END AS online,
-  CASE WHEN age > $3 THEN 1 ELSE 0 END AS silent, CASE WHEN age <= x THEN 0 WHEN age <= x THEN 1 ELSE 2 END AS bucket
+  CASE WHEN age > $3 THEN 1 ELSE 0 END AS silent, CASE WHEN age <= 1000 THEN 0 WHEN age <= 60000 THEN 1 ELSE 2 END AS bucket
   FROM (
   SELECT a.state, h.last_heartbeat_at AS heard,
   CASE WHEN h.last_heartbeat_at < $1 THEN $1 - h.last_heartbeat_at ELSE 0 END AS age
@@ -247,7 +247,8 @@ SELECT state, bucket, count(*) AS count, sum(online) AS online, sum(silent) AS s
   GROUP BY state, bucket;
 
 -- agents/fleet.queries.ts: listAgents
-SELECT a.*, h.last_heartbeat_at FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id JOIN agent_about v ON v.agent_id = a.id JOIN agent_kinds k ON k.agent_id = a.id WHERE a.state <> 'deleted' AND a.id < $1 AND a.hostname_key = $2 AND a.state = $3 AND a.enrollment_token_id = $4 AND v.version = $5 AND k.kind = $6 AND k.asked_at > $7 AND a.id IN (x) ORDER BY v.agent_id DESC LIMIT $8;
+SELECT a.*, h.last_heartbeat_at FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id  WHERE a.state <> 'deleted' ORDER BY a.id DESC LIMIT $1;
+SELECT a.*, h.last_heartbeat_at FROM agents a JOIN agent_heartbeats h ON h.agent_id = a.id  WHERE a.state <> 'deleted' AND a.id < $1 AND a.hostname_key = $2 AND a.state = $3 AND h.last_heartbeat_at > $4 AND a.id IN (SELECT agent_id FROM agent_outcomes WHERE agent_id = $5) AND a.id IN (SELECT agent_id FROM agent_labels WHERE name = $6 AND value = $7) ORDER BY a.id DESC LIMIT $8;
 
 -- agents/heartbeats.queries.ts: cutFutureHeartbeats
 UPDATE agent_heartbeats SET last_heartbeat_at = $1 WHERE last_heartbeat_at > $1;

@@ -30,8 +30,8 @@ SELECT id, scope, kind, target, slots, leased, moved_through FROM concurrency_wi
 SELECT kind, target, moved_through FROM concurrency_windows WHERE id = $1;
 
 -- concurrency/windows.queries.ts: selectMovingWindows
-SELECT id, scope, kind, target, slots, leased, moved_through FROM concurrency_windows WHERE moved_through IS NOT NULL  ORDER BY id;
-SELECT id, scope, kind, target, slots, leased, moved_through FROM concurrency_windows WHERE moved_through IS NOT NULL AND kind = $1 ORDER BY id;
+SELECT id, scope, kind, target, slots, leased, moved_through FROM concurrency_windows WHERE moved_through IS NOT NULL  ORDER BY id + 0;
+SELECT id, scope, kind, target, slots, leased, moved_through FROM concurrency_windows WHERE moved_through IS NOT NULL AND kind = $1 ORDER BY id + 0;
 
 -- concurrency/windows.queries.ts: selectNamedWindows
 SELECT w.id, w.scope, w.kind, w.target, w.slots, w.leased, w.moved_through FROM (SELECT value ->> 'scope' AS scope, value ->> 'kind' AS kind, value ->> 'target' AS target FROM json_each($1)) AS r

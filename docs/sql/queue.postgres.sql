@@ -89,12 +89,22 @@ SELECT l.id, l.target, l.head_rank, l.head_id, w.slots - w.leased AS room
   ORDER BY l.head_rank, l.head_id;
 
 -- queue/lanes.queries.ts: selectReady
-SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)
-  ORDER BY rank, task_id LIMIT $5) AS p0;
+SELECT r.lane_id, k.rank, k.task_id
+  FROM (SELECT lane_id, from_rank, from_id FROM json_to_recordset($1::json) AS row(lane_id bigint, from_rank bigint, from_id bigint)) AS r CROSS JOIN LATERAL (SELECT rank, task_id FROM ready WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND (not_after IS NULL OR not_after > $2)
+  ORDER BY rank, task_id LIMIT $3) AS k;
 
 -- queue/lanes.queries.ts: setLanesOpen
 UPDATE lanes SET is_open = $2 WHERE id IN (
   SELECT l.id FROM (SELECT kind, target FROM json_to_recordset($1::json) AS row(kind text, target text)) AS r CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target);
+
+-- queue/lanes.queries.ts: takeFound
+DELETE FROM ready WHERE ctid = ANY(ARRAY(SELECT found.ctid
+  FROM (SELECT lane_id, from_rank, from_id, count(*) AS count FROM (SELECT lane_id, rank, task_id, from_rank, from_id FROM json_to_recordset($1::json) AS row(lane_id bigint, rank bigint, task_id bigint, from_rank bigint, from_id bigint)) AS rows GROUP BY lane_id, from_rank, from_id) AS r
+  CROSS JOIN LATERAL (
+  SELECT k.ctid FROM ready k
+  WHERE k.lane_id = r.lane_id AND (k.rank, k.task_id) >= (r.from_rank, r.from_id)
+  AND (not_after IS NULL OR not_after > $2)
+  ORDER BY k.rank, k.task_id LIMIT r.count FOR UPDATE SKIP LOCKED) AS found)) RETURNING lane_id, rank, task_id, kind, ready_at, not_after;
 
 -- queue/lanes.queries.ts: takeReady
 DELETE FROM ready WHERE ctid = ANY(ARRAY(SELECT * FROM (SELECT ctid FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)

@@ -88,19 +88,23 @@ SELECT l.id, l.target, l.head_rank, l.head_id, w.slots - w.leased AS room
   ORDER BY l.head_rank, l.head_id;
 
 -- queue/lanes.queries.ts: selectReady
-SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)
-  ORDER BY rank, task_id LIMIT $5) AS p0;
+SELECT r.lane_id, k.value ->> 0 AS rank, k.value ->> 1 AS task_id
+  FROM (SELECT value ->> 'lane_id' AS lane_id, value ->> 'from_rank' AS from_rank, value ->> 'from_id' AS from_id FROM json_each($1)) AS r CROSS JOIN json_each((SELECT json_group_array(json_array(rank, task_id)) FROM (SELECT rank, task_id FROM ready WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND (not_after IS NULL OR not_after > $2)
+  ORDER BY rank, task_id LIMIT $3))) AS k;
 
 -- queue/lanes.queries.ts: setLanesOpen
 UPDATE lanes SET is_open = $2 WHERE id IN (
   SELECT l.id FROM (SELECT value ->> 'kind' AS kind, value ->> 'target' AS target FROM json_each($1)) AS r CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target);
 
+-- queue/lanes.queries.ts: takeFound
+DELETE FROM ready WHERE (lane_id, rank, task_id) IN (SELECT lane_id, rank, task_id FROM (SELECT value ->> 'lane_id' AS lane_id, value ->> 'rank' AS rank, value ->> 'task_id' AS task_id, value ->> 'from_rank' AS from_rank, value ->> 'from_id' AS from_id FROM json_each($1)) AS r) AND (not_after IS NULL OR not_after > $2) RETURNING lane_id, rank, task_id, kind, ready_at, not_after;
+
 -- queue/lanes.queries.ts: takeReady
-DELETE FROM ready WHERE (lane_id, rank, task_id) IN (SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)
-  ORDER BY rank, task_id LIMIT $5) AS p0) RETURNING lane_id, rank, task_id, kind, ready_at, not_after;
-DELETE FROM ready WHERE (lane_id, rank, task_id) IN (SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)
+DELETE FROM ready WHERE (lane_id, rank, task_id) IN (SELECT * FROM (SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)
+  ORDER BY rank, task_id LIMIT $5) AS p0)) RETURNING lane_id, rank, task_id, kind, ready_at, not_after;
+DELETE FROM ready WHERE (lane_id, rank, task_id) IN (SELECT * FROM (SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $2 AND (rank, task_id) >= ($3, $4) AND (not_after IS NULL OR not_after > $1)
   ORDER BY rank, task_id LIMIT $5) AS p0 UNION ALL SELECT * FROM (SELECT lane_id, rank, task_id FROM ready WHERE lane_id = $6 AND (rank, task_id) >= ($7, $8) AND (not_after IS NULL OR not_after > $1)
-  ORDER BY rank, task_id LIMIT $9) AS p1) RETURNING lane_id, rank, task_id, kind, ready_at, not_after;
+  ORDER BY rank, task_id LIMIT $9) AS p1)) RETURNING lane_id, rank, task_id, kind, ready_at, not_after;
 
 -- queue/transitions.queries.ts: deleteTasks
 DELETE FROM tasks WHERE id IN (SELECT value FROM json_each($1));
@@ -159,10 +163,10 @@ UPDATE tasks SET run_at = max($1, run_at - $2) WHERE attempts > 0 AND run_at > $
 UPDATE scheduled SET run_at = max($1, run_at - $2) WHERE run_at > $1 AND EXISTS (SELECT 1 FROM tasks t WHERE t.id = scheduled.task_id AND t.attempts > 0);
 
 -- queue/transitions.queries.ts: takeDue
-DELETE FROM scheduled WHERE (task_id) IN (SELECT * FROM (SELECT task_id FROM scheduled WHERE run_at <= $1 ORDER BY run_at, task_id LIMIT $2) AS p0) RETURNING task_id;
+DELETE FROM scheduled WHERE (task_id) IN (SELECT * FROM (SELECT * FROM (SELECT task_id FROM scheduled WHERE run_at <= $1 ORDER BY run_at, task_id LIMIT $2) AS p0)) RETURNING task_id;
 
 -- queue/transitions.queries.ts: takeFinishedBefore
-DELETE FROM finished_tasks WHERE (kind, state, finished_at, task_id) IN (SELECT * FROM (SELECT kind, state, finished_at, task_id FROM finished_tasks WHERE kind = $1 AND state = $2 AND finished_at < $3 ORDER BY finished_at, task_id LIMIT $4) AS p0) RETURNING kind, state, finished_at, task_id;
+DELETE FROM finished_tasks WHERE (kind, state, finished_at, task_id) IN (SELECT * FROM (SELECT * FROM (SELECT kind, state, finished_at, task_id FROM finished_tasks WHERE kind = $1 AND state = $2 AND finished_at < $3 ORDER BY finished_at, task_id LIMIT $4) AS p0)) RETURNING kind, state, finished_at, task_id;
 
 -- queue/transitions.queries.ts: updateTasks
 UPDATE tasks SET state = $3, attempts = $4, reason = NULL, updated_at = $2, finished_at = $2

@@ -41,7 +41,7 @@ export function selectTargetWindows(
 export function selectMovingWindows(statements: Statements, kind?: string): Promise<WindowRow[]> {
   const values: SqlValue[] = kind === undefined ? [] : [kind];
   return statements.rows<WindowRow>(
-    `SELECT ${COLUMNS} FROM concurrency_windows WHERE moved_through IS NOT NULL ${kind === undefined ? '' : 'AND kind = $1'} ORDER BY id`,
+    `SELECT ${COLUMNS} FROM concurrency_windows WHERE moved_through IS NOT NULL ${kind === undefined ? '' : 'AND kind = $1'} ORDER BY id + 0`,
     ...values,
   );
 }

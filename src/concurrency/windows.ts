@@ -58,6 +58,14 @@ export class UnitWindows {
     return keys.filter((key) => this.targets.get(keyOf(key)) !== undefined);
   }
 
+  /** Returns the room of a target's window, with the changes of this unit; without a limit there is no end to it. */
+  async roomAt(key: WindowKey): Promise<number> {
+    if (!this.hasTargets) return Number.POSITIVE_INFINITY;
+    await this.load([key]);
+    const window = this.targets.get(keyOf(key));
+    return window ? Math.max(0, window.slots - window.leased) : Number.POSITIVE_INFINITY;
+  }
+
   /**
    * Whether the queued tasks of a target are still being moved into its lane, so that some may be in its kind's lane.
    */

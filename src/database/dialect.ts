@@ -23,6 +23,33 @@ export interface Dialect {
    */
   takeRows(table: string, key: readonly string[], parts: readonly string[]): string;
   /**
+   * Statement, up to its `RETURNING`, that deletes the rows of a rowset, which were just read. In place of a row that
+   * another unit has locked, it takes the next of its group: as many of each group as the rowset has, from its `from` on.
+   * @param key the columns of the table's primary key, which the rowset has too: the group, then its order
+   * @param from the columns of the rowset with the order of the group's first row
+   * @param condition of rows that may be taken
+   */
+  takeFound(
+    table: string,
+    key: readonly [group: string, ...order: string[]],
+    rowset: string,
+    from: readonly string[],
+    condition: string,
+  ): string;
+  /**
+   * Query: for each row `r` of a rowset, the first rows of a table. It takes one look-up for each row.
+   * @param group the column of the rowset that the answer has too
+   * @param columns those of the table
+   * @param selection the `WHERE` with the order and the limit, which is the same for each row
+   */
+  firstOfEach(
+    rowset: string,
+    group: string,
+    table: string,
+    columns: readonly string[],
+    selection: string,
+  ): string;
+  /**
    * Condition: the row's primary key is in a rowset with columns of the same names. Each key is looked up separately,
    * whatever the table's statistics are.
    */
@@ -59,6 +86,9 @@ export interface Dialect {
   lastId(table: string, column: string): string;
 }
 
+const isKeyAmong = (key: readonly string[], rowset: string): string =>
+  `(${key.join(', ')}) IN (SELECT ${key.join(', ')} FROM ${rowset} AS r)`;
+
 export const sqliteDialect: Dialect = {
   name: 'sqlite',
   isAmong: (column, parameter) => `${column} IN (SELECT value FROM json_each(${parameter}))`,
@@ -74,10 +104,18 @@ export const sqliteDialect: Dialect = {
     const selected = parts.map(
       (part, i) => `SELECT * FROM (SELECT ${columns} FROM ${table} ${part}) AS p${i}`,
     );
-    return `DELETE FROM ${table} WHERE (${columns}) IN (${selected.join(' UNION ALL ')})`;
+    // Of a compound query itself SQLite would test every row of the table.
+    return `DELETE FROM ${table} WHERE (${columns}) IN (SELECT * FROM (${selected.join(' UNION ALL ')}))`;
   },
-  isKeyAmong: (_table, key, rowset) =>
-    `(${key.join(', ')}) IN (SELECT ${key.join(', ')} FROM ${rowset} AS r)`,
+  takeFound: (table, key, rowset, _from, condition) =>
+    `DELETE FROM ${table} WHERE ${isKeyAmong(key, rowset)} AND ${condition}`,
+  // SQLite has no LATERAL, but a list in JSON can be made of each row.
+  firstOfEach: (rowset, group, table, columns, selection) => {
+    const found = `SELECT json_group_array(json_array(${columns.join(', ')})) FROM (SELECT ${columns.join(', ')} FROM ${table} ${selection})`;
+    return `SELECT r.${group}, ${columns.map((column, i) => `k.value ->> ${i} AS ${column}`).join(', ')}
+      FROM ${rowset} AS r CROSS JOIN json_each((${found})) AS k`;
+  },
+  isKeyAmong: (_table, key, rowset) => isKeyAmong(key, rowset),
   joinLast: (table, alias, condition) =>
     `LEFT JOIN ${table} ${alias} ON ${alias}.id = (SELECT id FROM ${table} WHERE ${condition} ORDER BY id + 0 DESC LIMIT 1)`,
   joinOne: (table, alias, condition) =>
@@ -119,6 +157,17 @@ export const postgresDialect: Dialect = {
     `DELETE FROM ${table} WHERE ctid = ANY(ARRAY(${parts
       .map((part, i) => `SELECT * FROM (SELECT ctid FROM ${table} ${part} FOR UPDATE SKIP LOCKED) AS p${i}`)
       .join(' UNION ALL ')}))`,
+  takeFound: (table, [group, ...order], rowset, from, condition) =>
+    `DELETE FROM ${table} WHERE ctid = ANY(ARRAY(SELECT found.ctid
+       FROM (SELECT ${group}, ${from.join(', ')}, count(*) AS count FROM ${rowset} AS rows GROUP BY ${group}, ${from.join(', ')}) AS r
+       CROSS JOIN LATERAL (
+         SELECT k.ctid FROM ${table} k
+         WHERE k.${group} = r.${group} AND (${order.map((column) => `k.${column}`).join(', ')}) >= (${from.map((column) => `r.${column}`).join(', ')})
+           AND ${condition}
+         ORDER BY ${order.map((column) => `k.${column}`).join(', ')} LIMIT r.count FOR UPDATE SKIP LOCKED) AS found))`,
+  firstOfEach: (rowset, group, table, columns, selection) =>
+    `SELECT r.${group}, ${columns.map((column) => `k.${column}`).join(', ')}
+     FROM ${rowset} AS r CROSS JOIN LATERAL (SELECT ${columns.join(', ')} FROM ${table} ${selection}) AS k`,
   isKeyAmong: (table, key, rowset) =>
     `ctid = ANY(ARRAY(SELECT found.ctid FROM ${rowset} AS r CROSS JOIN LATERAL (
        SELECT k.ctid FROM ${table} k WHERE ${key.map((column) => `k.${column} = r.${column}`).join(' AND ')} LIMIT 1) AS found))`,

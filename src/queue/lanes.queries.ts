@@ -110,20 +110,66 @@ export async function takeReady(tx: Transaction, parts: readonly LanePart[]): Pr
   return taken;
 }
 
-/** Reads the positions of the best tasks of each part. */
-export async function selectReady(
+/** A row of `ready` by its key. */
+export type Place = Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>;
+
+/** Reads the places of the best tasks of lanes, of each from a position on and at most `limit`; each lane's in claim order. */
+export function selectReady(
   statements: Statements,
-  parts: readonly LanePart[],
+  lanes: readonly Pick<LanePart, 'laneId' | 'from'>[],
+  limit: number,
   now: number,
-): Promise<Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[]> {
-  const found: Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[] = [];
-  for (const group of groupsOf(parts)) {
-    const selected = group.map(
-      (_, i) => `SELECT * FROM (SELECT ${READY_KEY.join(', ')} FROM ready ${within(i)}) AS p${i}`,
-    );
-    found.push(...(await statements.rows<ReadyRow>(selected.join(' UNION ALL '), now, ...valuesOf(group))));
+): Promise<Place[]> {
+  if (lanes.length === 0) return Promise.resolve([]);
+  const rowset = statements.dialect.rowset('$1', {
+    lane_id: 'integer',
+    from_rank: 'integer',
+    from_id: 'integer',
+  });
+  return statements.rows<Place>(
+    statements.dialect.firstOfEach(
+      rowset,
+      'lane_id',
+      'ready',
+      ['rank', 'task_id'],
+      `WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND (not_after IS NULL OR not_after > $2)
+       ORDER BY rank, task_id LIMIT $3`,
+    ),
+    JSON.stringify(
+      lanes.map(({ laneId, from }) => ({ lane_id: laneId, from_rank: from.rank, from_id: from.id })),
+    ),
+    now,
+    limit,
+  );
+}
+
+/**
+ * Deletes rows from `ready` that were just read, and returns them. In place of one that another unit has locked, it takes
+ * the next of the same lane.
+ */
+export function takeFound(tx: Transaction, places: readonly Place[]): Promise<ReadyRow[]> {
+  const first = new Map<number, Place>();
+  for (const place of places) {
+    const before = first.get(place.lane_id);
+    if (!before || place.rank < before.rank || (place.rank === before.rank && place.task_id < before.task_id))
+      first.set(place.lane_id, place);
   }
-  return found;
+  const rowset = tx.dialect.rowset('$1', {
+    ...{ lane_id: 'integer', rank: 'integer', task_id: 'integer' },
+    ...{ from_rank: 'integer', from_id: 'integer' },
+  });
+  const isStillWanted = '(not_after IS NULL OR not_after > $2)';
+  const take = tx.dialect.takeFound('ready', READY_KEY, rowset, ['from_rank', 'from_id'], isStillWanted);
+  return tx.rows<ReadyRow>(
+    `${take} RETURNING ${READY_COLUMNS}`,
+    JSON.stringify(
+      places.map(({ lane_id, rank, task_id }) => {
+        const from = first.get(lane_id) as Place;
+        return { lane_id, rank, task_id, from_rank: from.rank, from_id: from.task_id };
+      }),
+    ),
+    tx.now,
+  );
 }
 
 /** The best task of a lane before a position. */
@@ -156,10 +202,7 @@ export function selectOfTarget(
 }
 
 /** Takes these tasks out of `ready`, whichever of the lanes each is in. @returns those that were there */
-export function removeReady(
-  tx: Transaction,
-  places: readonly Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[],
-): Promise<ReadyRow[]> {
+export function removeReady(tx: Transaction, places: readonly Place[]): Promise<ReadyRow[]> {
   const rowset = tx.dialect.rowset('$1', { lane_id: 'integer', rank: 'integer', task_id: 'integer' });
   return tx.rows<ReadyRow>(
     `DELETE FROM ready WHERE ${tx.dialect.isKeyAmong('ready', READY_KEY, rowset)} RETURNING ${READY_COLUMNS}`,

@@ -9,6 +9,7 @@ import {
   insertLanes,
   insertReady,
   type LanePart,
+  type Place,
   type Position,
   type ReadyRow,
   removeFromLanes,
@@ -21,6 +22,7 @@ import {
   selectReady,
   setLanesOpen,
   type TakableLane,
+  takeFound,
   takeReady,
 } from './lanes.queries';
 
@@ -38,6 +40,8 @@ const MAX_ROUNDS = 4;
 /** By how much it widens its look each time, and how many lanes of targets it looks at in the end. */
 const WIDENING = 8;
 const MAX_LANES = 512;
+/** How many tasks of each lane it reads at first, at least. */
+const MIN_DEPTH = 2;
 
 /** Computes the rank of a task in its lane: the lower goes first. */
 export const rankOf = (priority: number): number => (priority === 0 ? 0 : -priority);
@@ -46,13 +50,15 @@ export const rankOf = (priority: number): number => (priority === 0 ? 0 : -prior
 export const isBefore = (a: Position, b: Position): boolean =>
   a.rank < b.rank || (a.rank === b.rank && a.id < b.id);
 
+const inClaimOrder = (a: Place, b: Place): number => a.rank - b.rank || a.task_id - b.task_id;
+
 /** Whether the best task of a lane, by the lane's row, is not one that can be taken; but for lanes that the unit itself took from. */
 function hasStaleHead(
   lanes: readonly TakableLane[],
   isOwnDoing: (laneId: number) => boolean,
-  found: readonly Pick<ReadyRow, 'lane_id' | 'task_id'>[],
+  heads: readonly Place[],
 ): boolean {
-  const takable = new Set(found.map(({ task_id: id }) => id));
+  const takable = new Set(heads.map(({ task_id: id }) => id));
   return lanes.some(
     ({ id, head_id: head, room }) =>
       head !== undefined && (room ?? 1) > 0 && !isOwnDoing(id) && !takable.has(head),
@@ -154,10 +160,7 @@ export class Lanes {
   }
 
   /** Lists the lanes that each task may be in: its kind's, and its target's if there is one. */
-  async placesOf(
-    tx: Transaction,
-    tasks: readonly LaneTask[],
-  ): Promise<Pick<ReadyRow, 'lane_id' | 'rank' | 'task_id'>[]> {
+  async placesOf(tx: Transaction, tasks: readonly LaneTask[]): Promise<Place[]> {
     const shared = await this.sharedLanes(tx, new Set(tasks.map(({ kind }) => kind)));
     const own = (await this.hasOwn(tx)) ? await selectLanes(tx, tasks) : [];
     const ownOf = new Map<string, number>(own.map(({ id, kind, target }) => [`${kind}\0${target}`, id]));
@@ -209,7 +212,7 @@ export class Lanes {
     const left = new Map([...rooms].map(([lane, room]) => [lane, room - (kept.get(lane) ?? 0)]));
     const fitting: Taken[] = [];
     const excess: Taken[] = [];
-    for (const task of tasks.toSorted((a, b) => a.row.rank - b.row.rank || a.row.task_id - b.row.task_id)) {
+    for (const task of tasks.toSorted((a, b) => inClaimOrder(a.row, b.row))) {
       const { lane_id: lane } = task.row;
       const room = left.get(lane) ?? Number.POSITIVE_INFINITY;
       left.set(lane, room - 1);
@@ -228,12 +231,16 @@ export class Lanes {
    * Moves some of the queued tasks of a target with a limit into its lane.
    * @param windowId of the target's window
    * @param limit the most tasks of the target that are read
-   * @returns whether there may be more
+   * @returns the moved tasks, and whether there may be more
    */
-  async moveNext(tx: Transaction, windowId: number, limit: number): Promise<boolean> {
+  async moveNext(
+    tx: Transaction,
+    windowId: number,
+    limit: number,
+  ): Promise<{ moved: LaneTask[]; isLast: boolean }> {
     await this.windows.of(tx);
     const window = await selectMovedThrough(tx, windowId);
-    if (!window || window.moved_through === null) return false;
+    if (!window || window.moved_through === null) return { moved: [], isLast: true };
     const tasks = await selectOfTarget(tx, window.target, window.moved_through, limit);
     const open = tasks.filter(({ kind, state }) => kind === window.kind && state === 'open');
     const shared = (await this.sharedLanes(tx, new Set([window.kind]))).get(window.kind) as number;
@@ -242,14 +249,12 @@ export class Lanes {
       open.map(({ id, priority }) => ({ lane_id: shared, rank: rankOf(priority), task_id: id })),
     );
     const byId = new Map(open.map((task) => [task.id, task]));
-    await this.add(
-      tx,
-      rows.map((row) => ({ ...(byId.get(row.task_id) as LaneTask), ready_at: row.ready_at })),
-    );
+    const moved = rows.map((row) => ({ ...(byId.get(row.task_id) as LaneTask), ready_at: row.ready_at }));
+    await this.add(tx, moved);
     const isLast = tasks.length < limit;
     await setMovedThrough(tx, windowId, isLast ? null : (tasks.at(-1)?.id ?? null));
     await this.settle(tx);
-    return !isLast;
+    return { moved, isLast };
   }
 
   /** Opens or closes lanes of targets. Call {@link settle} before the unit ends. */
@@ -338,7 +343,7 @@ export class Lanes {
           limit: Math.min(wanted, (room ?? wanted) - (takenOf.get(id) ?? 0)),
         })),
       ].filter(({ limit }) => limit > 0);
-      const found = await selectReady(tx, parts, tx.now);
+      const { best, heads } = await this.findBest(tx, parts, wanted);
       const mayBeMore = lanes.length >= looked && looked < MAX_LANES;
       const widen = async () => {
         looked = Math.min(looked * WIDENING, MAX_LANES);
@@ -347,22 +352,12 @@ export class Lanes {
       if (
         mayBeMore &&
         round + 1 < MAX_ROUNDS &&
-        hasStaleHead(lanes, (lane) => removed.has(lane) || takenOf.has(lane), found)
+        hasStaleHead(lanes, (lane) => removed.has(lane) || takenOf.has(lane), heads)
       ) {
         await widen();
         continue;
       }
-      const best = found.sort((a, b) => a.rank - b.rank || a.task_id - b.task_id).slice(0, wanted);
-      const counts = new Map<number, number>();
-      for (const { lane_id: lane } of best) counts.set(lane, (counts.get(lane) ?? 0) + 1);
-      const got = await takeReady(
-        tx,
-        [...counts].map(([laneId, limit]) => ({
-          laneId,
-          from: laneId === shared.laneId ? from : START,
-          limit,
-        })),
-      );
+      const got = best.length === 0 ? [] : await takeFound(tx, best);
       for (const { lane_id: lane } of got) takenOf.set(lane, (takenOf.get(lane) ?? 0) + 1);
       taken.push(...got);
       if (taken.length === count) break;
@@ -371,6 +366,34 @@ export class Lanes {
       else if (got.length === 0) break;
     }
     return taken;
+  }
+
+  /**
+   * Finds the best tasks of lanes, of each at most its limit. Of each lane it reads a few first, and more only of those
+   * whose next tasks may be among the best.
+   * @returns those, in claim order, and the first of each lane
+   */
+  private async findBest(
+    tx: Transaction,
+    parts: readonly LanePart[],
+    wanted: number,
+  ): Promise<{ best: Place[]; heads: Place[] }> {
+    const found = new Map<number, Place[]>();
+    let unread = parts;
+    let depth = Math.max(MIN_DEPTH, Math.ceil((2 * wanted) / parts.length));
+    for (;;) {
+      const read = Map.groupBy(await selectReady(tx, unread, depth, tx.now), (place) => place.lane_id);
+      for (const { laneId, limit } of unread) found.set(laneId, (read.get(laneId) ?? []).slice(0, limit));
+      const best = [...found.values()].flat().sort(inClaimOrder).slice(0, wanted);
+      const last = best.length < wanted ? undefined : best.at(-1);
+      unread = unread.filter(({ laneId, limit }) => {
+        const places = found.get(laneId) as Place[];
+        const end = places.at(-1);
+        return places.length === depth && depth < limit && !(end && last && inClaimOrder(end, last) > 0);
+      });
+      if (unread.length === 0) return { best, heads: [...found.values()].flatMap(([first]) => first ?? []) };
+      depth *= WIDENING;
+    }
   }
 
   /** Finds the lane of each task. */

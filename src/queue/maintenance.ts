@@ -136,7 +136,7 @@ export class QueueMaintainer {
   async moveTasks(): Promise<void> {
     const moving = await this.database.read((statements) => selectMovingWindows(statements));
     for (const { id } of moving)
-      while (await this.database.write((tx) => this.lanes.moveNext(tx, id, MOVED_AT_ONCE)))
+      while (await this.database.write((tx) => this.transitions.moveNext(tx, id, MOVED_AT_ONCE)))
         await sleep(MOVE_PAUSE_MS);
   }
 

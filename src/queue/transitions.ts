@@ -354,6 +354,7 @@ export class TaskTransitions {
         tx,
         strays.map((task) => ({ ...task, ready_at: task.row.ready_at })),
       );
+      await this.announceMoved(tx, strays);
       if (diversions === MAX_DIVERSIONS) break;
       // More of them are likely: the next look takes more of them at a time.
       const { fitting } = this.lanes.fit(tx, taken);
@@ -419,6 +420,18 @@ export class TaskTransitions {
     return { leased, written: write() };
   }
 
+  /**
+   * Moves some of the queued tasks of a target with a limit into its lane.
+   * @param windowId of the target's window
+   * @param limit the most tasks of the target that are read
+   * @returns whether there may be more
+   */
+  async moveNext(tx: Transaction, windowId: number, limit: number): Promise<boolean> {
+    const { moved, isLast } = await this.lanes.moveNext(tx, windowId, limit);
+    await this.announceMoved(tx, moved);
+    return !isLast;
+  }
+
   /** Deletes finished tasks that were deleted from `finished_tasks`. */
   async delete(tx: Transaction, rows: readonly FinishedRow[]): Promise<void> {
     if (rows.length === 0) return;
@@ -445,6 +458,17 @@ export class TaskTransitions {
       );
       const place = first ? ([first.lane_id, first.rank, first.task_id] as const) : [];
       tx.announce(READY, JSON.stringify([kind, some.length, ...place]));
+    }
+  }
+
+  /** Wakes waiting claims for tasks that were moved into the lanes of their targets: a claim meanwhile may have missed them. */
+  private async announceMoved(tx: Transaction, tasks: readonly LaneTask[]): Promise<void> {
+    const unit = await this.windows.of(tx);
+    for (const some of Map.groupBy(tasks, ({ kind, target }) => `${kind}\0${target}`).values()) {
+      const [{ kind, target }] = some as [LaneTask];
+      // Of those that the limit holds back nobody need know.
+      const count = Math.min(some.length, await unit.roomAt({ kind, target }));
+      if (count > 0) tx.announce(READY, JSON.stringify([kind, count]));
     }
   }
 
