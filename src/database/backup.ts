@@ -212,7 +212,8 @@ export async function skipIds(tx: Transaction, now: number): Promise<Record<stri
      WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%' AND name NOT IN (SELECT name FROM sqlite_sequence)`,
   );
   const rows = await tx.rows<{ name: string; seq: number }>(
-    `UPDATE sqlite_sequence SET seq = ${beyond('seq')} RETURNING name, seq`,
+    // The tables of migrations, the program's and those of extensions: their ids are internal.
+    `UPDATE sqlite_sequence SET seq = ${beyond('seq')} WHERE name <> 'migrations' AND name NOT GLOB 'migrations_*' RETURNING name, seq`,
   );
   await tx.run('PRAGMA application_id = 0');
   return Object.fromEntries(rows.map(({ name, seq }) => [name, seq]));

@@ -307,17 +307,22 @@ class TableDigest {
   }
 }
 
+/** The largest value of PostgreSQL's type integer. */
+const MAX_INTEGER = 2 ** 31 - 1;
+
 /** Sets the id sequences after the last id that the source assigned, which may be that of a deleted row. */
 async function continueIdsAfter(source: Sqlite.Database, tx: Transaction): Promise<void> {
   const lastIds = new Map(
     source.prepare('SELECT name, seq FROM sqlite_sequence').raw().all() as [string, number][],
   );
-  for (const { table, column, sequence } of await identities(tx)) {
+  for (const { table, column, sequence, wide } of await identities(tx)) {
+    const last = lastIds.get(table) ?? 0;
     await tx.run(
       `SELECT setval($1, greatest(last, 1), last > 0) FROM
          (SELECT greatest((SELECT max(${quoted(column)}) FROM ${quoted(table)}), $2) AS last) AS ids`,
       sequence,
-      lastIds.get(table) ?? 0,
+      // SQLite has no narrow ids, and after a restore they go on with large ones.
+      wide || last <= MAX_INTEGER ? last : 0,
     );
   }
 }

@@ -17,6 +17,12 @@ const MAX_UNITS = 512;
 const MAX_BATCH_MS = 25;
 /** If this number of units waits, they run while the previous sync runs; fewer wait until it ends. */
 const GATHERED_UNITS = 64;
+/**
+ * If a commit had this number of units, many callers do different things: each unit has what many of them sent. Then
+ * commits begin this far apart, in milliseconds, so that more share each. Callers of one sort never wait for it.
+ */
+const BUSY_UNITS = 4;
+const BUSY_PACE_MS = 12;
 /** The most units that the span of a commit links to. */
 const MAX_LINKS = 64;
 
@@ -135,6 +141,8 @@ export class WriteQueue {
   /** Resolves when the commits so far are answered. */
   private answered: Promise<unknown> = Promise.resolve();
   private onGathered: (() => void) | undefined;
+  /** When the last commit began, by `performance.now()`, and how many units it had. */
+  private last = { beganAt: 0, units: 0 };
 
   constructor(
     private readonly runner: QueryRunner,
@@ -207,6 +215,8 @@ export class WriteQueue {
   private async gather(): Promise<void> {
     // Wait one turn of the event loop, so that all requests that have arrived share the commit.
     await nextTurn();
+    const paceMs = this.last.units < BUSY_UNITS ? 0 : this.last.beganAt + BUSY_PACE_MS - performance.now();
+    if (paceMs >= 1) await sleep(paceMs);
     // A commit during a sync waits for the next sync anyway, so committing now would only make more commits.
     while (this.options.log?.inFlight && this.waiting.length < GATHERED_UNITS) {
       const gathered = new Promise<void>((resolve) => {
@@ -220,6 +230,7 @@ export class WriteQueue {
     const taken: Unit[] = [];
     const ran: RanUnit[] = [];
     this.batches++;
+    const beganAt = performance.now();
     let committingSince = performance.now();
     let span: Span | undefined;
     const ended = (failure?: { error: unknown }): void => {
@@ -260,6 +271,7 @@ export class WriteQueue {
       for (const unit of taken) unit.reject(lost);
       return;
     }
+    this.last = { beganAt, units: taken.length };
     // Now, and not after the sync, because others can read the change from now on.
     const answers = ran.map(applyEffects);
     const onDisk = (): void => {

@@ -1,5 +1,14 @@
 import { createHash, createPublicKey, generateKeyPairSync, type JsonWebKey, verify } from 'node:crypto';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { SettingsError } from '../../src/settings';
@@ -371,6 +380,10 @@ describe('the signing key', () => {
 
 describe('a signing key', () => {
   test('beside a database in memory leaves no file', async () => {
+    // The folder of the project may have the key of a server that runs in it.
+    const before = process.cwd();
+    const folder = mkdtempSync(join(tmpdir(), 'control-plane-'));
+    process.chdir(folder);
     const inMemory = await TestServer.start(
       { DATABASE_URL: 'sqlite::memory:', SIGNING_KEY_FILE: 'default' },
       { clock: new TestClock() },
@@ -379,9 +392,11 @@ describe('a signing key', () => {
       await publish({ version: 1 }, undefined, inMemory);
       agent = await inMemory.register('probe');
       expect(await isGenuine((await fetchConfig(undefined, '/config', inMemory)).body, inMemory)).toBe(true);
-      expect(existsSync('control-plane.signing-key.pem')).toBe(false);
+      expect(readdirSync(folder)).toEqual([]);
     } finally {
+      process.chdir(before);
       await inMemory.stop();
+      rmSync(folder, { recursive: true });
     }
   });
 });

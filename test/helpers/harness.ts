@@ -312,18 +312,31 @@ export class TestServer extends ServerClient {
    */
   async holdWriter(): Promise<() => Promise<unknown>> {
     const gate = Promise.withResolvers<void>();
-    const units: Promise<void>[] = [];
-    const count = onPostgres ? this.app.get<Settings>(SETTINGS).poolSize : 1;
-    for (let i = 0; i < count; i++) {
-      const holding = Promise.withResolvers<void>();
+    const all = Promise.withResolvers<void>();
+    const units: Promise<unknown>[] = [];
+    const hold = async (count: number): Promise<void> => {
+      for (let i = 0; i < count; i++) {
+        const holding = Promise.withResolvers<void>();
+        units.push(
+          this.database.write(() => {
+            holding.resolve();
+            return gate.promise;
+          }),
+        );
+        await holding.promise;
+      }
+      all.resolve();
+    };
+    // A job of the service holds a connection and needs another one: while this has the turn of jobs, none does.
+    if (onPostgres)
       units.push(
-        this.database.write(() => {
-          holding.resolve();
-          return gate.promise;
+        this.database.exclusively('hold-writer', async () => {
+          await hold(this.app.get<Settings>(SETTINGS).poolSize - 1);
+          await gate.promise;
         }),
       );
-      await holding.promise;
-    }
+    else void hold(1);
+    await all.promise;
     return () => {
       gate.resolve();
       return Promise.all(units);

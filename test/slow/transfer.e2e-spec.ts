@@ -452,6 +452,22 @@ async function makeInstance(): Promise<Instance> {
     await server.stop({ keep: true });
   });
 
+  it('goes on with the ids of a source that was restored from a backup', async () => {
+    const restoredAt = newFolder();
+    const env = { DATABASE_URL: `sqlite://${fileIn(instance.folder)}` };
+    const written = await run(['backup', fileIn(restoredAt)], { env });
+    expect([written.code, written.stderr]).toEqual([0, expect.any(String)]);
+    const source = await startOnFile(restoredAt);
+    const [before] = await source.enqueue(dnsTask());
+    await source.stop({ keep: true });
+    const target = await databases.create();
+    const moved = await transfer(restoredAt, target);
+    expect([moved.code, moved.stderr]).toEqual([0, expect.stringContaining('Everything was copied')]);
+    const server = await start(restoredAt, target);
+    expect(await server.enqueue(dnsTask())).toEqual([(before as number) + 1]);
+    await server.stop({ keep: true });
+  });
+
   describe('after a restore', () => {
     const restored = (database: string, ...args: string[]) =>
       run(['restored', ...args], { env: { DATABASE_URL: database } });
