@@ -120,7 +120,7 @@ describe('answers that nobody reads', () => {
             caller.write(list);
             caller[how]();
           }
-          await until('the connections are closed', connections, { isSo: (count) => count <= before });
+          await until('the connections are closed', connections, { isDone: (count) => count <= before });
           await one();
         });
         read.mockRestore();

@@ -615,7 +615,7 @@ describe('the command line with a server', () => {
     // Counts are written a moment later.
     const top = () => json('top');
     const look = await until('the agent is on the page', top, {
-      isSo: ({ agents }) => agents.some((one: { id: number }) => one.id === agent_id),
+      isDone: ({ agents }) => agents.some((one: { id: number }) => one.id === agent_id),
       everyMs: 200,
     });
     expect(look).toMatchObject({

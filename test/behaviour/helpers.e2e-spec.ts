@@ -6,7 +6,7 @@ const node = (script: string): Program => Program.spawn(process.execPath, ['--ev
 describe('a test that waits', () => {
   it('goes on with what it saw, as soon as that is so', async () => {
     let looks = 0;
-    expect(await until('the third look', () => ++looks, { isSo: (seen) => seen === 3 })).toBe(3);
+    expect(await until('the third look', () => ++looks, { isDone: (seen) => seen === 3 })).toBe(3);
     expect(await until('anything', () => looks)).toBe(3);
     expect(looks).toBe(3);
   });
@@ -16,7 +16,7 @@ describe('a test that waits', () => {
     ['does not answer', () => new Promise<object>(() => undefined), /^not within 50 ms: it is leased; /],
     ['throws', () => Promise.reject<object>(new Error('revoked')), /^revoked$/],
   ])('fails with what it waited for, if that %s', async (_what, look, said) => {
-    await expect(until('it is leased', look, { isSo: () => false, withinMs: 50 })).rejects.toThrow(said);
+    await expect(until('it is leased', look, { isDone: () => false, withinMs: 50 })).rejects.toThrow(said);
   });
 });
 

@@ -133,7 +133,7 @@ describe('a commit on SQLite', () => {
       const all = [write('first')];
       await turns();
       all.push(...Array.from({ length: 500 }, (_, i) => write(`note ${i}`)));
-      await until('the crowd is committed', seen, { isSo: (notes) => notes.length > 1 });
+      await until('the crowd is committed', seen, { isDone: (notes) => notes.length > 1 });
       expect(syncs).toHaveLength(1);
       expect(answered).toEqual([]);
       syncs[0]?.end();

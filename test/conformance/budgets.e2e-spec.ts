@@ -165,7 +165,7 @@ describe('what an agent holds', () => {
       const before = await connections();
       const release = await server.holdWriter();
       await Promise.all(many(20, () => abandon({ capacities: { dns: 5 }, wait_ms })));
-      await until('the connections are closed', connections, { isSo: (count) => count <= before });
+      await until('the connections are closed', connections, { isDone: (count) => count <= before });
       await release();
       // Behind all of them.
       await server.agent(agent, '/heartbeat');
@@ -179,7 +179,7 @@ describe('what an agent holds', () => {
         await server.agent(agent, '/heartbeat');
         const before = await connections();
         for (let i = 0; i < 20; i++) await abandon({ capacities: { dns: 50 } }, how);
-        await until('the connections are closed', connections, { isSo: (count) => count <= before });
+        await until('the connections are closed', connections, { isDone: (count) => count <= before });
         await server.agent(agent, '/heartbeat');
         expect(await leases()).toBe(0);
       },

@@ -179,10 +179,10 @@ describe('the server', () => {
 
   test('counts requests whose caller gave up, by how long it waited for an answer', async () => {
     const agent = await server.register('probe');
-    const giveUp = (path: string, body: object) =>
-      expect(server.abandon(agent, path, body, 400)).rejects.toThrow('aborted');
-    // It had asked to wait, so nothing was slow.
-    await giveUp('/claim', { capacities: { dns: 1 }, wait_ms: 5_000 });
+    const giveUp = (path: string, body: object, afterMs: number) =>
+      expect(server.abandon(agent, path, body, afterMs)).rejects.toThrow('aborted');
+    // It had asked to wait, so nothing was slow: what it waited is not counted, whatever the machine took besides.
+    await giveUp('/claim', { capacities: { dns: 1 }, wait_ms: 10_000 }, 3_000);
     const [locked, released] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
     const held = server.database.write(async (tx) => {
       await tx.run('UPDATE agents SET state = state');
@@ -191,7 +191,7 @@ describe('the server', () => {
     });
     await locked.promise;
     const extension = { lease_ids: [], extend_by_ms: 1_000 };
-    await giveUp('/extend', extension).finally(released.resolve);
+    await giveUp('/extend', extension, 400).finally(released.resolve);
     await held;
     await server.agent(agent, '/extend', extension);
     const found = await scrape();
@@ -200,7 +200,7 @@ describe('the server', () => {
         found.value(`http_request_duration_seconds_${what}`, { route, status, method: 'POST' }),
       );
     expect(of('/claim', 'unanswered')).toEqual([1, expect.any(Number)]);
-    expect(of('/claim', 'unanswered')[1]).toBeLessThan(0.35);
+    expect(of('/claim', 'unanswered')[1]).toBeLessThan(2.5);
     expect(of('/extend', 'unanswered')[0]).toBe(1);
     expect(of('/extend', 'unanswered')[1]).toBeGreaterThan(0.35);
     expect(of('/extend', '2xx')[0]).toBe(1);

@@ -114,7 +114,7 @@ describe("operators' tokens", () => {
     const use = async (expected: string) => {
       expect((await as(token, 'GET', '/v1/tasks/stats')).status).toBe(200);
       // Nobody waits for it to be written.
-      await until('its use is written', lastUse, { isSo: (at) => at === expected });
+      await until('its use is written', lastUse, { isDone: (at) => at === expected });
     };
     expect(await lastUse()).toBeNull();
     clock.advance(1_000);

@@ -52,8 +52,8 @@ describe('a trace, if traces are sent', () => {
   });
 
   /** Waits until such a span has come. */
-  const arrived = async (isSo: (span: SentSpan) => boolean): Promise<SentSpan> =>
-    (await until('such a span has come', () => receiver.spans.find(isSo))) as SentSpan;
+  const arrived = async (isDone: (span: SentSpan) => boolean): Promise<SentSpan> =>
+    (await until('such a span has come', () => receiver.spans.find(isDone))) as SentSpan;
 
   it('leads from the enqueue to the result', async () => {
     const [task] = await enqueue(server, {}, dnsTask());
@@ -99,7 +99,7 @@ describe('a trace, if traces are sent', () => {
     const leases: { lease_id: number; traceparent?: string }[] = [];
     for (let attempt = 1; attempt <= 3; attempt++) {
       const granted = await until('the task can be claimed', () => claim(server, agent), {
-        isSo: ({ length }) => length > 0,
+        isDone: ({ length }) => length > 0,
       });
       leases.push(...granted);
       const cancelled = granted.map(({ lease_id }) => ({ lease_id }));

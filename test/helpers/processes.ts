@@ -176,7 +176,7 @@ export class Program {
           throw new Error(`${this.child.spawnargs.join(' ')} ended: ${this.errors}${this.output}`);
         return this[to];
       },
-      { isSo: (written) => text.test(written), withinMs },
+      { isDone: (written) => text.test(written), withinMs },
     );
   }
 

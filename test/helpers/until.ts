@@ -4,7 +4,7 @@ import { inspect } from 'node:util';
 /** How {@link until} waits. */
 export interface Waiting<Seen> {
   /** Whether what was seen is what is waited for. If it is left out: whether it is true, or anything but nothing. */
-  readonly isSo?: (seen: Seen) => boolean;
+  readonly isDone?: (seen: Seen) => boolean;
   /** From a look to the next. */
   readonly everyMs?: number;
   /** How long it looks: longer than a busy machine needs, and not as long as a test may take. */
@@ -23,7 +23,7 @@ const LATE = Symbol('late');
 export async function until<Seen>(
   what: string,
   look: () => Seen | Promise<Seen>,
-  { isSo = Boolean, everyMs = 10, withinMs = 20_000 }: Waiting<Seen> = {},
+  { isDone = Boolean, everyMs = 10, withinMs = 20_000 }: Waiting<Seen> = {},
 ): Promise<Seen> {
   const over = new AbortController();
   const late = sleep(withinMs, LATE, { signal: over.signal }).catch(() => LATE);
@@ -33,7 +33,7 @@ export async function until<Seen>(
       const seen = await Promise.race([look(), late]);
       if (seen === LATE) break;
       last = seen as Seen;
-      if (isSo(last)) return last;
+      if (isDone(last)) return last;
       if ((await Promise.race([sleep(everyMs), late])) === LATE) break;
     }
   } finally {

@@ -69,7 +69,7 @@ describe('npm run dev', () => {
             throw new Error(`It does not serve ${title}:\n${said.slice(-2_000)}`);
           return page();
         },
-        { isSo: (html) => html.includes(title), everyMs: 50, withinMs: COMPILE_MS },
+        { isDone: (html) => html.includes(title), everyMs: 50, withinMs: COMPILE_MS },
       );
     await serves(TITLE);
     const debugging = new ServerClient(`http://127.0.0.1:${debugPort}`);

@@ -77,7 +77,7 @@ class LoadBalancer extends ServerClient {
   /** Waits until it thinks so of a replica. */
   async until(server: string, status: RegExp): Promise<void> {
     await until(`${server} is ${status}`, () => this.status(server), {
-      isSo: (seen = '') => status.test(seen),
+      isDone: (seen = '') => status.test(seen),
       withinMs: NOTICE_MS,
     });
   }

@@ -59,7 +59,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
         if (status !== 'success') throw new Error(`${expression}: ${error}`);
         return data.result;
       },
-      { isSo: (result) => result.length > 0, everyMs: 100, withinMs: SCRAPES_MS },
+      { isDone: (result) => result.length > 0, everyMs: 100, withinMs: SCRAPES_MS },
     );
     return answer.map(({ value }: Json) => Number(value[1]));
   }
@@ -90,7 +90,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
         if (!program.runs) throw new Error(`prometheus did not start: ${program.output}${program.errors}`);
         return ready();
       },
-      { isSo: (status) => status === 200, everyMs: 50, withinMs: SCRAPES_MS },
+      { isDone: (status) => status === 200, everyMs: 50, withinMs: SCRAPES_MS },
     );
   }, PATIENCE_MS);
 
@@ -166,7 +166,7 @@ const promtool = (args: string[], input = '', cwd = FOLDER) =>
       const rules = async () =>
         (await get('/api/v1/rules')).data.groups.flatMap((group: Json) => group.rules);
       await until('each rule was evaluated', rules, {
-        isSo: (all) => all.every(({ health }: Json) => health !== 'unknown'),
+        isDone: (all) => all.every(({ health }: Json) => health !== 'unknown'),
         everyMs: 100,
         withinMs: SCRAPES_MS,
       });

@@ -275,7 +275,7 @@ describeWherePostgresIs('replicas on PostgreSQL', () => {
       const expired = () =>
         server.session('clocks', (rows) => rows(`SELECT 1 FROM leases WHERE state = 'expired' LIMIT 1`));
       await until('a lease has expired', expired, {
-        isSo: ({ length }) => length > 0,
+        isDone: ({ length }) => length > 0,
         everyMs: 100,
         withinMs: OUTAGE_MS,
       });

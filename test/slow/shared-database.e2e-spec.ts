@@ -24,7 +24,7 @@ const onShared = onPostgres ? describe : describe.skip;
 const withinMs = 7_500;
 /** What crosses from one replica to the other takes a moment. */
 const answered = (status: number, call: () => Promise<Answer>): Promise<Answer> =>
-  until(`it is answered ${status}`, call, { isSo: (answer) => answer.status === status, withinMs });
+  until(`it is answered ${status}`, call, { isDone: (answer) => answer.status === status, withinMs });
 
 onShared('replicas on one database', () => {
   let first: TestServer;
@@ -71,7 +71,7 @@ onShared('replicas on one database', () => {
         await claim(first, 1);
         return why(second);
       },
-      { isSo: ({ agents }) => agents.online === 1, withinMs },
+      { isDone: ({ agents }) => agents.online === 1, withinMs },
     );
     expect(seen).toMatchObject({ reason: 'window_full', agents: { online: 1 } });
   });
@@ -221,7 +221,7 @@ onShared('replicas on one database', () => {
     const agent = await first.register();
     const { body } = await first.operator('POST', '/v1/configs', { config: { a: 1 } });
     await until('a heartbeat tells the revision', () => second.agent(agent, '/heartbeat'), {
-      isSo: (answer) => answer.body.config_revision === body.revision,
+      isDone: (answer) => answer.body.config_revision === body.revision,
       withinMs,
     });
     const served = await second.request('GET', '/config', { headers: credentialsOf(agent) });
@@ -271,7 +271,7 @@ onShared('replicas on one database', () => {
       expect(runs).toBe(0);
       await holder.end('SIGKILL');
       // As soon as the server of the database notices.
-      await until('the job runs here', tick, { isSo: () => runs > 0, withinMs });
+      await until('the job runs here', tick, { isDone: () => runs > 0, withinMs });
       expect(runs).toBe(1);
     } finally {
       await holder.end('SIGKILL');
@@ -289,7 +289,7 @@ onShared('replicas on one database', () => {
       return first.rows('SELECT state, attempts FROM tasks');
     };
     const states = await until('no task is open', expire, {
-      isSo: (tasks) => tasks.every(({ state }) => state !== 'open'),
+      isDone: (tasks) => tasks.every(({ state }) => state !== 'open'),
       withinMs,
     });
     expect(states).toEqual(ids.map(() => ({ state: 'dead', attempts: 1 })));
@@ -341,7 +341,7 @@ onShared('replicas on one database', () => {
       throw new Error('undone');
     });
     await expect(undone).rejects.toThrow('undone');
-    const granted = await until('it is handed out', claim, { isSo: (ids) => ids.length > 0, withinMs });
+    const granted = await until('it is handed out', claim, { isDone: (ids) => ids.length > 0, withinMs });
     expect(granted).toEqual([skipped]);
   });
 

@@ -53,7 +53,7 @@ describe('slow and silent clients', () => {
   async function held(least: number, below = Number.POSITIVE_INFINITY): Promise<void> {
     const bodies = server.app.get(Bodies);
     await until(`bodies hold ${least} bytes, and less than ${below}`, () => bodies.heldBytes, {
-      isSo: (bytes) => bytes >= least && bytes < below,
+      isDone: (bytes) => bytes >= least && bytes < below,
     });
   }
 
