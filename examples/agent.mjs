@@ -117,7 +117,8 @@ async function call(path, body, { headers = {}, signal } = {}) {
       warn(`${message} Again in ${Math.round(waitMs / 1_000)} s.`);
     } catch (error) {
       if (error.final || signal?.aborted) throw error;
-      const why = error.cause?.code ?? error.message;
+      // Of some failures, such as a port that fetch never calls, the cause has a message and no code.
+      const why = error.cause?.code ?? error.cause?.message ?? error.message;
       warn(`${path}: no answer from ${options.server} (${why}). Again in ${Math.round(waitMs / 1_000)} s.`);
     }
     await sleep(waitMs, undefined, { signal });
@@ -134,18 +135,41 @@ function hintAt(path, status) {
 }
 
 /**
+ * Reads the stored identity. One that can't be used here is not replaced: its token can't be recovered.
+ * @returns undefined if there is no file
+ */
+function readIdentity() {
+  const { server, hostname, identity: file } = options;
+  let kept;
+  try {
+    kept = JSON.parse(readFileSync(file, 'utf8'));
+  } catch (error) {
+    if (error.code === 'ENOENT') return undefined;
+    throw new Error(`${file} can't be read: ${error.message}. --identity FILE names another file.`);
+  }
+  const keptServer = URL.parse(kept?.server)?.href;
+  if (keptServer === undefined || kept.auth_token === undefined)
+    throw new Error(`${file} is not an agent's identity; --identity FILE names another file.`);
+  if (keptServer !== new URL(server).href)
+    throw new Error(
+      `${file} has an identity for ${kept.server}, not for ${server}; --identity FILE names another file.`,
+    );
+  if (kept.hostname !== hostname)
+    throw new Error(
+      `${file} is the identity of ${kept.hostname}, not of ${hostname}; --identity FILE names another file, ` +
+        `--hostname ${kept.hostname} uses this one.`,
+    );
+  return kept;
+}
+
+/**
  * Uses the stored identity, or registers. A hostname can register once in ten minutes, and not while its agent counts as alive,
  * so a restarted agent needs its old token.
  * @returns how long until the next heartbeat is due
  */
 async function identify() {
   const { server, hostname, identity: file } = options;
-  try {
-    const kept = JSON.parse(readFileSync(file, 'utf8'));
-    if (kept.server === server && kept.hostname === hostname) identity = kept;
-  } catch {
-    // There is no file at the first start.
-  }
+  identity = readIdentity();
   if (identity) {
     try {
       const deadlineMs = await beat();

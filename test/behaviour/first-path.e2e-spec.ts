@@ -371,6 +371,53 @@ describe('the first path', () => {
     expect(answer.stdout + answer.stderr).toBe(answer[stream]);
   });
 
+  it.each([
+    [
+      'another server',
+      { server: 'http://192.0.2.1:8080', hostname: 'probe-10' },
+      /^probe-10\.json has an identity for http:\/\/192\.0\.2\.1:8080, not for .*--identity FILE/,
+    ],
+    [
+      'another agent',
+      { hostname: 'probe-x' },
+      /^probe-10\.json is the identity of probe-x, not of probe-10;/,
+    ],
+    [
+      'something else',
+      { auth_token: undefined },
+      /^probe-10\.json is not an agent's identity; --identity FILE/,
+    ],
+    ['nothing that is JSON', undefined, /^probe-10\.json can't be read: .*--identity FILE/],
+  ])('does not replace an identity file of %s', async (_, differences, said) => {
+    const file = join(folder, 'probe-10.json');
+    const own = { server: url, hostname: 'probe-10', agent_id: 1, auth_token: 'x' };
+    const kept = differences === undefined ? '{' : JSON.stringify({ ...own, ...differences });
+    writeFileSync(file, kept);
+    const { code, stdout, stderr } = await ended(startAgent('probe-10'));
+    expect([code, stdout, stderr]).toEqual([1, '', expect.stringMatching(said)]);
+    expect(stderr).toMatch(/^.+\n$/);
+    expect(readFileSync(file, 'utf8')).toBe(kept);
+  });
+
+  it('uses the identity of a server whose address is written in another way', async () => {
+    const first = startAgent('probe-11');
+    await until(first, /^registered /);
+    await end(first, 'SIGKILL');
+    const second = startAgent('probe-11', '--server', `${url}/`);
+    await until(second, /^agent \d+, as probe-11\.json says$/m);
+    await end(second, 'SIGKILL');
+  });
+
+  it.each([
+    ['a port that nothing listens on', 2, 'ECONNREFUSED'],
+    ['a port that fetch never calls', 1, 'bad port'],
+  ])('names the cause if it does not reach %s', async (_, port, cause) => {
+    const agent = startAgent(`probe-12-${port}`, '--server', `http://127.0.0.1:${port}`);
+    const [line] = await once(createInterface({ input: agent.stderr as Readable }), 'line');
+    expect(line).toMatch(`/register: no answer from http://127.0.0.1:${port} (${cause}). Again in `);
+    await end(agent, 'SIGKILL');
+  });
+
   it('tells how the agent is used, and what to do about a name that is taken', async () => {
     const help = await run('examples/agent.mjs', ['--help']).result();
     expect([help.code, help.stdout]).toEqual([0, expect.stringMatching(/^Usage: .*--identity FILE/s)]);
