@@ -1,6 +1,6 @@
 import { type Command, Option } from 'commander';
 import { type ApiOptions, apiCommand, callAndPrint, type Json, listCommand } from './api-command';
-import { choiceOption, id, labelOption, pastTimeOption } from './arguments';
+import { agentId, choiceOption, labelOption, pastTimeOption } from './arguments';
 import { get, post, put, queryString, remove } from './client';
 import { fields, table, truncated } from './print';
 import type { Terminal } from './terminal';
@@ -84,7 +84,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
       );
     });
   apiCommand(agents, 'show', 'show an agent', 'agents show 12')
-    .argument('<id>', "the agent's id", id)
+    .argument('<id>', "the agent's id", agentId)
     .action((agent, options) => callAndPrint(terminal, options, get(`/v1/agents/${agent}`), renderAgent));
   apiCommand(
     agents,
@@ -101,7 +101,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     ['revoke', 'refuse all calls of an agent forever, and revoke its leases'],
   ] as const) {
     apiCommand(agents, name, summary, `agents ${name} 12`)
-      .argument('<id>', "the agent's id", id)
+      .argument('<id>', "the agent's id", agentId)
       .action((agent, options) =>
         callAndPrint(terminal, options, post(`/v1/agents/${agent}/${name}`, undefined, true), renderAgent),
       );
@@ -112,7 +112,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'replace all labels of an agent; without --label it has none',
     'agents labels 12 --label region=eu --label rack=7',
   )
-    .argument('<id>', "the agent's id", id)
+    .argument('<id>', "the agent's id", agentId)
     .addOption(labelOption())
     .action((agent, { label: labels = {}, ...options }) =>
       callAndPrint(terminal, options, put(`/v1/agents/${agent}/labels`, { labels }), renderAgent),
@@ -124,7 +124,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'agents metrics 12 --since 2h',
     'agents metrics 12 --json --limit 500',
   )
-    .argument('<id>', "the agent's id", id)
+    .argument('<id>', "the agent's id", agentId)
     .addOption(pastTimeOption('--since', 'measured at this time or later'))
     .addOption(pastTimeOption('--until', 'measured before this time'))
     .action((agent, { since, until, limit, cursor, ...options }) =>
@@ -136,7 +136,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
       ),
     );
   apiCommand(agents, 'rotate', 'give an agent a new token, and show it once', 'agents rotate 12 --revoke-old')
-    .argument('<id>', "the agent's id", id)
+    .argument('<id>', "the agent's id", agentId)
     .option('--revoke-old', 'revoke the current token at once, not when the new one is first used')
     .action((agent, { revokeOld: revoke_old, ...options }) =>
       callAndPrint(
@@ -152,7 +152,7 @@ export function addAgents(program: Command, terminal: Terminal): void {
     'delete an agent; its results are kept, and its hostname can be used again',
     'agents delete 12',
   )
-    .argument('<id>', "the agent's id", id)
+    .argument('<id>', "the agent's id", agentId)
     .action((agent, options) =>
       callAndPrint(terminal, options, remove(`/v1/agents/${agent}`), () => `Agent ${agent} is deleted.`),
     );

@@ -65,6 +65,14 @@ export function id(text: string): number {
   return value;
 }
 
+/** Parses the id of an agent. A name is refused with the command that finds the agent's id. */
+export function agentId(text: string): number {
+  if (/^\d/.test(text)) return id(text);
+  throw new InvalidArgumentError(
+    'It must be a whole number: `control-plane agents list --hostname NAME` shows the id of an agent.',
+  );
+}
+
 /** Parses a number of seconds, from 1 to an hour. */
 export function timeoutSeconds(text: string): number {
   const value = integer(text);

@@ -1,4 +1,4 @@
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import {
   type ApiOptions,
   apiCommand,
@@ -21,6 +21,10 @@ const WINDOW = ['scope', 'kind', 'target', 'limit', 'leased', 'available', 'queu
 const SCOPES = ['global', 'kind', 'target'];
 
 const MAX_PAGE = 500;
+
+/** Says which limit to change: every change names it, so that a forgotten option changes no wider one. */
+const NAME_LIMIT =
+  'Name the limit: --kind for that of a kind, --kind and --target for that of a target, --global for that of all tasks.';
 
 /** The key of a window: a target, a kind, or neither for the global one. */
 interface WindowKey {
@@ -58,32 +62,38 @@ export function addLimits(program: Command, terminal: Terminal): void {
   ).action(({ kind, target, ...options }: ApiOptions & WindowKey) =>
     listLimits(terminal, options, { kind, target }),
   );
-  filtered(
+  naming(
     apiCommand(
       limits,
       'set',
       'set the limit of a target, of a kind, or of all tasks; in force when the command ends',
       'limits set --kind dns --target 192.0.2.53:53 --limit 10',
       'limits set --kind http --limit 200',
-      'limits set --limit 1000            # of all tasks',
+      'limits set --global --limit 1000   # of all tasks together',
     ),
   )
     .requiredOption('--limit <n>', 'the most that may run at once, from 0', limitOf)
-    .action(({ kind, target, limit, ...options }) =>
-      setLimit(terminal, options, { kind, target }, limit as number),
-    );
-  filtered(
+    .action(({ limit, ...named }) => setLimit(terminal, named, limit as number));
+  naming(
     apiCommand(
       limits,
       'lift',
       'remove the limit of a target, of a kind, or of all tasks',
       'limits lift --kind dns --target 192.0.2.53:53',
+      'limits lift --global               # of all tasks together; those of kinds and targets stay',
     ),
-  ).action(({ kind, target, ...options }) => setLimit(terminal, options, { kind, target }, null));
+  ).action((named) => setLimit(terminal, named, null));
 }
 
 const filtered = (command: Command): Command =>
   command.option('--kind <kind>', 'of this kind').option('--target <target>', 'of this target of the kind');
+
+/** Adds the options that name one limit. */
+const naming = (command: Command): Command =>
+  command
+    .option('--kind <kind>', 'that of this kind')
+    .option('--target <target>', 'that of this target of the kind')
+    .addOption(new Option('--global', 'that of all tasks together').conflicts(['kind', 'target']));
 
 function limitOf(text: string): number {
   const value = integer(text);
@@ -91,18 +101,22 @@ function limitOf(text: string): number {
   return value;
 }
 
+interface NamedLimit extends ApiOptions, WindowKey {
+  global?: true;
+}
+
 function setLimit(
   terminal: Terminal,
-  options: ApiOptions,
-  key: WindowKey,
+  { kind, target, global: isGlobal, ...options }: NamedLimit,
   limit: number | null,
 ): Promise<void> {
-  if (key.target !== undefined && key.kind === undefined)
+  if (target !== undefined && kind === undefined)
     throw new CommandError('A target belongs to a kind: name it with --kind.', EXIT.usage);
+  if (kind === undefined && !isGlobal) throw new CommandError(NAME_LIMIT, EXIT.usage);
   return callAndPrint(
     terminal,
     options,
-    put('/v1/concurrency/limits', { limits: [{ ...key, limit }] }),
+    put('/v1/concurrency/limits', { limits: [{ kind, target, limit }] }),
     ({ windows }) => table(windows, WINDOW),
   );
 }

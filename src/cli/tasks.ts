@@ -10,7 +10,7 @@ import {
   noteIfEmpty,
   watchable,
 } from './api-command';
-import { choiceOption, futureTimeOption, id, integer, pastTimeOption } from './arguments';
+import { agentId, choiceOption, futureTimeOption, id, integer, pastTimeOption } from './arguments';
 import { get, post, queryString } from './client';
 import { CommandError, EXIT } from './command-error';
 import { escapeControls, fields, table, truncated } from './print';
@@ -107,7 +107,7 @@ export function addTasks(program: Command, terminal: Terminal): void {
     )
     .option('--kind <kind>', 'only of this kind')
     .option('--target <target>', 'only of this target')
-    .option('--agent <id>', 'only those that the agent holds, or whose last attempt it ended', id)
+    .option('--agent <id>', 'only those that the agent holds, or whose last attempt it ended', agentId)
     .addOption(
       choiceOption('--outcome <outcome>', 'only those whose last attempt had this outcome', OUTCOMES),
     )
@@ -198,7 +198,7 @@ const bulkChange = (command: Command, states: readonly string[]): Command =>
     .addOption(choiceOption('--state <state>', 'all in this state', states))
     .option('--kind <kind>', 'all of this kind')
     .option('--target <target>', 'all of this target')
-    .option('--agent <id>', 'all that the agent holds, or whose last attempt it ended', id)
+    .option('--agent <id>', 'all that the agent holds, or whose last attempt it ended', agentId)
     .addOption(choiceOption('--outcome <outcome>', 'all whose last attempt had this outcome', OUTCOMES))
     .addOption(pastTimeOption('--from', 'all whose last attempt ended at this time or later'))
     .addOption(pastTimeOption('--to', 'all whose last attempt ended before this time'))

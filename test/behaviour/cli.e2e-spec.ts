@@ -306,10 +306,25 @@ describe('the command line with a server', () => {
     expect((await json('windows', 'list', '--scope', 'target', '--kind', 'tcp')).items).toContainEqual(
       expect.objectContaining({ target: '192.0.2.77:443', limit: 3, leased: 3, available: 0, queued: 1 }),
     );
+    expect(await json('limits', 'set', '--global', '--limit', '900')).toMatchObject({
+      windows: [{ scope: 'global', kind: null, target: null, limit: 900 }],
+    });
     for (const of of [place, ['--kind', 'http']]) expect((await cli(['limits', 'lift', ...of])).code).toBe(0);
+    const global = [expect.objectContaining({ scope: 'global', limit: 900 })];
+    expect((await json('limits', 'list')).items).toEqual(global);
+    for (const [args, said] of [
+      [['set', '--target', 'x', '--limit', '1'], /--kind/],
+      [['set', '--kind', 'dns'], /--limit/],
+      [['set', '--kind', 'dns', '--limit', '-1'], /from 0/],
+      [['set', '--limit', '1'], /^Name the limit: .*--global/],
+      [['lift'], /^Name the limit: .*--global/],
+      [['lift', '--target', 'x'], /--kind/],
+      [['lift', '--global', '--kind', 'dns'], /--global.*--kind/],
+    ] as const)
+      expect(await cli(['limits', ...args])).toMatchObject({ code: 2, stderr: expect.stringMatching(said) });
+    expect((await json('limits', 'list')).items).toEqual(global);
+    expect((await cli(['limits', 'lift', '--global'])).code).toBe(0);
     expect((await json('limits', 'list')).items).toEqual([]);
-    for (const args of [['set', '--target', 'x', '--limit', '1'], ['set'], ['set', '--limit', '-1']])
-      expect((await cli(['limits', ...args])).code).toBe(2);
   });
 
   it('lists windows from the widest, by name, and what was asked for as the API gives it', async () => {
@@ -774,7 +789,12 @@ describe('the command line with a server', () => {
   it.each([
     [['task', 'get', 'abc'], "the id 'abc' is not a whole number", 'task get'],
     [['task', 'cancel', '0'], "the id '0' is not a whole number from 1", 'task cancel'],
-    [['agents', 'metrics', 'x'], "the id 'x' is not a whole number", 'agents metrics'],
+    [
+      ['agents', 'disable', 'by-hand'],
+      "the id 'by-hand' is not a whole number: `control-plane agents list --hostname NAME` shows the id of an agent",
+      'agents disable',
+    ],
+    [['agents', 'metrics', '0'], "the id '0' is not a whole number from 1", 'agents metrics'],
     [['task', 'ad'], "unknown command 'ad'\n(Did you mean add?)", 'task'],
     [['tsk'], "unknown command 'tsk'\n(Did you mean task?)", ''],
   ])('says what is wrong with %j, and which command explains it', async (args, said, command) => {
