@@ -35,7 +35,8 @@ export function describeApi(app: NestFastifyApplication): OpenAPIObject {
       { type: 'apiKey', in: 'header', name: 'X-Agent-Token', description: "The agent's token." },
       'agentToken',
     )
-    .addBearerAuth({ type: 'http', scheme: 'bearer', description: "An operator's token." }, 'operator')
+    // Not addBearerAuth, which adds that the token is a JWT.
+    .addSecurity('operator', { type: 'http', scheme: 'bearer', description: "An operator's token." })
     .build();
   const document = SwaggerModule.createDocument(app, config, { operationIdFactory });
   for (const [path, { get, post, put, delete: remove }] of Object.entries(document.paths)) {

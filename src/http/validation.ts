@@ -233,7 +233,8 @@ export function isId(value: unknown): value is number {
 }
 
 /**
- * Validates bodies and queries by their class. Reports all problems together, by field; of unknown fields, the first 50.
+ * Validates bodies and queries by their class. Reports one problem of each field, of a list or a map the first in it; of unknown
+ * fields, the first 50.
  * Queries are text, so class-transformer converts them first.
  */
 @Injectable()

@@ -309,6 +309,17 @@ describe('bad input', () => {
       },
     );
 
+    it.each([
+      ['POST', 'application/json', 200],
+      ['POST', 'text/plain', 415],
+      ['GET', 'application/json', 200],
+      ['GET', 'text/plain', 200],
+    ])('that is not there: %s with the media type %s', async (method, type, status) => {
+      const path = `/v1/agents/${agent.agent_id}${method === 'POST' ? '/enable' : ''}`;
+      const headers = { authorization: `Bearer ${ADMIN_TOKEN}`, 'content-type': type };
+      expect((await server.request(method, path, { headers })).status).toBe(status);
+    });
+
     it.each(['gzip', 'deflate', 'br', 'identity, gzip'])('packed by %s', async (encoding) => {
       const answer = await server.request('POST', '/heartbeat', {
         headers: {

@@ -295,6 +295,8 @@ describe('every operation of the document', () => {
       agentToken: { type: 'apiKey', in: 'header', name: 'X-Agent-Token' },
       operator: { type: 'http', scheme: 'bearer' },
     });
+    // The token is opaque: no client can read it as a JWT.
+    expect(document.components.securitySchemes.operator).not.toHaveProperty('bearerFormat');
   });
 
   it('has its errors, each with an example of the envelope', () => {
