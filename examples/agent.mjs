@@ -1,4 +1,4 @@
-// A complete probe in about 300 lines: it registers, sends heartbeats, claims tasks, runs them and reports. With --keys it
+// A complete probe: it registers, sends heartbeats, claims tasks, runs them and reports. With --keys it
 // fetches and verifies configurations (config-bundle.mjs). It does DNS lookups itself; --check adds other kinds.
 import { randomUUID } from 'node:crypto';
 import { promises as dns } from 'node:dns';

@@ -82,6 +82,20 @@ describe('the links of the documents', () => {
     expect(problems).toEqual([]);
   });
 
+  it('name source files that there are, also without a link', () => {
+    const named = pages.flatMap((page) =>
+      [...text(page).matchAll(/`((?!dist\/)[a-z][\w.-]*\/[\w./-]+\.(?:[cm]?[jt]s|sql|sh|ya?ml))`/g)].map(
+        ([, file]) => ({
+          page,
+          file: file as string,
+        }),
+      ),
+    );
+    expect(named.length).toBeGreaterThan(50);
+    const missing = named.filter(({ file }) => !files.includes(file) && !files.includes(`src/${file}`));
+    expect(missing).toEqual([]);
+  });
+
   it('reach every page from the README', () => {
     const reached = new Set(['README.md']);
     // A set is walked to its end while it grows.
