@@ -13,7 +13,7 @@ import { lockIdentity } from './identity-lock.mjs';
 
 const USAGE = `Usage: node examples/agent.mjs [options]
   --server URL     the control plane (default: http://127.0.0.1:8080)
-  --hostname NAME  the agent's name; refused if an agent of that name is alive (default: this machine's)
+  --hostname NAME  the agent's name; it waits while another agent of that name is alive (default: this machine's)
   --identity FILE  where id and token are stored, one file for each agent (default: agent-identity.json)
   --tasks N        end after N tasks; otherwise work until Ctrl-C, which gives unfinished leases back
   --check FILE     add kinds: a module whose default export maps kinds to functions, may be repeated;

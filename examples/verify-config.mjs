@@ -1,7 +1,7 @@
 // Verifies a configuration bundle as an agent does. Prints the configuration, or why it must not be used.
-//   curl -s $URL/.well-known/jwks.json > keys.json     once, over a trusted channel: these keys are pinned
-//   curl -s $URL/config -H ... | node examples/verify-config.mjs --keys keys.json --state last-config.json
-// keys.json: a JWK set, or one JWK. last-config.json: the last accepted bundle; created with the first.
+//   curl -s $URL/.well-known/jwks.json > control-plane.keys.json     once, over a trusted channel: these keys are pinned
+//   curl -s $URL/config -H ... | node examples/verify-config.mjs --keys control-plane.keys.json --state control-plane.last-config.json
+// --keys: a JWK set, or one JWK. --state: the last accepted bundle; created with the first.
 import { text } from 'node:stream/consumers';
 import { parseArgs } from 'node:util';
 import { acceptBundle } from './config-bundle.mjs';

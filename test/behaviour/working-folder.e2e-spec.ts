@@ -26,6 +26,9 @@ function leaveBehind(folder: string): string[] {
     signingKeysFile({ database, signingKeyFile: undefined }),
     join(folder, 'control-plane.server.json'),
     join(folder, 'agent-identity.json'),
+    // What the README and the API's page store to verify configurations.
+    join(folder, 'control-plane.keys.json'),
+    join(folder, 'control-plane.last-config.json'),
     // The README's second agent.
     join(folder, 'agent-identity-2.json'),
     join(folder, 'agent-identity-2.json.lock'),
@@ -58,10 +61,25 @@ describe('what the tour leaves in the folder', () => {
     expect(seen.trim().split('\n').sort()).toEqual(['?? .gitignore', '?? Makefile', '?? biome.json']);
   });
 
-  it('is ignored by the linter', () => {
+  it("is ignored by the linter, and so are files that are not the project's", () => {
+    const own = ['tasks.json', 'notes.md', 'try.mjs'].map((file) => join(folder, file));
+    for (const file of own) writeFileSync(file, '{ "a" :1}');
     const biome = join(ROOT, 'node_modules/.bin/biome');
     const { stdout, stderr } = spawnSync(biome, ['check', '.'], { cwd: folder, encoding: 'utf8' });
     expect(`${stdout}${stderr}`).toContain('Checked 1 file');
+    for (const file of own) rmSync(file);
+  });
+
+  it('leaves every file of the project to the linter', () => {
+    const biome = join(ROOT, 'node_modules/.bin/biome');
+    const linted = (file: string) => {
+      const { stdout, stderr } = spawnSync(biome, ['check', file], { cwd: ROOT, encoding: 'utf8' });
+      return `${stdout}${stderr}`.includes('Checked 1 file');
+    };
+    const root = execFileSync('git', ['ls-files', '--', ':(glob)*'], { cwd: ROOT, encoding: 'utf8' });
+    const known = root.split('\n').filter((file) => /\.(?:[cm]?[jt]s|jsonc?|md)$/.test(file));
+    expect(known.length).toBeGreaterThan(10);
+    expect(known.filter((file) => !linted(file))).toEqual(['package-lock.json']);
   });
 
   const cleanData = () =>
@@ -83,7 +101,7 @@ describe('what the tour leaves in the folder', () => {
     writeServerFile(killed.child.pid);
     expect(cleanData()).toMatchObject({ status: 0, stderr: '' });
     expect(readdirSync(folder).sort()).toEqual(['.git', '.gitignore', 'Makefile', 'biome.json']);
-    expect(files).toHaveLength(12);
+    expect(files).toHaveLength(14);
     expect(cleanData()).toMatchObject({ status: 0, stderr: '' });
   });
 });
