@@ -65,7 +65,10 @@ export function addAgents(program: Command, terminal: Terminal): void {
     .addOption(choiceOption('--status <status>', 'only these', STATUSES))
     .option('--hostname <hostname>', 'only this one')
     .addOption(labelOption())
-    .option('--failing', 'only those that failed more than half of at least 5 attempts in the last hour')
+    .option(
+      '--failing',
+      'only those whose attempts of the last hour, at least 5, ended in most cases by error, cancelled or expired',
+    )
     .addOption(new Option('--not-failing', 'only the others').conflicts('failing'))
     .addOption(choiceOption('--config-status <status>', 'by the configuration in force', CONFIG_STATUSES))
     .option('--kind <kind>', 'only those that take tasks of this kind')

@@ -135,7 +135,7 @@ function seriesOf(exposition: string, name: string, label?: string): Record<stri
   return values;
 }
 
-/** The agents with the most failed attempts in the last hour. */
+/** The agents with the most attempts in the last hour that count for `failing`. */
 export function worstAgents(agents: readonly Json[]): Json[] {
   const failures = ({ outcomes: { hour } }: Json) => hour.error + hour.cancelled + hour.expired;
   return agents.toSorted((a, b) => failures(b) - failures(a)).slice(0, WORST);
@@ -190,10 +190,10 @@ export function pageOf(
     '',
     table(kinds, ['kind', ...STATES, 'completed', 'dead', 'oldest']),
     '',
-    'WORST TARGETS, by their latest failed tasks of the last hour',
+    'WORST TARGETS, by their latest tasks of the last hour without success',
     targets.length === 0 ? 'none' : table(targets, ['kind', 'target', ...BAD_OUTCOMES, 'last_error']),
     '',
-    'FAILING AGENTS (most of at least 5 attempts failed in the last hour), the worst',
+    'FAILING AGENTS (most of at least 5 attempts of the last hour: error, cancelled or expired), the worst',
     agents.length === 0
       ? 'none'
       : table(

@@ -3,8 +3,8 @@ import type { Settings } from '../settings';
 import type { HeldLease } from './leases.queries';
 
 /**
- * The rule for retries: what a task becomes whose attempt failed, expired or was reported as cancelled. It is scheduled for its next attempt
- * after a backoff, or dead after the last one.
+ * The rule for retries: what a task becomes whose attempt failed, because its lease expired or was reported as cancelled. It is
+ * scheduled for its next attempt after a backoff, or dead after the last one.
  * @param now in ms since the epoch
  */
 export function afterFailedAttempt(
