@@ -7,6 +7,7 @@ import type { Logger } from 'pino';
 import { DeclaredRoutes } from './access/declared-routes';
 import { AppModule, ENTITIES } from './app.module';
 import type { Database } from './database/database';
+import { tablesOfMissingExtensions } from './database/migrations';
 import { openDatabase } from './database/open-database';
 import type { DatabaseReplacements } from './database/sqlite-database';
 import { blameExtension, loadExtensions } from './extension-loader';
@@ -79,6 +80,12 @@ export async function createApp(settings: Settings, replacements: Replacements =
   try {
     if (await settleRestore(database))
       logger.warn('started on a backup; its ids go on beyond all given since');
+    const tables = await tablesOfMissingExtensions(database, extensions);
+    if (tables.length > 0)
+      logger.warn(
+        { tables },
+        'the database has tables of extensions that CONTROL_PLANE_EXTENSIONS does not name',
+      );
     const meter = new Meter();
     const adapter = createAdapter(settings, answers);
     const http = adapter.getInstance() as unknown as FastifyInstance;

@@ -29,9 +29,12 @@ export class ExtensionError extends Error {
   }
 }
 
+/** The beginning of the names of tables that record the migrations of an extension. */
+export const MIGRATIONS_PREFIX = 'migrations_';
+
 /** The name of the table that records which migrations of an extension were applied. */
 export function migrationsTable(name: string): string {
-  return `migrations_${name.toLowerCase().replace(/[^a-z0-9]+/g, '_')}`;
+  return `${MIGRATIONS_PREFIX}${name.toLowerCase().replace(/[^a-z0-9]+/g, '_')}`;
 }
 
 const OWNER = Symbol('extension');

@@ -82,6 +82,8 @@ export interface Dialect {
   greatest(a: string, b: string): string;
   /** The lesser of two expressions that are not null. */
   least(a: string, b: string): string;
+  /** Query: the `name` of each table that begins with a prefix, a parameter, and has only the column `name`. */
+  tablesOfNames(parameter: string): string;
   /** Expression: the last id that a table assigned or skipped in this column; null if there is none. */
   lastId(table: string, column: string): string;
 }
@@ -128,6 +130,10 @@ export const sqliteDialect: Dialect = {
   lockTable: () => undefined,
   greatest: (a, b) => `max(${a}, ${b})`,
   least: (a, b) => `min(${a}, ${b})`,
+  tablesOfNames: (parameter) =>
+    `SELECT t.name FROM sqlite_schema t CROSS JOIN pragma_table_info(t.name) c
+     WHERE t.type = 'table' AND substr(t.name, 1, length(${parameter})) = ${parameter}
+     GROUP BY t.name HAVING count(*) = 1 AND max(c.name) = 'name' ORDER BY t.name`,
   lastId: (table) => `(SELECT seq FROM sqlite_sequence WHERE name = '${table}')`,
 };
 
@@ -183,6 +189,10 @@ export const postgresDialect: Dialect = {
   lockTable: (table, mode) => `LOCK TABLE ${table} IN ${mode === 'shared' ? 'ROW ' : ''}EXCLUSIVE MODE`,
   greatest: (a, b) => `greatest(${a}, ${b})`,
   least: (a, b) => `least(${a}, ${b})`,
+  tablesOfNames: (parameter) =>
+    `SELECT table_name AS name FROM information_schema.columns
+     WHERE table_schema = current_schema() AND starts_with(table_name, ${parameter})
+     GROUP BY table_name HAVING count(*) = 1 AND max(column_name) = 'name' ORDER BY table_name`,
   // The sequence of an identity column has this name. It does not know ids that were inserted, and skipped ids have
   // no row.
   lastId: (table, column) =>

@@ -1,7 +1,8 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { DataSource, MigrationInterface, QueryRunner } from 'typeorm';
-import { type Extension, ExtensionError, migrationsTable } from '../extensions';
+import { type Extension, ExtensionError, MIGRATIONS_PREFIX, migrationsTable } from '../extensions';
+import type { Database } from './database';
 import { DatabaseError } from './database-error';
 import { refuseForeignTables } from './foreign';
 
@@ -90,6 +91,21 @@ export async function migrate(
   if (pending.length > 0) await source.runMigrations({ transaction: 'each' });
   for (const extension of extensions) await new ExtensionMigrations(extension, runner).apply();
   return pending;
+}
+
+/**
+ * Finds extensions that are not loaded although the database has their tables.
+ * @returns the tables that record their migrations, see {@link migrationsTable}
+ */
+export async function tablesOfMissingExtensions(
+  database: Database,
+  extensions: readonly Extension[],
+): Promise<string[]> {
+  const loaded = new Set(extensions.map(({ name }) => migrationsTable(name)));
+  const tables = await database.read((statements) =>
+    statements.rows<{ name: string }>(statements.dialect.tablesOfNames('$1'), MIGRATIONS_PREFIX),
+  );
+  return tables.map(({ name }) => name).filter((name) => !loaded.has(name));
 }
 
 /**
