@@ -22,7 +22,7 @@ const MIN_ENDED = 5;
 const COUNTED = ATTEMPT_OUTCOMES.join(', ');
 const ENDED = ATTEMPT_OUTCOMES.join(' + ');
 /**
- * The failed attempts. A timeout is not a failure: a silent target is a finding, and if a target that the whole fleet
+ * The attempts that count for `failing`. A timeout does not: a silent target is a finding, and if a target that the whole fleet
  * probes goes silent, broken agents must still stand out. Must equal the expression of the partial index word for word.
  */
 const FAILED = 'error + cancelled + expired';
