@@ -13,7 +13,8 @@ import { lockIdentity } from './identity-lock.mjs';
 
 const USAGE = `Usage: node examples/agent.mjs [options]
   --server URL     the control plane (default: http://127.0.0.1:8080)
-  --hostname NAME  the agent's name; it waits while another agent of that name is alive (default: this machine's)
+  --hostname NAME  the agent's name; it waits while another agent of that name is alive (default: that of the
+                   identity, or this machine's)
   --identity FILE  where id and token are stored, one file for each agent (default: agent-identity.json)
   --tasks N        end after N tasks; otherwise work until Ctrl-C, which gives unfinished leases back
   --check FILE     add kinds: a module whose default export maps kinds to functions, may be repeated;
@@ -47,7 +48,7 @@ function readOptions() {
     const { values } = parseArgs({
       options: {
         server: { type: 'string', default: 'http://127.0.0.1:8080' },
-        hostname: { type: 'string', default: hostname() },
+        hostname: { type: 'string' },
         identity: { type: 'string', default: 'agent-identity.json' },
         tasks: { type: 'string', default: 'Infinity' },
         check: { type: 'string', multiple: true, default: [] },
@@ -64,7 +65,7 @@ function readOptions() {
     if (!/^https?:$/.test(URL.parse(values.server)?.protocol))
       throw new Error('--server must be a URL such as http://127.0.0.1:8080.');
     if (values.keys !== undefined) readKeys(values.keys);
-    return values;
+    return { ...values, hostname: values.hostname ?? hostname(), isNamed: values.hostname !== undefined };
   } catch (error) {
     console.error(`${error.message}\n\n${USAGE}`);
     process.exit(2);
@@ -139,7 +140,7 @@ function hintAt(path, status) {
  * @returns undefined if there is no file
  */
 function readIdentity() {
-  const { server, hostname, identity: file } = options;
+  const { server, hostname, isNamed, identity: file } = options;
   let kept;
   try {
     kept = JSON.parse(readFileSync(file, 'utf8'));
@@ -154,11 +155,13 @@ function readIdentity() {
     throw new Error(
       `${file} has an identity for ${kept.server}, not for ${server}; --identity FILE names another file.`,
     );
-  if (kept.hostname !== hostname)
+  if (isNamed && kept.hostname !== hostname)
     throw new Error(
       `${file} is the identity of ${kept.hostname}, not of ${hostname}; --identity FILE names another file, ` +
         `--hostname ${kept.hostname} uses this one.`,
     );
+  // A machine may get another name; the agent keeps the one that it registered with.
+  options.hostname = kept.hostname;
   return kept;
 }
 
@@ -168,8 +171,9 @@ function readIdentity() {
  * @returns how long until the next heartbeat is due
  */
 async function identify() {
-  const { server, hostname, identity: file } = options;
+  const { server, identity: file } = options;
   identity = readIdentity();
+  const { hostname } = options;
   if (identity) {
     try {
       const deadlineMs = await beat();

@@ -390,22 +390,26 @@ describe('the first path', () => {
     ['nothing that is JSON', undefined, /^probe-10\.json can't be read: .*--identity FILE/],
   ])('does not replace an identity file of %s', async (_, differences, said) => {
     const file = join(folder, 'probe-10.json');
-    const own = { server: url, hostname: 'probe-10', agent_id: 1, auth_token: 'x' };
+    const own = { server: server.url, hostname: 'probe-10', agent_id: 1, auth_token: 'x' };
     const kept = differences === undefined ? '{' : JSON.stringify({ ...own, ...differences });
     writeFileSync(file, kept);
-    const { code, stdout, stderr } = await ended(startAgent('probe-10'));
+    const { code, stdout, stderr } = await startAgent('probe-10').result();
     expect([code, stdout, stderr]).toEqual([1, '', expect.stringMatching(said)]);
     expect(stderr).toMatch(/^.+\n$/);
     expect(readFileSync(file, 'utf8')).toBe(kept);
   });
 
-  it('uses the identity of a server whose address is written in another way', async () => {
+  it('uses the identity of a server whose address is written in another way, whatever the machine is called', async () => {
     const first = startAgent('probe-11');
-    await until(first, /^registered /);
-    await end(first, 'SIGKILL');
-    const second = startAgent('probe-11', '--server', `${url}/`);
-    await until(second, /^agent \d+, as probe-11\.json says$/m);
-    await end(second, 'SIGKILL');
+    await first.printed(/^registered /);
+    await first.end('SIGKILL');
+    const second = startAgent('probe-11', '--server', `${server.url}/`);
+    await second.printed(/^agent \d+, as probe-11\.json says$/m);
+    await second.end('SIGKILL');
+    // Nor is the machine's name asked for, if none was given.
+    const third = run('examples/agent.mjs', ['--server', server.url, '--identity', 'probe-11.json']);
+    await third.printed(/^agent \d+, as probe-11\.json says$/m);
+    await third.end('SIGKILL');
   });
 
   it.each([
@@ -413,9 +417,9 @@ describe('the first path', () => {
     ['a port that fetch never calls', 1, 'bad port'],
   ])('names the cause if it does not reach %s', async (_, port, cause) => {
     const agent = startAgent(`probe-12-${port}`, '--server', `http://127.0.0.1:${port}`);
-    const [line] = await once(createInterface({ input: agent.stderr as Readable }), 'line');
-    expect(line).toMatch(`/register: no answer from http://127.0.0.1:${port} (${cause}). Again in `);
-    await end(agent, 'SIGKILL');
+    const said = await agent.printed(/\n/, { to: 'errors' });
+    expect(said).toMatch(`/register: no answer from http://127.0.0.1:${port} (${cause}). Again in `);
+    await agent.end('SIGKILL');
   });
 
   it('tells how the agent is used, and what to do about a name that is taken', async () => {
