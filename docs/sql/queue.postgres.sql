@@ -60,8 +60,16 @@ INSERT INTO lanes (kind, target, is_open, queued) SELECT kind, target, 1, 0 FROM
 -- queue/lanes.queries.ts: insertReady
 INSERT INTO ready (lane_id, rank, task_id, kind, ready_at, not_after) SELECT lane_id, rank, task_id, kind, ready_at, not_after FROM (SELECT lane_id, rank, task_id, kind, ready_at, not_after FROM json_to_recordset($1::json) AS row(lane_id bigint, rank bigint, task_id bigint, kind text, ready_at bigint, not_after bigint)) AS r;
 
+-- queue/lanes.queries.ts: isAnyReady
+SELECT * FROM (SELECT task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) >= ($2, $3) AND (not_after IS NULL OR not_after > $4)
+  ORDER BY rank, task_id LIMIT 1) AS shared
+  UNION ALL SELECT * FROM (SELECT head_id FROM lanes WHERE kind = $5 AND is_open = 1 AND head_id IS NOT NULL
+  ORDER BY head_rank, head_id LIMIT 1) AS open LIMIT 1;
+
 -- queue/lanes.queries.ts: removeFromLanes
-UPDATE lanes SET queued = lanes.queued - r.count, head_rank = (SELECT rank FROM ready WHERE lane_id = lanes.id ORDER BY rank, task_id LIMIT 1), head_id = (SELECT task_id FROM ready WHERE lane_id = lanes.id ORDER BY rank, task_id LIMIT 1)
+UPDATE lanes SET queued = lanes.queued - r.count, head_rank = (SELECT rank FROM ready WHERE lane_id = lanes.id AND (rank, task_id) >= (lanes.head_rank, lanes.head_id)
+  ORDER BY rank, task_id LIMIT 1), head_id = (SELECT task_id FROM ready WHERE lane_id = lanes.id AND (rank, task_id) >= (lanes.head_rank, lanes.head_id)
+  ORDER BY rank, task_id LIMIT 1)
   FROM (SELECT id, count FROM json_to_recordset($1::json) AS row(id bigint, count bigint)) AS r
   WHERE lanes.id = r.id AND lanes.id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($2::json) AS value));
 

@@ -60,8 +60,16 @@ INSERT INTO lanes (kind, target, is_open, queued) SELECT kind, target, 1, 0 FROM
 -- queue/lanes.queries.ts: insertReady
 INSERT INTO ready (lane_id, rank, task_id, kind, ready_at, not_after) SELECT lane_id, rank, task_id, kind, ready_at, not_after FROM (SELECT value ->> 'lane_id' AS lane_id, value ->> 'rank' AS rank, value ->> 'task_id' AS task_id, value ->> 'kind' AS kind, value ->> 'ready_at' AS ready_at, value ->> 'not_after' AS not_after FROM json_each($1)) AS r;
 
+-- queue/lanes.queries.ts: isAnyReady
+SELECT * FROM (SELECT task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) >= ($2, $3) AND (not_after IS NULL OR not_after > $4)
+  ORDER BY rank, task_id LIMIT 1) AS shared
+  UNION ALL SELECT * FROM (SELECT head_id FROM lanes WHERE kind = $5 AND is_open = 1 AND head_id IS NOT NULL
+  ORDER BY head_rank, head_id LIMIT 1) AS open LIMIT 1;
+
 -- queue/lanes.queries.ts: removeFromLanes
-UPDATE lanes SET queued = lanes.queued - r.count, head_rank = (SELECT rank FROM ready WHERE lane_id = lanes.id ORDER BY rank, task_id LIMIT 1), head_id = (SELECT task_id FROM ready WHERE lane_id = lanes.id ORDER BY rank, task_id LIMIT 1)
+UPDATE lanes SET queued = lanes.queued - r.count, head_rank = (SELECT rank FROM ready WHERE lane_id = lanes.id AND (rank, task_id) >= (lanes.head_rank, lanes.head_id)
+  ORDER BY rank, task_id LIMIT 1), head_id = (SELECT task_id FROM ready WHERE lane_id = lanes.id AND (rank, task_id) >= (lanes.head_rank, lanes.head_id)
+  ORDER BY rank, task_id LIMIT 1)
   FROM (SELECT value ->> 'id' AS id, value ->> 'count' AS count FROM json_each($1)) AS r
   WHERE lanes.id = r.id AND $2 IS NOT NULL;
 

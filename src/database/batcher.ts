@@ -1,6 +1,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { ApiError } from '../errors';
 import type { Database } from './database';
+import { UnitConflict } from './database-error';
 import type { Transaction } from './statements';
 
 interface Call<Request, Answer> {
@@ -14,7 +15,10 @@ interface Call<Request, Answer> {
 export interface BatcherOptions<Request> {
   /** Returns the weight of a call; 1 if left out. */
   readonly weightOf?: (request: Request) => number;
-  /** The most weight of one unit of work; a heavier call has its own unit. */
+  /**
+   * The most weight of one unit of work. A call of more than half of it is heavy: a unit has one such call at most, besides
+   * its share of light ones, and light calls overtake heavy ones, so that they never wait for several.
+   */
   readonly maxWeight?: number;
   /**
    * Calls with the same key are never in one unit, so that the later one sees the effect of the earlier. Optional.
@@ -106,19 +110,23 @@ export class Batcher<Request, Answer> {
     const taken: Call<Request, Answer>[] = [];
     const later: Call<Request, Answer>[] = [];
     let weight = 0;
-    for (const [i, call] of this.waiting.entries()) {
-      weight += call.weight;
-      if (taken.length > 0 && weight > this.maxWeight) {
-        later.push(...this.waiting.slice(i));
-        break;
-      }
+    let hasHeavy = false;
+    let isFull = false;
+    for (const call of this.waiting) {
       const key = this.keyOf?.(call.request);
-      if (key !== undefined && keys.has(key)) {
+      const isHeavy = call.weight > this.maxWeight / 2;
+      const fits = isHeavy ? !hasHeavy : weight + call.weight <= this.maxWeight;
+      // Behind a light call that did not fit nobody goes first.
+      isFull ||= !isHeavy && !fits;
+      if (isFull || !fits || keys.has(key)) {
         later.push(call);
-        weight -= call.weight;
+        if (key !== undefined) keys.add(key);
         continue;
       }
-      keys.add(key);
+      if (key !== undefined) keys.add(key);
+      if (isHeavy) hasHeavy = true;
+      // What comes with a heavy call is not fewer for it.
+      else weight += call.weight;
       taken.push(call);
     }
     this.waiting = later;
@@ -129,7 +137,9 @@ export class Batcher<Request, Answer> {
   private async answerFailed(calls: readonly Call<Request, Answer>[], failure: unknown): Promise<void> {
     const [only] = calls;
     // If the database is not available, or it is unknown whether the unit is stored, no call is the cause.
-    const isAtFault = !(failure instanceof ApiError && failure.code === 'ERR_UNAVAILABLE');
+    const isAtFault =
+      !(failure instanceof ApiError && failure.code === 'ERR_UNAVAILABLE') ||
+      failure.cause instanceof UnitConflict;
     if (!isAtFault || calls.length === 1 || !only) {
       for (const call of calls) call.reject(failure);
       return;

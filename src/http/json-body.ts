@@ -166,6 +166,14 @@ export function textOfMember(holder: object, name: string): string {
     : JSON.stringify((holder as Record<string, unknown>)[name]);
 }
 
+/** About how long {@link textOfMember} is: that of a member whose text is kept costs nothing. */
+export function lengthOfMember(holder: object, name: string): number {
+  const [kept, text] = (holder as WithSource)[SOURCE] ?? [];
+  return text !== undefined && kept === name
+    ? text.length
+    : (JSON.stringify((holder as Record<string, unknown>)[name]) ?? '').length;
+}
+
 /** Removes white space from JSON, and writes its strings as JSON.stringify does. */
 function compact(json: string): string {
   const parts: string[] = [];

@@ -2,7 +2,7 @@ import { ApiProperty, ApiPropertyOptional } from '@nestjs/swagger';
 import { IsInt, IsOptional, Max, Min } from 'class-validator';
 import type { ErrorDetails } from '../errors';
 import { Field, ID, itemCheck } from '../http/item-fields';
-import { faultOf, textOfMember } from '../http/json-body';
+import { faultOf, lengthOfMember, textOfMember } from '../http/json-body';
 import { AgentBody, IsId, isId } from '../http/validation';
 import { Observation, OUTCOMES, type Outcome } from '../kinds/observations';
 import { HoldsSpec } from '../kinds/spec-holders';
@@ -240,6 +240,10 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     traceparent: typeof traceparent === 'string' ? traceparent : null,
   };
 }
+
+/** About how long the text of observations is, in characters; it costs much less than the text. */
+export const lengthOfObservations = (observations: readonly Observation[]): number =>
+  observations.reduce((sum, one) => sum + one.name.length + lengthOfMember(one, 'value'), 0);
 
 /** Serializes the observations of a report for storage and answers: values as sent, without unknown fields. */
 export function textOfObservations(observations: readonly Observation[]): string {

@@ -27,6 +27,7 @@ import {
   type JudgedItem,
   leaseIdsOf,
   messageOf,
+  weightOf,
 } from './reports';
 import { afterFailedAttempt } from './retries';
 
@@ -70,7 +71,7 @@ export class LeasesService {
       keyOf: ({ agent }) => agent.id,
     });
     this.reports = new Batcher(database, (tx, calls) => this.reportAll(tx, calls), {
-      weightOf: ({ items }) => items.length,
+      weightOf: ({ items }) => weightOf(items),
       maxWeight: MAX_LEASES_IN_UNIT,
       keyOf: ({ agent }) => agent.id,
     });

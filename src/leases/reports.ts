@@ -1,6 +1,11 @@
 import type { AttemptOutcome } from '../agents/agent.entity';
 import type { Observation } from '../kinds/observations';
-import { type LeaseReport, type RejectedReport, textOfObservations } from './leases.dto';
+import {
+  type LeaseReport,
+  lengthOfObservations,
+  type RejectedReport,
+  textOfObservations,
+} from './leases.dto';
 import type { ReportedLease } from './leases.queries';
 
 /** One item of a report, as the request was judged: a report, or why it is not valid. */
@@ -47,6 +52,17 @@ export const leaseIdsOf = (items: readonly JudgedItem[]): number[] =>
 /** Whether a report brings observations, which take space. */
 export const bringsObservations = (items: readonly JudgedItem[]): boolean =>
   items.some(({ item }) => !isRejected(item) && (item.observations?.length ?? 0) > 0);
+
+/** How much of a unit's weight this number of characters of observations is: as much as a report without any. */
+const CHARACTERS_OF_ONE = 4_096;
+
+/** The weight of a report for a unit of work: by its items, and by the text that they bring. */
+export const weightOf = (items: readonly JudgedItem[]): number =>
+  items.reduce(
+    (sum, { item }) =>
+      sum + 1 + (isRejected(item) ? 0 : lengthOfObservations(item.observations ?? []) / CHARACTERS_OF_ONE),
+    0,
+  );
 
 /**
  * Says what each item of an agent's report does, in their order: a later item on the same lease finds it as in a call of its own.

@@ -37,7 +37,7 @@ const HOUR_MS = 3_600_000;
 const MAX_AGE_MS = 30 * 24 * HOUR_MS;
 const MAX_AHEAD_MS = 300_000;
 
-/** The most text in one statement, in characters: envelopes can be large, and many can arrive together. */
+/** The most text in one statement and in one unit, in characters: envelopes can be large, and many can arrive together. */
 const STATEMENT_CHARS = 8 * 1024 * 1024;
 
 /** An envelope with its agent. */
@@ -61,7 +61,10 @@ export class MetricsService {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     this.jobs.declare('metrics-retention');
-    this.envelopes = new Batcher(database, (tx, arrivals) => this.store(tx, arrivals));
+    this.envelopes = new Batcher(database, (tx, arrivals) => this.store(tx, arrivals), {
+      weightOf: ({ envelope: { counters, gauges } }) => counters.length + gauges.length,
+      maxWeight: STATEMENT_CHARS,
+    });
   }
 
   /**

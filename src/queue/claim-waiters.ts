@@ -46,6 +46,11 @@ export class ClaimWaiters {
     return new Set([...this.lines.byKind.values()].flatMap((line) => [...line])).size;
   }
 
+  /** The kinds that claims wait for. */
+  get kinds(): readonly string[] {
+    return [...this.lines.byKind.keys()];
+  }
+
   /**
    * Enters the lines of the kinds for an agent. Call it before searching for tasks, so that no task is missed in
    * between.

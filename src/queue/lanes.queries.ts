@@ -41,7 +41,8 @@ export interface TakableLane {
   readonly id: number;
   readonly target: string;
   readonly room: number | null;
-  /** Its best task, by the lane's row; left out if that is not up to date yet. */
+  /** The place of its best task, by the lane's row; left out if that is not up to date yet. */
+  readonly head_rank?: number;
   readonly head_id?: number;
 }
 
@@ -172,6 +173,28 @@ export function takeFound(tx: Transaction, places: readonly Place[]): Promise<Re
   );
 }
 
+/** Whether there is a task in a kind's shared lane, from a position on, or in an open lane of one of its targets. */
+export async function isAnyReady(
+  statements: Statements,
+  kind: string,
+  laneId: number,
+  from: Position,
+  now: number,
+): Promise<boolean> {
+  const row = await statements.first(
+    `SELECT * FROM (SELECT task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) >= ($2, $3) AND (not_after IS NULL OR not_after > $4)
+       ORDER BY rank, task_id LIMIT 1) AS shared
+     UNION ALL SELECT * FROM (SELECT head_id FROM lanes WHERE kind = $5 AND is_open = 1 AND head_id IS NOT NULL
+       ORDER BY head_rank, head_id LIMIT 1) AS open LIMIT 1`,
+    laneId,
+    from.rank,
+    from.id,
+    now,
+    kind,
+  );
+  return row !== undefined;
+}
+
 /** The best task of a lane before a position. */
 export async function findBefore(
   statements: Statements,
@@ -300,8 +323,10 @@ export async function addToLanes(tx: Transaction, additions: readonly LaneAdditi
 /** Counts tasks that left locked lanes, and looks the lanes' best task up. */
 export async function removeFromLanes(tx: Transaction, counts: ReadonlyMap<number, number>): Promise<void> {
   if (counts.size === 0) return;
+  // Before the head there are only deleted rows, which an open snapshot keeps.
   const best = (column: string) =>
-    `(SELECT ${column} FROM ready WHERE lane_id = lanes.id ORDER BY rank, task_id LIMIT 1)`;
+    `(SELECT ${column} FROM ready WHERE lane_id = lanes.id AND (rank, task_id) >= (lanes.head_rank, lanes.head_id)
+       ORDER BY rank, task_id LIMIT 1)`;
   await tx.run(
     `UPDATE lanes SET queued = lanes.queued - r.count, head_rank = ${best('rank')}, head_id = ${best('task_id')}
      FROM ${tx.dialect.rowset('$1', { id: 'integer', count: 'integer' })} AS r

@@ -2,12 +2,13 @@ import { Injectable } from '@nestjs/common';
 import type { WindowKey } from '../concurrency/window.entity';
 import { Windows } from '../concurrency/windows';
 import { selectMovedThrough, setMovedThrough } from '../concurrency/windows.queries';
-import type { Transaction } from '../database/statements';
+import type { Statements, Transaction } from '../database/statements';
 import {
   addToLanes,
   hasOwnLanes,
   insertLanes,
   insertReady,
+  isAnyReady,
   type LanePart,
   type Place,
   type Position,
@@ -49,6 +50,18 @@ export const rankOf = (priority: number): number => (priority === 0 ? 0 : -prior
 /** Whether a position comes before another in claim order. */
 export const isBefore = (a: Position, b: Position): boolean =>
   a.rank < b.rank || (a.rank === b.rank && a.id < b.id);
+
+/**
+ * Where the search in a lane of a target begins: before its head there are only deleted rows, and what this unit has added.
+ * @param added the best of that
+ */
+function startOf(
+  { head_rank: rank, head_id: id }: Pick<TakableLane, 'head_rank' | 'head_id'>,
+  added: Position | undefined,
+): Position {
+  if (rank === undefined || id === undefined) return START;
+  return added && isBefore(added, { rank, id }) ? added : { rank, id };
+}
 
 const inClaimOrder = (a: Place, b: Place): number => a.rank - b.rank || a.task_id - b.task_id;
 
@@ -187,15 +200,18 @@ export class Lanes {
     const shared = await this.sharedLanes(tx, new Set(wanted.keys()));
     const isMixed = await this.hasOwn(tx);
     const plain: LanePart[] = [];
+    const generations = new Map<number, number>();
     const taken: ReadyRow[] = [];
     for (const [kind, count] of wanted) {
       const laneId = shared.get(kind);
       if (count <= 0 || laneId === undefined) continue;
       const lanes = isMixed ? await this.openLanes(tx, kind, count) : [];
-      if (lanes.length === 0) plain.push({ laneId, from: this.positionOf(laneId), limit: count });
-      else taken.push(...(await this.takeMixed(tx, { kind, laneId }, lanes, count)));
+      if (lanes.length === 0) {
+        // Read together: a position that is set back from now on must not be moved forward by what is found from here.
+        plain.push({ laneId, from: this.positionOf(laneId), limit: count });
+        generations.set(laneId, this.known.get(laneId)?.generation ?? 0);
+      } else taken.push(...(await this.takeMixed(tx, { kind, laneId }, lanes, count)));
     }
-    const generations = new Map(plain.map(({ laneId }) => [laneId, this.known.get(laneId)?.generation ?? 0]));
     const ofShared = plain.length === 0 ? [] : await takeReady(tx, plain);
     this.rememberPositions(tx, ofShared, generations);
     taken.push(...ofShared);
@@ -219,6 +235,15 @@ export class Lanes {
       (room > 0 ? fitting : excess).push(task);
     }
     return { fitting, excess };
+  }
+
+  /**
+   * Whether there is a task of a kind that a claim can be granted, as far as limits of targets go.
+   * @param now in ms since the epoch
+   */
+  async hasReady(statements: Statements, kind: string, now: number): Promise<boolean> {
+    const laneId = this.shared.get(kind) ?? (await selectLanes(statements, [{ kind, target: '' }]))[0]?.id;
+    return laneId !== undefined && isAnyReady(statements, kind, laneId, this.positionOf(laneId), now);
   }
 
   /** Has later takes of the unit leave the room that these tasks of lanes of targets need. */
@@ -328,7 +353,7 @@ export class Lanes {
   ): Promise<ReadyRow[]> {
     const taken: ReadyRow[] = [];
     // Windows count what the unit took, here and before, when it ends.
-    const { kept, removed } = this.touchedIn(tx);
+    const { added, kept, removed } = this.touchedIn(tx);
     const takenOf = new Map(kept);
     const from = this.positionOf(shared.laneId);
     let lanes = first;
@@ -337,9 +362,9 @@ export class Lanes {
       const wanted = count - taken.length;
       const parts = [
         { laneId: shared.laneId, from, limit: wanted },
-        ...lanes.map(({ id, room }) => ({
+        ...lanes.map(({ id, room, ...lane }) => ({
           laneId: id,
-          from: START,
+          from: startOf(lane, added.get(id)?.best),
           limit: Math.min(wanted, (room ?? wanted) - (takenOf.get(id) ?? 0)),
         })),
       ].filter(({ limit }) => limit > 0);

@@ -3,13 +3,14 @@ import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression, Interval } from '@nestjs/schedule';
 import { Clock } from '../clock';
 import { Windows } from '../concurrency/windows';
-import { selectMovingWindows } from '../concurrency/windows.queries';
+import { selectMovingWindows, selectWideWindows } from '../concurrency/windows.queries';
 import { Database } from '../database/database';
 import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
 import { Continuity } from '../scheduling/continuity';
 import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
+import { ClaimWaiters } from './claim-waiters';
 import { QueueDepth } from './depth';
 import { hasDeltas } from './depth.queries';
 import { Lanes } from './lanes';
@@ -69,6 +70,7 @@ export class QueueMaintainer {
     private readonly lanes: Lanes,
     private readonly windows: Windows,
     private readonly depth: QueueDepth,
+    private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
@@ -210,9 +212,9 @@ export class QueueMaintainer {
   }
 
   /**
-   * Checks for tasks before the search positions of lanes. There are none, unless a claim of another replica was rolled
-   * back or an announcement was lost. Only reads; while a snapshot is open it scans all rows that were deleted since,
-   * so it runs rarely then.
+   * Checks for tasks before the search positions of lanes, and for tasks of kinds that claims wait for. There are none,
+   * unless a claim of another replica was rolled back or an announcement was lost: then a waiting claim is woken for each
+   * such kind. Only reads; while a snapshot is open it scans all rows that were deleted since, so it runs rarely then.
    */
   private async checkPositions(): Promise<void> {
     const startedAt = performance.now();
@@ -221,7 +223,25 @@ export class QueueMaintainer {
       const first = await this.database.read((statements) => findBefore(statements, laneId, position));
       if (first) this.lanes.setBack(laneId, first);
     }
+    for (const kind of await this.forgottenKinds()) this.waiters.wake(kind, 1);
     const tookMs = performance.now() - startedAt;
     this.checkAt = startedAt + Math.max(SECOND_MS, tookMs / CHECK_SHARE);
+  }
+
+  /** Finds kinds that claims wait for although there is a task that one of them could be granted. */
+  private forgottenKinds(): Promise<string[]> {
+    const { kinds } = this.waiters;
+    if (kinds.length === 0) return Promise.resolve([]);
+    return this.database.read(async (statements) => {
+      const { wide } = await selectWideWindows(statements);
+      const found: string[] = [];
+      for (const kind of kinds) {
+        const isFull = wide.some(
+          (window) => (window.scope === 'global' || window.kind === kind) && window.leased >= window.slots,
+        );
+        if (!isFull && (await this.lanes.hasReady(statements, kind, this.clock.now()))) found.push(kind);
+      }
+      return found;
+    });
   }
 }

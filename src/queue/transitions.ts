@@ -355,14 +355,17 @@ export class TaskTransitions {
         strays.map((task) => ({ ...task, ready_at: task.row.ready_at })),
       );
       await this.announceMoved(tx, strays);
-      if (diversions === MAX_DIVERSIONS) break;
       // More of them are likely: the next look takes more of them at a time.
       const { fitting } = this.lanes.fit(tx, taken);
       for (const kind of new Set(strays.map((stray) => stray.kind))) {
         const most = Math.min(wanted.get(kind) ?? 0, unit.roomOf(kind));
         const left = most - fitting.filter((task) => task.kind === kind).length;
-        if (left > 0) missing.set(kind, Math.min(MAX_DIVERTED, left * 4 ** (diversions + 1)));
+        if (left <= 0) continue;
+        missing.set(kind, Math.min(MAX_DIVERTED, left * 4 ** (diversions + 1)));
+        // What is behind them is for whoever waits, this claim too: the next unit looks on.
+        if (diversions === MAX_DIVERSIONS) tx.announce(READY, JSON.stringify([kind, left]));
       }
+      if (diversions === MAX_DIVERSIONS) break;
     }
     // Each look took as many of a lane as its window has room for, so that the best of them all are among them.
     const { fitting, excess } = this.lanes.fit(tx, taken);

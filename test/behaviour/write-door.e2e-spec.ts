@@ -6,9 +6,11 @@ import { DataSource } from 'typeorm';
 import { backUp } from '../../src/database/backup';
 import { Batcher } from '../../src/database/batcher';
 import type { Database } from '../../src/database/database';
+import { UnitConflict } from '../../src/database/database-error';
 import { inspectDatabase, openDatabase } from '../../src/database/open-database';
 import { takeGeneration, writerOptions } from '../../src/database/sqlite';
 import type { Transaction } from '../../src/database/statements';
+import { fail } from '../../src/errors';
 import type { SqliteTarget } from '../../src/settings';
 import { Program } from '../helpers/processes';
 
@@ -649,6 +651,71 @@ describe('the write door', () => {
         ['one', 'two'],
       ]);
       expect(await stored()).toEqual(['one', 'two']);
+    });
+
+    describe('by weight', () => {
+      const units: string[][] = [];
+      const weighing = (): Batcher<string, string> =>
+        new Batcher<string, string>(
+          database,
+          async (_, requests) => {
+            units.push([...requests]);
+            return [...requests];
+          },
+          {
+            weightOf: (request) => (request.startsWith('heavy') ? 8 : 3),
+            maxWeight: 10,
+            keyOf: (request) => request.split(' of ')[1],
+          },
+        );
+      beforeEach(() => units.splice(0));
+
+      it.each([
+        [
+          'as many as fit, in their order',
+          ['a', 'b', 'c', 'd', 'e'],
+          [
+            ['a', 'b', 'c'],
+            ['d', 'e'],
+          ],
+        ],
+        [
+          'one heavy one, and light ones that overtake the others',
+          ['heavy 1', 'a', 'heavy 2', 'b', 'heavy 3'],
+          [['heavy 1', 'a', 'b'], ['heavy 2'], ['heavy 3']],
+        ],
+        [
+          'none that overtakes what came before it with its key',
+          ['heavy 1', 'heavy 2 of x', 'a of x', 'b of y'],
+          [['heavy 1', 'b of y'], ['heavy 2 of x'], ['a of x']],
+        ],
+      ])('share a unit: %s', async (_, requests, expected) => {
+        const batcher = weighing();
+        expect(await Promise.all(requests.map((request) => batcher.run(request)))).toEqual(requests);
+        expect(units).toEqual(expected);
+      });
+    });
+
+    it('are run alone if others kept undoing their unit, so that one of them fails alone', async () => {
+      const units: string[][] = [];
+      const conflicting: Pick<Database, 'write' | 'insideWrite' | 'maxGatheredUnits'> = {
+        insideWrite: false,
+        maxGatheredUnits: 1,
+        write: (work) =>
+          database.write(work).catch((error: unknown) => {
+            throw error instanceof UnitConflict
+              ? fail('ERR_UNAVAILABLE', undefined, { cause: error })
+              : error;
+          }),
+      };
+      const write = new Batcher<string, string>(conflicting, async (_, requests) => {
+        units.push([...requests]);
+        if (requests.includes('gone')) throw new UnitConflict('it hung up');
+        return [...requests];
+      });
+      const answers = await Promise.allSettled(['one', 'gone', 'two'].map((request) => write.run(request)));
+      expect(answers.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled']);
+      expect(units).toEqual([['one', 'gone', 'two'], ['one'], ['gone'], ['two']]);
     });
 
     it('may not come from inside a unit of work, also where others wait to be gathered', async () => {

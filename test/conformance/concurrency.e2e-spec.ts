@@ -183,6 +183,14 @@ describe('concurrency windows', () => {
       expect(got).toEqual(others);
     });
 
+    it('has a waiting claim look on past what it holds back, until there is a task or nothing is in the way', async () => {
+      await server.enqueue(...many(3_000, () => at('full', { priority: 9 })));
+      const [other] = await server.enqueue(at('free'));
+      await limit({ kind: 'dns', target: 'full', limit: 0 });
+      const { body } = await server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 20_000 });
+      expect(tasksOf(body.leases)).toEqual([other]);
+    });
+
     it('goes for a scheduled task when it comes due, and for one that is retried', async () => {
       await limit({ kind: 'dns', target: 'a', limit: 1 });
       const [later] = await server.enqueue(at('a', { run_at: new Date(clock.now() + 2_000).toISOString() }));

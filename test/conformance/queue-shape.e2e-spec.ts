@@ -1,9 +1,13 @@
 import { SchedulerRegistry } from '@nestjs/schedule';
 import type { SqlValue, Transaction } from '../../src/database/statements';
+import { ClaimWaiters } from '../../src/queue/claim-waiters';
+import { Lanes } from '../../src/queue/lanes';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import { TaskTransitions } from '../../src/queue/transitions';
 import type { Lease } from '../helpers/api';
 import { type Credentials, dnsTask, onPostgres, TestClock, TestServer } from '../helpers/harness';
 import { brokenPromises } from '../helpers/queue-tables';
+import { until } from '../helpers/until';
 
 /** What one unit of work did. */
 interface Unit {
@@ -303,6 +307,66 @@ describe('the queue', () => {
     // Better than where the next search would begin, and put back to before it.
     const [better] = await server.enqueue(at('b', { priority: 5 }));
     expect((await claim(agent, { dns: 22 })).map(({ task_id }) => task_id)).toEqual([better]);
+  });
+
+  it('searches the lane of a target from its best task, too', async () => {
+    await limit({ kind: 'dns', target: 'a', limit: 50 });
+    const ids = await server.enqueue(...many(30, () => at('a')));
+    await claim(agent, { dns: 20 });
+    const next = await unitOf(() => claim(agent, { dns: 25 }));
+    const [lane] = await server.rows(`SELECT id FROM lanes WHERE target = 'a:53'`);
+    const searches = next.statements
+      .flatMap(({ values }) => values)
+      .filter((value) => String(value).includes('"from_id"'))
+      .flatMap((value): { lane_id: number; from_id: number }[] => JSON.parse(value as string))
+      .filter(({ lane_id }) => lane_id === Number(lane.id));
+    expect(searches.length).toBeGreaterThan(0);
+    expect(Math.min(...searches.map(({ from_id }) => from_id))).toBe(ids[20]);
+  });
+
+  it('does not pass over what is added to a lane while it looks for other kinds', async () => {
+    await limit({ kind: 'tcp', target: 'x:1', limit: 5 });
+    await server.enqueue(at('a'), at('a'));
+    await claim(agent, { dns: 1 });
+    const [{ id: laneId }] = await server.rows(`SELECT id FROM lanes WHERE kind = 'dns' AND target = ''`);
+    const better = { rank: -5, id: 1 };
+    const [lanes, transitions] = [server.app.get(Lanes), server.app.get(TaskTransitions)];
+    await server.database.write(async (tx) => {
+      const watched = new Proxy(tx, {
+        get(target, name) {
+          const value = Reflect.get(target, name, target);
+          if (name !== 'rows') return typeof value === 'function' ? value.bind(target) : value;
+          return (sql: string, ...values: SqlValue[]) => {
+            // As another unit that commits a better task does.
+            if (values.includes('tcp')) lanes.setBack(Number(laneId), better);
+            return value.call(target, sql, ...values);
+          };
+        },
+      });
+      const taken = await transitions.takeForClaim(
+        watched,
+        new Map([
+          ['dns', 1],
+          ['tcp', 1],
+        ]),
+      );
+      expect(taken).toHaveLength(1);
+      const { written } = await transitions.lease(watched, [], taken);
+      await written;
+    });
+    expect(lanes.positionOf(Number(laneId))).toEqual(better);
+  });
+
+  it('has a claim that nobody woke find its task within a second or so', async () => {
+    const waiters = server.app.get(ClaimWaiters);
+    const waiting = server.agent(agent, '/claim', { capacities: { dns: 1 }, wait_ms: 20_000 });
+    await until('the claim waits', () => waiters.waiting === 1);
+    const deaf = jest.spyOn(waiters, 'wake').mockImplementation(() => undefined);
+    const [id] = await server.enqueue(at('a'));
+    deaf.mockRestore();
+    const looks = setInterval(() => void server.app.get(QueueMaintainer).reap(), 100);
+    expect((await waiting).body.leases).toMatchObject([{ task_id: id }]);
+    clearInterval(looks);
   });
 
   (onPostgres ? it : it.skip)(
