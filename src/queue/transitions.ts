@@ -362,7 +362,7 @@ export class TaskTransitions {
         const left = most - fitting.filter((task) => task.kind === kind).length;
         if (left <= 0) continue;
         missing.set(kind, Math.min(MAX_DIVERTED, left * 4 ** (diversions + 1)));
-        // What is behind them is for whoever waits, this claim too: the next unit looks on.
+        // What is behind them is for claims that wait, this one too: the next unit looks on.
         if (diversions === MAX_DIVERSIONS) tx.announce(READY, JSON.stringify([kind, left]));
       }
       if (diversions === MAX_DIVERSIONS) break;
