@@ -41,7 +41,6 @@ const EXAMPLES = {
   'fleet-metrics.groupByHeartbeatAge': [[[1_000, 60_000], { now: 1, silentSince: 1, silentAfterMs: 1 }]],
   'lanes.selectReady': [[[PART], 2, 0]],
   'lanes.takeFound': [[[{ lane_id: 1, rank: 0, task_id: 1 }]]],
-  'leases.countInWindow': ['global', 'kind', 'target'].map((scope) => [{ scope, kind: 'dns', target: 'a' }]),
   'lanes.takeReady': [[[PART]], [[PART, PART]]],
   'operator-tokens.listSlowHashes': [[], [5]],
   'task-lists.selectListed': [

@@ -6,10 +6,17 @@ UPDATE leases SET deadline_at = greatest($1, deadline_at + $2), lifetime_ends_at
 SELECT agent_id, kind, count(*) AS count FROM leases
   WHERE state = 'active' AND agent_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value)) GROUP BY agent_id, kind;
 
--- leases/leases.queries.ts: countInWindow
-SELECT count(*) AS count FROM leases l WHERE l.ending IS NULL;
-SELECT count(*) AS count FROM leases l WHERE l.ending IS NULL AND l.kind = $1;
-SELECT count(*) AS count FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ending IS NULL AND l.kind = $1 AND t.target = $2;
+-- leases/leases.queries.ts: countInWindows
+SELECT kind, CASE WHEN (kind, target) IN (SELECT r.kind, r.target FROM (SELECT scope, kind, target FROM json_to_recordset($1::json) AS row(scope text, kind text, target text)) AS r) THEN target END AS target,
+  sum(count) AS count
+  FROM (
+  SELECT l.kind, CASE WHEN l.kind IN (SELECT r.kind FROM (SELECT scope, kind, target FROM json_to_recordset($1::json) AS row(scope text, kind text, target text)) AS r WHERE r.scope = 'target')
+  THEN (SELECT t.target FROM tasks t WHERE t.id = l.task_id) END AS target, count(*) AS count
+  FROM leases l
+  WHERE l.ending IS NULL AND (l.kind IN (SELECT r.kind FROM (SELECT scope, kind, target FROM json_to_recordset($1::json) AS row(scope text, kind text, target text)) AS r)
+  OR EXISTS (SELECT 1 FROM (SELECT scope, kind, target FROM json_to_recordset($1::json) AS row(scope text, kind text, target text)) AS r WHERE r.scope = 'global'))
+  GROUP BY 1, 2) AS live
+  GROUP BY 1, 2;
 
 -- leases/leases.queries.ts: deleteLeasesOf
 DELETE FROM leases WHERE ended_at IS NOT NULL AND task_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value));

@@ -147,15 +147,15 @@ export class ConcurrencyService {
     const known = new Set(before.map(nameOf));
     // An existing window has its count already.
     const added = set.filter((window) => !known.has(nameOf(window)));
-    const leased = (await this.contents.countLeased?.(tx, added)) ?? added.map(() => 0);
+    const counts = (await this.contents.countLeased?.(tx, added)) ?? [];
+    const leased = new Map(added.map((window, i) => [window, counts[i] as number]));
     await insertWindows(
       tx,
       set.map((window) => {
-        const place = added.indexOf(window);
         // Ids of tasks are above 0: move its queued tasks from the first one on.
         return {
           ...window,
-          leased: place < 0 ? 0 : leased[place],
+          leased: leased.get(window) ?? 0,
           moved_through: window.scope === 'target' ? 0 : null,
         };
       }),

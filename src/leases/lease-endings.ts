@@ -17,7 +17,7 @@ import { LeaseMetrics } from './lease-metrics';
 import {
   adjustDeadlines,
   countHeldByKind,
-  countInWindow,
+  countInWindows,
   deleteLeasesOf,
   endLeases,
   type HeldLease,
@@ -71,10 +71,7 @@ export class LeaseEndings {
       run: (limit) => this.expireOverdue(limit),
     });
     maintainer.onTasksDeleted(deleteLeasesOf);
-    concurrency.countWith({
-      countLeased: (statements, windows) =>
-        Promise.all(windows.map((window) => countInWindow(statements, window))),
-    });
+    concurrency.countWith({ countLeased: countInWindows });
   }
 
   /**

@@ -241,6 +241,31 @@ describe('the queue', () => {
     },
   );
 
+  it('sets limits with the same number of statements, and reads live leases in one, however many limits a call sets', async () => {
+    await server.enqueue(...many(120, (i) => at(`t${i % 60}`)));
+    await claim(agent, { dns: 120 });
+    const setAndLift = async (targets: string[]) => {
+      const windows = [
+        {},
+        { kind: 'dns' },
+        { kind: 'tcp' },
+        ...targets.map((target) => ({ kind: 'dns', target })),
+      ];
+      const set = await unitOf(async () => {
+        const { body } = await limit(...windows.map((window) => ({ ...window, limit: 200 })));
+        expect(body.windows.map(({ leased }: { leased: number }) => leased)).toEqual([
+          ...[120, 120, 0],
+          ...targets.map((target) => (target === 'idle' ? 0 : 2)),
+        ]);
+      });
+      const lifted = await unitOf(() => limit(...windows.map((window) => ({ ...window, limit: null }))));
+      return [set, lifted].map(({ statements }) => statements.map(({ sql }) => sql));
+    };
+    const [set, lifted] = (await setAndLift(['t7'])) as [string[], string[]];
+    expect(set.filter((sql) => /\bleases\b/.test(sql))).toHaveLength(1);
+    expect(await setAndLift(['idle', ...many(60, (i) => `t${i}`)])).toEqual([set, lifted]);
+  });
+
   it('has claims and reports cost the same with 2,000 tasks behind 50 full targets as without', async () => {
     const work = () => server.enqueue(...many(20, (i) => at(`free${i}`)));
     const measure = async (): Promise<number[]> => {
@@ -384,6 +409,14 @@ describe('the queue', () => {
             cancelled: [{ lease_id: leases[0].lease_id }],
           });
           await server.pass(30_000);
+          await limit(
+            { kind: 'tcp', limit: 9 },
+            ...many(3, (i) => ({ kind: 'dns', target: `t${i}`, limit: 9 })),
+          );
+          await limit(
+            { kind: 'tcp', limit: null },
+            ...many(3, (i) => ({ kind: 'dns', target: `t${i}`, limit: null })),
+          );
         });
         const plans = new Map<string, string>();
         for (const { sql, values } of units.flatMap(({ statements }) => statements)) {

@@ -24,7 +24,7 @@ const READ_ALL: Record<string, string> = {
   'concurrency/windows.queries.ts: countTargetWindows': 'a scrape, with a limit',
   'config/config.queries.ts: findNewestConfig': 'the last of its index',
   'leases/leases.queries.ts: adjustDeadlines': 'once, after an outage; live leases only',
-  'leases/leases.queries.ts: countInWindow': 'a limit for everything is set; live leases only',
+  'leases/leases.queries.ts: countInWindows': 'limits are set; live leases only, once for all limits',
   'operators/audit.queries.ts: findUnrecordedTable': 'at the start, the first is enough',
   'operators/audit.queries.ts: findUnrecordedToken': 'at the start',
   'queue/lanes.queries.ts: deleteIdleLanes': 'a job, every hour, with a limit',
