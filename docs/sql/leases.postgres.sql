@@ -28,6 +28,8 @@ UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.
   WHERE leases.id = r.id AND coalesce(leases.state, '') = 'active' AND leases.id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($3::json) AS value));
 
 -- leases/leases.queries.ts: extendLeases
+SELECT l.id FROM leases l WHERE l.id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($2::json) AS value)) AND coalesce(l.state, '') = 'active' AND (l.id, l.agent_id) IN (SELECT r.id, r.agent_id FROM (SELECT id, agent_id FROM json_to_recordset($1::json) AS row(id bigint, agent_id bigint)) AS r)
+  ORDER BY l.id FOR UPDATE;
 UPDATE leases SET deadline_at = greatest(leases.deadline_at, least(r.until, leases.lifetime_ends_at))
   FROM (SELECT id, agent_id, until FROM json_to_recordset($1::json) AS row(id bigint, agent_id bigint, until bigint)) AS r
   WHERE leases.id = r.id AND leases.agent_id = r.agent_id AND coalesce(leases.state, '') = 'active'

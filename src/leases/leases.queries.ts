@@ -96,6 +96,10 @@ export function selectLive(
   );
 }
 
+/** That a lease, `l`, belongs to the agent that names it in $1. */
+const isOwned = ({ dialect }: Statements): string =>
+  `(l.id, l.agent_id) IN (SELECT r.id, r.agent_id FROM ${dialect.rowset('$1', { id: 'integer', agent_id: 'integer' })} AS r)`;
+
 /** A deadline that an agent asks for. */
 export interface Extension {
   readonly id: number;
@@ -103,22 +107,37 @@ export interface Extension {
   readonly until: number;
 }
 
-/** Moves the deadlines of live leases, never nearer and never past their lifetime. @returns those that are live */
-export function extendLeases(
+/**
+ * Moves the deadlines of live leases, never nearer and never past their lifetime. Locks them by ascending ids, as reports do, in
+ * whatever order the agents name them.
+ * @returns those that are live
+ */
+export async function extendLeases(
   tx: Transaction,
   extensions: readonly Extension[],
 ): Promise<{ id: number; agent_id: number; deadline_at: number }[]> {
-  if (extensions.length === 0) return Promise.resolve([]);
-  const until = tx.dialect.least('r.until', 'leases.lifetime_ends_at');
-  return tx.rows(
-    `UPDATE leases SET deadline_at = ${tx.dialect.greatest('leases.deadline_at', until)}
-     FROM ${tx.dialect.rowset('$1', { id: 'integer', agent_id: 'integer', until: 'integer' })} AS r
-     WHERE leases.id = r.id AND leases.agent_id = r.agent_id AND ${isLive('leases')}
-       AND ${tx.dialect.prefilterByList('leases.id', '$2')}
-     RETURNING leases.id, leases.agent_id, leases.deadline_at`,
-    JSON.stringify(extensions),
-    JSON.stringify(extensions.map(({ id }) => id)),
-  );
+  if (extensions.length === 0) return [];
+  const values = [JSON.stringify(extensions), JSON.stringify(extensions.map(({ id }) => id))] as const;
+  const { concurrent, forUpdate, greatest, isAmong, least, prefilterByList, rowset } = tx.dialect;
+  const until = least('r.until', 'leases.lifetime_ends_at');
+  // Two statements: in one, PostgreSQL reads the list again for each lease.
+  const [, rows] = await Promise.all([
+    concurrent &&
+      tx.rows(
+        `SELECT l.id FROM leases l WHERE ${isAmong('l.id', '$2')} AND ${isLive('l')} AND ${isOwned(tx)}
+         ORDER BY l.id ${forUpdate()}`,
+        ...values,
+      ),
+    tx.rows<{ id: number; agent_id: number; deadline_at: number }>(
+      `UPDATE leases SET deadline_at = ${greatest('leases.deadline_at', until)}
+       FROM ${rowset('$1', { id: 'integer', agent_id: 'integer', until: 'integer' })} AS r
+       WHERE leases.id = r.id AND leases.agent_id = r.agent_id AND ${isLive('leases')}
+         AND ${prefilterByList('leases.id', '$2')}
+       RETURNING leases.id, leases.agent_id, leases.deadline_at`,
+      ...values,
+    ),
+  ]);
+  return rows;
 }
 
 /**
@@ -132,7 +151,7 @@ export function lockReported(
   if (reported.length === 0) return Promise.resolve([]);
   return tx.rows<ReportedLease>(
     `SELECT ${HELD}, l.state, l.report, l.outcome ${FROM} WHERE ${tx.dialect.isAmong('l.id', '$2')}
-       AND (l.id, l.agent_id) IN (SELECT r.id, r.agent_id FROM ${tx.dialect.rowset('$1', { id: 'integer', agent_id: 'integer' })} AS r)
+       AND ${isOwned(tx)}
      ORDER BY l.id ${tx.dialect.forUpdate('l')}`,
     JSON.stringify(reported),
     JSON.stringify(reported.map(({ id }) => id)),

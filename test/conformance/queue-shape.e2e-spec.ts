@@ -6,6 +6,7 @@ import { QueueMaintainer } from '../../src/queue/maintenance';
 import { TaskTransitions } from '../../src/queue/transitions';
 import type { Lease } from '../helpers/api';
 import { type Credentials, dnsTask, onPostgres, TestClock, TestServer } from '../helpers/harness';
+import { freeRows, holdLocks, untilBlocked } from '../helpers/locks';
 import { brokenPromises } from '../helpers/queue-tables';
 import { until } from '../helpers/until';
 
@@ -217,6 +218,22 @@ describe('the queue', () => {
       expect(await waits).toHaveLength(2);
     },
   );
+
+  (onPostgres ? it : it.skip).each<[string, (ids: number[]) => [path: string, body: object]]>([
+    ['extend', (ids) => ['/extend', { lease_ids: ids, extend_by_ms: 10_000 }]],
+    ['report', (ids) => ['/report', { completed: ids.map((lease_id) => ({ lease_id })), cancelled: [] }]],
+  ])('has %s lock leases by ascending ids, in whatever order an agent names them', async (_, callOf) => {
+    await server.enqueue(...many(3, (i) => at(`t${i}`)));
+    const [first, ...others] = (await claim(agent, { dns: 3 })).map(({ lease_id }) => lease_id);
+    const release = await holdLocks(server, (tx) => tx.lockRows('leases', [first as number]));
+    const [path, body] = callOf([...others.toReversed(), first as number]);
+    const call = server.agent(agent, path, body);
+    await untilBlocked(server);
+    const free = await freeRows(server, 'leases');
+    await release();
+    expect((await call).status).toBe(200);
+    expect(free).toEqual(expect.arrayContaining(others));
+  });
 
   it.each<[string, (target: string) => object]>([
     ['everything', () => ({})],
