@@ -57,8 +57,13 @@ export interface Standing {
   readonly hadLease: boolean;
 }
 
-/** Called with the ids of agents that are taken out of service, in the same transaction. */
-export type DeactivationListener = (tx: Transaction, agentIds: readonly number[]) => Promise<void>;
+/** What another folder does in the transaction that takes agents out of service. */
+export interface DeactivationListener {
+  /** Takes its locks that come before those of agents; called before the unit locks an agent. */
+  begin(tx: Transaction): Promise<void>;
+  /** Called with the ids of the locked agents. */
+  deactivate(tx: Transaction, agentIds: readonly number[]): Promise<void>;
+}
 
 /** Counts the live leases of each of the agents; agents without any are left out. */
 export type LeaseCounter = (
@@ -259,8 +264,14 @@ export class AgentsService {
    * not exist
    */
   async lockById(tx: Transaction, agentId: number): Promise<KnownAgent | undefined> {
-    await tx.lockRows('agents', [agentId]);
+    // Sent together, in this order.
+    await Promise.all([this.begin(tx), tx.lockRows('agents', [agentId])]);
     return findAgent(tx, agentId);
+  }
+
+  /** Takes the locks that come before those of agents. Call it before the unit locks agents that it may deactivate. */
+  async begin(tx: Transaction): Promise<void> {
+    await Promise.all(this.deactivationListeners.map((listener) => listener.begin(tx)));
   }
 
   /** Creates an agent that is in service. @returns its id */
@@ -309,9 +320,9 @@ export class AgentsService {
     this.credentials.announceChange(tx, String(agentId));
   }
 
-  /** Revokes an agent's leases, because it is out of service or has another holder. */
+  /** Revokes the leases of an agent that the unit has locked, because it is out of service or has another holder. */
   async deactivate(tx: Transaction, agentId: number): Promise<void> {
-    for (const listener of this.deactivationListeners) await listener(tx, [agentId]);
+    for (const listener of this.deactivationListeners) await listener.deactivate(tx, [agentId]);
   }
 
   /**

@@ -295,6 +295,7 @@ export class RegistrationService {
 
   /** @returns the number of agents whose trial was checked: all that are due, up to the limit */
   private async endTrialsIn(tx: Transaction, limit: number): Promise<number> {
+    await this.agents.begin(tx);
     const agents = (await lockEndedTrials(tx, limit)).map((agent) => ({
       ...agent,
       last_heartbeat_at: this.liveness.lastHeartbeatAt(agent),

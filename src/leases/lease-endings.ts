@@ -59,7 +59,10 @@ export class LeaseEndings {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
-    agents.onDeactivated((tx, agentIds) => this.revokeHeldBy(tx, agentIds));
+    agents.onDeactivated({
+      begin: (tx) => this.transitions.begin(tx),
+      deactivate: (tx, agentIds) => this.revokeHeldBy(tx, agentIds),
+    });
     agents.countLeasesWith(async (statements, agentIds) => {
       const held = new Map<number, number>();
       for (const { agent_id: id, count } of await countHeldByKind(statements, agentIds))
@@ -180,7 +183,6 @@ export class LeaseEndings {
 
   /** Revokes the agents' leases; their tasks are queued again at once, and the attempts that were cut off do not count. */
   private async revokeHeldBy(tx: Transaction, agentIds: readonly number[]): Promise<void> {
-    await this.transitions.begin(tx);
     const leases = await lockHeldBy(tx, agentIds);
     await this.end(
       tx,
