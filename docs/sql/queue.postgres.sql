@@ -188,7 +188,7 @@ DELETE FROM finished_tasks WHERE ctid = ANY(ARRAY(SELECT * FROM (SELECT ctid FRO
 -- queue/transitions.queries.ts: updateTasks
 UPDATE tasks SET state = $3, attempts = $4, reason = NULL, updated_at = $2, finished_at = $2
   WHERE id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value));
-UPDATE tasks SET state = r.state, attempts = r.attempts, reason = r.reason, updated_at = $2,
+UPDATE tasks SET state = r.state, attempts = coalesce(r.attempts, tasks.attempts), reason = r.reason, updated_at = $2,
   run_at = CASE WHEN r.sets_run_at = 1 THEN r.run_at ELSE tasks.run_at END,
   finished_at = CASE WHEN r.state <> 'open' THEN CAST($2 AS bigint) END
   FROM (SELECT id, state, attempts, sets_run_at, run_at, reason FROM json_to_recordset($1::json) AS row(id bigint, state text, attempts bigint, sets_run_at bigint, run_at bigint, reason text)) AS r

@@ -179,7 +179,7 @@ DELETE FROM finished_tasks WHERE (kind, state, finished_at, task_id) IN (SELECT 
 -- queue/transitions.queries.ts: updateTasks
 UPDATE tasks SET state = $3, attempts = $4, reason = NULL, updated_at = $2, finished_at = $2
   WHERE id IN (SELECT value FROM json_each($1));
-UPDATE tasks SET state = r.state, attempts = r.attempts, reason = r.reason, updated_at = $2,
+UPDATE tasks SET state = r.state, attempts = coalesce(r.attempts, tasks.attempts), reason = r.reason, updated_at = $2,
   run_at = CASE WHEN r.sets_run_at = 1 THEN r.run_at ELSE tasks.run_at END,
   finished_at = CASE WHEN r.state <> 'open' THEN CAST($2 AS bigint) END
   FROM (SELECT value ->> 'id' AS id, value ->> 'state' AS state, value ->> 'attempts' AS attempts, value ->> 'sets_run_at' AS sets_run_at, value ->> 'run_at' AS run_at, value ->> 'reason' AS reason FROM json_each($1)) AS r

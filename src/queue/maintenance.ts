@@ -204,7 +204,7 @@ export class QueueMaintainer {
       const places = await this.transitions.takeOut(tx, tasks);
       const changes = tasks.flatMap((task): TaskChange[] => {
         const from = places.get(task.id);
-        return from ? [{ task, from, to: 'dead', attempts: task.attempts, reason: 'not_after' }] : [];
+        return from ? [{ task, from, to: 'dead', reason: 'not_after' }] : [];
       });
       await this.transitions.apply(tx, changes);
       return changes.length;

@@ -43,7 +43,8 @@ export async function insertTasks(tx: Transaction, rows: readonly NewTaskRow[]):
 export interface TaskUpdate {
   readonly id: number;
   readonly state: 'open' | FinishedState;
-  readonly attempts: number;
+  /** Unchanged if undefined. */
+  readonly attempts?: number;
   /** Unchanged if undefined. */
   readonly run_at?: number | null;
   readonly reason: TaskReason | null;
@@ -51,11 +52,12 @@ export interface TaskUpdate {
 
 /** Ends tasks with the same values, or schedules their next attempt. */
 export async function updateTasks(tx: Transaction, updates: readonly TaskUpdate[]): Promise<void> {
-  const isPlain = ({ state, reason }: TaskUpdate) => state !== 'open' && reason === null;
+  const isPlain = (update: TaskUpdate): update is TaskUpdate & { readonly attempts: number } =>
+    update.state !== 'open' && update.reason === null && update.attempts !== undefined;
   // Most tasks of a report end with the same values: one parameter for all costs less than a row for each.
   const alike = Map.groupBy(updates.filter(isPlain), ({ state, attempts }) => `${state} ${attempts}`);
   for (const some of alike.values()) {
-    const [{ state, attempts }] = some as [TaskUpdate];
+    const [{ state, attempts }] = some as [TaskUpdate & { readonly attempts: number }];
     await tx.run(
       `UPDATE tasks SET state = $3, attempts = $4, reason = NULL, updated_at = $2, finished_at = $2
        WHERE ${tx.dialect.isAmong('id', '$1')}`,
@@ -68,7 +70,7 @@ export async function updateTasks(tx: Transaction, updates: readonly TaskUpdate[
   const others = updates.filter((update) => !isPlain(update));
   if (others.length === 0) return;
   await tx.run(
-    `UPDATE tasks SET state = r.state, attempts = r.attempts, reason = r.reason, updated_at = $2,
+    `UPDATE tasks SET state = r.state, attempts = coalesce(r.attempts, tasks.attempts), reason = r.reason, updated_at = $2,
        run_at = CASE WHEN r.sets_run_at = 1 THEN r.run_at ELSE tasks.run_at END,
        finished_at = CASE WHEN r.state <> 'open' THEN CAST($2 AS bigint) END
      FROM ${tx.dialect.rowset('$1', {

@@ -47,8 +47,8 @@ export interface TaskChange {
   readonly from: TaskState;
   readonly to: TaskState;
   /**
-   * Attempts that count from now on; required unless the task goes to `queued` or `leased`, which do not change its
-   * row.
+   * Attempts that count from now on; required if it was leased, unless it goes to `queued`, which does not change its row. Leave
+   * it out for a task that waited: its number is known for certain only once it was taken out.
    */
   readonly attempts?: number;
   /** When it becomes due; required if it goes to `scheduled`. */
@@ -206,13 +206,17 @@ export class TaskTransitions {
       this.lanes.add(tx, tasksTo('queued')),
       updateTasks(
         tx,
-        changes.flatMap(({ task, to, attempts, runAt, reason = null }) => {
+        changes.flatMap(({ task, from, to, attempts, runAt, reason = null }) => {
           if (to === 'queued' || to === 'leased') return [];
-          if (attempts === undefined)
+          if (attempts === undefined && from === 'leased')
             throw new Error(`task ${task.id} becomes ${to} without a number of attempts`);
           const state = isFinished(to) ? to : 'open';
           return [
-            { id: task.id, state, attempts, reason, ...(runAt === undefined ? {} : { run_at: runAt }) },
+            {
+              ...{ id: task.id, state, reason },
+              ...(attempts === undefined ? {} : { attempts }),
+              ...(runAt === undefined ? {} : { run_at: runAt }),
+            },
           ];
         }),
       ),

@@ -233,9 +233,9 @@ export class TasksService {
     const changes = tasks.flatMap((task): (TaskChange & { task: TaskRow })[] => {
       const attempt = attemptOf.get(task.id);
       const from = places.get(task.id) ?? (attempt === undefined ? undefined : 'leased');
-      return from
-        ? [{ task, from, to: 'cancelled', attempts: attempt ?? task.attempts, reason: 'operator' }]
-        : [];
+      if (!from) return [];
+      const attempts = attempt === undefined ? {} : { attempts: attempt };
+      return [{ task, from, to: 'cancelled', ...attempts, reason: 'operator' }];
     });
     await this.transitions.apply(tx, changes);
     return changes.map(({ task }) => task);

@@ -1,5 +1,6 @@
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { QueueMaintainer } from '../../src/queue/maintenance';
+import { TaskTransitions } from '../../src/queue/transitions';
 import { type Credentials, dnsTask, TestClock, TestServer } from '../helpers/harness';
 import { until } from '../helpers/until';
 
@@ -478,6 +479,28 @@ describe('tasks and leases', () => {
       for (const verb of ['cancel', 'retry']) {
         expect((await server.operator('POST', `/v1/tasks/${id}/${verb}`)).status).toBe(409);
       }
+    });
+
+    it.each<[string, (id: number) => Promise<unknown>]>([
+      ['cancel', (id) => server.operator('POST', `/v1/tasks/${id}/cancel`)],
+      ['not_after', () => server.pass(60_000)],
+    ])('%s of a task that waits leaves the attempts that were made meanwhile', async (_, end) => {
+      const [id] = await server.enqueue(dnsTask({ not_after: new Date(clock.now() + 60_000).toISOString() }));
+      const [{ lease_id }] = (await claim(agent)).body.leases;
+      await report(agent, [], [{ lease_id }]);
+      const transitions = server.app.get(TaskTransitions);
+      const takeOut = transitions.takeOut.bind(transitions);
+      const spy = jest.spyOn(transitions, 'takeOut').mockImplementation(async (tx, tasks) => {
+        // Another unit ends an attempt after this one has read the task.
+        if (tasks.length > 0) await tx.run('UPDATE tasks SET attempts = 2 WHERE id = $1', id as number);
+        return takeOut(tx, tasks);
+      });
+      await end(id as number);
+      spy.mockRestore();
+      expect(await task(id as number)).toMatchObject({
+        state: expect.stringMatching(/cancelled|dead/),
+        attempts: 2,
+      });
     });
 
     it('an unknown task is not found', async () => {
