@@ -2,6 +2,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { mkdtemp, readdir, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { DataSource } from 'typeorm';
 import { backUp } from '../../src/database/backup';
 import { Batcher } from '../../src/database/batcher';
@@ -492,6 +493,21 @@ describe('the write door', () => {
     await database.close();
     database = await again();
     expect(database.applied).toEqual([]);
+  });
+
+  it('lets more units share a commit after one that had units of many sorts, and no others wait', async () => {
+    // A commit that a unit waited for is over when the unit is answered.
+    const commitsOf = async (together: number): Promise<number> => {
+      const name = (i: number) => `${together} at once, then ${i}`;
+      await Promise.all(Array.from({ length: together }, (_, i) => database.write(note(name(i)))));
+      const before = database.writes;
+      const first = database.write(note(name(together)));
+      await sleep(3);
+      await Promise.all([first, database.write(note(name(together + 1)))]);
+      return database.writes - before;
+    };
+    expect(await commitsOf(4)).toBe(1);
+    expect(await commitsOf(3)).toBe(2);
   });
 
   describe('calls that are gathered', () => {
