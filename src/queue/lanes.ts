@@ -103,8 +103,12 @@ interface Touched {
 export class Lanes {
   /** The shared lane of each kind, which is never deleted. */
   private readonly shared = new Map<string, number>();
-  /** The ids of all shared lanes, including those of units that are not committed. */
   private readonly sharedIds = new Set<number>();
+  /**
+   * The shared lanes that a unit has found or added, by kind: until it is committed they may be rolled back, and SQLite gives
+   * their ids to other lanes then.
+   */
+  private readonly foundIn = new WeakMap<Transaction, Map<string, number>>();
   /**
    * The position at which a claim begins its search, by lane: before it there are only deleted rows, which an open
    * snapshot keeps.
@@ -169,7 +173,7 @@ export class Lanes {
   /** Puts taken tasks back into their lanes. */
   async putBack(tx: Transaction, rows: readonly ReadyRow[]): Promise<void> {
     await insertReady(tx, rows);
-    for (const row of rows) if (!this.isOfKind(row.lane_id)) this.noteAdded(tx, row);
+    for (const row of rows) if (!this.isOfKind(tx, row.lane_id)) this.noteAdded(tx, row);
   }
 
   /** Lists the lanes that each task may be in: its kind's, and its target's if there is one. */
@@ -188,7 +192,7 @@ export class Lanes {
   noteRemoved(tx: Transaction, rows: readonly ReadyRow[]): void {
     const { removed } = this.touchedIn(tx);
     for (const { lane_id: lane } of rows)
-      if (!this.isOfKind(lane)) removed.set(lane, (removed.get(lane) ?? 0) + 1);
+      if (!this.isOfKind(tx, lane)) removed.set(lane, (removed.get(lane) ?? 0) + 1);
   }
 
   /**
@@ -249,7 +253,8 @@ export class Lanes {
   /** Has later takes of the unit leave the room that these tasks of lanes of targets need. */
   keep(tx: Transaction, rows: readonly ReadyRow[]): void {
     const { kept } = this.touchedIn(tx);
-    for (const { lane_id: lane } of rows) if (!this.isOfKind(lane)) kept.set(lane, (kept.get(lane) ?? 0) + 1);
+    for (const { lane_id: lane } of rows)
+      if (!this.isOfKind(tx, lane)) kept.set(lane, (kept.get(lane) ?? 0) + 1);
   }
 
   /**
@@ -317,15 +322,20 @@ export class Lanes {
   async sharedLanes(tx: Transaction, kinds: ReadonlySet<string>): Promise<ReadonlyMap<string, number>> {
     const keys = [...kinds].filter((kind) => !this.shared.has(kind)).map((kind) => ({ kind, target: '' }));
     if (keys.length === 0) return this.shared;
+    const foundHere = this.foundIn.get(tx) ?? new Map<string, number>();
+    this.foundIn.set(tx, foundHere);
     let lanes = await selectLanes(tx, keys);
     if (lanes.length < keys.length) {
       await insertLanes(tx, keys);
       lanes = await selectLanes(tx, keys);
     }
     const found = lanes.map(({ kind, id }) => [kind, id] as const);
-    for (const [, id] of found) this.sharedIds.add(id);
+    for (const [kind, id] of found) foundHere.set(kind, id);
     tx.afterCommit(() => {
-      for (const [kind, id] of found) this.shared.set(kind, id);
+      for (const [kind, id] of found) {
+        this.shared.set(kind, id);
+        this.sharedIds.add(id);
+      }
     });
     return new Map([...this.shared, ...found]);
   }
@@ -453,9 +463,9 @@ export class Lanes {
     return known;
   }
 
-  /** Whether a lane is a kind's shared lane. */
-  isOfKind(laneId: number): boolean {
-    return this.sharedIds.has(laneId);
+  /** Whether a lane is a kind's shared lane. Call {@link sharedLanes} for the kind before, in the same unit. */
+  isOfKind(tx: Transaction, laneId: number): boolean {
+    return this.sharedIds.has(laneId) || [...(this.foundIn.get(tx)?.values() ?? [])].includes(laneId);
   }
 
   private touchedIn(tx: Transaction): Touched {

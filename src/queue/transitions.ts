@@ -348,7 +348,7 @@ export class TaskTransitions {
       const strays: TakenTask[] = [];
       for (const task of tasks) {
         const isStray =
-          unit.hasTargets && this.lanes.isOfKind(task.row.lane_id) && (await unit.isMoving(task));
+          unit.hasTargets && this.lanes.isOfKind(tx, task.row.lane_id) && (await unit.isMoving(task));
         (isStray ? strays : taken).push(task);
       }
       missing.clear();
@@ -455,7 +455,7 @@ export class TaskTransitions {
   /** Wakes waiting claims for tasks that became ready, here and on other replicas. */
   private announceReady(tx: Transaction, rows: readonly ReadyRow[]): void {
     for (const [kind, some] of Map.groupBy(rows, (row) => row.kind)) {
-      const shared = some.filter((row) => this.lanes.isOfKind(row.lane_id));
+      const shared = some.filter((row) => this.lanes.isOfKind(tx, row.lane_id));
       const first = shared.reduce<ReadyRow | undefined>(
         (best, row) =>
           !best || row.rank < best.rank || (row.rank === best.rank && row.task_id < best.task_id)

@@ -306,6 +306,19 @@ describe('the queue', () => {
     expect(await measure()).toEqual(before);
   });
 
+  it('does not take the lane of a target for that of a kind which a unit added and rolled back', async () => {
+    await server.forbid('INSERT', 'task_count_deltas');
+    const tasks = [{ kind: 'tcp', spec: { host: 'a.example', port: 1 } }];
+    expect((await server.operator('POST', '/v1/tasks', { tasks })).status).toBe(500);
+    await server.allow();
+    // SQLite gives this lane the id of the one that was rolled back.
+    await limit({ kind: 'dns', target: 'a', limit: 1 });
+    await server.enqueue(at('a'), at('a'));
+    expect(await claim(agent, { dns: 5 })).toHaveLength(1);
+    const lanes = await server.rows(`SELECT queued FROM lanes WHERE target <> ''`);
+    expect(lanes).toEqual([{ queued: 1 }]);
+  });
+
   it('lets other kinds go on while a kind that nobody does fills a limit of everything', async () => {
     await limit({ limit: 10 });
     await server.enqueue(...many(500, () => ({ kind: 'ping', spec: { host: 'a.example' }, priority: 9 })));
