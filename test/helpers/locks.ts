@@ -27,14 +27,10 @@ export async function untilBlocked(server: TestServer): Promise<void> {
   await until('a unit that waits for a lock', async () => (await server.rows(isBlocked)).length > 0);
 }
 
-/** Lists the rows of a table that no unit has locked in a way that forbids this lock, by ascending ids. For PostgreSQL. */
-export function freeRows(
-  server: TestServer,
-  table: string,
-  lock: 'UPDATE' | 'KEY SHARE' = 'UPDATE',
-): Promise<number[]> {
+/** Lists the ids of a table's rows that no unit has locked, in ascending order. For PostgreSQL. */
+export function freeRows(server: TestServer, table: string): Promise<number[]> {
   return server.database.write(async (tx) => {
-    const rows = await tx.rows<{ id: number }>(`SELECT id FROM ${table} ORDER BY id FOR ${lock} SKIP LOCKED`);
+    const rows = await tx.rows<{ id: number }>(`SELECT id FROM ${table} ORDER BY id FOR UPDATE SKIP LOCKED`);
     return rows.map(({ id }) => id);
   });
 }
