@@ -223,6 +223,8 @@ export class ClaimsService {
             ...{ task_id: id, agent_id: plan.call.agent.id, kind, attempt: attempts + 1 },
           })),
         ),
+        // A unit that waited for a lock may find a task that became ready after its instant, when another attempt ended.
+        granted.reduce((at, { row }) => Math.max(at, row.ready_at), tx.now),
         this.settings.leaseDurationMs,
         this.settings.leaseLifetimeMs,
       ),

@@ -51,10 +51,11 @@ export interface NewLease {
   readonly attempt: number;
 }
 
-/** Grants leases from now on. @returns the id of each by its task */
+/** Grants leases from an instant on. @returns the id of each by its task */
 export async function insertLeases(
   tx: Transaction,
   leases: readonly NewLease[],
+  grantedAt: number,
   durationMs: number,
   lifetimeMs: number,
 ): Promise<Map<number, number>> {
@@ -65,9 +66,9 @@ export async function insertLeases(
      FROM ${tx.dialect.rowset('$1', { task_id: 'integer', agent_id: 'integer', kind: 'text', attempt: 'integer' })} AS r
      RETURNING id, task_id`,
     JSON.stringify(leases),
-    tx.now,
-    tx.now + durationMs,
-    tx.now + lifetimeMs,
+    grantedAt,
+    grantedAt + durationMs,
+    grantedAt + lifetimeMs,
   );
   return new Map(rows.map((row) => [row.task_id, row.id]));
 }

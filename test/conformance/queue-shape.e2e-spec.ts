@@ -424,6 +424,31 @@ describe('the queue', () => {
     clearInterval(looks);
   });
 
+  (onPostgres ? it : it.skip)('grants no lease before the last one of its task ended', async () => {
+    const [holder, late] = [agent, await server.register('probe-2')];
+    const [id] = await server.enqueue(at('a'));
+    await claim(holder, { dns: 1 });
+    let claimed: Promise<Lease[]> | undefined;
+    await server.database.write(async (tx) => {
+      await tx.lockRows('agents', [late.agent_id]);
+      // Its unit begins now, and waits for the lock.
+      claimed = claim(late, { dns: 1 });
+      await until('the claim waits for the lock', async () => {
+        const [{ count }] = await server.rows(`SELECT count(*) AS count FROM pg_locks WHERE NOT granted`);
+        return Number(count) > 0;
+      });
+      clock.advance(5_000);
+      await server.operator('POST', `/v1/agents/${holder.agent_id}/disable`);
+    });
+    expect(await claimed).toMatchObject([{ task_id: id }]);
+    const [first, second] = await server.rows(
+      'SELECT * FROM leases WHERE task_id = $1 ORDER BY id',
+      id as number,
+    );
+    expect(second.granted_at).toBeGreaterThanOrEqual(first.ended_at);
+    expect(second.deadline_at - second.granted_at).toBe(60_000);
+  });
+
   (onPostgres ? it : it.skip)(
     'has plans that do not change with statistics, however wrong they are',
     async () => {

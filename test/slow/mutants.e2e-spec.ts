@@ -66,7 +66,7 @@ const MUTANTS: readonly Mutant[] = [
         '    await removeReady(tx, taken);\n    return taken;\n',
       ],
     ],
-    seen: /^claim \d+: answered 500|^two live leases|^lease \d+: granted|^task \d+: (?:leases|\w+ with 2|\w+, and)/,
+    seen: /^claim \d+: answered 500|^two live leases|^lease \d+: granted|^task \d+: (?:leases?|\w+ with 2|\w+, and)/,
   },
   {
     without: 'giving slots back when leases end',
