@@ -95,8 +95,10 @@ export async function startServer(kind, { settings = UNTHROTTLED, core } = {}) {
 /** Starts servers on one empty database in PostgreSQL. @returns them, and the database's address */
 export async function startReplicas(count, { settings = UNTHROTTLED } = {}) {
   const database = await newDatabase('postgres');
-  const servers = await Promise.all(Array.from({ length: count }, () => startOn(database, settings)));
-  return { servers, database };
+  // The first migrates the database, and makes the signing key that all use.
+  const first = await startOn(database, settings);
+  const others = await Promise.all(Array.from({ length: count - 1 }, () => startOn(database, settings)));
+  return { servers: [first, ...others], database };
 }
 
 const startOn = (database, settings, core) =>
