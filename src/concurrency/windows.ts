@@ -14,10 +14,19 @@ import {
  */
 export const LIMITS_LOCK = 'limits';
 
+const roomLeft = ({ slots, leased }: WindowRow): number => Math.max(0, slots - leased);
+
 const keyOf = ({ kind, target }: WindowKey): string => `${kind}\0${target}`;
 
 /** A window that has changed between full and not full. */
 export type ChangedWindow = Pick<WindowRow, 'id' | 'scope' | 'kind' | 'target'> & { readonly room: number };
+
+/** Returns how many more leases of a kind the windows of everything and of kinds have room for. */
+export const roomIn = (wide: readonly WindowRow[], kind: string): number =>
+  Math.min(
+    ...wide.filter((window) => window.scope === 'global' || window.kind === kind).map(roomLeft),
+    Number.POSITIVE_INFINITY,
+  );
 
 /**
  * The limits in one unit of work: no other unit can set one until this ends. Only windows with a limit are read, and
@@ -37,18 +46,13 @@ export class UnitWindows {
 
   /** Returns the room of a kind's window and that of everything, as read when the unit began. */
   roomOf(kind: string): number {
-    return Math.min(
-      ...this.wide
-        .filter((window) => window.scope === 'global' || window.kind === kind)
-        .map(({ slots, leased }) => Math.max(0, slots - leased)),
-      Number.POSITIVE_INFINITY,
-    );
+    return roomIn(this.wide, kind);
   }
 
   /** Returns the room of the window of everything. */
   get roomOfAll(): number {
     const all = this.wide.find(({ scope }) => scope === 'global');
-    return all ? Math.max(0, all.slots - all.leased) : Number.POSITIVE_INFINITY;
+    return all ? roomLeft(all) : Number.POSITIVE_INFINITY;
   }
 
   /** Finds the windows of those targets that have a limit. */
@@ -63,7 +67,7 @@ export class UnitWindows {
     if (!this.hasTargets) return Number.POSITIVE_INFINITY;
     await this.load([key]);
     const window = this.targets.get(keyOf(key));
-    return window ? Math.max(0, window.slots - window.leased) : Number.POSITIVE_INFINITY;
+    return window ? roomLeft(window) : Number.POSITIVE_INFINITY;
   }
 
   /**

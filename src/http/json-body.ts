@@ -160,18 +160,19 @@ export function faultOf(item: object): ErrorDetails | undefined {
  * escapes. The result is well-formed Unicode without `\u0000`, so that any database can store it.
  */
 export function textOfMember(holder: object, name: string): string {
-  const [kept, text] = (holder as WithSource)[SOURCE] ?? [];
-  return text !== undefined && kept === name
-    ? compact(text)
-    : JSON.stringify((holder as Record<string, unknown>)[name]);
+  const text = keptText(holder, name);
+  return text === undefined ? JSON.stringify((holder as Record<string, unknown>)[name]) : compact(text);
 }
 
 /** About how long {@link textOfMember} is: that of a member whose text is kept costs nothing. */
 export function lengthOfMember(holder: object, name: string): number {
+  return (keptText(holder, name) ?? JSON.stringify((holder as Record<string, unknown>)[name]) ?? '').length;
+}
+
+/** The text of a member as it was sent, if it was kept. */
+function keptText(holder: object, name: string): string | undefined {
   const [kept, text] = (holder as WithSource)[SOURCE] ?? [];
-  return text !== undefined && kept === name
-    ? text.length
-    : (JSON.stringify((holder as Record<string, unknown>)[name]) ?? '').length;
+  return kept === name ? text : undefined;
 }
 
 /** Removes white space from JSON, and writes its strings as JSON.stringify does. */

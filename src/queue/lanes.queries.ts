@@ -83,10 +83,13 @@ function groupsOf(parts: readonly LanePart[]): LanePart[][] {
   return groups;
 }
 
+/** Builds the condition that a task's time is not over. @param now the parameter with the current instant */
+const isNotOver = (now: string): string => `(not_after IS NULL OR not_after > ${now})`;
+
 /** Builds the condition of a part, with its order and limit; `$1` is the current instant. */
 const within = (i: number): string => {
   const at = 2 + 4 * i;
-  return `WHERE lane_id = $${at} AND (rank, task_id) >= ($${at + 1}, $${at + 2}) AND (not_after IS NULL OR not_after > $1)
+  return `WHERE lane_id = $${at} AND (rank, task_id) >= ($${at + 1}, $${at + 2}) AND ${isNotOver('$1')}
     ORDER BY rank, task_id LIMIT $${at + 3}`;
 };
 
@@ -133,7 +136,7 @@ export function selectReady(
       'lane_id',
       'ready',
       ['rank', 'task_id'],
-      `WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND (not_after IS NULL OR not_after > $2)
+      `WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND ${isNotOver('$2')}
        ORDER BY rank, task_id LIMIT $3`,
     ),
     JSON.stringify(
@@ -147,20 +150,16 @@ export function selectReady(
 /**
  * Deletes rows from `ready` that were just read, and returns them. In place of one that another unit has locked, it takes
  * the next of the same lane.
+ * @param places in claim order
  */
 export function takeFound(tx: Transaction, places: readonly Place[]): Promise<ReadyRow[]> {
   const first = new Map<number, Place>();
-  for (const place of places) {
-    const before = first.get(place.lane_id);
-    if (!before || place.rank < before.rank || (place.rank === before.rank && place.task_id < before.task_id))
-      first.set(place.lane_id, place);
-  }
+  for (const place of places) if (!first.has(place.lane_id)) first.set(place.lane_id, place);
   const rowset = tx.dialect.rowset('$1', {
     ...{ lane_id: 'integer', rank: 'integer', task_id: 'integer' },
     ...{ from_rank: 'integer', from_id: 'integer' },
   });
-  const isStillWanted = '(not_after IS NULL OR not_after > $2)';
-  const take = tx.dialect.takeFound('ready', READY_KEY, rowset, ['from_rank', 'from_id'], isStillWanted);
+  const take = tx.dialect.takeFound('ready', READY_KEY, rowset, ['from_rank', 'from_id'], isNotOver('$2'));
   return tx.rows<ReadyRow>(
     `${take} RETURNING ${READY_COLUMNS}`,
     JSON.stringify(
@@ -182,7 +181,7 @@ export async function isAnyReady(
   now: number,
 ): Promise<boolean> {
   const row = await statements.first(
-    `SELECT * FROM (SELECT task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) >= ($2, $3) AND (not_after IS NULL OR not_after > $4)
+    `SELECT * FROM (SELECT task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) >= ($2, $3) AND ${isNotOver('$4')}
        ORDER BY rank, task_id LIMIT 1) AS shared
      UNION ALL SELECT * FROM (SELECT head_id FROM lanes WHERE kind = $5 AND is_open = 1 AND head_id IS NOT NULL
        ORDER BY head_rank, head_id LIMIT 1) AS open LIMIT 1`,

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression, Interval } from '@nestjs/schedule';
 import { Clock } from '../clock';
-import { Windows } from '../concurrency/windows';
+import { roomIn, Windows } from '../concurrency/windows';
 import { selectMovingWindows, selectWideWindows } from '../concurrency/windows.queries';
 import { Database } from '../database/database';
 import { Idempotency } from '../database/idempotency';
@@ -235,12 +235,9 @@ export class QueueMaintainer {
     return this.database.read(async (statements) => {
       const { wide } = await selectWideWindows(statements);
       const found: string[] = [];
-      for (const kind of kinds) {
-        const isFull = wide.some(
-          (window) => (window.scope === 'global' || window.kind === kind) && window.leased >= window.slots,
-        );
-        if (!isFull && (await this.lanes.hasReady(statements, kind, this.clock.now()))) found.push(kind);
-      }
+      for (const kind of kinds)
+        if (roomIn(wide, kind) > 0 && (await this.lanes.hasReady(statements, kind, this.clock.now())))
+          found.push(kind);
       return found;
     });
   }

@@ -367,7 +367,7 @@ export class TaskTransitions {
         if (left <= 0) continue;
         missing.set(kind, Math.min(MAX_DIVERTED, left * 4 ** (diversions + 1)));
         // What is behind them is for claims that wait, this one too: the next unit looks on.
-        if (diversions === MAX_DIVERSIONS) tx.announce(READY, JSON.stringify([kind, left]));
+        if (diversions === MAX_DIVERSIONS) wake(tx, kind, left);
       }
       if (diversions === MAX_DIVERSIONS) break;
     }
@@ -475,7 +475,7 @@ export class TaskTransitions {
       const [{ kind, target }] = some as [LaneTask];
       // Of those that the limit holds back nobody need know.
       const count = Math.min(some.length, await unit.roomAt({ kind, target }));
-      if (count > 0) tx.announce(READY, JSON.stringify([kind, count]));
+      if (count > 0) wake(tx, kind, count);
     }
   }
 
@@ -486,9 +486,13 @@ export class TaskTransitions {
     for (const { scope, kind, room } of opened)
       for (const one of scope === 'global' ? await this.depth.kinds(tx) : [kind])
         rooms.set(one, Math.min((rooms.get(one) ?? 0) + room, Number.MAX_SAFE_INTEGER));
-    for (const [kind, room] of rooms) tx.announce(READY, JSON.stringify([kind, room]));
+    for (const [kind, room] of rooms) wake(tx, kind, room);
   }
 }
+
+/** Wakes this number of claims that wait for a kind, here and on other replicas, once the unit is committed. */
+const wake = (tx: Transaction, kind: string, count: number): void =>
+  tx.announce(READY, JSON.stringify([kind, count]));
 
 const hasRoom = ({ slots, leased }: { slots: number; leased: number }): boolean => leased < slots;
 
