@@ -284,7 +284,8 @@ export class Initial1764000000000 implements MigrationInterface {
       // could read all live leases. The unique index allows at most one live lease for a task, because a task has one kind.
       `CREATE UNIQUE INDEX leases_live ON leases (kind, task_id) WHERE ending IS NULL`,
       `CREATE INDEX leases_live_by_deadline ON leases (deadline_at) WHERE ended_at IS NULL`,
-      `CREATE INDEX leases_live_by_agent ON leases (agent_id, kind) WHERE state = 'active'`,
+      // By id next, so that a claim need not read the entries of leases that its agent ended before, which an open snapshot keeps.
+      `CREATE INDEX leases_live_by_agent ON leases (agent_id, (id + 0)) WHERE state = 'active'`,
       // A live one is found by the index above: an entry for each lease, and not one more for its new version when it ends.
       `CREATE INDEX leases_by_task ON leases (task_id, (id + 0)) WHERE ended_at IS NOT NULL`,
       // For operators' lists of tasks by the outcome of the last attempt. Most succeed: the other outcomes have partial indexes.

@@ -182,7 +182,7 @@ INSERT INTO agent_usage (agent_id, day, metrics_bytes, observations_bytes)
   observations_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.observations_bytes ELSE 0 END,
   day = max(agent_usage.day, excluded.day)
   WHERE NOT (agent_usage.day >= excluded.day) OR agent_usage.metrics_bytes = 0 OR agent_usage.metrics_bytes + excluded.metrics_bytes <= $3
-  RETURNING agent_id;
+  RETURNING agent_id, metrics_bytes AS used;
 
 -- agents/config-states.queries.ts: countByRevision
 SELECT s.revision, s.status, count(*) AS count

@@ -3,8 +3,9 @@ UPDATE leases SET deadline_at = greatest($1, deadline_at + $2), lifetime_ends_at
   WHERE ended_at IS NULL AND (deadline_at < $1 OR $2 < 0);
 
 -- leases/leases.queries.ts: countHeldByKind
-SELECT agent_id, kind, count(*) AS count FROM leases
-  WHERE state = 'active' AND agent_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value)) GROUP BY agent_id, kind;
+SELECT r.agent_id, k.kind, k.count, k.oldest
+  FROM (SELECT agent_id, from_id FROM json_to_recordset($1::json) AS row(agent_id bigint, from_id bigint)) AS r CROSS JOIN LATERAL (SELECT kind, count(*) AS count, min(id) AS oldest FROM leases
+  WHERE state = 'active' AND agent_id = r.agent_id AND id + 0 >= r.from_id GROUP BY kind) AS k;
 
 -- leases/leases.queries.ts: countInWindows
 SELECT kind, CASE WHEN (kind, target) IN (SELECT r.kind, r.target FROM (SELECT scope, kind, target FROM json_to_recordset($1::json) AS row(scope text, kind text, target text)) AS r) THEN target END AS target,
@@ -20,6 +21,9 @@ SELECT kind, CASE WHEN (kind, target) IN (SELECT r.kind, r.target FROM (SELECT s
 
 -- leases/leases.queries.ts: deleteLeasesOf
 DELETE FROM leases WHERE ended_at IS NOT NULL AND task_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value));
+
+-- leases/leases.queries.ts: earliestDeadline
+SELECT deadline_at FROM leases WHERE ended_at IS NULL AND deadline_at >= $1 ORDER BY deadline_at LIMIT 1;
 
 -- leases/leases.queries.ts: endLeases
 UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.report, outcome = r.outcome,
@@ -42,9 +46,6 @@ INSERT INTO leases (task_id, agent_id, kind, attempt, state, granted_at, deadlin
   FROM (SELECT task_id, agent_id, kind, attempt FROM json_to_recordset($1::json) AS row(task_id bigint, agent_id bigint, kind text, attempt bigint)) AS r
   RETURNING id, task_id;
 
--- leases/leases.queries.ts: isAnyOverdue
-SELECT id FROM leases WHERE ended_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1;
-
 -- leases/leases.queries.ts: keepLateReports
 UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations, reported_at = $2
   FROM (SELECT id, report, outcome, observations FROM json_to_recordset($1::json) AS row(id bigint, report text, outcome text, observations text)) AS r
@@ -64,8 +65,8 @@ SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t
 
 -- leases/leases.queries.ts: lockOverdue
 SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
-  t.unique_key, t.traceparent, t.max_attempts FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ended_at IS NULL AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
-  FOR UPDATE OF l SKIP LOCKED;
+  t.unique_key, t.traceparent, t.max_attempts FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ended_at IS NULL AND l.deadline_at >= $1 AND l.deadline_at <= $2
+  ORDER BY l.deadline_at, l.id LIMIT $3 FOR UPDATE OF l SKIP LOCKED;
 
 -- leases/leases.queries.ts: lockReported
 SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,

@@ -3,8 +3,9 @@ UPDATE leases SET deadline_at = max($1, deadline_at + $2), lifetime_ends_at = li
   WHERE ended_at IS NULL AND (deadline_at < $1 OR $2 < 0);
 
 -- leases/leases.queries.ts: countHeldByKind
-SELECT agent_id, kind, count(*) AS count FROM leases
-  WHERE state = 'active' AND agent_id IN (SELECT value FROM json_each($1)) GROUP BY agent_id, kind;
+SELECT r.agent_id, k.value ->> 0 AS kind, k.value ->> 1 AS count, k.value ->> 2 AS oldest
+  FROM (SELECT value ->> 'agent_id' AS agent_id, value ->> 'from_id' AS from_id FROM json_each($1)) AS r CROSS JOIN json_each((SELECT json_group_array(json_array(kind, count, oldest)) FROM (SELECT kind, count(*) AS count, min(id) AS oldest FROM leases
+  WHERE state = 'active' AND agent_id = r.agent_id AND id + 0 >= r.from_id GROUP BY kind))) AS k;
 
 -- leases/leases.queries.ts: countInWindows
 SELECT kind, CASE WHEN (kind, target) IN (SELECT r.kind, r.target FROM (SELECT value ->> 'scope' AS scope, value ->> 'kind' AS kind, value ->> 'target' AS target FROM json_each($1)) AS r) THEN target END AS target,
@@ -20,6 +21,9 @@ SELECT kind, CASE WHEN (kind, target) IN (SELECT r.kind, r.target FROM (SELECT v
 
 -- leases/leases.queries.ts: deleteLeasesOf
 DELETE FROM leases WHERE ended_at IS NOT NULL AND task_id IN (SELECT value FROM json_each($1));
+
+-- leases/leases.queries.ts: earliestDeadline
+SELECT deadline_at FROM leases WHERE ended_at IS NULL AND deadline_at >= $1 ORDER BY deadline_at LIMIT 1;
 
 -- leases/leases.queries.ts: endLeases
 UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.report, outcome = r.outcome,
@@ -40,9 +44,6 @@ INSERT INTO leases (task_id, agent_id, kind, attempt, state, granted_at, deadlin
   FROM (SELECT value ->> 'task_id' AS task_id, value ->> 'agent_id' AS agent_id, value ->> 'kind' AS kind, value ->> 'attempt' AS attempt FROM json_each($1)) AS r
   RETURNING id, task_id;
 
--- leases/leases.queries.ts: isAnyOverdue
-SELECT id FROM leases WHERE ended_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1;
-
 -- leases/leases.queries.ts: keepLateReports
 UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations, reported_at = $2
   FROM (SELECT value ->> 'id' AS id, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations FROM json_each($1)) AS r
@@ -62,7 +63,8 @@ SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t
 
 -- leases/leases.queries.ts: lockOverdue
 SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,
-  t.unique_key, t.traceparent, t.max_attempts FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ended_at IS NULL AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2;
+  t.unique_key, t.traceparent, t.max_attempts FROM leases l JOIN tasks t ON t.id = l.task_id WHERE l.ended_at IS NULL AND l.deadline_at >= $1 AND l.deadline_at <= $2
+  ORDER BY l.deadline_at, l.id LIMIT $3;
 
 -- leases/leases.queries.ts: lockReported
 SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t.priority, t.not_after,

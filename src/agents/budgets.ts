@@ -1,9 +1,10 @@
 import { Inject, Injectable } from '@nestjs/common';
+import { LRUCache } from 'lru-cache';
 import { Clock } from '../clock';
 import type { Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
 import { SETTINGS, type Settings } from '../settings';
-import { addUsage } from './budgets.queries';
+import { addUsage, type Usage } from './budgets.queries';
 
 const DAY_MS = 86_400_000;
 
@@ -16,45 +17,78 @@ const SETTING = {
 /** The budgets of an agent for each day. */
 export type Budget = keyof typeof SETTING;
 
+/** Bytes that are charged to an agent in the database, and that it has not stored yet. */
+interface Advance {
+  /** Days since the Unix epoch, UTC. */
+  readonly day: number;
+  /** The charged bytes of that day, when they were last read. */
+  readonly used: number;
+  left: number;
+}
+
+/** What an agent is charged in the database. */
+interface Charge extends Usage {
+  readonly held: Advance;
+  /** The bytes that its advance covers. */
+  readonly covered: number;
+  /** The bytes to charge besides, for what it stores later. */
+  readonly advance: number;
+}
+
+/** An advance is at most this share of the bytes that the agent has used today. */
+const ADVANCE_SHARE = 1 / 16;
+/** The number of agents of which a budget's advance is in memory. */
+const CACHED_AGENTS = 100_000;
+
+const newCache = (): LRUCache<number, Advance> =>
+  // By size: a cache with `max` takes the memory for all of them at once.
+  new LRUCache({ maxSize: CACHED_AGENTS, sizeCalculation: () => 1 });
+
 /**
  * Owns agent_usage: limits the bytes that each agent can store in a day of UTC, so that no agent can fill the disk.
- * Usage is in the database, so that the limit holds across restarts and replicas, and is counted in the unit of work
- * that stores the data.
+ * Usage is in the database, so that the limit holds across restarts and replicas, and is charged before the data is
+ * stored. Some bytes are charged in advance and used up in memory, so that not every report changes its agent's row. What
+ * is lost of an advance (in a crash, or because a unit failed) counts as used.
  */
 @Injectable()
 export class Budgets {
+  private readonly advances: Record<Budget, LRUCache<number, Advance>> = {
+    metrics: newCache(),
+    observations: newCache(),
+  };
+
   constructor(
     private readonly clock: Clock,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {}
 
   /**
-   * Charges the bytes that agents are about to store, in one statement of the unit that stores them. The first write of
-   * a day always fits, whatever its size, so that a refused write fits on the next day.
+   * Charges the bytes that agents are about to store, in the unit that stores them and in at most two statements; none if
+   * all have advances. The first write of a day always fits, whatever its size, so that a refused write fits on the next
+   * day.
    * @param bytes of each agent, by its id
    * @returns the agents whose budget is not enough; nothing is charged for them
    */
   async take(tx: Transaction, budget: Budget, bytes: ReadonlyMap<number, number>): Promise<Set<number>> {
-    const asked = [...bytes]
-      .filter(([, count]) => count > 0)
-      .map(([agent_id, count]) => ({ agent_id, bytes: count }));
-    if (asked.length === 0) return new Set();
-    const fitting = await addUsage(
-      tx,
-      budget,
-      asked,
-      Math.floor(tx.now / DAY_MS),
-      this.settings[SETTING[budget]] ?? Number.MAX_SAFE_INTEGER,
-    );
-    const refused = new Set(asked.map(({ agent_id }) => agent_id));
-    for (const agentId of fitting) refused.delete(agentId);
-    return refused;
-  }
-
-  /** Charges one agent. @throws ERR_RATE_LIMITED its budget is not enough */
-  async require(tx: Transaction, budget: Budget, agentId: number, bytes: number): Promise<void> {
-    const refused = await this.take(tx, budget, new Map([[agentId, bytes]]));
-    if (refused.size > 0) throw this.refusal(budget);
+    const day = Math.floor(tx.now / DAY_MS);
+    const asked: Charge[] = [];
+    for (const [agent_id, count] of bytes) {
+      if (count <= 0) continue;
+      const held = this.heldOf(budget, agent_id, day);
+      const covered = Math.min(held.left, count);
+      held.left -= covered;
+      if (covered === count) continue;
+      const rest = count - covered;
+      asked.push({ agent_id, held, covered, bytes: rest, advance: this.advanceFor(budget, held, rest) });
+    }
+    const refused = await this.charge(tx, budget, asked);
+    // Another replica may have used the bytes of the advance meanwhile.
+    const retried = refused.filter(({ advance }) => advance > 0).map((one) => ({ ...one, advance: 0 }));
+    const final = refused
+      .filter(({ advance }) => advance === 0)
+      .concat(await this.charge(tx, budget, retried));
+    for (const { held, covered } of final) held.left += covered;
+    return new Set(final.map(({ agent_id }) => agent_id));
   }
 
   /** Creates the error for a budget that is used up, retryable when the next day of UTC begins. */
@@ -68,5 +102,43 @@ export class Budgets {
         retryAfterMs: DAY_MS - (this.clock.now() % DAY_MS),
       },
     );
+  }
+  /** What an agent holds of a day's budget. */
+  private heldOf(budget: Budget, agentId: number, day: number): Advance {
+    const held = this.advances[budget].get(agentId);
+    return held?.day === day ? held : { day, used: 0, left: 0 };
+  }
+
+  /** How many bytes to charge in advance, besides those that are about to be stored. */
+  private advanceFor(budget: Budget, { used }: Advance, bytes: number): number {
+    return Math.max(0, Math.min(Math.floor(used * ADVANCE_SHARE), this.limitOf(budget) - used - bytes));
+  }
+
+  /** Charges agents if their budgets are enough. @returns the others */
+  private async charge(tx: Transaction, budget: Budget, charges: readonly Charge[]): Promise<Charge[]> {
+    const [first] = charges;
+    if (!first) return [];
+    const { day } = first.held;
+    const used = await addUsage(
+      tx,
+      budget,
+      charges.map(({ agent_id, bytes, advance }) => ({ agent_id, bytes: bytes + advance })),
+      day,
+      this.limitOf(budget),
+    );
+    // An advance can be used once it is stored.
+    tx.afterCommit(() => {
+      for (const { agent_id, advance } of charges) {
+        const now = used.get(agent_id);
+        if (now === undefined) continue;
+        const { left } = this.heldOf(budget, agent_id, day);
+        this.advances[budget].set(agent_id, { day, used: now, left: left + advance });
+      }
+    });
+    return charges.filter(({ agent_id }) => !used.has(agent_id));
+  }
+
+  private limitOf(budget: Budget): number {
+    return this.settings[SETTING[budget]] ?? Number.MAX_SAFE_INTEGER;
   }
 }

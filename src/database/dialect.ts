@@ -37,18 +37,12 @@ export interface Dialect {
     condition: string,
   ): string;
   /**
-   * Query: for each row `r` of a rowset, the first rows of a table. It takes one look-up for each row.
+   * Query: for each row `r` of a rowset, the rows of another query, which names columns of `r`. It runs once for each
+   * row, so that the planner can't choose to read the whole of its table and join.
    * @param group the column of the rowset that the answer has too
-   * @param columns those of the table
-   * @param selection the `WHERE` with the order and the limit, which is the same for each row
+   * @param columns those of the query
    */
-  firstOfEach(
-    rowset: string,
-    group: string,
-    table: string,
-    columns: readonly string[],
-    selection: string,
-  ): string;
+  ofEach(rowset: string, group: string, columns: readonly string[], query: string): string;
   /**
    * Condition: the row's primary key is in a rowset with columns of the same names. Each key is looked up separately,
    * whatever the table's statistics are.
@@ -112,8 +106,8 @@ export const sqliteDialect: Dialect = {
   takeFound: (table, key, rowset, _from, condition) =>
     `DELETE FROM ${table} WHERE ${isKeyAmong(key, rowset)} AND ${condition}`,
   // SQLite has no LATERAL, but a list in JSON can be made of each row.
-  firstOfEach: (rowset, group, table, columns, selection) => {
-    const found = `SELECT json_group_array(json_array(${columns.join(', ')})) FROM (SELECT ${columns.join(', ')} FROM ${table} ${selection})`;
+  ofEach: (rowset, group, columns, query) => {
+    const found = `SELECT json_group_array(json_array(${columns.join(', ')})) FROM (${query})`;
     return `SELECT r.${group}, ${columns.map((column, i) => `k.value ->> ${i} AS ${column}`).join(', ')}
       FROM ${rowset} AS r CROSS JOIN json_each((${found})) AS k`;
   },
@@ -171,9 +165,9 @@ export const postgresDialect: Dialect = {
          WHERE k.${group} = r.${group} AND (${order.map((column) => `k.${column}`).join(', ')}) >= (${from.map((column) => `r.${column}`).join(', ')})
            AND ${condition}
          ORDER BY ${order.map((column) => `k.${column}`).join(', ')} LIMIT r.count FOR UPDATE SKIP LOCKED) AS found))`,
-  firstOfEach: (rowset, group, table, columns, selection) =>
+  ofEach: (rowset, group, columns, query) =>
     `SELECT r.${group}, ${columns.map((column) => `k.${column}`).join(', ')}
-     FROM ${rowset} AS r CROSS JOIN LATERAL (SELECT ${columns.join(', ')} FROM ${table} ${selection}) AS k`,
+     FROM ${rowset} AS r CROSS JOIN LATERAL (${query}) AS k`,
   isKeyAmong: (table, key, rowset) =>
     `ctid = ANY(ARRAY(SELECT found.ctid FROM ${rowset} AS r CROSS JOIN LATERAL (
        SELECT k.ctid FROM ${table} k WHERE ${key.map((column) => `k.${column} = r.${column}`).join(' AND ')} LIMIT 1) AS found))`,

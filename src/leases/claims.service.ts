@@ -18,8 +18,9 @@ import { type TakenTask, TaskTransitions } from '../queue/transitions';
 import { SETTINGS, type Settings } from '../settings';
 import { AttemptTraces } from './attempt-traces';
 import { type ClaimPlan, planClaim, shareTasks } from './claim-shares';
+import { type HeldLeases, LeaseCounter } from './lease-counter';
 import type { ClaimRequest, ClaimResponse, LeaseGrant } from './leases.dto';
-import { countHeldByKind, insertLeases, selectLive } from './leases.queries';
+import { insertLeases, selectLive } from './leases.queries';
 import { MAX_LEASES_IN_UNIT } from './leases.service';
 
 /** The most leases that one claim grants. */
@@ -62,6 +63,7 @@ export class ClaimsService {
     private readonly transitions: TaskTransitions,
     private readonly waiters: ClaimWaiters,
     private readonly idempotency: Idempotency,
+    private readonly counter: LeaseCounter,
     private readonly traces: AttemptTraces,
     private readonly log: TaskLog,
     @Inject(SETTINGS) private readonly settings: Settings,
@@ -167,15 +169,15 @@ export class ClaimsService {
     });
     const callers = alive.map(({ agent }) => agent);
     // Sent together, in this order: the limits are locked first, then the agents.
-    const [, standings, held] = await Promise.all([
+    const [, standings, heldBy] = await Promise.all([
       this.transitions.beginClaim(tx),
       this.agents.standingsOf(tx, callers, 'alone'),
-      this.heldBy(
+      this.counter.count(
         tx,
         callers.map(({ id }) => id),
       ),
     ]);
-    const plans: (ClaimPlan<TakenTask> & { readonly call: ClaimCall })[] = [];
+    const plans: (ClaimPlan<TakenTask> & { readonly call: ClaimCall; readonly held: HeldLeases })[] = [];
     await this.agentKinds.learn(
       tx,
       alive
@@ -193,14 +195,15 @@ export class ClaimsService {
       if (repeated) looks.set(call, repeated);
       else if (!standing.takesWork) looks.set(call, { result: 'draining' });
       else {
+        const held = heldBy(call.agent.id);
         const plan = planClaim<TakenTask>(
           call.wanted,
-          held.get(call.agent.id) ?? new Map(),
+          held.byKind,
           this.settings.maxLeasesPerAgent,
           MAX_CLAIM,
         );
         if (!standing.hadLease) firstLeases.push(call.agent.id);
-        plans.push({ ...plan, call });
+        plans.push({ ...plan, call, held });
       }
     }
     const { unwanted } = await shareTasks(plans, (wanted) => this.transitions.takeForClaim(tx, wanted));
@@ -238,7 +241,9 @@ export class ClaimsService {
       firstLeases.filter((id) => served.has(id)),
     );
     for (const { plan, tasks } of leased) {
-      const { call, open } = plan;
+      const { call, open, held } = plan;
+      const oldest = held.oldest ?? oldestOf(tasks.map(({ id }) => leaseOf.get(id) as number));
+      if (oldest !== undefined) this.counter.remember(tx, call.agent.id, oldest);
       if (tasks.length === 0) {
         looks.set(call, { result: 'nothing', open });
         continue;
@@ -256,17 +261,6 @@ export class ClaimsService {
     if (leased.some(({ plan, tasks }) => tasks.length > 0 && !isAlive(plan)))
       throw new UnitConflict('a caller hung up');
     return calls.map((call) => looks.get(call) ?? NO_LEASES);
-  }
-
-  /** How many leases of each kind each of the agents holds. */
-  private async heldBy(
-    tx: Transaction,
-    agentIds: readonly number[],
-  ): Promise<Map<number, Map<string, number>>> {
-    const held = new Map<number, Map<string, number>>();
-    for (const { agent_id: id, kind, count } of await countHeldByKind(tx, agentIds))
-      held.set(id, (held.get(id) ?? new Map<string, number>()).set(kind, count));
-    return held;
   }
 
   /** What a call under a key is answered that was answered before: if its leases have all ended, nothing. */
@@ -323,5 +317,9 @@ export class ClaimsService {
     };
   }
 }
+
+/** The lowest id; undefined if there is none. */
+const oldestOf = (ids: readonly number[]): number | undefined =>
+  ids.length === 0 ? undefined : Math.min(...ids);
 
 const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, one) => sum + one, 0);

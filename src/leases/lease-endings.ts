@@ -4,7 +4,7 @@ import { AgentsService } from '../agents/agents.service';
 import { Clock } from '../clock';
 import { ConcurrencyService } from '../concurrency/concurrency.service';
 import { Database } from '../database/database';
-import type { Transaction } from '../database/statements';
+import type { Statements, Transaction } from '../database/statements';
 import { ClaimWaiters } from '../queue/claim-waiters';
 import { QueueMaintainer } from '../queue/maintenance';
 import { TaskLog } from '../queue/task-log';
@@ -19,14 +19,15 @@ import {
   countHeldByKind,
   countInWindows,
   deleteLeasesOf,
+  earliestDeadline,
   endLeases,
   type HeldLease,
-  isAnyOverdue,
   type LeaseEnd,
   lockHeldBy,
   lockLiveOf,
   lockOverdue,
 } from './leases.queries';
+import { OverdueSearch } from './overdue-search';
 import { afterFailedAttempt } from './retries';
 
 /** A live lease that is to end, and what its task becomes. */
@@ -43,6 +44,8 @@ export interface Ending {
  */
 @Injectable()
 export class LeaseEndings {
+  private readonly search = new OverdueSearch();
+
   constructor(
     private readonly database: Database,
     private readonly clock: Clock,
@@ -65,12 +68,15 @@ export class LeaseEndings {
     });
     agents.countLeasesWith(async (statements, agentIds) => {
       const held = new Map<number, number>();
-      for (const { agent_id: id, count } of await countHeldByKind(statements, agentIds))
+      for (const { agent_id: id, count } of await countHeldByKind(
+        statements,
+        agentIds.map((agent_id) => ({ agent_id, from: 0 })),
+      ))
         held.set(id, (held.get(id) ?? 0) + count);
       return held;
     });
     maintainer.addDueWork({
-      isDue: (statements) => isAnyOverdue(statements, this.clock.now()),
+      isDue: (statements) => this.isAnyOverdue(statements),
       run: (limit) => this.expireOverdue(limit),
     });
     maintainer.onTasksDeleted(deleteLeasesOf);
@@ -87,7 +93,7 @@ export class LeaseEndings {
     return this.database.write(async (tx) => {
       if (!(await this.continuity.isUnbroken(tx))) return 0;
       await this.transitions.begin(tx);
-      const leases = await lockOverdue(tx, limit);
+      const leases = await lockOverdue(tx, this.search.start, limit);
       await this.end(
         tx,
         leases.map((lease) => ({
@@ -171,6 +177,16 @@ export class LeaseEndings {
     });
     this.log.ended(tx, ended);
     await this.traces.record(tx, ended);
+  }
+
+  /** Whether a live lease's deadline has passed. */
+  private async isAnyOverdue(statements: Statements): Promise<boolean> {
+    const now = this.clock.now();
+    if (!this.search.begin(now)) return false;
+    const startedAt = performance.now();
+    const earliest = await earliestDeadline(statements, this.search.start);
+    this.search.end(earliest, performance.now() - startedAt);
+    return earliest !== undefined && earliest <= now;
   }
 
   /**

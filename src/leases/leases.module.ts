@@ -6,6 +6,7 @@ import { QueueModule } from '../queue/queue.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
 import { AttemptTraces } from './attempt-traces';
 import { ClaimsService } from './claims.service';
+import { LeaseCounter } from './lease-counter';
 import { LeaseEndings } from './lease-endings';
 import { LeaseMetrics } from './lease-metrics';
 import { LeasesController } from './leases.controller';
@@ -15,7 +16,7 @@ import { LeasesService } from './leases.service';
 @Module({
   imports: [TelemetryModule, AgentsModule, ConcurrencyModule, KindsModule, QueueModule],
   controllers: [LeasesController],
-  providers: [ClaimsService, LeasesService, LeaseEndings, AttemptTraces, LeaseMetrics],
+  providers: [ClaimsService, LeasesService, LeaseEndings, AttemptTraces, LeaseCounter, LeaseMetrics],
   exports: [LeaseEndings],
 })
 export class LeasesModule {}

@@ -31,15 +31,34 @@ const HELD = `l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.ta
 // The task's row needs no lock: while its lease is live nobody changes what is read of it here.
 const FROM = 'FROM leases l JOIN tasks t ON t.id = l.task_id';
 
+/** Where the search for an agent's live leases begins. */
+export interface HeldFrom {
+  readonly agent_id: number;
+  /** No lease of the agent with a lower id is live. */
+  readonly from: number;
+}
+
+/** The live leases of one kind that an agent holds. */
+export interface Held {
+  readonly agent_id: number;
+  readonly kind: string;
+  readonly count: number;
+  /** The lowest of their ids. */
+  readonly oldest: number;
+}
+
 /** How many live leases of each kind the agents hold. */
-export function countHeldByKind(
-  statements: Statements,
-  agentIds: readonly number[],
-): Promise<{ agent_id: number; kind: string; count: number }[]> {
+export function countHeldByKind(statements: Statements, agents: readonly HeldFrom[]): Promise<Held[]> {
+  const { ofEach, rowset } = statements.dialect;
   return statements.rows(
-    `SELECT agent_id, kind, count(*) AS count FROM leases
-     WHERE state = 'active' AND ${statements.dialect.isAmong('agent_id', '$1')} GROUP BY agent_id, kind`,
-    JSON.stringify(agentIds),
+    ofEach(
+      rowset('$1', { agent_id: 'integer', from_id: 'integer' }),
+      'agent_id',
+      ['kind', 'count', 'oldest'],
+      `SELECT kind, count(*) AS count, min(id) AS oldest FROM leases
+       WHERE state = 'active' AND agent_id = r.agent_id AND id + 0 >= r.from_id GROUP BY kind`,
+    ),
+    JSON.stringify(agents.map(({ agent_id, from }) => ({ agent_id, from_id: from }))),
   );
 }
 
@@ -159,11 +178,15 @@ export function lockReported(
   );
 }
 
-/** Live leases whose deadline has passed, the earliest first; those that another unit has locked are left out. */
-export function lockOverdue(tx: Transaction, limit: number): Promise<HeldLease[]> {
+/**
+ * Live leases whose deadline has passed, the earliest first; those that another unit has locked are left out.
+ * @param from no live lease has a deadline before it
+ */
+export function lockOverdue(tx: Transaction, from: number, limit: number): Promise<HeldLease[]> {
   return tx.rows<HeldLease>(
-    `SELECT ${HELD} ${FROM} WHERE l.ended_at IS NULL AND l.deadline_at <= $1 ORDER BY l.deadline_at, l.id LIMIT $2
-     ${tx.dialect.skipLocked('l')}`,
+    `SELECT ${HELD} ${FROM} WHERE l.ended_at IS NULL AND l.deadline_at >= $1 AND l.deadline_at <= $2
+     ORDER BY l.deadline_at, l.id LIMIT $3 ${tx.dialect.skipLocked('l')}`,
+    from,
     tx.now,
     limit,
   );
@@ -249,13 +272,13 @@ export async function keepLateReports(
   );
 }
 
-/** Whether a live lease's deadline has passed. */
-export async function isAnyOverdue(statements: Statements, now: number): Promise<boolean> {
-  const row = await statements.first(
-    `SELECT id FROM leases WHERE ended_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1`,
-    now,
+/** The earliest deadline of a live lease from an instant on, in ms since the epoch; undefined if there is none. */
+export async function earliestDeadline(statements: Statements, from: number): Promise<number | undefined> {
+  const row = await statements.first<{ deadline_at: number }>(
+    `SELECT deadline_at FROM leases WHERE ended_at IS NULL AND deadline_at >= $1 ORDER BY deadline_at LIMIT 1`,
+    from,
   );
-  return row !== undefined;
+  return row?.deadline_at;
 }
 
 /**

@@ -131,12 +131,11 @@ export function selectReady(
     from_id: 'integer',
   });
   return statements.rows<Place>(
-    statements.dialect.firstOfEach(
+    statements.dialect.ofEach(
       rowset,
       'lane_id',
-      'ready',
       ['rank', 'task_id'],
-      `WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND ${isNotOver('$2')}
+      `SELECT rank, task_id FROM ready WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND ${isNotOver('$2')}
        ORDER BY rank, task_id LIMIT $3`,
     ),
     JSON.stringify(

@@ -59,6 +59,36 @@ describe('what an agent holds', () => {
     expect(row.count).toBe(8);
   });
 
+  it('is counted from the oldest that is live, whichever ended before', async () => {
+    await server.enqueue(...many(10, dnsTask));
+    const [first, second, third] = await claim({ dns: 3 });
+    await report([second as Lease]);
+    expect(await claim({ dns: 3 })).toHaveLength(1);
+    expect(await claim({ dns: 3 })).toEqual([]);
+    await report([first as Lease]);
+    expect(await claim({ dns: 4 })).toHaveLength(2);
+    await report([third as Lease]);
+    expect(await claim({ dns: 4 })).toHaveLength(1);
+    expect(await claim({ dns: 4 })).toEqual([]);
+  });
+
+  it('is counted rightly after a claim that was rolled back', async () => {
+    await server.enqueue(...many(10, dnsTask));
+    await claim({ dns: 1 });
+    const { database } = server;
+    const write = database.write.bind(database);
+    const spy = jest.spyOn(database, 'write').mockImplementation((unit) =>
+      write(async (tx) => {
+        await unit(tx);
+        throw new Error('rolled back');
+      }),
+    );
+    expect((await server.agent(agent, '/claim', { capacities: { dns: 3 } })).status).toBe(500);
+    spy.mockRestore();
+    expect(await claim({ dns: 3 })).toHaveLength(2);
+    expect(await claim({ dns: 3 })).toEqual([]);
+  });
+
   it('is not more for claims at once', async () => {
     await server.enqueue(...many(40, dnsTask));
     const answers = await Promise.all(many(8, () => claim({ dns: 5 })));

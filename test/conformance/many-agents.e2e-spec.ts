@@ -2,7 +2,9 @@ import { AgentKinds } from '../../src/agents/agent-kinds';
 import { AgentsService } from '../../src/agents/agents.service';
 import { Budgets } from '../../src/agents/budgets';
 import type { Transaction } from '../../src/database/statements';
+import { SETTINGS, type Settings } from '../../src/settings';
 import { type Credentials, identityOf, TestClock, TestServer } from '../helpers/harness';
+import { Chance } from '../helpers/hostile-requests';
 
 /** What claims and reports of many agents ask in the unit of work that they share. */
 describe('many agents in one unit of work', () => {
@@ -144,5 +146,50 @@ describe('many agents in one unit of work', () => {
     expect((await take([2, 1])).value).toEqual(new Set([idOf(2)]));
     const rows = await server.rows('SELECT observations_bytes AS bytes FROM agent_usage ORDER BY agent_id');
     expect(rows.map(({ bytes }) => bytes)).toEqual([100, 500, 100]);
+  });
+
+  it('never store more than their budgets, whichever replicas they report to and whatever fails', async () => {
+    const LIMIT = 20_000;
+    const settings = { ...server.app.get<Settings>(SETTINGS), observationsBytesPerDay: LIMIT };
+    const replicas = [new Budgets(clock, settings), new Budgets(clock, settings)];
+    const stored = agents.map(() => 0);
+    const refused = agents.map(() => false);
+    let charges = 0;
+    const chance = new Chance(7);
+    for (let round = 0; round < 800; round++) {
+      const asked = agents
+        .map((_, i) => [i, 1 + Math.floor(chance.next() ** 3 * 400)] as const)
+        .filter(() => chance.next() < 0.5);
+      const fails = chance.next() < 0.05;
+      const unit = inUnit(async (tx) => {
+        const over = await (replicas[round % 2] as Budgets).take(
+          tx,
+          'observations',
+          new Map(asked.map(([i, count]) => [idOf(i), count])),
+        );
+        if (fails) throw new Error('rolled back');
+        return over;
+      });
+      if (fails) {
+        await expect(unit).rejects.toThrow('rolled back');
+        continue;
+      }
+      const { value: over, sql } = await unit;
+      charges += sql.length;
+      for (const [i, count] of asked) {
+        if (over.has(idOf(i))) refused[i] = true;
+        else stored[i] = (stored[i] as number) + count;
+      }
+    }
+    expect(refused).toEqual(agents.map(() => true));
+    for (const bytes of stored) {
+      expect(bytes).toBeLessThanOrEqual(LIMIT);
+      // Of two replicas each may hold an advance, and a failure may have lost some.
+      expect(bytes).toBeGreaterThan(LIMIT * 0.8);
+    }
+    const [row] = await server.rows('SELECT max(observations_bytes) AS most FROM agent_usage');
+    expect(Number(row.most)).toBeLessThanOrEqual(LIMIT);
+    // Not every unit changes the agents' rows.
+    expect(charges).toBeLessThan(600);
   });
 });
