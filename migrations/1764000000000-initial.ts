@@ -362,15 +362,19 @@ export class Initial1764000000000 implements MigrationInterface {
           `ALTER TABLE ${table} SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
             autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 5000)`,
         );
-      // Only on PostgreSQL: on SQLite the only process keeps its quotas in memory.
+      // Only on PostgreSQL: on SQLite the only process keeps its quotas in memory. The last generation of a key counts.
       statements.push(`CREATE UNLOGGED TABLE quota_buckets (
-        key text NOT NULL PRIMARY KEY,
+        key text NOT NULL,
+        generation bigint NOT NULL,
+        uses integer NOT NULL,
         debt bigint NOT NULL,
         settled_at bigint NOT NULL,
         rate bigint NOT NULL,
         period_ms bigint NOT NULL,
         burst bigint NOT NULL,
-        admitted bigint NOT NULL
+        asked bigint NOT NULL,
+        admitted bigint NOT NULL,
+        PRIMARY KEY (key, generation)
       ) WITH (fillfactor = 50)`);
     }
     for (const statement of statements) await runner.query(statement);

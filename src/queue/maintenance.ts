@@ -38,7 +38,7 @@ const BATCH = 500;
 const MOVED_AT_ONCE = 500;
 const MOVE_PAUSE_MS = 10;
 /** The largest share of time for checking for tasks before search positions. */
-const CHECK_SHARE = 0.05;
+const CHECK_SHARE = 0.01;
 
 /** Timed work of another folder. */
 export interface DueWork {
@@ -60,6 +60,7 @@ export class QueueMaintainer {
   private readonly dueWork: DueWork[] = [];
   private readonly deletionListeners: DeletionListener[] = [];
   private checkAt = Number.NEGATIVE_INFINITY;
+  private wakeAt = Number.NEGATIVE_INFINITY;
 
   constructor(
     private readonly database: Database,
@@ -126,6 +127,7 @@ export class QueueMaintainer {
       while ((await this.queueDue(BATCH)) === BATCH);
     }
     await this.checkPositions();
+    await this.wakeForgotten();
   }
 
   /** Sums up the changes of counts. */
@@ -212,9 +214,20 @@ export class QueueMaintainer {
   }
 
   /**
-   * Checks for tasks before the search positions of lanes, and for tasks of kinds that claims wait for. There are none,
-   * unless a claim of another replica was rolled back or an announcement was lost: then a waiting claim is woken for each
-   * such kind. Only reads; while a snapshot is open it scans all rows that were deleted since, so it runs rarely then.
+   * Wakes a claim for each kind that has a task which could be granted: an announcement may have been lost, or another
+   * unit that had locked the task was rolled back.
+   */
+  private async wakeForgotten(): Promise<void> {
+    const now = performance.now();
+    if (now < this.wakeAt) return;
+    this.wakeAt = now + SECOND_MS;
+    for (const kind of await this.forgottenKinds()) this.waiters.wake(kind, 1);
+  }
+
+  /**
+   * Checks for tasks before the search positions of lanes. There are none, unless a claim of another replica was rolled
+   * back or an announcement was lost. Only reads; while a snapshot is open it scans all rows that were deleted since, so
+   * it runs rarely then.
    */
   private async checkPositions(): Promise<void> {
     const startedAt = performance.now();
@@ -223,7 +236,6 @@ export class QueueMaintainer {
       const first = await this.database.read((statements) => findBefore(statements, laneId, position));
       if (first) this.lanes.setBack(laneId, first);
     }
-    for (const kind of await this.forgottenKinds()) this.waiters.wake(kind, 1);
     const tookMs = performance.now() - startedAt;
     this.checkAt = startedAt + Math.max(SECOND_MS, tookMs / CHECK_SHARE);
   }

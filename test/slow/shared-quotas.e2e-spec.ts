@@ -103,6 +103,28 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
     expect(admittedOf(await flood())).toBe(3);
   });
 
+  it('stay exact when the row of a bucket has been used up and the next begins', async () => {
+    const generations = () =>
+      replica(0).rows(
+        `SELECT generation, uses FROM quota_buckets WHERE key LIKE 'agent:%' ORDER BY generation`,
+      );
+    for (let i = 0; i < 255; i++) {
+      clock.advance(10_000);
+      expect((await heartbeat(i)).status).toBe(200);
+    }
+    expect(await generations()).toEqual([{ generation: 0, uses: 255 }]);
+    // The bucket held three tokens, and one was taken a moment ago.
+    expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(2);
+    expect((await generations())[0]).toEqual({ generation: 0, uses: 256 });
+    clock.advance(10_000);
+    expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(1);
+    expect(await generations()).toHaveLength(2);
+    clock.advance(15_000);
+    expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(1);
+    clock.advance(5_000);
+    expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(1);
+  });
+
   it('keep agents and routes apart in one burst', async () => {
     const others: Credentials[] = [];
     for (const hostname of ['b', 'c', 'd']) others.push(await replica(0).register(hostname));
