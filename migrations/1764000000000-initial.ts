@@ -73,7 +73,8 @@ export class Initial1764000000000 implements MigrationInterface {
         agent_id ${bigint} NOT NULL PRIMARY KEY REFERENCES agents (id),
         day integer NOT NULL,
         metrics_bytes ${bigint} NOT NULL,
-        observations_bytes ${bigint} NOT NULL
+        observations_bytes ${bigint} NOT NULL,
+        advance ${bigint} NOT NULL
       )`,
       `CREATE TABLE agent_kinds (
         agent_id ${bigint} NOT NULL REFERENCES agents (id),

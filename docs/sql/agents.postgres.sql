@@ -174,15 +174,17 @@ INSERT INTO agent_labels (agent_id, name, value)
 UPDATE agents SET previous_token_hash = NULL, previous_token_expires_at = NULL WHERE id = $1 AND token_hash = $2;
 
 -- agents/budgets.queries.ts: addUsage
-INSERT INTO agent_usage (agent_id, day, metrics_bytes, observations_bytes)
-  SELECT agent_id, $2, bytes, 0 FROM (SELECT agent_id, bytes FROM json_to_recordset($1::json) AS row(agent_id bigint, bytes bigint)) AS r
+INSERT INTO agent_usage (agent_id, day, metrics_bytes, observations_bytes, advance)
+  SELECT agent_id, $2, bytes, 0, advance
+  FROM (SELECT agent_id, bytes, advance FROM json_to_recordset($1::json) AS row(agent_id bigint, bytes bigint, advance bigint)) AS r
   WHERE true ORDER BY agent_id
   ON CONFLICT (agent_id) DO UPDATE SET
-  metrics_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.metrics_bytes + excluded.metrics_bytes ELSE excluded.metrics_bytes END,
+  metrics_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.metrics_bytes + excluded.metrics_bytes + CASE WHEN agent_usage.day >= excluded.day AND agent_usage.metrics_bytes + excluded.metrics_bytes + excluded.advance <= $4 THEN excluded.advance ELSE 0 END ELSE excluded.metrics_bytes END,
   observations_bytes = CASE WHEN agent_usage.day >= excluded.day THEN agent_usage.observations_bytes ELSE 0 END,
+  advance = CASE WHEN agent_usage.day >= excluded.day AND agent_usage.metrics_bytes + excluded.metrics_bytes + excluded.advance <= $4 THEN excluded.advance ELSE 0 END,
   day = greatest(agent_usage.day, excluded.day)
   WHERE NOT (agent_usage.day >= excluded.day) OR agent_usage.metrics_bytes = 0 OR agent_usage.metrics_bytes + excluded.metrics_bytes <= $3
-  RETURNING agent_id, metrics_bytes AS used;
+  RETURNING agent_id, metrics_bytes AS used, advance;
 
 -- agents/config-states.queries.ts: countByRevision
 SELECT s.revision, s.status, count(*) AS count

@@ -31,12 +31,12 @@ interface Charge extends Usage {
   readonly held: Advance;
   /** The bytes that its advance covers. */
   readonly covered: number;
-  /** The bytes to charge besides, for what it stores later. */
-  readonly advance: number;
 }
 
 /** An advance is at most this share of the bytes that the agent has used today. */
-const ADVANCE_SHARE = 1 / 16;
+const ADVANCE_SHARE = 1 / 32;
+/** The share of a budget of which bytes may be charged in advance: the rest is exact, whatever replicas hold. */
+const SHARE_IN_ADVANCE = 7 / 8;
 /** The number of agents of which a budget's advance is in memory. */
 const CACHED_AGENTS = 100_000;
 
@@ -63,32 +63,37 @@ export class Budgets {
   ) {}
 
   /**
-   * Charges the bytes that agents are about to store, in the unit that stores them and in at most two statements; none if
-   * all have advances. The first write of a day always fits, whatever its size, so that a refused write fits on the next
-   * day.
+   * Charges the bytes that agents are about to store, in the unit that stores them and in one statement; none if all have
+   * advances. The first write of a day always fits, whatever its size, so that a refused write fits on the next day.
+   * Rows are locked by ascending ids: a unit that calls it again may do so only with agents that were refused.
    * @param bytes of each agent, by its id
    * @returns the agents whose budget is not enough; nothing is charged for them
    */
   async take(tx: Transaction, budget: Budget, bytes: ReadonlyMap<number, number>): Promise<Set<number>> {
     const day = Math.floor(tx.now / DAY_MS);
-    const asked: Charge[] = [];
+    const charges: Charge[] = [];
     for (const [agent_id, count] of bytes) {
       if (count <= 0) continue;
       const held = this.heldOf(budget, agent_id, day);
       const covered = Math.min(held.left, count);
       held.left -= covered;
-      if (covered === count) continue;
-      const rest = count - covered;
-      asked.push({ agent_id, held, covered, bytes: rest, advance: this.advanceFor(budget, held, rest) });
+      const advance = Math.floor(held.used * ADVANCE_SHARE);
+      if (covered < count) charges.push({ agent_id, held, covered, bytes: count - covered, advance });
     }
-    const refused = await this.charge(tx, budget, asked);
-    // Another replica may have used the bytes of the advance meanwhile.
-    const retried = refused.filter(({ advance }) => advance > 0).map((one) => ({ ...one, advance: 0 }));
-    const final = refused
-      .filter(({ advance }) => advance === 0)
-      .concat(await this.charge(tx, budget, retried));
-    for (const { held, covered } of final) held.left += covered;
-    return new Set(final.map(({ agent_id }) => agent_id));
+    if (charges.length === 0) return new Set();
+    const most = this.settings[SETTING[budget]] ?? Number.MAX_SAFE_INTEGER;
+    const limits = { most, mostInAdvance: Math.floor(most * SHARE_IN_ADVANCE) };
+    const charged = await addUsage(tx, budget, charges, day, limits);
+    // An advance can be used once it is stored.
+    tx.afterCommit(() => {
+      for (const [agentId, { used, advance }] of charged) {
+        const { left } = this.heldOf(budget, agentId, day);
+        this.advances[budget].set(agentId, { day, used, left: left + advance });
+      }
+    });
+    const refused = charges.filter(({ agent_id }) => !charged.has(agent_id));
+    for (const { held, covered } of refused) held.left += covered;
+    return new Set(refused.map(({ agent_id }) => agent_id));
   }
 
   /** Creates the error for a budget that is used up, retryable when the next day of UTC begins. */
@@ -103,42 +108,10 @@ export class Budgets {
       },
     );
   }
+
   /** What an agent holds of a day's budget. */
   private heldOf(budget: Budget, agentId: number, day: number): Advance {
     const held = this.advances[budget].get(agentId);
     return held?.day === day ? held : { day, used: 0, left: 0 };
-  }
-
-  /** How many bytes to charge in advance, besides those that are about to be stored. */
-  private advanceFor(budget: Budget, { used }: Advance, bytes: number): number {
-    return Math.max(0, Math.min(Math.floor(used * ADVANCE_SHARE), this.limitOf(budget) - used - bytes));
-  }
-
-  /** Charges agents if their budgets are enough. @returns the others */
-  private async charge(tx: Transaction, budget: Budget, charges: readonly Charge[]): Promise<Charge[]> {
-    const [first] = charges;
-    if (!first) return [];
-    const { day } = first.held;
-    const used = await addUsage(
-      tx,
-      budget,
-      charges.map(({ agent_id, bytes, advance }) => ({ agent_id, bytes: bytes + advance })),
-      day,
-      this.limitOf(budget),
-    );
-    // An advance can be used once it is stored.
-    tx.afterCommit(() => {
-      for (const { agent_id, advance } of charges) {
-        const now = used.get(agent_id);
-        if (now === undefined) continue;
-        const { left } = this.heldOf(budget, agent_id, day);
-        this.advances[budget].set(agent_id, { day, used: now, left: left + advance });
-      }
-    });
-    return charges.filter(({ agent_id }) => !used.has(agent_id));
-  }
-
-  private limitOf(budget: Budget): number {
-    return this.settings[SETTING[budget]] ?? Number.MAX_SAFE_INTEGER;
   }
 }

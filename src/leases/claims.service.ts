@@ -18,7 +18,7 @@ import { type TakenTask, TaskTransitions } from '../queue/transitions';
 import { SETTINGS, type Settings } from '../settings';
 import { AttemptTraces } from './attempt-traces';
 import { type ClaimPlan, planClaim, shareTasks } from './claim-shares';
-import { type HeldLeases, LeaseCounter } from './lease-counter';
+import { LeaseCounter } from './lease-counter';
 import type { ClaimRequest, ClaimResponse, LeaseGrant } from './leases.dto';
 import { insertLeases, selectLive } from './leases.queries';
 import { MAX_LEASES_IN_UNIT } from './leases.service';
@@ -169,7 +169,7 @@ export class ClaimsService {
     });
     const callers = alive.map(({ agent }) => agent);
     // Sent together, in this order: the limits are locked first, then the agents.
-    const [, standings, heldBy] = await Promise.all([
+    const [, standings, held] = await Promise.all([
       this.transitions.beginClaim(tx),
       this.agents.standingsOf(tx, callers, 'alone'),
       this.counter.count(
@@ -177,7 +177,7 @@ export class ClaimsService {
         callers.map(({ id }) => id),
       ),
     ]);
-    const plans: (ClaimPlan<TakenTask> & { readonly call: ClaimCall; readonly held: HeldLeases })[] = [];
+    const plans: (ClaimPlan<TakenTask> & { readonly call: ClaimCall })[] = [];
     await this.agentKinds.learn(
       tx,
       alive
@@ -195,15 +195,14 @@ export class ClaimsService {
       if (repeated) looks.set(call, repeated);
       else if (!standing.takesWork) looks.set(call, { result: 'draining' });
       else {
-        const held = heldBy(call.agent.id);
         const plan = planClaim<TakenTask>(
           call.wanted,
-          held.byKind,
+          held.of(call.agent.id),
           this.settings.maxLeasesPerAgent,
           MAX_CLAIM,
         );
         if (!standing.hadLease) firstLeases.push(call.agent.id);
-        plans.push({ ...plan, call, held });
+        plans.push({ ...plan, call });
       }
     }
     const { unwanted } = await shareTasks(plans, (wanted) => this.transitions.takeForClaim(tx, wanted));
@@ -241,9 +240,11 @@ export class ClaimsService {
       firstLeases.filter((id) => served.has(id)),
     );
     for (const { plan, tasks } of leased) {
-      const { call, open, held } = plan;
-      const oldest = held.oldest ?? oldestOf(tasks.map(({ id }) => leaseOf.get(id) as number));
-      if (oldest !== undefined) this.counter.remember(tx, call.agent.id, oldest);
+      const { call, open } = plan;
+      held.remember(
+        call.agent.id,
+        tasks.map(({ id }) => leaseOf.get(id) as number),
+      );
       if (tasks.length === 0) {
         looks.set(call, { result: 'nothing', open });
         continue;
@@ -317,9 +318,5 @@ export class ClaimsService {
     };
   }
 }
-
-/** The lowest id; undefined if there is none. */
-const oldestOf = (ids: readonly number[]): number | undefined =>
-  ids.length === 0 ? undefined : Math.min(...ids);
 
 const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, one) => sum + one, 0);

@@ -7,14 +7,16 @@ import { countHeldByKind } from './leases.queries';
 /** The number of agents whose lowest id is in memory. */
 const CACHED_AGENTS = 100_000;
 
-/** The live leases of an agent. */
-export interface HeldLeases {
-  readonly byKind: ReadonlyMap<string, number>;
-  /** The lowest of their ids; undefined if there are none. */
-  readonly oldest: number | undefined;
+/** The live leases of agents. */
+export interface CountedLeases {
+  /** How many of each kind an agent holds. */
+  of(agentId: number): ReadonlyMap<string, number>;
+  /**
+   * Remembers from which id on an agent's leases can be live, once the unit is committed.
+   * @param granted the ids of those that the unit grants
+   */
+  remember(agentId: number, granted: readonly number[]): void;
 }
-
-const NONE: HeldLeases = { byKind: new Map(), oldest: undefined };
 
 /**
  * Counts the live leases of agents for claims, from the lowest id that can still be live: before it there are only index
@@ -30,34 +32,36 @@ export class LeaseCounter {
     sizeCalculation: () => 1,
   });
 
-  constructor(private readonly database: Database) {
-    // After a failover to a standby that was behind, ids may continue below the remembered ones.
-    this.database.onGap(() => this.from.clear());
+  /** Counts gaps: what was read before one may not be true after it. */
+  private gaps = 0;
+
+  constructor(database: Database) {
+    // After a failover to a standby that was behind, leases that had ended may be live again.
+    database.onGap(() => {
+      this.gaps++;
+      this.from.clear();
+    });
   }
 
   /** Counts the live leases of agents that the unit has locked. */
-  async count(tx: Transaction, agentIds: readonly number[]): Promise<(agentId: number) => HeldLeases> {
+  async count(tx: Transaction, agentIds: readonly number[]): Promise<CountedLeases> {
+    const { gaps } = this;
     const rows = await countHeldByKind(
       tx,
       agentIds.map((agent_id) => ({ agent_id, from: this.from.get(agent_id) ?? 0 })),
     );
     const byAgent = Map.groupBy(rows, ({ agent_id }) => agent_id);
-    return (agentId) => {
-      const held = byAgent.get(agentId);
-      if (!held) return NONE;
-      return {
-        byKind: new Map(held.map(({ kind, count }) => [kind, count])),
-        oldest: Math.min(...held.map(({ oldest }) => oldest)),
-      };
+    return {
+      of: (agentId) => new Map(byAgent.get(agentId)?.map(({ kind, count }) => [kind, count])),
+      remember: (agentId, granted) => {
+        const ids = [...(byAgent.get(agentId)?.map(({ oldest }) => oldest) ?? []), ...granted];
+        if (ids.length === 0) return;
+        const oldest = Math.min(...ids);
+        tx.afterCommit(() => {
+          // An earlier unit's effect may come later. Each is a bound for good.
+          if (gaps === this.gaps) this.from.set(agentId, Math.max(oldest, this.from.get(agentId) ?? 0));
+        });
+      },
     };
-  }
-
-  /**
-   * Remembers the lowest live id of an agent that the unit has locked, once the unit is committed.
-   * @param oldest the lowest of those that it held and those that the unit grants
-   */
-  remember(tx: Transaction, agentId: number, oldest: number): void {
-    // An earlier unit's effect may come later. Each is a bound for good.
-    tx.afterCommit(() => this.from.set(agentId, Math.max(oldest, this.from.get(agentId) ?? 0)));
   }
 }

@@ -1,4 +1,5 @@
 import { Inject, Injectable } from '@nestjs/common';
+import { Interval } from '@nestjs/schedule';
 import { AgentOutcomes, type EndedAttempt } from '../agents/agent-outcomes';
 import { AgentsService } from '../agents/agents.service';
 import { Clock } from '../clock';
@@ -10,6 +11,7 @@ import { QueueMaintainer } from '../queue/maintenance';
 import { TaskLog } from '../queue/task-log';
 import { type TaskChange, TaskTransitions, type TransitionTask } from '../queue/transitions';
 import { Continuity, type Interruption } from '../scheduling/continuity';
+import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings } from '../settings';
 import type { TraceContext } from '../tracing';
 import { AttemptTraces, type EndedLease } from './attempt-traces';
@@ -30,6 +32,8 @@ import {
 import { OverdueSearch } from './overdue-search';
 import { afterFailedAttempt } from './retries';
 
+const MINUTE_MS = 60_000;
+
 /** A live lease that is to end, and what its task becomes. */
 export interface Ending {
   readonly lease: HeldLease;
@@ -44,7 +48,7 @@ export interface Ending {
  */
 @Injectable()
 export class LeaseEndings {
-  private readonly search = new OverdueSearch();
+  private readonly search: OverdueSearch;
 
   constructor(
     private readonly database: Database,
@@ -56,11 +60,16 @@ export class LeaseEndings {
     private readonly traces: AttemptTraces,
     private readonly log: TaskLog,
     private readonly outcomes: AgentOutcomes,
+    private readonly jobs: JobRunner,
     agents: AgentsService,
     maintainer: QueueMaintainer,
     concurrency: ConcurrencyService,
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
+    this.search = new OverdueSearch(settings.leaseDurationMs);
+    jobs.declare('overdue-search');
+    // After a failover to a standby that was behind, leases that had ended may be live again.
+    database.onGap(() => this.search.reset());
     continuity.onInterruption((tx, interruption) => this.adjustDeadlines(tx, interruption));
     agents.onDeactivated({
       begin: (tx) => this.transitions.begin(tx),
@@ -179,13 +188,26 @@ export class LeaseEndings {
     await this.traces.record(tx, ended);
   }
 
+  /**
+   * Looks for a live lease with an earlier deadline than the tick expects, from the start: another replica, or this one
+   * before a restart, may have had a shorter lease duration.
+   */
+  async searchAll(): Promise<void> {
+    const earliest = await this.database.read((statements) => earliestDeadline(statements, 0));
+    if (earliest !== undefined) this.search.reset(earliest);
+  }
+
+  @Interval('overdue-search', MINUTE_MS)
+  protected searchOften(): Promise<void> {
+    return this.jobs.run('overdue-search', MINUTE_MS, () => this.searchAll(), { everywhere: true });
+  }
+
   /** Whether a live lease's deadline has passed. */
   private async isAnyOverdue(statements: Statements): Promise<boolean> {
     const now = this.clock.now();
     if (!this.search.begin(now)) return false;
-    const startedAt = performance.now();
     const earliest = await earliestDeadline(statements, this.search.start);
-    this.search.end(earliest, performance.now() - startedAt);
+    this.search.end(earliest);
     return earliest !== undefined && earliest <= now;
   }
 

@@ -3,56 +3,49 @@ import { OverdueSearch } from './overdue-search';
 const T = 1_000_000;
 
 describe('the search for overdue leases', () => {
-  let running = 0;
   let search: OverdueSearch;
 
   beforeEach(() => {
-    running = 0;
-    jest.spyOn(performance, 'now').mockImplementation(() => running);
-    search = new OverdueSearch();
+    search = new OverdueSearch(60_000);
   });
-  afterEach(() => jest.restoreAllMocks());
 
   /** Searches at an instant. @returns where it began; undefined if it was not needed */
-  const searchAt = (now: number, earliest?: number, tookMs = 0): number | undefined => {
+  const searchAt = (now: number, earliest?: number): number | undefined => {
     if (!search.begin(now)) return undefined;
     const { start } = search;
-    search.end(earliest, tookMs);
+    search.end(earliest);
     return start;
   };
 
   it('begins at the start, then some seconds before the earliest deadline that it found', () => {
     expect(searchAt(T, T + 10_000)).toBe(0);
-    expect(searchAt(T, T + 10_000)).toBe(T - 5_000);
-    expect(searchAt(T + 20_000, T + 10_000)).toBe(T - 5_000);
+    expect(searchAt(T, T + 15_000)).toBe(T - 10_000);
+    // One that was found late is not overtaken.
+    expect(searchAt(T + 20_000, T + 9_000)).toBe(T - 5_000);
+    expect(searchAt(T + 20_000, T + 9_000)).toBe(T - 5_000);
   });
 
   it('is not needed before a lease can be overdue', () => {
     searchAt(T, T + 60_000);
-    expect(searchAt(T + 44_999)).toBeUndefined();
-    expect(searchAt(T + 45_000)).toBe(T + 45_000);
+    expect(searchAt(T + 39_999)).toBeUndefined();
+    expect(searchAt(T + 40_000)).toBe(T + 40_000);
   });
 
-  it('goes on from now if there is no live lease', () => {
+  it('finds new leases although those before them last longer', () => {
+    searchAt(T, T + 600_000);
+    expect(searchAt(T + 40_000, T + 60_000)).toBe(T + 40_000);
+  });
+
+  it('goes on to the end of new leases if there is no live one', () => {
     searchAt(T);
-    expect(searchAt(T + 1_000)).toBe(T - 15_000);
-    expect(searchAt(T + 2_000)).toBe(T - 14_000);
+    expect(searchAt(T + 39_999)).toBeUndefined();
+    expect(searchAt(T + 40_000)).toBe(T + 40_000);
   });
 
-  it('begins at the start again after a minute, and later if that took long', () => {
-    searchAt(T, T + 1_000);
-    running = 59_999;
-    expect(searchAt(T + 59_999, T + 1_000)).toBe(T - 14_000);
-    running = 60_000;
-    expect(searchAt(T + 60_000, T + 1_000, 6_000)).toBe(0);
-    running = 179_999;
-    expect(searchAt(T + 179_999, T + 1_000)).toBe(T - 14_000);
-    running = 180_000;
-    expect(searchAt(T + 180_000, T + 1_000)).toBe(0);
-  });
-
-  it('begins at the start again if the clock was set back', () => {
+  it('begins earlier if an earlier deadline is known, or the clock was set back', () => {
     searchAt(T, T + 60_000);
-    expect(searchAt(T - 1)).toBe(0);
+    search.reset(T - 50_000);
+    expect(searchAt(T + 1, T + 60_000)).toBe(T - 50_000);
+    expect(searchAt(T)).toBe(0);
   });
 });

@@ -1,23 +1,22 @@
 /**
  * How far before the earliest deadline a search begins, in ms: a unit that was running meanwhile may have granted a lease
- * by an earlier instant. Longer than a unit may run.
+ * by an earlier instant. A unit that waited for two locks takes 18 s at most.
  */
-const MARGIN_MS = 15_000;
-/** How often a search begins at the start, in ms, and the largest share of time for that. */
-const FULL_MS = 60_000;
-const FULL_SHARE = 0.05;
+const MARGIN_MS = 20_000;
 
 /**
  * Decides at which deadline the search for overdue leases begins. Before the earliest deadline of a live lease there are
  * only index entries of leases that have ended, which an open snapshot keeps: a search from the start would read all of
- * them, four times a second. A full search now and then finds what another replica granted with a shorter lease duration.
+ * them, four times a second.
  */
 export class OverdueSearch {
   private from = 0;
   private searchedAt = 0;
-  private nextFullAt = Number.NEGATIVE_INFINITY;
 
-  /** The deadline at which a search begins, in ms since the epoch: no live lease has an earlier one. */
+  /** @param leaseDurationMs of new leases: they have no earlier deadlines */
+  constructor(private readonly leaseDurationMs: number) {}
+
+  /** The deadline at which a search begins, in ms since the epoch. */
   get start(): number {
     return this.from;
   }
@@ -25,18 +24,19 @@ export class OverdueSearch {
   /** Begins a search. @returns false if no lease can be overdue, and no search is needed */
   begin(now: number): boolean {
     // After the clock was set back, deadlines are earlier than before.
-    if (performance.now() >= this.nextFullAt || now < this.searchedAt) this.from = 0;
+    if (now < this.searchedAt) this.reset();
     this.searchedAt = now;
     return this.from <= now;
   }
 
-  /**
-   * Records the result of a search.
-   * @param earliest the earliest deadline that it found; undefined if there is no live lease
-   * @param tookMs its duration
-   */
-  end(earliest: number | undefined, tookMs: number): void {
-    if (this.from === 0) this.nextFullAt = performance.now() + Math.max(FULL_MS, tookMs / FULL_SHARE);
-    this.from = Math.max(this.from, (earliest ?? this.searchedAt) - MARGIN_MS);
+  /** Records the earliest deadline that a search has found; undefined if there is no live lease. */
+  end(earliest: number | undefined): void {
+    const next = this.searchedAt + this.leaseDurationMs;
+    this.from = Math.max(this.from, Math.min(earliest ?? next, next) - MARGIN_MS);
+  }
+
+  /** Has the next search begin no later than at a deadline. */
+  reset(deadline = 0): void {
+    this.from = Math.min(this.from, deadline);
   }
 }

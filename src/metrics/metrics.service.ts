@@ -169,20 +169,27 @@ export class MetricsService {
 
   /** Charges new envelopes to their agents' budgets, each once. @returns those that fit */
   private async charge(tx: Transaction, envelopes: readonly Envelope[]): Promise<Envelope[]> {
-    const affordable: Envelope[] = [];
-    let left = [...new Map(envelopes.map((envelope) => [keyOf(envelope), envelope])).values()];
-    // One envelope of each agent at a time, so that one that does not fit does not exclude the others.
-    while (left.length > 0) {
-      const next = new Map(left.toReversed().map((envelope) => [envelope.agent_id, envelope]));
-      const refused = await this.budgets.take(
+    const byAgent = Map.groupBy(
+      new Map(envelopes.map((envelope) => [keyOf(envelope), envelope])).values(),
+      (envelope) => envelope.agent_id,
+    );
+    const take = (asked: Iterable<readonly [agentId: number, some: readonly Envelope[]]>) =>
+      this.budgets.take(
         tx,
         'metrics',
         new Map(
-          [...next].map(([agentId, { counters, gauges }]) => [agentId, bytesOf(counters) + bytesOf(gauges)]),
+          Array.from(asked, ([agentId, some]) => [agentId, some.reduce((sum, one) => sum + bytesOf(one), 0)]),
         ),
       );
-      for (const [agentId, envelope] of next) if (!refused.has(agentId)) affordable.push(envelope);
-      left = left.filter((envelope) => next.get(envelope.agent_id) !== envelope);
+    const refused = await take(byAgent);
+    const affordable = [...byAgent].flatMap(([agentId, some]) => (refused.has(agentId) ? [] : some));
+    // Then one envelope of each agent at a time, so that one that does not fit does not exclude the others.
+    let left = [...byAgent].filter(([agentId]) => refused.has(agentId));
+    while (left.length > 0) {
+      const next = left.map(([agentId, some]) => [agentId, some.slice(0, 1)] as const);
+      const tooMuch = await take(next);
+      affordable.push(...next.flatMap(([agentId, some]) => (tooMuch.has(agentId) ? [] : some)));
+      left = left.flatMap(([agentId, some]) => (some.length > 1 ? [[agentId, some.slice(1)]] : []));
     }
     return affordable;
   }
@@ -195,7 +202,8 @@ export class MetricsService {
   }
 }
 
-const bytesOf = (text: string): number => Buffer.byteLength(text);
+const bytesOf = ({ counters, gauges }: Envelope): number =>
+  Buffer.byteLength(counters) + Buffer.byteLength(gauges);
 
 const keyOf = (row: Pick<MetricsEntity, 'agent_id' | 'envelope_hash'>): string =>
   `${row.agent_id} ${row.envelope_hash}`;

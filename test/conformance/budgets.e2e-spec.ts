@@ -1,6 +1,8 @@
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Transaction } from '../../src/database/statements';
+import { LeaseCounter } from '../../src/leases/lease-counter';
 import { QueueMaintainer } from '../../src/queue/maintenance';
 import { InFlight } from '../../src/telemetry/in-flight';
 import type { Lease } from '../helpers/api';
@@ -72,21 +74,43 @@ describe('what an agent holds', () => {
     expect(await claim({ dns: 4 })).toEqual([]);
   });
 
-  it('is counted rightly after a claim that was rolled back', async () => {
-    await server.enqueue(...many(10, dnsTask));
-    await claim({ dns: 1 });
-    const { database } = server;
-    const write = database.write.bind(database);
-    const spy = jest.spyOn(database, 'write').mockImplementation((unit) =>
-      write(async (tx) => {
-        await unit(tx);
+  describe('is counted from where leases can be live', () => {
+    const MAX = Number.MAX_SAFE_INTEGER;
+    /** Has the next count leave everything out, once the unit is committed. */
+    const forgetIn = async (tx: Transaction): Promise<void> => {
+      const counted = await server.app.get(LeaseCounter).count(tx, [agent.agent_id]);
+      jest.spyOn(Math, 'min').mockReturnValueOnce(MAX);
+      counted.remember(agent.agent_id, [MAX]);
+    };
+    const gap = () => (server.database as unknown as { gap(): void }).gap();
+
+    beforeEach(async () => {
+      await server.enqueue(...many(10, dnsTask));
+      expect(await claim({ dns: 1 })).toHaveLength(1);
+    });
+    afterEach(() => jest.restoreAllMocks());
+
+    it('which no unit changes that is rolled back', async () => {
+      const rolledBack = server.database.write(async (tx) => {
+        await forgetIn(tx);
         throw new Error('rolled back');
-      }),
-    );
-    expect((await server.agent(agent, '/claim', { capacities: { dns: 3 } })).status).toBe(500);
-    spy.mockRestore();
-    expect(await claim({ dns: 3 })).toHaveLength(2);
-    expect(await claim({ dns: 3 })).toEqual([]);
+      });
+      await expect(rolledBack).rejects.toThrow('rolled back');
+      expect(await claim({ dns: 3 })).toHaveLength(2);
+    });
+
+    it('again from the first one after a gap, as after a failover, also by a unit that began before it', async () => {
+      await server.database.write(async (tx) => {
+        await forgetIn(tx);
+        gap();
+      });
+      expect(await claim({ dns: 3 })).toHaveLength(2);
+      await server.database.write(forgetIn);
+      // So this is what a stale bound does.
+      expect(await claim({ dns: 3 })).toHaveLength(3);
+      gap();
+      expect(await claim({ dns: 6 })).toEqual([]);
+    });
   });
 
   it('is not more for claims at once', async () => {

@@ -185,11 +185,27 @@ describe('many agents in one unit of work', () => {
     for (const bytes of stored) {
       expect(bytes).toBeLessThanOrEqual(LIMIT);
       // Of two replicas each may hold an advance, and a failure may have lost some.
-      expect(bytes).toBeGreaterThan(LIMIT * 0.8);
+      expect(bytes).toBeGreaterThan(LIMIT * 0.9);
     }
     const [row] = await server.rows('SELECT max(observations_bytes) AS most FROM agent_usage');
     expect(Number(row.most)).toBeLessThanOrEqual(LIMIT);
     // Not every unit changes the agents' rows.
-    expect(charges).toBeLessThan(600);
+    expect(charges).toBeLessThan(700);
+  });
+
+  it('begin each day with their whole budgets, whatever was charged in advance', async () => {
+    const settings = { ...server.app.get<Settings>(SETTINGS), observationsBytesPerDay: 1_000 };
+    const budgets = new Budgets(clock, settings);
+    const take = async (bytes: number) =>
+      (await inUnit((tx) => budgets.take(tx, 'observations', new Map([[idOf(0), bytes]])))).value.size === 0;
+    const used = async () =>
+      (await server.rows('SELECT observations_bytes AS bytes FROM agent_usage'))[0].bytes;
+    for (const bytes of [640, 10]) expect(await take(bytes)).toBe(true);
+    expect(await used()).toBe(670);
+    clock.advance(86_400_000);
+    // The 20 bytes of yesterday are not for today.
+    expect(await take(990)).toBe(true);
+    expect(await used()).toBe(990);
+    expect([await take(11), await take(10), await take(1)]).toEqual([false, true, false]);
   });
 });

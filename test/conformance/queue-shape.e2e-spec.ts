@@ -399,21 +399,28 @@ describe('the queue', () => {
         await maintainer.reap();
         await report(agent, await claim(agent, { dns: 250 }));
       }
-      await server.enqueue(at('last'), at('last but one'));
-      const units = await unitsOf(async () => {
-        await claim(agent, { dns: 1 });
-        await report(agent, await claim(agent, { dns: 2 }));
-      });
-      // Until the next lease may be overdue.
-      clock.advance(45_000);
+      await server.enqueue(at('last'), at('last-but-one'));
       const reads: Unit = { statements: [], changes: {}, locked: 0 };
       const { database } = server;
       const read = database.read.bind(database);
-      const spy = jest
-        .spyOn(database, 'read')
-        .mockImplementation((look) => read((statements) => look(recorded(statements, reads))));
-      await maintainer.reap();
-      spy.mockRestore();
+      const units = await unitsOf(async () => {
+        const [first, second] = [...(await claim(agent, { dns: 1 })), ...(await claim(agent, { dns: 2 }))];
+        await report(agent, [second as Lease]);
+        // In steps: a longer one counts as an outage of the service.
+        for (let i = 0; i < 15; i++) {
+          clock.advance(4_000);
+          await maintainer.reap();
+        }
+        clock.advance(1);
+        const spy = jest
+          .spyOn(database, 'read')
+          .mockImplementation((look) => read((statements) => look(recorded(statements, reads))));
+        await maintainer.reap();
+        spy.mockRestore();
+        expect(await server.rows('SELECT state FROM leases WHERE id = $1', first?.lease_id)).toEqual([
+          { state: 'expired' },
+        ]);
+      });
       const searches = [...units, reads]
         .flatMap(({ statements }) => statements)
         .filter(({ sql }) => /^(?:SELECT|DELETE)/.test(sql) && !/task_count_deltas|advisory/.test(sql));
@@ -421,7 +428,8 @@ describe('the queue', () => {
         expect.arrayContaining([
           expect.stringContaining('k.oldest'),
           expect.stringContaining('FROM ready'),
-          expect.stringContaining('deadline_at >='),
+          expect.stringContaining('SELECT deadline_at'),
+          expect.stringContaining('l.deadline_at <= '),
         ]),
       );
       const pages = await Promise.all(
