@@ -12,7 +12,7 @@ import type { Statements } from './statements';
  * How often a row is updated before a new one takes its place. While a snapshot is open, all versions of a row stay, and
  * each update reads all of them.
  */
-const MAX_USES = 256;
+const MAX_USES = 32;
 
 const CAPACITY = (asked: string): string => `${asked}.burst * ${asked}.period_ms`;
 
@@ -59,17 +59,25 @@ const TAKE = `${INSERT}
     asked * period_ms, settled_at, rate, period_ms, burst, asked, asked
   FROM (${ASKED}) AS a ${UPDATE}`;
 
+const LAST = '(SELECT * FROM quota_buckets WHERE key = a.key ORDER BY generation DESC LIMIT 1) AS last';
+
 /**
  * The same for buckets whose last row is used up, and never changes again: begins the next row with what it owes. Apart,
- * because it has so many expressions that starting it takes longer than the other.
+ * because it has so many expressions that starting it takes longer than the other. Deletes the row before the last but
+ * one: a statement that has just read that it is the last finds it used up.
  */
-const TAKE_NEXT = `${INSERT}
+const TAKE_NEXT = `WITH deleted AS (
+    DELETE FROM quota_buckets WHERE ctid = ANY(ARRAY(
+      SELECT q.ctid FROM (${ASKED}) AS a CROSS JOIN LATERAL ${LAST}
+      JOIN quota_buckets q ON q.key = a.key AND q.generation = last.generation - 2
+      FOR UPDATE OF q SKIP LOCKED)))
+  ${INSERT}
   SELECT key, generation, 1, owed + admitted * period_ms, settled_at, rate, period_ms, burst, asked, admitted
   FROM (SELECT o.*, ${admitted('o.owed', 'o')} AS admitted FROM (
     SELECT a.key, a.rate, a.period_ms, a.burst, a.asked, last.generation + 1 AS generation,
       ${settled('last', 'a')} AS owed, ${instant('last', 'a')} AS settled_at
     FROM (${ASKED}) AS a
-    CROSS JOIN LATERAL (SELECT * FROM quota_buckets WHERE key = a.key ORDER BY generation DESC LIMIT 1) AS last
+    CROSS JOIN LATERAL ${LAST}
     WHERE last.uses >= ${MAX_USES} OFFSET 0) AS o) AS a ${UPDATE}`;
 
 /**

@@ -108,14 +108,14 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
       replica(0).rows(
         `SELECT generation, uses FROM quota_buckets WHERE key LIKE 'agent:%' ORDER BY generation`,
       );
-    for (let i = 0; i < 255; i++) {
+    for (let i = 0; i < 31; i++) {
       clock.advance(10_000);
       expect((await heartbeat(i)).status).toBe(200);
     }
-    expect(await generations()).toEqual([{ generation: 0, uses: 255 }]);
+    expect(await generations()).toEqual([{ generation: 0, uses: 31 }]);
     // The bucket held three tokens, and one was taken a moment ago.
     expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(2);
-    expect((await generations())[0]).toEqual({ generation: 0, uses: 256 });
+    expect((await generations())[0]).toEqual({ generation: 0, uses: 32 });
     clock.advance(10_000);
     expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(1);
     expect(await generations()).toHaveLength(2);
@@ -123,6 +123,22 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
     expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(1);
     clock.advance(5_000);
     expect(admittedOf(await statusesOf(Array.from({ length: 90 }, (_, i) => heartbeat(i))))).toBe(1);
+  });
+
+  it('have three rows for each bucket at most', async () => {
+    for (let i = 0; i < 130; i++) {
+      clock.advance(10_000);
+      expect((await heartbeat(i)).status).toBe(200);
+    }
+    expect(
+      await replica(0).rows(
+        `SELECT generation, uses FROM quota_buckets WHERE key LIKE 'agent:%' ORDER BY generation`,
+      ),
+    ).toEqual([
+      { generation: 2, uses: 32 },
+      { generation: 3, uses: 32 },
+      { generation: 4, uses: 2 },
+    ]);
   });
 
   it('keep agents and routes apart in one burst', async () => {
