@@ -63,8 +63,8 @@ const LAST = '(SELECT * FROM quota_buckets WHERE key = a.key ORDER BY generation
 
 /**
  * The same for buckets whose last row is used up, and never changes again: begins the next row with what it owes. Apart,
- * because it has so many expressions that starting it takes longer than the other. Deletes the row before the last but
- * one: a statement that has just read that it is the last finds it used up.
+ * because its expressions take longer to start than the other statement takes in all. Deletes the last row but two; the
+ * last but one stays, for a statement that has just read that it is the last must find it used up.
  */
 const TAKE_NEXT = `WITH deleted AS (
     DELETE FROM quota_buckets WHERE ctid = ANY(ARRAY(
