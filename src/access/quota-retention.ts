@@ -17,7 +17,7 @@ export class QuotaRetention {
     if (database.buckets) jobs.declare('quota-retention');
   }
 
-  /** Deletes buckets that have been full for an hour: a full bucket equals a missing one. @returns how many */
+  /** Deletes buckets that have been full for an hour: a full bucket equals a missing one. @returns how many rows */
   async purge(): Promise<number> {
     const { buckets } = this.database;
     if (!buckets) return 0;

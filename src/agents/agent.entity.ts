@@ -127,6 +127,10 @@ export class UsageEntity {
 
   @Column('bigint')
   observations_bytes!: number;
+
+  /** The bytes that the last charge counted in advance. */
+  @Column('bigint')
+  advance!: number;
 }
 
 /** The last heartbeat of an agent. Separate from {@link AgentEntity}, because it changes far more often. */

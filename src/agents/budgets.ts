@@ -65,7 +65,7 @@ export class Budgets {
   /**
    * Charges the bytes that agents are about to store, in the unit that stores them and in one statement; none if all have
    * advances. The first write of a day always fits, whatever its size, so that a refused write fits on the next day.
-   * Rows are locked by ascending ids: a unit that calls it again may do so only with agents that were refused.
+   * Rows are locked by ascending ids, so a unit calls it once.
    * @param bytes of each agent, by its id
    * @returns the agents whose budget is not enough; nothing is charged for them
    */

@@ -33,7 +33,7 @@ export interface TakenBucket extends Omit<BucketDebt, 'rate'> {
 /** Token buckets in the database, by the generic cell rate algorithm (GCRA), shared by all replicas. */
 export interface BucketTable {
   /**
-   * Charges all requests in one statement. The result need not survive a crash of the database.
+   * Charges all requests, mostly in one statement. The result need not survive a crash of the database.
    * @param requests at most one entry for each key
    * @param now the instant in milliseconds
    * @param within the unit of work to charge in, so that its rollback returns the tokens; by default the charge commits
@@ -49,7 +49,7 @@ export interface BucketTable {
   find(key: string): Promise<BucketDebt | undefined>;
 
   /**
-   * Deletes buckets that have been full since `before`: a full one equals none. @returns their number, at most
+   * Deletes rows of buckets that have been full since `before`: a full one equals none. @returns their number, at most
    * `limit`
    */
   purge(before: number, limit: number): Promise<number>;

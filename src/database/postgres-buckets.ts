@@ -59,26 +59,36 @@ const TAKE = `${INSERT}
     asked * period_ms, settled_at, rate, period_ms, burst, asked, asked
   FROM (${ASKED}) AS a ${UPDATE}`;
 
-const LAST = '(SELECT * FROM quota_buckets WHERE key = a.key ORDER BY generation DESC LIMIT 1) AS last';
+const LAST = `(SELECT generation, uses, debt, settled_at, rate FROM quota_buckets
+  WHERE key = a.key ORDER BY generation DESC LIMIT 1) AS last`;
+
+/**
+ * How long no statement can still be about to use a row that it has read as the last, in ms: longer than a statement may
+ * run.
+ */
+const DELETE_AFTER_MS = 30_000;
 
 /**
  * The same for buckets whose last row is used up, and never changes again: begins the next row with what it owes. Apart,
- * because its expressions take longer to start than the other statement takes in all. Deletes the last row but two; the
- * last but one stays, for a statement that has just read that it is the last must find it used up.
+ * because its expressions take longer to start than the other statement takes in all. Deletes the last row but two, if
+ * that was not used for a while: a statement that waits for its lock would add it again, as a full bucket.
  */
 const TAKE_NEXT = `WITH deleted AS (
     DELETE FROM quota_buckets WHERE ctid = ANY(ARRAY(
       SELECT q.ctid FROM (${ASKED}) AS a CROSS JOIN LATERAL ${LAST}
       JOIN quota_buckets q ON q.key = a.key AND q.generation = last.generation - 2
+      WHERE q.settled_at < a.settled_at - ${DELETE_AFTER_MS}
       FOR UPDATE OF q SKIP LOCKED)))
   ${INSERT}
   SELECT key, generation, 1, owed + admitted * period_ms, settled_at, rate, period_ms, burst, asked, admitted
-  FROM (SELECT o.*, ${admitted('o.owed', 'o')} AS admitted FROM (
-    SELECT a.key, a.rate, a.period_ms, a.burst, a.asked, last.generation + 1 AS generation,
-      ${settled('last', 'a')} AS owed, ${instant('last', 'a')} AS settled_at
-    FROM (${ASKED}) AS a
-    CROSS JOIN LATERAL ${LAST}
-    WHERE last.uses >= ${MAX_USES} OFFSET 0) AS o) AS a ${UPDATE}`;
+  FROM (
+    SELECT key, generation, owed, settled_at, rate, period_ms, burst, asked, ${admitted('o.owed', 'o')} AS admitted
+    FROM (
+      SELECT a.key, a.rate, a.period_ms, a.burst, a.asked, last.generation + 1 AS generation,
+        ${settled('last', 'a')} AS owed, ${instant('last', 'a')} AS settled_at
+      FROM (${ASKED}) AS a
+      CROSS JOIN LATERAL ${LAST}
+      WHERE last.uses >= ${MAX_USES} OFFSET 0) AS o) AS a ${UPDATE}`;
 
 /**
  * Owns quota_buckets, an unlogged table: a quota is not worth a write to the log, and a crash of the server fills all
@@ -87,15 +97,22 @@ const TAKE_NEXT = `WITH deleted AS (
 export class PostgresBuckets implements BucketTable {
   constructor(private readonly database: Pick<Database, 'read' | 'write'>) {}
 
-  take(
+  async take(
     requests: readonly BucketRequests[],
     now: number,
     within?: Pick<Statements, 'rows'>,
   ): Promise<TakenBucket[]> {
-    // Outside a transaction one statement is one round trip, and commits by itself.
-    return within
-      ? this.takeWith(within, requests, now)
-      : this.database.read((statements) => this.takeWith(statements, requests, now));
+    const taken = new Map<string, TakenBucket>();
+    // Another statement may use a row up, or begin the next one, between two of these.
+    for (let attempt = 0; taken.size < requests.length; attempt++) {
+      const left = JSON.stringify(requests.filter(({ key }) => !taken.has(key)));
+      const run = (statements: Pick<Statements, 'rows'>) =>
+        statements.rows<TakenBucket>(attempt % 2 === 0 ? TAKE : TAKE_NEXT, left, now);
+      // Outside a transaction each statement is one round trip, and commits by itself.
+      for (const bucket of await (within ? run(within) : this.database.read(run)))
+        taken.set(bucket.key, bucket);
+    }
+    return [...taken.values()];
   }
 
   find(key: string): Promise<BucketDebt | undefined> {
@@ -108,30 +125,18 @@ export class PostgresBuckets implements BucketTable {
   }
 
   purge(before: number, limit: number): Promise<number> {
+    const isFull = (row: string) => `${row}.settled_at + ${row}.debt / ${row}.rate < $1`;
     return this.database.write((tx) =>
       tx.run(
-        // Skips locked rows: requests are being charged to them.
+        // Skips locked rows: requests are being charged to them. A row before one that is deleted would be the last again:
+        // after the clock was set back it may still owe. A request at the same time as this may begin a full bucket twice.
         `DELETE FROM quota_buckets WHERE (key, generation) IN (
-           SELECT key, generation FROM quota_buckets WHERE settled_at + debt / rate < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)`,
+           SELECT b.key, b.generation FROM quota_buckets b WHERE ${isFull('b')}
+             AND NOT EXISTS (SELECT 1 FROM quota_buckets o WHERE o.key = b.key AND o.generation < b.generation AND NOT ${isFull('o')})
+           LIMIT $2 FOR UPDATE OF b SKIP LOCKED)`,
         before,
         limit,
       ),
     );
-  }
-
-  private async takeWith(
-    statements: Pick<Statements, 'rows'>,
-    requests: readonly BucketRequests[],
-    now: number,
-  ): Promise<TakenBucket[]> {
-    const taken = new Map<string, TakenBucket>();
-    // Another statement may use a row up, or begin the next one, between two of these.
-    for (let attempt = 0; taken.size < requests.length; attempt++) {
-      const left = requests.filter(({ key }) => !taken.has(key));
-      const sql = attempt % 2 === 0 ? TAKE : TAKE_NEXT;
-      for (const bucket of await statements.rows<TakenBucket>(sql, JSON.stringify(left), now))
-        taken.set(bucket.key, bucket);
-    }
-    return [...taken.values()];
   }
 }

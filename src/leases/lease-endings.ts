@@ -206,8 +206,9 @@ export class LeaseEndings {
   private async isAnyOverdue(statements: Statements): Promise<boolean> {
     const now = this.clock.now();
     if (!this.search.begin(now)) return false;
-    const earliest = await earliestDeadline(statements, this.search.start);
-    this.search.end(earliest);
+    const { start } = this.search;
+    const earliest = await earliestDeadline(statements, start);
+    this.search.end(start, earliest);
     return earliest !== undefined && earliest <= now;
   }
 

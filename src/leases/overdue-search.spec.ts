@@ -13,7 +13,7 @@ describe('the search for overdue leases', () => {
   const searchAt = (now: number, earliest?: number): number | undefined => {
     if (!search.begin(now)) return undefined;
     const { start } = search;
-    search.end(earliest);
+    search.end(start, earliest);
     return start;
   };
 
@@ -40,6 +40,15 @@ describe('the search for overdue leases', () => {
     searchAt(T);
     expect(searchAt(T + 39_999)).toBeUndefined();
     expect(searchAt(T + 40_000)).toBe(T + 40_000);
+  });
+
+  it('goes by what became known while it ran', () => {
+    searchAt(T, T + 60_000);
+    search.begin(T + 40_000);
+    const { start } = search;
+    search.reset(T - 50_000);
+    search.end(start, T + 100_000);
+    expect(searchAt(T + 40_000)).toBe(T - 50_000);
   });
 
   it('begins earlier if an earlier deadline is known, or the clock was set back', () => {

@@ -1,6 +1,6 @@
 /**
  * How far before the earliest deadline a search begins, in ms: a unit that was running meanwhile may have granted a lease
- * by an earlier instant. A unit that waited for two locks takes 18 s at most.
+ * by an earlier instant. A unit that waited for two locks takes 18 s at most; what takes longer, the search of all finds.
  */
 const MARGIN_MS = 20_000;
 
@@ -29,8 +29,13 @@ export class OverdueSearch {
     return this.from <= now;
   }
 
-  /** Records the earliest deadline that a search has found; undefined if there is no live lease. */
-  end(earliest: number | undefined): void {
+  /**
+   * Records the earliest deadline that a search has found; undefined if there is no live lease.
+   * @param start where it began
+   */
+  end(start: number, earliest: number | undefined): void {
+    // It began behind what has become known meanwhile.
+    if (start > this.from) return;
     const next = this.searchedAt + this.leaseDurationMs;
     this.from = Math.max(this.from, Math.min(earliest ?? next, next) - MARGIN_MS);
   }

@@ -64,6 +64,8 @@ export class MetricsService {
     this.envelopes = new Batcher(database, (tx, arrivals) => this.store(tx, arrivals), {
       weightOf: ({ envelope: { counters, gauges } }) => counters.length + gauges.length,
       maxWeight: STATEMENT_CHARS,
+      // Of two envelopes of an agent each fits into its budget or not.
+      keyOf: ({ agent }) => agent.id,
     });
   }
 
@@ -167,31 +169,11 @@ export class MetricsService {
     });
   }
 
-  /** Charges new envelopes to their agents' budgets, each once. @returns those that fit */
+  /** Charges new envelopes, of different agents, to their budgets. @returns those that fit */
   private async charge(tx: Transaction, envelopes: readonly Envelope[]): Promise<Envelope[]> {
-    const byAgent = Map.groupBy(
-      new Map(envelopes.map((envelope) => [keyOf(envelope), envelope])).values(),
-      (envelope) => envelope.agent_id,
-    );
-    const take = (asked: Iterable<readonly [agentId: number, some: readonly Envelope[]]>) =>
-      this.budgets.take(
-        tx,
-        'metrics',
-        new Map(
-          Array.from(asked, ([agentId, some]) => [agentId, some.reduce((sum, one) => sum + bytesOf(one), 0)]),
-        ),
-      );
-    const refused = await take(byAgent);
-    const affordable = [...byAgent].flatMap(([agentId, some]) => (refused.has(agentId) ? [] : some));
-    // Then one envelope of each agent at a time, so that one that does not fit does not exclude the others.
-    let left = [...byAgent].filter(([agentId]) => refused.has(agentId));
-    while (left.length > 0) {
-      const next = left.map(([agentId, some]) => [agentId, some.slice(0, 1)] as const);
-      const tooMuch = await take(next);
-      affordable.push(...next.flatMap(([agentId, some]) => (tooMuch.has(agentId) ? [] : some)));
-      left = left.flatMap(([agentId, some]) => (some.length > 1 ? [[agentId, some.slice(1)]] : []));
-    }
-    return affordable;
+    const bytes = envelopes.map((one) => [one.agent_id, bytesOf(one)] as const);
+    const refused = await this.budgets.take(tx, 'metrics', new Map(bytes));
+    return envelopes.filter(({ agent_id: id }) => !refused.has(id));
   }
 
   /** Reads the ids of those envelopes that are stored, by {@link keyOf}. */

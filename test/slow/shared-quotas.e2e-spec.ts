@@ -4,6 +4,7 @@ import { getStorageToken } from '@nestjs/throttler';
 import { QuotaRetention } from '../../src/access/quota-retention';
 import type { QuotaStorage } from '../../src/access/quota-storage';
 import { type Answer, type Credentials, credentialsOf, TestClock, TestServer } from '../helpers/harness';
+import { holdLocks, untilBlocked } from '../helpers/locks';
 import { until } from '../helpers/until';
 
 const POSTGRES = process.env.CONTROL_PLANE_TEST_POSTGRES_URL;
@@ -139,6 +140,76 @@ describeShared('quotas of three replicas on one PostgreSQL database', () => {
       { generation: 3, uses: 32 },
       { generation: 4, uses: 2 },
     ]);
+  });
+
+  it('count every token of units of work that wait for each other, also of those that are rolled back', async () => {
+    const undone = new Error('rolled back');
+    let admitted = 0;
+    const take = async (i: number): Promise<void> => {
+      const { database } = replica(i);
+      const request = { key: 'all:test', asked: 1, rate: 1, periodMs: 10_000_000, burst: 1_000_000 };
+      await database
+        .write(async (tx) => {
+          const taken = await database.buckets?.take([request], clock.now(), tx);
+          if (i % 5 === 0) throw undone;
+          return taken;
+        })
+        .then(
+          (taken) => {
+            admitted += taken?.[0]?.admitted ?? 0;
+          },
+          (error) => expect(error).toBe(undone),
+        );
+    };
+    for (let round = 0; round < 40; round++) await Promise.all(Array.from({ length: 30 }, (_, i) => take(i)));
+    expect(admitted).toBe(40 * 24);
+    const [last] = await replica(0).rows(
+      `SELECT debt FROM quota_buckets WHERE key = 'all:test' ORDER BY generation DESC LIMIT 1`,
+    );
+    expect(Number(last.debt) / 10_000_000).toBe(admitted);
+  });
+
+  it('charge a bucket that was used up twice while a statement waited for another', async () => {
+    const requestsOf = (...keys: string[]) =>
+      keys.map((key) => ({ key, asked: 1, rate: 1, periodMs: 10_000_000, burst: 1_000 }));
+    const take = async (...keys: string[]): Promise<number> => {
+      const taken = await replica(0).database.buckets?.take(requestsOf(...keys), clock.now());
+      return taken?.find(({ key }) => key === 'b')?.admitted ?? 0;
+    };
+    let admitted = await take('a', 'b');
+    const release = await holdLocks(replica(1), (tx) =>
+      tx.run(`UPDATE quota_buckets SET uses = uses WHERE key = 'a'`),
+    );
+    // It has read the last row of each, and has only begun to lock them.
+    const waits = take('a', 'b');
+    await untilBlocked(replica(0));
+    for (let i = 0; i < 100; i++) admitted += await take('b');
+    await release();
+    admitted += await waits;
+    const [last] = await replica(0).rows(
+      `SELECT debt FROM quota_buckets WHERE key = 'b' ORDER BY generation DESC LIMIT 1`,
+    );
+    expect([admitted, Number(last.debt) / 10_000_000]).toEqual([102, 102]);
+  });
+
+  it('do not forget what a used-up row owes, if the clock was set back', async () => {
+    const day = 86_400_000;
+    clock.advance(day);
+    for (let i = 0; i < 33; i++) {
+      clock.advance(10_000);
+      expect((await heartbeat(i)).status).toBe(200);
+    }
+    const rows = () =>
+      replica(0).rows(`SELECT generation FROM quota_buckets WHERE key LIKE 'agent:%' ORDER BY 1`);
+    expect(await rows()).toHaveLength(2);
+    await replica(0).rows(
+      `UPDATE quota_buckets SET settled_at = settled_at + 3 * ${day} WHERE generation = 0 AND key LIKE 'agent:%'`,
+    );
+    clock.advance(2 * day);
+    await replica(1).app.get(QuotaRetention, { strict: false }).purge();
+    // Without the newer row, the older one would count again.
+    expect(await rows()).toHaveLength(2);
+    expect(admittedOf(await statusesOf(Array.from({ length: 9 }, (_, i) => heartbeat(i))))).toBe(3);
   });
 
   it('keep agents and routes apart in one burst', async () => {
