@@ -21,11 +21,18 @@ import {
 
 /**
  * How long a call that sets limits waits for running units of work at a time, in milliseconds. No unit can begin
- * meanwhile, so the wait is short, and is repeated after a pause.
+ * meanwhile, so the wait is short at first, and is repeated after a pause; on a server whose units always take longer, it
+ * doubles, so that a limit can be set under any load.
  */
 const LOCK_WAIT_MS = 100;
+const MAX_LOCK_WAIT_MS = 3_200;
 const LOCK_PAUSE_MS = 50;
-const LOCK_TRIES = 60;
+const SHORT_TRIES = 5;
+const LOCK_TRIES = 11;
+
+/** How long the given try waits, in milliseconds. */
+const lockWaitMs = (tries: number): number =>
+  Math.min(MAX_LOCK_WAIT_MS, LOCK_WAIT_MS * 2 ** Math.max(0, tries - SHORT_TRIES));
 
 /** The registry of kinds, which normalises targets. */
 export interface TargetNames {
@@ -105,7 +112,7 @@ export class ConcurrencyService {
     const windows = this.windowsToSet(limits);
     for (let tries = 1; ; tries++) {
       try {
-        return await this.database.write((tx) => this.store(tx, by, windows));
+        return await this.database.write((tx) => this.store(tx, by, windows, lockWaitMs(tries)));
       } catch (error) {
         if (!isLockTimeout(error) || tries === LOCK_TRIES) throw error;
         await sleep(LOCK_PAUSE_MS * (0.5 + Math.random()));
@@ -140,8 +147,9 @@ export class ConcurrencyService {
     tx: Transaction,
     by: OperatorIdentity,
     windows: readonly LimitToSet[],
+    waitMs: number,
   ): Promise<WindowView[]> {
-    await tx.lockName(LIMITS_LOCK, 'exclusive', LOCK_WAIT_MS);
+    await tx.lockName(LIMITS_LOCK, 'exclusive', waitMs);
     const before = await lockNamedWindows(tx, windows);
     const set = windows.filter(hasSlots);
     const known = new Set(before.map(nameOf));

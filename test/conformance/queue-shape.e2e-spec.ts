@@ -1,4 +1,6 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SchedulerRegistry } from '@nestjs/schedule';
+import { Windows } from '../../src/concurrency/windows';
 import type { SqlValue, Statements, Transaction } from '../../src/database/statements';
 import { ClaimWaiters } from '../../src/queue/claim-waiters';
 import { Lanes } from '../../src/queue/lanes';
@@ -370,6 +372,25 @@ describe('the queue', () => {
     expect(await claim(agent, { dns: 3 })).toHaveLength(1);
     gate.resolve();
     await vacuum;
+  });
+
+  (onPostgres ? it : it.skip)('sets limits although there are always units that take long', async () => {
+    const windows = server.app.get(Windows);
+    let isOver = false;
+    /** One unit after the other, each with the lock that units share. */
+    const keepBusy = async (): Promise<void> => {
+      while (!isOver)
+        await server.database.write(async (tx) => {
+          await windows.of(tx);
+          await sleep(400);
+        });
+    };
+    // The second begins in the middle of the first's, and so on.
+    const busy = [keepBusy(), sleep(200).then(keepBusy)];
+    const { status } = await limit({ kind: 'dns', limit: 2 });
+    isOver = true;
+    await Promise.all(busy);
+    expect(status).toBe(200);
   });
 
   it('begins a search behind what was claimed, and finds what comes before that', async () => {
