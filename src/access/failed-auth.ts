@@ -1,6 +1,6 @@
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectThrottlerStorage } from '@nestjs/throttler';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Clock } from '../clock';
 import { fail } from '../errors';
 import { hashToken } from '../http/tokens';
@@ -40,11 +40,7 @@ export interface Attempt {
 @Injectable()
 export class FailedAuth {
   /** Hashes of wrong credentials, with the instant when they are forgotten. */
-  private readonly wrong = new LRUCache<string, number>({
-    // By size: a cache with `max` allocates the memory for all of them at once.
-    maxSize: MAX_REMEMBERED,
-    sizeCalculation: () => 1,
-  });
+  private readonly wrong = boundedCache<string, number>(MAX_REMEMBERED);
   private readonly reserve: Quota | undefined;
   private readonly buckets: TokenBuckets;
 

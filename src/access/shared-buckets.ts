@@ -1,4 +1,4 @@
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import type { Clock } from '../clock';
 import { type BucketTable, MAX_SKEW_MS, type TakenBucket } from '../database/bucket-table';
 import type { Transaction } from '../database/statements';
@@ -28,11 +28,7 @@ export class BucketStatements extends SerialBatcher<Take, Verdict> {
  */
 export class SharedBuckets implements Buckets {
   /** Empty buckets, with the instant when that was read and the instant when they admit the next request. */
-  private readonly empty = new LRUCache<string, { since: number; until: number }>({
-    // By size: a cache with `max` allocates the memory for all of them at once.
-    maxSize: MAX_EMPTY,
-    sizeCalculation: () => 1,
-  });
+  private readonly empty = boundedCache<string, { since: number; until: number }>(MAX_EMPTY);
 
   constructor(
     private readonly table: BucketTable,

@@ -1,6 +1,6 @@
 import { Injectable, Logger, type OnApplicationShutdown } from '@nestjs/common';
 import { Interval } from '@nestjs/schedule';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
@@ -41,11 +41,7 @@ interface StoredVersion {
 @Injectable()
 export class AgentAbout implements OnApplicationShutdown {
   private readonly logger = new Logger('AgentAbout');
-  private readonly written = new LRUCache<number, StoredVersion>({
-    // By size: a cache with `max` allocates the memory for all of them at once.
-    maxSize: CACHED_AGENTS,
-    sizeCalculation: () => 1,
-  });
+  private readonly written = boundedCache<number, StoredVersion>(CACHED_AGENTS);
   private pending = new Map<number, string>();
 
   constructor(

@@ -1,6 +1,6 @@
 import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression } from '@nestjs/schedule';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
@@ -58,11 +58,7 @@ interface StoredCapacity {
  */
 @Injectable()
 export class AgentKinds {
-  private readonly written = new LRUCache<number, ReadonlyMap<string, StoredCapacity>>({
-    // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: CACHED_AGENTS,
-    sizeCalculation: () => 1,
-  });
+  private readonly written = boundedCache<number, ReadonlyMap<string, StoredCapacity>>(CACHED_AGENTS);
 
   constructor(
     private readonly database: Database,

@@ -1,5 +1,6 @@
 import { Inject, Injectable } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
+import type { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Clock } from '../clock';
 import type { Transaction } from '../database/statements';
 import { type ApiError, fail } from '../errors';
@@ -40,10 +41,6 @@ const SHARE_IN_ADVANCE = 7 / 8;
 /** The number of agents of which a budget's advance is in memory. */
 const CACHED_AGENTS = 100_000;
 
-const newCache = (): LRUCache<number, Advance> =>
-  // By size: a cache with `max` takes the memory for all of them at once.
-  new LRUCache({ maxSize: CACHED_AGENTS, sizeCalculation: () => 1 });
-
 /**
  * Owns agent_usage: limits the bytes that each agent can store in a day of UTC, so that no agent can fill the disk.
  * Usage is in the database, so that the limit holds across restarts and replicas, and is charged before the data is
@@ -53,8 +50,8 @@ const newCache = (): LRUCache<number, Advance> =>
 @Injectable()
 export class Budgets {
   private readonly advances: Record<Budget, LRUCache<number, Advance>> = {
-    metrics: newCache(),
-    observations: newCache(),
+    metrics: boundedCache(CACHED_AGENTS),
+    observations: boundedCache(CACHED_AGENTS),
   };
 
   constructor(

@@ -1,5 +1,5 @@
 import { Injectable } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Clock, toTimestamp } from '../clock';
 import type { Rollout } from '../config/config.dto';
 import { ConfigService } from '../config/config.service';
@@ -28,11 +28,9 @@ const CHANGED = 'agent-config-states';
 /** Owns agent_config_states: the configuration that each agent last reported as applied or failed. */
 @Injectable()
 export class ConfigStates {
-  private readonly stored = new LRUCache<number, { readonly text: string; readonly at: number }>({
-    // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: CACHED_AGENTS,
-    sizeCalculation: () => 1,
-  });
+  private readonly stored = boundedCache<number, { readonly text: string; readonly at: number }>(
+    CACHED_AGENTS,
+  );
 
   constructor(
     private readonly database: Database,

@@ -1,6 +1,6 @@
 import { Inject, Injectable, Logger, type OnApplicationShutdown } from '@nestjs/common';
 import { Interval } from '@nestjs/schedule';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
@@ -46,11 +46,7 @@ export class Liveness implements OnApplicationShutdown {
   /** Heartbeats that are being written. */
   private writing = NOTHING;
   /** Stored heartbeats. */
-  private readonly stored = new LRUCache<number, number>({
-    // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: CACHED_AGENTS,
-    sizeCalculation: () => 1,
-  });
+  private readonly stored = boundedCache<number, number>(CACHED_AGENTS);
   private lastFlush: Promise<void> = Promise.resolve();
   private readonly maxStoredAgeMs: number;
 

@@ -1,4 +1,5 @@
-import { LRUCache } from 'lru-cache';
+import type { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import type { Database } from './database';
 import type { Statements, Transaction } from './statements';
 
@@ -33,8 +34,7 @@ export class RowCache<Row extends object> {
     private readonly max: number,
     private readonly now: () => number = () => performance.now(),
   ) {
-    // By size: a cache with `max` allocates the memory for all its rows at once.
-    this.rows = new LRUCache({ maxSize: max, sizeCalculation: () => 1 });
+    this.rows = boundedCache(max);
     database.onAnnouncement(topic, (key) => {
       this.changes++;
       this.rows.delete(key);

@@ -1,5 +1,5 @@
 import { Injectable } from '@nestjs/common';
-import { LRUCache } from 'lru-cache';
+import { boundedCache } from '../bounded-cache';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { countHeldByKind } from './leases.queries';
@@ -26,11 +26,7 @@ export interface CountedLeases {
 @Injectable()
 export class LeaseCounter {
   /** By agent: no lease with a lower id is live. */
-  private readonly from = new LRUCache<number, number>({
-    // By size: a cache with `max` takes the memory for all of them at once.
-    maxSize: CACHED_AGENTS,
-    sizeCalculation: () => 1,
-  });
+  private readonly from = boundedCache<number, number>(CACHED_AGENTS);
 
   /** Counts gaps: what was read before one may not be true after it. */
   private gaps = 0;
