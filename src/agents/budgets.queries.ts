@@ -39,32 +39,30 @@ export async function addUsage(
   // A clock that is behind another replica's, or was set back, does not start the previous day again.
   const sameDay = 'agent_usage.day >= excluded.day';
   const sum = `agent_usage.${column} + excluded.${column}`;
-  const advance = `CASE WHEN ${sameDay} AND ${sum} + excluded.advance <= $4 THEN excluded.advance ELSE 0 END`;
+  const given = `CASE WHEN ${sameDay} AND ${sum} + excluded.advance <= $4 THEN excluded.advance ELSE 0 END`;
   const rows = await tx.rows<Charged & { agent_id: number }>(
     `INSERT INTO agent_usage (agent_id, day, ${column}, ${other}, advance)
      SELECT agent_id, $2, bytes, 0, advance
      FROM ${tx.dialect.rowset('$1', { agent_id: 'integer', bytes: 'integer', advance: 'integer' })} AS r
      WHERE true ORDER BY agent_id
      ON CONFLICT (agent_id) DO UPDATE SET
-       ${column} = CASE WHEN ${sameDay} THEN ${sum} + ${advance} ELSE excluded.${column} END,
+       ${column} = CASE WHEN ${sameDay} THEN ${sum} + ${given} ELSE excluded.${column} END,
        ${other} = CASE WHEN ${sameDay} THEN agent_usage.${other} ELSE 0 END,
-       advance = ${advance},
+       advance = ${given},
        day = ${tx.dialect.greatest('agent_usage.day', 'excluded.day')}
      WHERE NOT (${sameDay}) OR agent_usage.${column} = 0 OR ${sum} <= $3
      RETURNING agent_id, ${column} AS used, advance`,
-    JSON.stringify(
-      usages.map(({ agent_id, bytes, advance: ahead }) => ({ agent_id, bytes, advance: ahead })),
-    ),
+    JSON.stringify(usages.map(({ agent_id, bytes, advance }) => ({ agent_id, bytes, advance }))),
     day,
     most,
     mostInAdvance,
   );
   const asked = new Map(usages.map((usage) => [usage.agent_id, usage.bytes]));
   return new Map(
-    rows.map(({ agent_id, used, advance: ahead }) => {
+    rows.map(({ agent_id, used, advance }) => {
       // The row is new: it has the bytes alone.
-      const isAdded = used < (asked.get(agent_id) ?? 0) + ahead;
-      return [agent_id, { used, advance: isAdded ? 0 : ahead }];
+      const isAdded = used < (asked.get(agent_id) ?? 0) + advance;
+      return [agent_id, { used, advance: isAdded ? 0 : advance }];
     }),
   );
 }

@@ -536,10 +536,7 @@ describe('the queue', () => {
       await tx.lockRows('agents', [late.agent_id]);
       // Its unit begins now, and waits for the lock.
       claimed = claim(late, { dns: 1 });
-      await until('the claim waits for the lock', async () => {
-        const [{ count }] = await server.rows(`SELECT count(*) AS count FROM pg_locks WHERE NOT granted`);
-        return Number(count) > 0;
-      });
+      await untilBlocked(server);
       clock.advance(5_000);
       await server.operator('POST', `/v1/agents/${holder.agent_id}/disable`);
     });
