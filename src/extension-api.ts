@@ -19,6 +19,7 @@ export { Quota } from './http/quota.decorators';
 export { IsTimestamp, parseTimestamp } from './http/timestamps';
 export { IdParam, IsId } from './http/validation';
 export type { Observation } from './kinds/observations';
+export type { ObservedCheck, Signal, TargetSignal } from './kinds/signals';
 export { type TakenReport, TaskKind, type TaskKindHandler } from './kinds/task-kinds';
 export { AuditLog, type Change } from './operators/audit-log';
 export { OperatorsModule } from './operators/operators.module';

@@ -25,6 +25,9 @@ class Thing {
   @Field({ type: 'number', optional: true })
   weight?: number | null;
 
+  @Field({ type: 'number', optional: true, minimum: 0, maximum: 2.5 })
+  height?: number | null;
+
   @Field({ type: 'string', optional: true, minLength: 2, maxLength: 4, rule: NAME })
   key?: string | null;
 
@@ -84,6 +87,7 @@ const filled = {
   ...right,
   limit: 9,
   weight: 0.5,
+  height: 2.5,
   key: 'key',
   lock: '',
   at: '2026-01-01T00:00:00Z',
@@ -95,7 +99,9 @@ const filled = {
 };
 const bare: Record<string, unknown> = {
   ...right,
-  ...Object.fromEntries(['weight', 'key', 'lock', 'at', 'choice', 'parts'].map((name) => [name, null])),
+  ...Object.fromEntries(
+    ['weight', 'height', 'key', 'lock', 'at', 'choice', 'parts'].map((name) => [name, null]),
+  ),
 };
 const without = (name: string) => Object.fromEntries(Object.entries(right).filter(([key]) => key !== name));
 const problemsOf = (body: object) => ({ ...checkFields(Body, body).problems });
@@ -129,6 +135,11 @@ describe('a list of items', () => {
     ['no limit', without('limit'), '.limit', 'is required'],
     ['a text for a limit', { ...right, limit: '' }, '.limit', 'must be an integer from 0 to 9, or null'],
     ['a text for a weight', { ...right, weight: '1' }, '.weight', 'must be a number'],
+    ['a text for a height', { ...right, height: '1' }, '.height', 'must be a number from 0 to 2.5'],
+    ['too small a height', { ...right, height: -0.5 }, '.height', 'must be a number from 0 to 2.5'],
+    ['too large a height', { ...right, height: 2.75 }, '.height', 'must be a number from 0 to 2.5'],
+    ['a height without end', { ...right, height: Infinity }, '.height', 'must be a number from 0 to 2.5'],
+    ['a height that is no number', { ...right, height: NaN }, '.height', 'must be a number from 0 to 2.5'],
     ['a number for a key', { ...right, key: 7 }, '.key', 'must be a string'],
     ['too short a key', { ...right, key: 'a' }, '.key', 'must have 2 to 4 characters'],
     [
@@ -217,6 +228,8 @@ describe('a list of items', () => {
       limit: (value) =>
         value === null || (Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 9),
       weight: (value) => value == null || Number.isFinite(value),
+      height: (value) =>
+        value == null || (Number.isFinite(value) && (value as number) >= 0 && (value as number) <= 2.5),
       key: (value) => value == null || (isText(value, 2, 4) && NAME.problem(value as string) === undefined),
       choice: (value) => value == null || value === 'a' || value === 'b',
     };
@@ -325,7 +338,18 @@ describe("an agent's body", () => {
 
   it('is read as far as its fields are declared', () => {
     const parts = { members: { name: {}, value: { asSent: true } } };
-    const thing = { spec: {}, size: {}, limit: {}, weight: {}, key: {}, lock: {}, at: {}, choice: {}, parts };
+    const thing = {
+      spec: {},
+      size: {},
+      limit: {},
+      weight: {},
+      height: {},
+      key: {},
+      lock: {},
+      at: {},
+      choice: {},
+      parts,
+    };
     expect(shapeOf(Report)).toEqual({
       things: { members: thing },
       ids: {},
@@ -343,6 +367,10 @@ describe('the document', () => {
       { type: 'integer', minimum: 1, required: false, nullable: true, default: 2, example: 3 },
     ],
     [{ type: 'number', nullable: true } as const, { type: 'number', format: 'double', nullable: true }],
+    [
+      { type: 'number', minimum: 0, maximum: 2.5 } as const,
+      { type: 'number', format: 'double', minimum: 0, maximum: 2.5 },
+    ],
     [{ type: 'string', rule: TIMESTAMP } as const, { type: 'string', format: 'date-time' }],
     [
       { type: 'choice', of: ['a'], optional: true } as const,

@@ -24,8 +24,14 @@ interface IntegerForm extends Common {
   readonly maximum?: number;
 }
 
-interface NumberForm extends Common {
-  readonly type: 'number';
+/** A finite number, within the bounds if it has them. */
+type NumberForm = Common & { readonly type: 'number' } & (
+    | { readonly minimum: number; readonly maximum: number }
+    | { readonly minimum?: never; readonly maximum?: never }
+  );
+
+interface BooleanForm extends Common {
+  readonly type: 'boolean';
 }
 
 interface TextForm extends Common {
@@ -84,6 +90,7 @@ interface UncheckedForm extends Common {
 export type FieldForm =
   | IntegerForm
   | NumberForm
+  | BooleanForm
   | TextForm
   | ChoiceForm
   | ListForm
@@ -180,7 +187,9 @@ function shownForm(form: FieldForm): object {
     case 'integer':
       return pick(form, 'type', 'minimum', 'maximum');
     case 'number':
-      return { type: 'number', format: 'double' };
+      return { type: 'number', format: 'double', ...pick(form, 'minimum', 'maximum') };
+    case 'boolean':
+      return { type: 'boolean' };
     case 'string':
       return { ...pick(form, 'type', 'minLength', 'maxLength'), ...form.rule?.schema };
     case 'choice':
@@ -231,7 +240,9 @@ function checkedForm(form: FieldForm, isStrict: boolean): SchemaObject {
     case 'integer':
       return { maximum: Number.MAX_SAFE_INTEGER, ...shownForm(form) };
     case 'number':
-      return { type: 'number' };
+      return pick(form, 'type', 'minimum', 'maximum');
+    case 'boolean':
+      return { type: 'boolean' };
     case 'string':
       return { ...pick(form, 'type', 'minLength', 'maxLength'), ...pick(form, 'rule') };
     case 'choice':
@@ -374,8 +385,13 @@ function messageOf(form: FieldForm, keyword: string, data: unknown): string {
       const range = maximum === undefined ? `of at least ${minimum}` : `from ${minimum} to ${maximum}`;
       return `must be an integer ${range}${orNull}`;
     }
-    case 'number':
-      return `must be a number${orNull}`;
+    case 'number': {
+      const { minimum, maximum } = form;
+      const range = minimum === undefined ? '' : ` from ${minimum} to ${maximum}`;
+      return `must be a number${range}${orNull}`;
+    }
+    case 'boolean':
+      return `must be true or false${orNull}`;
     case 'choice':
       return `must be one of ${form.of.join(', ')}${orNull}`;
     case 'string': {

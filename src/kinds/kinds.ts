@@ -1,5 +1,6 @@
 import { ApiProperty } from '@nestjs/swagger';
 import { IsIn, IsInt, IsOptional, IsString, Matches, Max, MaxLength, Min, MinLength } from 'class-validator';
+import { dnsEvidence, httpEvidence, pingEvidence, tcpEvidence, traceEvidence } from './evidence';
 import {
   canonicalHost,
   HOST_FORM,
@@ -51,6 +52,7 @@ class DnsSpec {
 /** A DNS lookup. Its target is the DNS server with its port, or `resolver` for the agents' own resolvers. */
 @TaskKind('dns', { spec: DnsSpec })
 export class DnsKind implements TaskKindHandler<DnsSpec> {
+  readonly signalOf = dnsEvidence;
   readonly targetForm =
     "must be a DNS server, such as 192.0.2.53:53 or [2001:db8::53]:53, or 'resolver' for the agents' own";
 
@@ -89,6 +91,7 @@ class HttpSpec {
 /** An HTTP request. Its target is the URL's host and port. */
 @TaskKind('http', { spec: HttpSpec })
 export class HttpKind implements TaskKindHandler<HttpSpec> {
+  readonly signalOf = httpEvidence;
   readonly targetForm = HOST_PORT_FORM;
 
   check({ url }: HttpSpec): { url?: string } {
@@ -124,6 +127,7 @@ class TcpSpec {
 /** A TCP connection. Its target is the host and port. */
 @TaskKind('tcp', { spec: TcpSpec })
 export class TcpKind implements TaskKindHandler<TcpSpec> {
+  readonly signalOf = tcpEvidence;
   readonly targetForm = HOST_PORT_FORM;
 
   target({ host, port }: TcpSpec): string {
@@ -222,7 +226,9 @@ class PingSpec {
 
 /** ICMP echo requests. The target is the host. */
 @TaskKind('ping', { spec: PingSpec })
-export class PingKind extends HostKind {}
+export class PingKind extends HostKind {
+  readonly signalOf = pingEvidence;
+}
 
 class TraceSpec {
   @ApiProperty({ example: 'example.com' })
@@ -239,4 +245,6 @@ class TraceSpec {
 
 /** A trace of the route to a host. The target is the host. */
 @TaskKind('trace', { spec: TraceSpec })
-export class TraceKind extends HostKind {}
+export class TraceKind extends HostKind {
+  readonly signalOf = traceEvidence;
+}

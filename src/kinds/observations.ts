@@ -4,6 +4,13 @@ import { Field } from '../http/item-fields';
 export const OUTCOMES = ['success', 'timeout', 'error'] as const;
 export type Outcome = (typeof OUTCOMES)[number];
 
+/**
+ * What went wrong with a check: the target refused it or asked for a pause, did not answer in time, or could not be
+ * reached; or it was the agent's own trouble, or its owner's policy.
+ */
+export const FAILURES = ['refused', 'throttled', 'timeout', 'unreachable', 'local', 'policy'] as const;
+export type Failure = (typeof FAILURES)[number];
+
 /** One observed value of a check. */
 export class Observation {
   // The name can come from observed data, so all characters are accepted.

@@ -1,9 +1,10 @@
-import { type DynamicModule, Injectable, Module, type Type } from '@nestjs/common';
+import { type DynamicModule, Injectable, Logger, Module, type Type } from '@nestjs/common';
 import { DiscoveryModule } from '@nestjs/core';
 import { Test, type TestingModule } from '@nestjs/testing';
 import { IsIn, IsOptional, IsString } from 'class-validator';
 import { ApiError } from '../errors';
 import { DnsKind, HttpKind, PingKind, TcpKind, TraceKind } from './kinds';
+import type { EndedCheck, ObservedCheck, TargetSignal } from './signals';
 import { TaskKind, type TaskKindHandler, TaskKinds } from './task-kinds';
 
 class WhoisSpec {
@@ -253,17 +254,123 @@ describe('the registry of task kinds', () => {
       });
     });
 
-    it.each(['parseTarget', 'canonicalFields'])('stops the start if %s is not a method', async (name) => {
-      @TaskKind('odd', { spec: WhoisSpec })
-      class OddKind {
-        constructor() {
-          Object.assign(this, { [name]: 5 });
+    it.each(['parseTarget', 'canonicalFields', 'signalOf'])(
+      'stops the start if %s is not a method',
+      async (name) => {
+        @TaskKind('odd', { spec: WhoisSpec })
+        class OddKind {
+          constructor() {
+            Object.assign(this, { [name]: 5 });
+          }
+          target(): string {
+            return 'x';
+          }
         }
-        target(): string {
-          return 'x';
+        expect(await refusal(OddKind)).toMatch(new RegExp(`${name} that is not a method`));
+      },
+    );
+  });
+
+  describe('what a report says of its target', () => {
+    const NOW = 1_764_000_000_000;
+    const check = (more: Partial<EndedCheck> = {}): EndedCheck => ({
+      report: 'completed',
+      outcome: 'success',
+      observations: [{ name: 'note', value: 'x' }],
+      received_at: NOW,
+      ...more,
+    });
+    const BY_OUTCOME = { signal: 'answered', rttMs: null, retryAfterMs: null };
+
+    /** A kind that records what it is asked, and answers as it is told. */
+    function saying(answer: (report: ObservedCheck) => unknown) {
+      const asked: ObservedCheck[] = [];
+      @TaskKind('whois', { spec: WhoisSpec })
+      class SayingKind extends WhoisKind {
+        signalOf(report: ObservedCheck): Partial<TargetSignal> | undefined {
+          asked.push(report);
+          return answer(report) as Partial<TargetSignal> | undefined;
         }
       }
-      expect(await refusal(OddKind)).toMatch(new RegExp(`${name} that is not a method`));
+      return { SayingKind, asked };
+    }
+
+    it.each<[string, string, unknown, string]>([
+      ['dns', 'rcode', 'REFUSED', 'pushed_back'],
+      ['http', 'status', 503, 'pushed_back'],
+      ['tcp', 'state', 'filtered', 'bad'],
+      ['ping', 'received', 0, 'bad'],
+      ['trace', 'hops', ['*'], 'bad'],
+    ])('is read by the kind %s from %s', async (kind, name, value, signal) => {
+      const kinds = await start(TcpKind, TraceKind, HttpKind, PingKind);
+      expect(kinds.signalOf(kind, check({ observations: [{ name, value }] })).signal).toBe(signal);
+    });
+
+    it('is by the outcome for a kind that does not say, and for one that is not loaded', async () => {
+      const kinds = await start(WhoisKind);
+      for (const kind of ['whois', 'gone', 'constructor'])
+        expect(kinds.signalOf(kind, check({ rtt_ms: 4 }))).toEqual({ ...BY_OUTCOME, rttMs: 4 });
+    });
+
+    it("asks the kind with the report's outcome and its first 64 observations", async () => {
+      const { SayingKind, asked } = saying(() => ({ signal: 'pushed_back', rttMs: 3, retryAfterMs: 5 }));
+      const kinds = await start(SayingKind);
+      const many = Array.from({ length: 1_000 }, (_, i) => ({ name: `o${i}`, value: i }));
+      expect(kinds.signalOf('whois', check({ observations: many }))).toEqual({
+        signal: 'pushed_back',
+        rttMs: null,
+        retryAfterMs: 5,
+      });
+      kinds.signalOf('whois', { report: 'completed', received_at: NOW });
+      // With a failure too: the pause that the target asked for may be in the observations.
+      expect(kinds.signalOf('whois', check({ failure: 'throttled' })).retryAfterMs).toBe(5);
+      expect(asked).toEqual([
+        { outcome: 'success', observations: many.slice(0, 64), received_at: NOW },
+        { outcome: null, observations: [], received_at: NOW },
+        { outcome: 'success', observations: check().observations, received_at: NOW },
+      ]);
+    });
+
+    it('does not ask the kind of a lease that is returned without observations', async () => {
+      const { SayingKind, asked } = saying(() => ({ signal: 'bad' }));
+      const kinds = await start(SayingKind);
+      for (const observations of [undefined, null, []])
+        expect(kinds.signalOf('whois', check({ report: 'cancelled', observations })).signal).toBe('local');
+      expect(asked).toEqual([]);
+      expect(kinds.signalOf('whois', check({ report: 'cancelled' })).signal).toBe('bad');
+    });
+
+    it.each<[string, () => unknown]>([
+      [
+        'throws',
+        () => {
+          throw new Error('can not read it');
+        },
+      ],
+      ['gives another signal', () => ({ signal: 'fine' })],
+      ['gives a time that is no number', () => ({ signal: 'bad', rttMs: 'long' })],
+      ['gives a promise', () => Promise.reject(new Error('too late'))],
+      [
+        'gives what can not be read',
+        () => ({
+          get signal() {
+            throw new Error('no');
+          },
+        }),
+      ],
+    ])('is by the outcome if the kind %s; that is logged once for each unit of work', async (_, answer) => {
+      const kinds = await start(saying(answer).SayingKind);
+      const logged = jest.spyOn(Logger.prototype, 'error').mockImplementation(() => undefined);
+      try {
+        for (const received_at of [NOW, NOW, NOW, NOW + 1, NOW + 1])
+          expect(kinds.signalOf('whois', check({ received_at }))).toEqual(BY_OUTCOME);
+        expect(logged.mock.calls.map(([entry]) => entry)).toEqual([
+          { kind: 'whois', err: expect.any(Error) },
+          { kind: 'whois', err: expect.any(Error) },
+        ]);
+      } finally {
+        logged.mockRestore();
+      }
     });
   });
 

@@ -7,6 +7,16 @@ import { ExtensionError, extensionOf } from '../extensions';
 import { fieldName, nameProblem } from '../http/text';
 import { checkFields, MAX_PROBLEMS } from '../http/validation';
 import type { Observation, Outcome } from './observations';
+import {
+  checkedEvidence,
+  type EndedCheck,
+  type Evidence,
+  isSilent,
+  MAX_OBSERVED,
+  type ObservedCheck,
+  type TargetSignal,
+  targetSignal,
+} from './signals';
 import { specHolders } from './spec-holders';
 
 /** The declaration of a kind: its name, and the class that validates and documents its spec. */
@@ -55,6 +65,14 @@ export interface TaskKindHandler<Spec extends object = object> {
    * all. If it throws, its writes are rolled back, the error is logged, and the reports are stored all the same.
    */
   onReports?(tx: Transaction, reports: readonly TakenReport<Spec>[]): Promise<void>;
+  /**
+   * Says what a check shows of its target, as far as its observations tell: the rate of starts at the target depends on it. It
+   * is called for each report that ends a lease, up to 1,000 times in one transaction, so it must be fast and await nothing.
+   * What it leaves out is decided by the report's outcome; a failure and an `rtt_ms` in the report have precedence. If it
+   * throws or returns something else, the error is logged, and the report counts as if it had returned nothing.
+   * @returns undefined if the observations show nothing
+   */
+  signalOf?(report: ObservedCheck): Partial<TargetSignal> | undefined;
 }
 
 /** An accepted spec: the text to store, and the target derived from it. */
@@ -92,6 +110,8 @@ interface Entry {
 export class TaskKinds implements OnModuleInit {
   private readonly logger = new Logger('TaskKinds');
   private readonly kinds = new Map<string, Entry>();
+  /** When a kind last failed to say what a report shows: the instant of the unit of work. */
+  private readonly failedAt = new Map<string, number>();
 
   constructor(private readonly discovery: DiscoveryService) {}
 
@@ -114,7 +134,7 @@ export class TaskKinds implements OnModuleInit {
         return owner === undefined ? new Error(named) : new ExtensionError(owner, `is faulty: ${named}`);
       };
       if (typeof handler?.target !== 'function') throw refuse('has no target(spec) method');
-      for (const name of ['onReports', 'parseTarget', 'canonicalFields'] as const)
+      for (const name of ['onReports', 'parseTarget', 'canonicalFields', 'signalOf'] as const)
         if (handler[name] !== undefined && typeof handler[name] !== 'function')
           throw refuse(`has ${name === 'onReports' ? 'an' : 'a'} ${name} that is not a method`);
       if (known?.handler === handler) continue;
@@ -218,6 +238,39 @@ export class TaskKinds implements OnModuleInit {
       { kind, lease_ids: reports.map((report) => report.lease_id), err: result.reason },
       'a task kind failed on reports; they were stored all the same',
     );
+  }
+
+  /**
+   * Returns what a report that ended a lease says of its target. Only the first 64 observations count. If the kind fails, its
+   * outcome counts; that is logged once for each `received_at`, so once for each unit of work.
+   */
+  signalOf(kind: string, check: EndedCheck): TargetSignal {
+    const entry = this.kinds.get(kind);
+    return targetSignal(
+      check,
+      entry?.handler.signalOf && !isSilent(check) ? this.evidenceOf(entry, check) : {},
+    );
+  }
+
+  private evidenceOf({ options: { kind }, handler }: Entry, check: EndedCheck): Evidence | undefined {
+    const { outcome = null, observations, received_at } = check;
+    try {
+      return checkedEvidence(
+        handler.signalOf?.({
+          outcome,
+          observations: observations?.slice(0, MAX_OBSERVED) ?? [],
+          received_at,
+        }),
+      );
+    } catch (error) {
+      if (this.failedAt.get(kind) !== received_at)
+        this.logger.error(
+          { kind, err: error },
+          "a task kind failed on a report's signal; its outcome counts",
+        );
+      this.failedAt.set(kind, received_at);
+      return undefined;
+    }
   }
 
   /** Checks the kinds in a map of capacities. @throws ERR_VALIDATION some do not exist; names each */

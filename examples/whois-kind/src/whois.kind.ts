@@ -1,6 +1,8 @@
 import {
   type ErrorDetails,
+  type ObservedCheck,
   type TakenReport,
+  type TargetSignal,
   TaskKind,
   type TaskKindHandler,
   type Transaction,
@@ -32,6 +34,16 @@ export class WhoisKind implements TaskKindHandler<WhoisSpec> {
 
   onReports(tx: Transaction, reports: readonly TakenReport<WhoisSpec>[]): Promise<void> {
     return this.domains.record(tx, reports);
+  }
+
+  /** Says what a report shows of the server: it refuses or resets the connections of those that ask too often. */
+  signalOf({ observations }: ObservedCheck): Partial<TargetSignal> {
+    const observed = new Map(observations.map(({ name, value }) => [name, value]));
+    const [error, rtt] = [observed.get('error'), observed.get('rtt_ms')];
+    return {
+      signal: error === 'ECONNREFUSED' || error === 'ECONNRESET' ? 'pushed_back' : undefined,
+      rttMs: typeof rtt === 'number' && rtt >= 0 ? rtt : null,
+    };
   }
 }
 
