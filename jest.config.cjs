@@ -41,6 +41,7 @@ const SQLITE_ONLY = [
   'history-checker',
   'log-faults',
   'memory',
+  'politeness-simulation',
   'prometheus',
   'slow-clients',
   'stopping',
@@ -49,6 +50,7 @@ const SQLITE_ONLY = [
 /** In test/slow: about several processes on one database, and about getting there. */
 const POSTGRES_ONLY = [
   'mutants',
+  'pacing',
   'postgres',
   'replicas',
   'load-balancer',

@@ -6,6 +6,7 @@ import { callers } from './callers.mjs';
 import { fleet } from './fleet.mjs';
 import { heartbeats } from './heartbeats.mjs';
 import { limits } from './limits.mjs';
+import { pacing } from './pacing.mjs';
 import { polls } from './polls.mjs';
 import { stopPostgres } from './processes.mjs';
 import { queue } from './queue.mjs';
@@ -25,6 +26,7 @@ const SUBJECTS = {
   callers: { run: callers, databases: ['postgres'], minutes: 10 },
   snapshot: { run: snapshot, databases: ['postgres'], minutes: 20 },
   limits: { run: limits, databases: EITHER, minutes: 30 },
+  pacing: { run: pacing, databases: EITHER, minutes: 15 },
   rows: { run: rows, databases: ['postgres'], minutes: 5 },
   polls: { run: polls, databases: EITHER, minutes: 10 },
   registration: { run: registration, databases: EITHER, minutes: 10 },

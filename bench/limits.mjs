@@ -2,7 +2,7 @@
 // for claims on a deep queue, and for calls that set a limit, with the effect on all others.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Connection, requestText } from './connection.mjs';
-import { enqueue, Stock, work, workersAt } from './load.mjs';
+import { enqueue, Stock, workersAt, workInTurns } from './load.mjs';
 import { OPERATOR, startServer } from './processes.mjs';
 import { comparison, count, figure, table } from './report.mjs';
 import { percentile } from './statistics.mjs';
@@ -87,22 +87,7 @@ async function politeness(database, quick, backlog) {
       await enqueue(server, backlog, { targetOf: otherTarget, priority: -1 });
     }),
   };
-  const measured = LOADS.map(() => ({ none: [], behind: [], inside: [] }));
-  // The first round is for warming up.
-  for (let round = 0; round <= rounds; round++) {
-    for (const [i, { callers, size, enough }] of LOADS.entries()) {
-      for (const [name, { stock, workers }] of Object.entries(sides)) {
-        await stock.require(enough * seconds);
-        const { rate, done } = await work(workers.slice(0, callers), { size, seconds });
-        stock.took(done);
-        if (round > 0) measured[i][name].push(rate);
-      }
-    }
-  }
-  for (const { server, workers } of Object.values(sides)) {
-    for (const worker of workers) worker.close();
-    await server.stop();
-  }
+  const measured = await workInTurns(sides, LOADS, { rounds, seconds });
   const rowsOf = (name, what, min) =>
     LOADS.map(({ figure: load }, i) => ({
       figure: `${what}: ${load}`,

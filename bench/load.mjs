@@ -142,6 +142,30 @@ export async function work(workers, { size, count = Number.POSITIVE_INFINITY, se
   return { rate: done / ((performance.now() - startedAt) / 1_000), done, claims, empty };
 }
 
+/**
+ * Has the workers of each side claim and report under each load, in turns, so that other load on the machine affects all of them; then
+ * stops the sides' servers.
+ * @returns for each load the tasks a second of each side, one figure a round; the first round is for warming up
+ */
+export async function workInTurns(sides, loads, { rounds, seconds }) {
+  const measured = loads.map(() => Object.fromEntries(Object.keys(sides).map((name) => [name, []])));
+  for (let round = 0; round <= rounds; round++) {
+    for (const [i, { callers, size, enough }] of loads.entries()) {
+      for (const [name, { stock, workers }] of Object.entries(sides)) {
+        await stock.require(enough * seconds);
+        const { rate, done } = await work(workers.slice(0, callers), { size, seconds });
+        stock.took(done);
+        if (round > 0) measured[i][name].push(rate);
+      }
+    }
+  }
+  for (const { server, workers } of Object.values(sides)) {
+    for (const worker of workers) worker.close();
+    await server.stop();
+  }
+  return measured;
+}
+
 /** Sends heartbeats for a time, each connection in turns for its share of the agents. */
 export async function beat(server, agents, seconds) {
   const connections = connect(server, CONNECTIONS);

@@ -305,8 +305,10 @@ function targetOf({ kind: _, query, host, url, ...others }) {
 /** Runs the claimed tasks until they are done or the agent is stopped, and reports; unfinished leases are reported as cancelled. */
 async function work(leases) {
   const completed = new Map();
-  const done = leases.map(async ({ lease_id, kind, spec, traceparent }) => {
+  const done = leases.map(async ({ lease_id, kind, spec, traceparent, start_in_ms }) => {
     const what = `lease ${lease_id}: ${kind} ${targetOf(spec)}`;
+    // The server spaces the starts of all agents at a target that has a rate.
+    if (start_in_ms > 0) await sleep(start_in_ms);
     try {
       const result = await checks[kind](spec);
       // An agent that sends traces puts its own span here, a child of the lease's.

@@ -10,6 +10,7 @@ export class Initial1764000000000 implements MigrationInterface {
 
   async up(runner: QueryRunner): Promise<void> {
     const { identity, bigint, keyedOnly } = columnTypes(runner);
+    const generated = isShared(runner) ? 'STORED' : 'VIRTUAL';
     const statements = [
       `CREATE TABLE enrollment_tokens (
         id ${identity},
@@ -207,9 +208,12 @@ export class Initial1764000000000 implements MigrationInterface {
         queued ${bigint} NOT NULL CHECK (queued >= 0),
         head_rank integer,
         head_id ${bigint},
+        opens_at ${bigint},
         UNIQUE (kind, target)
       )`,
       `CREATE INDEX lanes_open ON lanes (kind, head_rank, head_id) WHERE is_open = 1 AND head_id IS NOT NULL`,
+      // Lanes with tasks whose next start is too far ahead.
+      `CREATE INDEX lanes_by_opening ON lanes (opens_at) WHERE opens_at IS NOT NULL AND head_id IS NOT NULL`,
       // The kinds that there have been: a handful among the lanes of all targets with limits.
       `CREATE INDEX lanes_of_kinds ON lanes (kind) WHERE target = ''`,
       // Tasks that may be claimed, in the order of claiming: rank is the negative priority, so that both columns ascend. A claim
@@ -278,6 +282,9 @@ export class Initial1764000000000 implements MigrationInterface {
         observations text,
         error text,
         reported_at ${bigint},
+        start_at ${bigint},
+        failure text CHECK (failure IN ('refused', 'throttled', 'timeout', 'unreachable', 'local', 'policy')),
+        rtt_ms double precision CHECK (rtt_ms >= 0),
         CHECK ((state = 'active') = (ended_at IS NULL) AND (state = 'active') = (ending IS NULL)),
         CHECK ((report IS NULL) = (reported_at IS NULL))
       )`,
@@ -327,20 +334,51 @@ export class Initial1764000000000 implements MigrationInterface {
         signature text NOT NULL
       )`,
 
-      // Only windows that an operator has limited; counts leases alone.
+      // Only windows with a limit or a rate, set by an operator or inherited from the window of every target of the kind; counts
+      // leases alone. Rates are starts per 1,000 s. The generated columns are for dashboards.
       `CREATE TABLE concurrency_windows (
         id ${identity},
-        scope text NOT NULL CHECK (scope IN ('global', 'kind', 'target')),
+        scope text NOT NULL CHECK (scope IN ('global', 'kind', 'every_target', 'target')),
         kind text NOT NULL,
         target text NOT NULL,
-        slots integer NOT NULL CHECK (slots >= 0),
+        inherited integer NOT NULL CHECK (inherited IN (0, 1)),
+        max_slots integer CHECK (max_slots >= 0),
+        max_rate ${bigint} CHECK (max_rate > 0),
+        adaptive integer NOT NULL CHECK (adaptive IN (0, 1)),
+        slots integer CHECK (slots >= 0),
         leased ${bigint} NOT NULL CHECK (leased >= 0),
+        rate ${bigint} CHECK (rate > 0),
+        last_start_us ${bigint} NOT NULL,
+        recent_starts text,
+        starts ${bigint} NOT NULL,
+        hold_until ${bigint},
+        pacing text,
         moved_through ${bigint},
+        expires_at ${bigint},
+        "limit" integer GENERATED ALWAYS AS (slots) ${generated},
+        in_flight ${bigint} NOT NULL GENERATED ALWAYS AS (leased) ${generated},
         UNIQUE (kind, target, scope)
       )`,
       `CREATE INDEX concurrency_windows_by_scope ON concurrency_windows (scope, id)`,
       // Targets whose tasks are being moved to a lane of their own.
       `CREATE INDEX concurrency_windows_moving ON concurrency_windows (kind, target) WHERE moved_through IS NOT NULL`,
+      // Of the targets of a kind that inherit, those that are idle, and those to update.
+      `CREATE INDEX concurrency_windows_inherited ON concurrency_windows (kind, id) WHERE inherited = 1`,
+
+      // Why the limit or the rate of a window changed: by its name, because an idle window is deleted and comes again.
+      `CREATE TABLE concurrency_window_changes (
+        id ${identity},
+        scope text NOT NULL,
+        kind text NOT NULL,
+        target text NOT NULL,
+        changed_at ${bigint} NOT NULL,
+        reason text NOT NULL,
+        rate_before ${bigint},
+        rate_after ${bigint},
+        evidence text NOT NULL
+      )`,
+      `CREATE INDEX concurrency_window_changes_by_window ON concurrency_window_changes (kind, target, scope, id)`,
+      `CREATE INDEX concurrency_window_changes_by_time ON concurrency_window_changes (changed_at)`,
     ];
     if (isShared(runner)) {
       // Rows change often, but no indexed column: the free space of each page takes the new version, and no index changes.

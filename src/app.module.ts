@@ -17,7 +17,7 @@ import { AgentsModule } from './agents/agents.module';
 import { EnrollmentTokenEntity } from './agents/enrollment-token.entity';
 import { Clock } from './clock';
 import { ConcurrencyModule } from './concurrency/concurrency.module';
-import { WindowEntity } from './concurrency/window.entity';
+import { WindowChangeEntity, WindowEntity } from './concurrency/window.entity';
 import { ConfigEntity } from './config/config.entity';
 import { ConfigModule } from './config/config.module';
 import type { Database } from './database/database';
@@ -59,6 +59,7 @@ export const ENTITIES = [
   TaskEntity,
   LeaseEntity,
   WindowEntity,
+  WindowChangeEntity,
   OperatorTokenEntity,
   AuditEntity,
   AuditHeadEntity,

@@ -64,6 +64,8 @@ export interface Settings {
   readonly retryBackoffMs: number;
   readonly retryBackoffMaxMs: number;
   readonly taskRetentionMs: number;
+  /** The kinds of which every target adapts its rate, unless there are bounds for every target of the kind. */
+  readonly adaptiveKinds: readonly string[];
   readonly metricsRetentionMs: number;
   readonly idempotencyRetentionMs: number;
   /** Quotas that replace a route's own; null turns the quota off. */
@@ -315,6 +317,14 @@ function readDrain(reader: Reader, shutdownTimeoutMs: number): number {
   return drainMs;
 }
 
+/** Whether they exist is known once extensions are loaded. */
+function readAdaptiveKinds(reader: Reader): readonly string[] {
+  const names = (reader.text('ADAPTIVE_KINDS') ?? '').split(',').flatMap((part) => part.trim() || []);
+  if (names.some((name) => !/^[a-z][a-z0-9_-]{0,63}$/.test(name)))
+    throw bad('ADAPTIVE_KINDS', 'must be a comma-separated list of task kinds');
+  return [...new Set(names)];
+}
+
 /** Agents' labels that become labels of Prometheus, so they must not clash with labels that the series have. */
 function readMetricsLabels(reader: Reader): string[] {
   const names = (reader.text('METRICS_LABELS') ?? '').split(',').flatMap((part) => part.trim() || []);
@@ -385,6 +395,7 @@ export function readSettings(env: NodeJS.ProcessEnv = process.env): Settings {
       7 * DAY_MS,
     ),
     taskRetentionMs: reader.days('TASK_RETENTION_DAYS', 30),
+    adaptiveKinds: readAdaptiveKinds(reader),
     metricsRetentionMs: reader.days('METRICS_RETENTION_DAYS', 30),
     idempotencyRetentionMs: reader.days('IDEMPOTENCY_RETENTION_DAYS', 1),
     quotas: Object.freeze(quotas),

@@ -138,6 +138,9 @@ INSERT INTO agents (hostname, hostname_key, origin, state, token_hash, token_exp
 -- agents/agents.queries.ts: isKnown
 SELECT id FROM agents WHERE id = $1;
 
+-- agents/agents.queries.ts: listHostnames
+SELECT id, hostname FROM agents WHERE id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value));
+
 -- agents/agents.queries.ts: listLabels
 SELECT agent_id, name, value FROM agent_labels WHERE agent_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value)) ORDER BY agent_id, name;
 

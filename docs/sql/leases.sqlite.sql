@@ -19,6 +19,12 @@ SELECT kind, CASE WHEN (kind, target) IN (SELECT r.kind, r.target FROM (SELECT v
   GROUP BY 1, 2) AS live
   GROUP BY 1, 2;
 
+-- leases/leases.queries.ts: countLeasedByTarget
+SELECT target, count(*) AS count FROM (
+  SELECT (SELECT t.target FROM tasks t WHERE t.id = l.task_id) AS target
+  FROM leases l WHERE l.kind = $1 AND l.ending IS NULL) AS live
+  GROUP BY target;
+
 -- leases/leases.queries.ts: deleteLeasesOf
 DELETE FROM leases WHERE ended_at IS NOT NULL AND task_id IN (SELECT value FROM json_each($1));
 
@@ -27,8 +33,9 @@ SELECT deadline_at FROM leases WHERE ended_at IS NULL AND deadline_at >= $1 ORDE
 
 -- leases/leases.queries.ts: endLeases
 UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.report, outcome = r.outcome,
-  observations = r.observations, error = r.error, reported_at = CASE WHEN r.report IS NOT NULL THEN CAST($2 AS bigint) END
-  FROM (SELECT value ->> 'id' AS id, value ->> 'state' AS state, value ->> 'ending' AS ending, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations, value ->> 'error' AS error FROM json_each($1)) AS r
+  observations = r.observations, error = r.error, failure = r.failure, rtt_ms = r.rtt_ms,
+  reported_at = CASE WHEN r.report IS NOT NULL THEN CAST($2 AS bigint) END
+  FROM (SELECT value ->> 'id' AS id, value ->> 'state' AS state, value ->> 'ending' AS ending, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations, value ->> 'error' AS error, value ->> 'failure' AS failure, value ->> 'rtt_ms' AS rtt_ms FROM json_each($1)) AS r
   WHERE leases.id = r.id AND coalesce(leases.state, '') = 'active' AND $3 IS NOT NULL;
 
 -- leases/leases.queries.ts: extendLeases
@@ -39,14 +46,15 @@ UPDATE leases SET deadline_at = max(leases.deadline_at, min(r.until, leases.life
   RETURNING leases.id, leases.agent_id, leases.deadline_at;
 
 -- leases/leases.queries.ts: insertLeases
-INSERT INTO leases (task_id, agent_id, kind, attempt, state, granted_at, deadline_at, lifetime_ends_at)
-  SELECT task_id, agent_id, kind, attempt, 'active', $2, $3, $4
-  FROM (SELECT value ->> 'task_id' AS task_id, value ->> 'agent_id' AS agent_id, value ->> 'kind' AS kind, value ->> 'attempt' AS attempt FROM json_each($1)) AS r
+INSERT INTO leases (task_id, agent_id, kind, attempt, start_at, state, granted_at, deadline_at, lifetime_ends_at)
+  SELECT task_id, agent_id, kind, attempt, start_at, 'active', $2, $3, $4
+  FROM (SELECT value ->> 'task_id' AS task_id, value ->> 'agent_id' AS agent_id, value ->> 'kind' AS kind, value ->> 'attempt' AS attempt, value ->> 'start_at' AS start_at FROM json_each($1)) AS r
   RETURNING id, task_id;
 
 -- leases/leases.queries.ts: keepLateReports
-UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations, reported_at = $2
-  FROM (SELECT value ->> 'id' AS id, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations FROM json_each($1)) AS r
+UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations,
+  failure = r.failure, rtt_ms = r.rtt_ms, reported_at = $2
+  FROM (SELECT value ->> 'id' AS id, value ->> 'report' AS report, value ->> 'outcome' AS outcome, value ->> 'observations' AS observations, value ->> 'failure' AS failure, value ->> 'rtt_ms' AS rtt_ms FROM json_each($1)) AS r
   WHERE leases.id = r.id AND leases.report IS NULL AND $3 IS NOT NULL;
 
 -- leases/leases.queries.ts: lockHeldBy
@@ -73,7 +81,7 @@ SELECT l.id, l.task_id, l.agent_id, l.attempt, l.granted_at, t.kind, t.target, t
   ORDER BY l.id;
 
 -- leases/leases.queries.ts: selectLive
-SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at FROM leases l JOIN tasks t ON t.id = l.task_id
+SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at, l.start_at FROM leases l JOIN tasks t ON t.id = l.task_id
   WHERE l.id IN (SELECT value FROM json_each($1)) AND l.agent_id = $2 AND coalesce(l.state, '') = 'active';
 
 -- leases/leases.queries.ts: selectPreviousLeases

@@ -50,6 +50,9 @@ DELETE FROM lanes WHERE id IN (
 -- queue/lanes.queries.ts: findBefore
 SELECT rank, task_id AS id FROM ready WHERE lane_id = $1 AND (rank, task_id) < ($2, $3) ORDER BY rank, task_id LIMIT 1;
 
+-- queue/lanes.queries.ts: forgetOpenings
+UPDATE lanes SET opens_at = 0 WHERE opens_at IS NOT NULL;
+
 -- queue/lanes.queries.ts: hasOwnLanes
 SELECT 1 AS one FROM lanes WHERE target > '' LIMIT 1;
 
@@ -60,11 +63,19 @@ INSERT INTO lanes (kind, target, is_open, queued) SELECT kind, target, 1, 0 FROM
 -- queue/lanes.queries.ts: insertReady
 INSERT INTO ready (lane_id, rank, task_id, kind, ready_at, not_after) SELECT lane_id, rank, task_id, kind, ready_at, not_after FROM (SELECT lane_id, rank, task_id, kind, ready_at, not_after FROM json_to_recordset($1::json) AS row(lane_id bigint, rank bigint, task_id bigint, kind text, ready_at bigint, not_after bigint)) AS r;
 
+-- queue/lanes.queries.ts: isAnyLaneDue
+SELECT 1 AS one FROM lanes WHERE opens_at <= $1 AND head_id IS NOT NULL LIMIT 1;
+
 -- queue/lanes.queries.ts: isAnyReady
 SELECT * FROM (SELECT task_id FROM ready WHERE lane_id = $1 AND (rank, task_id) >= ($2, $3) AND (not_after IS NULL OR not_after > $4)
   ORDER BY rank, task_id LIMIT 1) AS shared
   UNION ALL SELECT * FROM (SELECT head_id FROM lanes WHERE kind = $5 AND is_open = 1 AND head_id IS NOT NULL
   ORDER BY head_rank, head_id LIMIT 1) AS open LIMIT 1;
+
+-- queue/lanes.queries.ts: openDueLanes
+UPDATE lanes SET is_open = 1, opens_at = NULL WHERE id IN (
+  SELECT id FROM lanes WHERE opens_at <= $1 AND head_id IS NOT NULL ORDER BY opens_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+  RETURNING kind, target, queued;
 
 -- queue/lanes.queries.ts: removeFromLanes
 UPDATE lanes SET queued = lanes.queued - r.count, head_rank = (SELECT rank FROM ready WHERE lane_id = lanes.id AND (rank, task_id) >= (lanes.head_rank, lanes.head_id)
@@ -85,12 +96,12 @@ SELECT l.id, l.kind, l.target FROM (SELECT kind, target FROM json_to_recordset($
 SELECT id, kind, target, priority, not_after, state FROM tasks WHERE target = $1 AND id + 0 > $2 ORDER BY id + 0 LIMIT $3;
 
 -- queue/lanes.queries.ts: selectOpenAmong
-SELECT l.id, l.target, w.slots - w.leased AS room FROM lanes l
+SELECT l.id, l.target, w.inherited, w.max_slots, w.max_rate, w.adaptive, w.slots, w.leased, w.rate, w.last_start_us, w.recent_starts, w.hold_until FROM lanes l
   LEFT JOIN concurrency_windows w ON w.kind = l.kind AND w.target = l.target AND w.scope = 'target'
   WHERE l.id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value)) AND l.kind = $2 AND l.is_open = 1;
 
 -- queue/lanes.queries.ts: selectOpenLanes
-SELECT l.id, l.target, l.head_rank, l.head_id, w.slots - w.leased AS room
+SELECT l.id, l.target, l.head_rank, l.head_id, w.inherited, w.max_slots, w.max_rate, w.adaptive, w.slots, w.leased, w.rate, w.last_start_us, w.recent_starts, w.hold_until
   FROM (SELECT id, kind, target, head_rank, head_id FROM lanes
   WHERE kind = $1 AND is_open = 1 AND head_id IS NOT NULL ORDER BY head_rank, head_id LIMIT $2) AS l
   LEFT JOIN concurrency_windows w ON w.kind = l.kind AND w.target = l.target AND w.scope = 'target'
@@ -101,9 +112,10 @@ SELECT r.lane_id, k.rank, k.task_id
   FROM (SELECT lane_id, from_rank, from_id FROM json_to_recordset($1::json) AS row(lane_id bigint, from_rank bigint, from_id bigint)) AS r CROSS JOIN LATERAL (SELECT rank, task_id FROM ready WHERE lane_id = r.lane_id AND (rank, task_id) >= (r.from_rank, r.from_id) AND (not_after IS NULL OR not_after > $2)
   ORDER BY rank, task_id LIMIT $3) AS k;
 
--- queue/lanes.queries.ts: setLanesOpen
-UPDATE lanes SET is_open = $2 WHERE id IN (
-  SELECT l.id FROM (SELECT kind, target FROM json_to_recordset($1::json) AS row(kind text, target text)) AS r CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target);
+-- queue/lanes.queries.ts: setLaneStates
+UPDATE lanes SET is_open = r.is_open, opens_at = r.opens_at
+  FROM (SELECT id, is_open, opens_at FROM json_to_recordset($1::json) AS row(id bigint, is_open bigint, opens_at bigint)) AS r
+  WHERE lanes.id = r.id AND lanes.id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($2::json) AS value));
 
 -- queue/lanes.queries.ts: takeFound
 DELETE FROM ready WHERE ctid = ANY(ARRAY(SELECT found.ctid

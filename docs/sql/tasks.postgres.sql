@@ -1,3 +1,15 @@
+-- tasks/politeness.queries.ts: selectChecksOf
+SELECT * FROM (
+  SELECT id, task_id, agent_id, coalesce(start_at, granted_at) AS start_at, ended_at, ending FROM leases WHERE task_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value)) AND ended_at IS NOT NULL AND ended_at >= $2
+  UNION ALL SELECT id, task_id, agent_id, coalesce(start_at, granted_at) AS start_at, ended_at, ending FROM leases WHERE kind = $3 AND task_id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($4::json) AS value)) AND ending IS NULL) AS l
+  WHERE (task_id, id) > ($5, $6) ORDER BY task_id, id LIMIT $7;
+
+-- tasks/politeness.queries.ts: selectTaskFrom
+SELECT id, created_at FROM tasks WHERE id >= $1 ORDER BY id LIMIT 1;
+
+-- tasks/politeness.queries.ts: selectTasksOf
+SELECT id, kind, created_at, finished_at FROM tasks WHERE target = $1 AND id + 0 < $2 ORDER BY id + 0 DESC LIMIT $3;
+
 -- tasks/task-lists.queries.ts: selectLastId
 SELECT max(id) AS id FROM tasks;
 
@@ -104,7 +116,8 @@ SELECT id, bytes FROM (
   ) AS attempts WHERE id < $2 ORDER BY id DESC LIMIT $3;
 
 -- tasks/tasks.queries.ts: selectAttempts
-SELECT id, agent_id, attempt, state, granted_at, deadline_at, ended_at, report, outcome, observations, reported_at
+SELECT id, agent_id, attempt, state, granted_at, start_at, deadline_at, ended_at, report, outcome, failure, rtt_ms,
+  observations, reported_at
   FROM leases WHERE id = ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($1::json) AS value)) ORDER BY id;
 
 -- tasks/tasks.queries.ts: selectKeyHolders

@@ -64,6 +64,17 @@ export function findAgent(statements: Statements, agentId: number): Promise<Know
   return statements.first(`${SELECT_AGENT} WHERE a.id = $1 AND a.state <> 'deleted'`, agentId);
 }
 
+/** Lists the hostnames of these agents; null if one has none. */
+export function listHostnames(
+  statements: Statements,
+  ids: readonly number[],
+): Promise<{ id: number; hostname: string | null }[]> {
+  return statements.rows(
+    `SELECT id, hostname FROM agents WHERE ${statements.dialect.isAmong('id', '$1')}`,
+    JSON.stringify(ids),
+  );
+}
+
 /** Finds the id of the agent that has a hostname and was not deleted. */
 export async function findIdByHostnameKey(
   statements: Statements,

@@ -19,6 +19,7 @@ import {
   insertAgent,
   isKnown,
   type KnownAgent,
+  listHostnames,
   listLabelsNamed,
   listNewestCredentials,
   lockServiceStates,
@@ -237,6 +238,11 @@ export class AgentsService {
   /** Reads the labels with these names, of every agent that has one. */
   labelsNamed(statements: Statements, names: readonly string[]): Promise<Map<number, Labels>> {
     return listLabelsNamed(statements, names);
+  }
+
+  /** Reads the hostnames of these agents; null for one without. */
+  async hostnamesOf(statements: Statements, ids: readonly number[]): Promise<Map<number, string | null>> {
+    return new Map((await listHostnames(statements, ids)).map(({ id, hostname }) => [id, hostname]));
   }
 
   /** Checks that an agent exists or was deleted. @throws ERR_NOT_FOUND there never was such an agent */

@@ -3,6 +3,7 @@ import { OperatorsModule } from '../operators/operators.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
 import { ConcurrencyController } from './concurrency.controller';
 import { ConcurrencyService } from './concurrency.service';
+import { RuleHistory } from './rule-history';
 import { WindowMetrics } from './window-metrics';
 import { Windows } from './windows';
 
@@ -10,7 +11,7 @@ import { Windows } from './windows';
 @Module({
   imports: [OperatorsModule, TelemetryModule],
   controllers: [ConcurrencyController],
-  providers: [ConcurrencyService, Windows, WindowMetrics],
-  exports: [ConcurrencyService, Windows],
+  providers: [ConcurrencyService, RuleHistory, Windows, WindowMetrics],
+  exports: [ConcurrencyService, RuleHistory, Windows],
 })
 export class ConcurrencyModule {}

@@ -1,23 +1,56 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Injectable } from '@nestjs/common';
+import { Inject, Injectable, Logger, type OnApplicationBootstrap } from '@nestjs/common';
+import { Cron, CronExpression } from '@nestjs/schedule';
+import { Clock, toTimestamp } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { ApiError, type ErrorDetails, fail } from '../errors';
 import type { OperatorIdentity } from '../http/control-plane-request';
-import { olderThan, type Page, pageOf } from '../http/pagination';
+import { olderThan, type Page, type PageQuery, pageOf } from '../http/pagination';
 import { MAX_PROBLEMS } from '../http/validation';
 import { AuditLog } from '../operators/audit-log';
-import type { LimitInput, WindowsQuery, WindowView } from './concurrency.dto';
-import type { WindowKey, WindowRow, WindowScope } from './window.entity';
-import { LIMITS_LOCK } from './windows';
+import { JobRunner } from '../scheduling/job-runner';
+import { SETTINGS, type Settings, SettingsError } from '../settings';
+import type { LimitInput, WindowChangeView, WindowsQuery, WindowView } from './concurrency.dto';
+import type { CountingWindow, WindowKey, WindowRow, WindowScope } from './window.entity';
 import {
+  hasBounds,
+  inForce,
+  perSecond,
+  perThousandSeconds,
+  type RoomColumns,
+  roomNow,
+} from './window-bounds';
+import { messageOf } from './window-changes';
+import type { OperatorEvidence, RuleBounds } from './window-rules';
+import { type ChangedWindow, firstColumns, IDLE_MS, LIMITS_LOCK, nextColumns, stateOf } from './windows';
+import {
+  deleteWindowChanges,
   deleteWindows,
+  deleteWindowsById,
+  type InheritedPlace,
+  insertInherited,
+  insertWindowChanges,
   insertWindows,
+  type LockedWindow,
+  lockIdle,
   lockNamedWindows,
   type NamedWindow,
+  selectInherited,
+  selectLastLease,
   selectNamedWindows,
+  selectWideWindows,
+  selectWindow,
+  selectWindowChanges,
   selectWindowPage,
+  type WindowChange,
 } from './windows.queries';
+
+/** The target that stands for every target of a kind. */
+const EVERY = '*';
+const HOUR_MS = 3_600_000;
+/** The name under which a setting sets limits. */
+const BY_SETTINGS: OperatorIdentity = { tokenId: 0, name: 'settings', role: 'admin', address: '' };
 
 /**
  * How long a call that sets limits waits for running units of work at a time, in milliseconds. No unit can begin
@@ -45,15 +78,22 @@ export interface TargetNames {
   findTargets(text: string, kind?: string): WindowKey[];
 }
 
-/** A limit to set; null lifts it. */
-export interface LimitToSet extends NamedWindow {
-  readonly slots: number | null;
+/** The bounds of a window. */
+type Bounds = Pick<WindowRow, 'max_slots' | 'max_rate' | 'adaptive'>;
+
+const NO_BOUNDS: Bounds = { max_slots: null, max_rate: null, adaptive: 0 };
+
+/** The bounds to change of a window; null lifts one. */
+interface LimitToSet extends NamedWindow {
+  readonly changes: Partial<Bounds>;
 }
 
 /** The counts of tasks and leases that windows need from their owners. */
 export interface WindowContents {
   /** Counts the live leases in each of the windows, in order. */
   countLeased(statements: Statements, windows: readonly NamedWindow[]): Promise<number[]>;
+  /** Counts the live leases of a kind at each target that has some. */
+  countLeasedByTarget(statements: Statements, kind: string): Promise<{ target: string; count: number }[]>;
   /** Counts the queued tasks that each of the windows limits, in order. */
   countQueued(statements: Statements, windows: readonly NamedWindow[]): Promise<number[]>;
 }
@@ -63,27 +103,44 @@ export interface WindowContents {
  */
 export type LimitsListener = (
   tx: Transaction,
-  changed: { readonly set: readonly WindowRow[]; readonly lifted: readonly NamedWindow[] },
+  changed: { readonly set: readonly ChangedWindow[]; readonly lifted: readonly NamedWindow[] },
 ) => Promise<void>;
+
+/** Called in the transaction that deletes idle windows. */
+export type DeletionListener = (tx: Transaction, windows: readonly NamedWindow[]) => Promise<void>;
 
 /**
  * Owns concurrency_windows: the limits that operators set on everything, a kind, or a target of a kind, and the live
  * leases of each. Slots are taken when leases are granted and released when they end, see {@link Windows}.
  */
 @Injectable()
-export class ConcurrencyService {
+export class ConcurrencyService implements OnApplicationBootstrap {
+  private readonly logger = new Logger('Concurrency');
+  private readonly kindsToAdapt: Set<string>;
   private readonly limitsListeners: LimitsListener[] = [];
+  private readonly deletionListeners: DeletionListener[] = [];
   private targetNames: TargetNames | undefined;
   private contents: Partial<WindowContents> = {};
 
   constructor(
     private readonly database: Database,
+    private readonly clock: Clock,
     private readonly audit: AuditLog,
-  ) {}
+    private readonly jobs: JobRunner,
+    @Inject(SETTINGS) private readonly settings: Settings,
+  ) {
+    jobs.declare('window-retention');
+    this.kindsToAdapt = new Set(settings.adaptiveKinds);
+  }
 
   /** Subscribes to set limits. The listener runs in the transaction. */
   onLimitsSet(listener: LimitsListener): void {
     this.limitsListeners.push(listener);
+  }
+
+  /** Subscribes to the deletion of idle windows. The listener runs in the transaction. */
+  onIdleDeleted(listener: DeletionListener): void {
+    this.deletionListeners.push(listener);
   }
 
   /** Sets the registry of kinds, which normalises targets of limits and filters as those of tasks. */
@@ -96,14 +153,18 @@ export class ConcurrencyService {
     this.contents = { ...this.contents, ...contents };
   }
 
-  /** Finds the windows with a limit of tasks of these targets. */
-  limitedWindows(statements: Statements, keys: readonly WindowKey[]): Promise<WindowRow[]> {
-    return selectNamedWindows(statements, namesOf(keys));
+  /** Finds the windows with a limit or a rate of tasks of these targets. */
+  async limitedWindows(statements: Statements, keys: readonly WindowKey[]): Promise<CountingWindow[]> {
+    const rows = await selectNamedWindows(statements, namesOf(keys));
+    return rows
+      .map((row) => inForce(row, rows))
+      .filter((row): row is CountingWindow => row.scope !== 'every_target' && hasBounds(row));
   }
 
   /**
-   * Sets limits, all or none, in force when it resolves: from then on no lease is granted beyond them. Leases over a
-   * lowered limit stay live. Its duration does not depend on the number of tasks.
+   * Sets limits and rates, all or none, in force when it resolves: from then on no lease is granted beyond them. Leases
+   * over a lowered limit stay live. What is left out of a limit stays as it is. Its duration does not depend on the number of
+   * tasks.
    * @returns the windows that were set, in the same order
    * @throws ERR_VALIDATION an unknown kind, an impossible target of the kind, or a window that is named twice
    * @throws ERR_UNAVAILABLE the running units of work did not end in time
@@ -121,26 +182,123 @@ export class ConcurrencyService {
   }
 
   /**
-   * Lists the windows with a limit, newest first.
+   * Lists the windows with a limit or a rate, newest first.
    * @throws ERR_VALIDATION the target is impossible for the kind, or for any kind
    */
   async list(query: WindowsQuery): Promise<Page<WindowView>> {
-    const { scope, kind, target, limit } = query;
-    const targets = target ? this.targetNames?.findTargets(target, kind) : undefined;
+    const { kind, target, limit } = query;
+    const scope = target === EVERY ? 'every_target' : query.scope;
+    const targets = target && target !== EVERY ? this.targetNames?.findTargets(target, kind) : undefined;
     return this.database.read(async (statements) => {
-      const rows = await selectWindowPage(
+      const { wide } = await selectWideWindows(statements);
+      const found = await selectWindowPage(
         statements,
         { scope, kind, targets, below: olderThan(query) },
         limit + 1,
       );
+      const rows = found.map((row) => inForce(row, wide));
       const queued = await this.countQueued(statements, rows);
+      const now = this.clock.now();
       return pageOf(
         rows.map((row, i) => ({ row, queued: queued[i] as number })),
         limit,
         ({ row }) => row.id,
-        ({ row, queued }) => viewOf(row, queued),
+        ({ row, queued }) => viewOf(row, queued, now),
       );
     });
+  }
+
+  /**
+   * Lists the changes of a window's limit and rate, the latest first, as long as tasks are kept.
+   * @throws ERR_NOT_FOUND there is no such window
+   */
+  history(id: number, query: PageQuery): Promise<Page<WindowChangeView>> {
+    return this.database.read(async (statements) => {
+      const window = await selectWindow(statements, id);
+      if (!window) throw fail('ERR_NOT_FOUND', { window_id: id });
+      const rows = await selectWindowChanges(statements, window, olderThan(query), query.limit + 1);
+      return pageOf(rows, query.limit, (row) => row.id, changeViewOf);
+    });
+  }
+
+  /** Returns the last change of a window's limit or rate; undefined if none is kept. */
+  async lastChange(
+    statements: Statements,
+    window: NamedWindow,
+  ): Promise<{ at: number; before: number | null; message: string } | undefined> {
+    const [row] = await selectWindowChanges(statements, window, Number.MAX_SAFE_INTEGER, 1);
+    if (!row) return undefined;
+    const { rate_before: before, message } = changeViewOf(row);
+    return { at: row.changed_at, before, message };
+  }
+
+  /**
+   * Has every target of the kinds that the settings name adapt its rate, but for kinds with a limit or a rate for every target.
+   * @throws SettingsError there is no such kind
+   */
+  async onApplicationBootstrap(): Promise<void> {
+    const unknown = this.settings.adaptiveKinds.filter((kind) => this.targetNames?.has(kind) === false);
+    if (unknown.length > 0)
+      throw new SettingsError(
+        `CONTROL_PLANE_ADAPTIVE_KINDS names ${unknown.join(', ')}; there are ${this.targetNames?.names().join(', ')}`,
+      );
+    await this.adaptKinds();
+  }
+
+  @Cron(CronExpression.EVERY_HOUR)
+  protected hourly(): Promise<void> {
+    return this.jobs.run('window-retention', HOUR_MS, async () => {
+      await this.adaptKinds();
+      await this.purge();
+    });
+  }
+
+  /** Does so once after the start: an operator can change it afterwards. */
+  private async adaptKinds(): Promise<void> {
+    for (const kind of [...this.kindsToAdapt]) {
+      const every = [{ scope: 'every_target' as const, kind, target: '' }];
+      try {
+        const rows = await this.database.read((statements) => selectNamedWindows(statements, every));
+        if (!rows.some(hasBounds))
+          await this.setLimits(BY_SETTINGS, [{ kind, target: EVERY, adaptive: true }]);
+        this.kindsToAdapt.delete(kind);
+      } catch (error) {
+        // The server is of more use without it than not at all.
+        this.logger.error(
+          { kind, err: error },
+          'targets do not adapt yet; this is tried again within the hour',
+        );
+      }
+    }
+  }
+
+  /** Deletes old changes of rates, and inherited windows of targets that nothing was queued for lately. */
+  async purge(): Promise<void> {
+    const now = this.clock.now();
+    await this.jobs.purge((limit) =>
+      this.database.write((tx) => deleteWindowChanges(tx, now - this.settings.taskRetentionMs, limit)),
+    );
+    let after: InheritedPlace = { kind: '', id: 0 };
+    await this.jobs.purge(async (limit) => {
+      const windows = await this.database.read((statements) => selectInherited(statements, after, limit));
+      await this.database.write((tx) => this.deleteIdle(tx, windows, now));
+      after = windows.at(-1) ?? after;
+      return windows.length;
+    });
+  }
+
+  /** Deletes those of the windows that are idle and have no queued tasks. */
+  private async deleteIdle(tx: Transaction, among: readonly InheritedPlace[], now: number): Promise<void> {
+    await tx.lockName(LIMITS_LOCK, 'shared');
+    const windows = await lockIdle(tx, among, now);
+    if (windows.length === 0) return;
+    const queued = await this.countQueued(tx, windows);
+    const idle = windows.filter((_, i) => queued[i] === 0);
+    await deleteWindowsById(
+      tx,
+      idle.map(({ id }) => id),
+    );
+    for (const listener of this.deletionListeners) await listener(tx, idle);
   }
 
   private async store(
@@ -150,38 +308,132 @@ export class ConcurrencyService {
     waitMs: number,
   ): Promise<WindowView[]> {
     await tx.lockName(LIMITS_LOCK, 'exclusive', waitMs);
-    const before = await lockNamedWindows(tx, windows);
-    const set = windows.filter(hasSlots);
-    const known = new Set(before.map(nameOf));
-    // An existing window has its count already.
-    const added = set.filter((window) => !known.has(nameOf(window)));
-    const counts = (await this.contents.countLeased?.(tx, added)) ?? [];
-    const leased = new Map(added.map((window, i) => [window, counts[i] as number]));
-    await insertWindows(
+    const known = new Map((await lockNamedWindows(tx, windows)).map((row) => [nameOf(row), row]));
+    const before = windows.map((window) => ownBoundsOf(known.get(nameOf(window))));
+    const after = windows.map(({ changes }, i) => ({ ...(before[i] as Bounds), ...changes }));
+    const { wide } = await selectWideWindows(tx);
+    await this.storeEveryTarget(tx, windows, known, before, after);
+    // Of these the targets that have no bounds of their own inherit.
+    const templates = (await selectWideWindows(tx)).wide;
+    const inherits = ({ scope, kind }: NamedWindow) =>
+      scope === 'target' &&
+      templates.some((row) => row.scope === 'every_target' && row.kind === kind && hasBounds(row));
+    const set = windows.flatMap((window, i) =>
+      window.scope !== 'every_target' && (hasBounds(after[i] as Bounds) || inherits(window))
+        ? [{ window, bounds: after[i] as Bounds }]
+        : [],
+    );
+    await this.storeWindows(tx, set, known, templates);
+    const lifted = windows.filter(
+      (window, i) =>
+        window.scope !== 'every_target' &&
+        !hasBounds(after[i] as Bounds) &&
+        !inherits(window) &&
+        known.has(nameOf(window)),
+    );
+    await deleteWindows(tx, lifted);
+    const rows = (await selectNamedWindows(tx, windows)).map((row) => inForce(row, templates));
+    await insertWindowChanges(
       tx,
-      set.map((window) => {
-        // Ids of tasks are above 0: move its queued tasks from the first one on.
+      windows.map((window, i): WindowChange => {
+        const { scope, kind, target } = window;
+        const row = rows.find((one) => nameOf(one) === nameOf(window));
+        const old = known.get(nameOf(window));
         return {
-          ...window,
-          leased: leased.get(window) ?? 0,
-          moved_through: window.scope === 'target' ? 0 : null,
+          ...{ scope, kind, target, changed_at: tx.now, reason: 'operator' },
+          ...{ rate_before: old ? inForce(old, wide).rate : null, rate_after: row?.rate ?? null },
+          evidence: JSON.stringify({
+            ...evidenceOf(after[i] as Bounds),
+            before: evidenceOf(before[i] as Bounds),
+          } satisfies OperatorEvidence),
         };
       }),
     );
-    const lifted = windows.filter((window) => !hasSlots(window) && known.has(nameOf(window)));
-    await deleteWindows(tx, lifted);
-    const rows = await selectNamedWindows(tx, windows);
-    for (const listener of this.limitsListeners) await listener(tx, { set: rows, lifted });
+    for (const listener of this.limitsListeners)
+      await listener(tx, { set: rows.map((row) => stateOf(row, tx.now)), lifted });
     await this.audit.record(tx, by, {
       action: 'concurrency-limits.set',
       subject: 'concurrency-limits',
-      before: { limits: before.map(limitOf) },
-      after: { limits: windows.map(limitOf) },
+      before: {
+        limits: windows.flatMap((window, i) => {
+          const bounds = before[i] as Bounds;
+          return hasBounds(bounds) ? [limitOf(window, bounds)] : [];
+        }),
+      },
+      after: { limits: windows.map((window, i) => limitOf(window, after[i] as Bounds)) },
     });
-    const byName = new Map(rows.map((row) => [nameOf(row), row]));
+    const byName = new Map(rows.filter(hasBounds).map((row) => [nameOf(row), row]));
     const queued = await this.countQueued(tx, windows);
     return windows.map((window, i) =>
-      viewOf(byName.get(nameOf(window)) ?? { ...window, slots: null, leased: null }, queued[i] as number),
+      viewOf(byName.get(nameOf(window)) ?? { ...NO_WINDOW, ...window }, queued[i] as number, tx.now),
+    );
+  }
+
+  /**
+   * Stores the bounds of every target of kinds. The windows of targets that inherit them are updated, or deleted, by a job; so
+   * the row of lifted ones stays until then.
+   */
+  private async storeEveryTarget(
+    tx: Transaction,
+    windows: readonly LimitToSet[],
+    known: ReadonlyMap<string, WindowRow>,
+    before: readonly Bounds[],
+    after: readonly Bounds[],
+  ): Promise<void> {
+    for (const [i, window] of windows.entries()) {
+      if (window.scope !== 'every_target') continue;
+      const row = known.get(nameOf(window));
+      const bounds = after[i] as Bounds;
+      if (!row && !hasBounds(bounds)) continue;
+      const { max_slots: slots, max_rate: rate } = bounds;
+      // Each change has a number, so that the job knows whether there was another meanwhile.
+      const moved_through = Math.max((row?.moved_through ?? 0) + 1, tx.now);
+      await insertWindows(tx, [{ ...window, ...bounds, slots, rate, pacing: null, moved_through }]);
+      if (hasBounds(before[i] as Bounds) || !hasBounds(bounds)) continue;
+      // Leases that were granted before count too.
+      const counts = (await this.contents.countLeasedByTarget?.(tx, window.kind)) ?? [];
+      const lastLeaseId = bounds.adaptive ? await selectLastLease(tx) : 0;
+      const first = firstColumns(bounds, tx.now, lastLeaseId);
+      await insertInherited(
+        tx,
+        counts.map(({ target, count: leased }) => {
+          return { ...first, kind: window.kind, target, leased, expires_at: tx.now + IDLE_MS };
+        }),
+      );
+    }
+  }
+
+  /** Stores windows with bounds of their own, and those that inherit them from now on. */
+  private async storeWindows(
+    tx: Transaction,
+    set: readonly { readonly window: LimitToSet; readonly bounds: Bounds }[],
+    known: ReadonlyMap<string, LockedWindow>,
+    templates: readonly WindowRow[],
+  ): Promise<void> {
+    // An existing window has its count already.
+    const added = set.filter(({ window }) => !known.has(nameOf(window))).map(({ window }) => window);
+    const counts = (await this.contents.countLeased?.(tx, added)) ?? [];
+    const leased = new Map(added.map((window, i) => [window, counts[i] as number]));
+    const isAdaptive = [...set.map(({ bounds }) => bounds), ...templates].some((one) => one.adaptive === 1);
+    const lastLeaseId = isAdaptive ? await selectLastLease(tx) : 0;
+    await insertWindows(
+      tx,
+      set.map(({ window, bounds: own }) => {
+        const row = known.get(nameOf(window));
+        const template = templates.find((one) => one.scope === 'every_target' && one.kind === window.kind);
+        const isOwn = hasBounds(own);
+        const bounds = isOwn || !template ? own : template;
+        // Ids of tasks are above 0: move its queued tasks from the first one on.
+        const isNew = !row || row.inherited === 1;
+        return {
+          ...{ scope: window.scope, kind: window.kind, target: window.target },
+          ...nextColumns(row, bounds, tx.now, lastLeaseId),
+          inherited: isOwn ? 0 : 1,
+          expires_at: isOwn ? null : tx.now + IDLE_MS,
+          leased: leased.get(window) ?? 0,
+          moved_through: window.scope !== 'target' ? null : isNew ? 0 : row.moved_through,
+        };
+      }),
     );
   }
 
@@ -194,21 +446,28 @@ export class ConcurrencyService {
   private windowsToSet(limits: readonly LimitInput[]): LimitToSet[] {
     const problems: ErrorDetails = {};
     const seen = new Set<string>();
-    const windows = limits.map((limit, i) => {
+    const windows = limits.map((limit, i): LimitToSet => {
       const kind = limit.kind ?? '';
-      const scope: WindowScope = kind ? (limit.target ? 'target' : 'kind') : 'global';
+      const scope = scopeOf(limit);
       let target = '';
       if (kind && this.targetNames && !this.targetNames.has(kind)) {
         problems[`limits.${i}.kind`] = `must be one of ${this.targetNames.names().join(', ')}`;
-      } else if (limit.target) {
+      } else if (limit.target && scope === 'target') {
         const parsed = this.targetNames?.parseTarget(kind, limit.target) ?? { target: limit.target };
         if ('target' in parsed) target = parsed.target;
         else problems[`limits.${i}.target`] = parsed.problem;
       }
+      if (limit.adaptive && (scope === 'global' || scope === 'kind'))
+        problems[`limits.${i}.adaptive`] = `must come with a target, or '${EVERY}' for every target`;
+      if (typeof limit.rate === 'number' && !isInSteps(limit.rate))
+        problems[`limits.${i}.rate`] = 'must be a number from 0.001 to 1000000, in steps of 0.001';
+      const changes = changesOf(limit);
+      if (Object.keys(changes).length === 0)
+        problems[`limits.${i}.limit`] = 'is required, or a rate, or adaptive';
       const key = nameOf({ scope, kind, target });
       if (seen.has(key)) problems[`limits.${i}`] ??= 'names a window that is in the list already';
       seen.add(key);
-      return { scope, kind, target, slots: limit.limit };
+      return { scope, kind, target, changes };
     });
     const named = Object.entries(problems).slice(0, MAX_PROBLEMS);
     if (named.length > 0) throw fail('ERR_VALIDATION', Object.fromEntries(named));
@@ -219,15 +478,41 @@ export class ConcurrencyService {
 const isLockTimeout = (error: unknown): boolean =>
   error instanceof ApiError && error.code === 'ERR_UNAVAILABLE' && error.details?.reason === 'lock';
 
-const hasSlots = (window: LimitToSet): window is LimitToSet & { readonly slots: number } =>
-  window.slots !== null;
-
 const nameOf = ({ scope, kind, target }: NamedWindow): string => `${scope}\0${kind}\0${target}`;
 
-/** Lists the windows that tasks of these targets can count in. */
+function scopeOf({ kind, target }: LimitInput): WindowScope {
+  if (!kind) return 'global';
+  if (!target) return 'kind';
+  return target === EVERY ? 'every_target' : 'target';
+}
+
+const isInSteps = (rate: number): boolean => Math.abs(rate * 1_000 - Math.round(rate * 1_000)) < 1e-6 * rate;
+
+/** The bounds that a limit changes. */
+function changesOf({ limit, rate, adaptive }: LimitInput): Partial<Bounds> {
+  return {
+    ...(limit === undefined ? {} : { max_slots: limit }),
+    ...(rate === undefined ? {} : { max_rate: rate === null ? null : perThousandSeconds(rate) }),
+    ...(adaptive === undefined ? {} : { adaptive: adaptive ? 1 : 0 }),
+  };
+}
+
+/** The bounds that were set for a window itself. */
+function ownBoundsOf(row: WindowRow | undefined): Bounds {
+  if (!row || row.inherited === 1) return NO_BOUNDS;
+  const { max_slots, max_rate, adaptive } = row;
+  return { max_slots, max_rate, adaptive };
+}
+
+const evidenceOf = ({ max_slots: limit, max_rate: maxRate, adaptive }: Bounds): RuleBounds => ({
+  ...{ limit, maxRate, adaptive: adaptive === 1 },
+});
+
+/** Lists the windows that tasks of these targets can count in, and those that they can inherit from. */
 function namesOf(keys: readonly WindowKey[]): NamedWindow[] {
   const names = keys.flatMap(({ kind, target }): NamedWindow[] => [
     { scope: 'kind', kind, target: '' },
+    { scope: 'every_target', kind, target: '' },
     { scope: 'target', kind, target },
   ]);
   const everything: NamedWindow = { scope: 'global', kind: '', target: '' };
@@ -235,21 +520,74 @@ function namesOf(keys: readonly WindowKey[]): NamedWindow[] {
 }
 
 /** Formats a limit for the audit log. */
-function limitOf({ kind, target, slots }: WindowKey & { readonly slots: number | null }) {
-  return { kind: kind || undefined, target: target || undefined, limit: slots };
+function limitOf({ scope, kind, target }: NamedWindow, { max_slots, max_rate, adaptive }: Bounds) {
+  return {
+    kind: kind || undefined,
+    target: scope === 'every_target' ? EVERY : target || undefined,
+    limit: max_slots,
+    ...(max_rate === null ? {} : { rate: perSecond(max_rate) }),
+    ...(adaptive ? { adaptive: true } : {}),
+  };
 }
 
-function viewOf(
-  { scope, kind, target, slots, leased }: NamedWindow & { slots: number | null; leased: number | null },
-  queued: number,
-): WindowView {
+/** What a window is of which there is no row. */
+const NO_WINDOW = {
+  ...{ id: 0, inherited: 0 as const, max_slots: null, max_rate: null, adaptive: 0 as const, slots: null },
+  ...{ leased: 0, rate: null },
+  ...{ last_start_us: 0, recent_starts: null, hold_until: null },
+} satisfies Partial<WindowRow>;
+
+function viewOf(row: RoomColumns & { id: number; target: string }, queued: number, now: number): WindowView {
+  const { id, scope, kind, target, inherited, slots, max_slots, rate, max_rate, adaptive, leased } = row;
+  const room = roomNow(row, now);
   return {
+    id: id === 0 ? null : id,
     scope,
     kind: kind || null,
-    target: target || null,
+    target: scope === 'every_target' ? EVERY : target || null,
+    inherited: inherited === 1,
     limit: slots,
-    leased,
+    max_limit: max_slots,
+    rate: perSecond(rate),
+    max_rate: perSecond(max_rate),
+    adaptive: adaptive === 1,
+    hold_until: row.hold_until !== null && row.hold_until > now ? toTimestamp(row.hold_until) : null,
+    leased: !hasBounds(row) || scope === 'every_target' ? null : leased,
     queued,
-    available: slots === null ? null : Math.max(0, slots - (leased ?? 0)),
+    available: room === Number.POSITIVE_INFINITY || scope === 'every_target' ? null : room,
+  };
+}
+
+/** The evidence of a change: the bounds that an operator set, or what the pacing rule decided by. */
+interface Evidence {
+  readonly limit?: number | null;
+  readonly maxRate?: number | null;
+  readonly adaptive?: boolean;
+  readonly ok?: number;
+  readonly bad?: number;
+  readonly rttRatio?: number | null;
+  readonly measured?: number;
+}
+
+function changeViewOf(change: WindowChange): WindowChangeView {
+  const evidence = JSON.parse(change.evidence) as Evidence;
+  const { ok = null, bad = null, rttRatio = null, measured = null } = evidence;
+  const { limit = null, maxRate = null, adaptive = null } = evidence;
+  return {
+    changed_at: toTimestamp(change.changed_at),
+    reason: change.reason,
+    rate_before: perSecond(change.rate_before),
+    rate_after: perSecond(change.rate_after),
+    message:
+      change.reason === 'operator' && limit === null && maxRate === null && adaptive === false
+        ? 'An operator lifted it.'
+        : messageOf(change.reason, { ok, bad, rttRatio }),
+    max_limit: limit,
+    max_rate: perSecond(maxRate),
+    adaptive,
+    answered: ok,
+    failed: bad,
+    rtt_ratio: rttRatio,
+    measured_rate: perSecond(measured),
   };
 }

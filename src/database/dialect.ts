@@ -1,5 +1,5 @@
 /** Column types that a JSON row can be read as. */
-export type ColumnType = 'integer' | 'text';
+export type ColumnType = 'integer' | 'real' | 'text';
 
 /**
  * The SQL that differs between the two databases, by name. The rest of a statement is written once, in SQL that both
@@ -131,7 +131,11 @@ export const sqliteDialect: Dialect = {
   lastId: (table) => `(SELECT seq FROM sqlite_sequence WHERE name = '${table}')`,
 };
 
-const POSTGRES_TYPES: Readonly<Record<ColumnType, string>> = { integer: 'bigint', text: 'text' };
+const POSTGRES_TYPES: Readonly<Record<ColumnType, string>> = {
+  integer: 'bigint',
+  real: 'double precision',
+  text: 'text',
+};
 
 const of = (tables: readonly string[]): string => (tables.length === 0 ? '' : ` OF ${tables.join(', ')}`);
 

@@ -167,7 +167,7 @@ async function matchTables(
   const columns = await target.rows<{ name: string; column: string; type: string }>(
     `SELECT relname AS name, attname AS "column", format_type(atttypid, atttypmod) AS type
      FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
-     WHERE ${IS_OUR_TABLE}
+     WHERE ${IS_OUR_TABLE} AND attgenerated = ''
      ORDER BY relname, attnum`,
   );
   const theirs = Map.groupBy(columns, ({ name }) => name);

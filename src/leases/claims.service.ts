@@ -14,7 +14,7 @@ import type { HangUpSignal } from '../http/hang-up';
 import { TaskKinds } from '../kinds/task-kinds';
 import { ClaimWaiters } from '../queue/claim-waiters';
 import { TaskLog } from '../queue/task-log';
-import { type TakenTask, TaskTransitions } from '../queue/transitions';
+import { type GrantedTask, type TakenTask, TaskTransitions } from '../queue/transitions';
 import { SETTINGS, type Settings } from '../settings';
 import { AttemptTraces } from './attempt-traces';
 import { type ClaimPlan, planClaim, shareTasks } from './claim-shares';
@@ -25,6 +25,8 @@ import { MAX_LEASES_IN_UNIT } from './leases.service';
 
 /** The most leases that one claim grants. */
 const MAX_CLAIM = 256;
+/** From when on a commit counts as a long one, in ms. */
+const LATE_MS = 100;
 /** How often a waiting claim looks by itself if other replicas can't wake it. */
 const POLL_MS = 1_000;
 
@@ -41,13 +43,21 @@ interface ClaimCall {
   readonly hangUp: HangUpSignal;
 }
 
+/** A lease with its start, in ms from when it was granted; null if it has no rate. */
+type GrantedLease = LeaseGrant & { readonly startInMs: number | null };
+
 /** What one look for tasks came to; `open` are the kinds that the agent may be granted more of. */
 type Look =
-  | { readonly result: 'answer'; readonly leases: readonly LeaseGrant[] }
+  | {
+      readonly result: 'answer';
+      readonly leases: readonly GrantedLease[];
+      /** When their starts were computed, by `performance.now()`. */
+      readonly readAt: number;
+    }
   | { readonly result: 'draining' }
   | { readonly result: 'nothing'; readonly open: readonly string[] };
 
-const NO_LEASES: Look = { result: 'answer', leases: [] };
+const NO_LEASES: Look = { result: 'answer', leases: [], readAt: 0 };
 
 /** Grants leases: looks for tasks for the claims of agents, many of them in one unit of work, and has those wait that find none. */
 @Injectable()
@@ -124,7 +134,7 @@ export class ClaimsService {
         const look = answerOf(await this.claims.run({ agent, capacities, wanted, call, hangUp }));
         if (look.result === 'answer') {
           waiter.served();
-          return { leases: [...look.leases] };
+          return { leases: withStarts(look.leases, look.readAt) };
         }
         // Tasks of kinds that it may not have more of are for others.
         if (look.result === 'draining') waiter.stepAside();
@@ -161,6 +171,7 @@ export class ClaimsService {
 
   /** One look for tasks for each of several claims, of different agents, in one transaction. */
   private async claimAll(tx: Transaction, calls: readonly ClaimCall[]): Promise<(Look | ApiError)[]> {
+    const readAt = performance.now();
     const looks = new Map<ClaimCall, Look | ApiError>();
     // What nobody reads the answer of would be lost until it expires.
     const alive = calls.filter((call) => {
@@ -212,17 +223,17 @@ export class ClaimsService {
       plans.filter(isAlive).flatMap(({ tasks }) => tasks),
       [...unwanted, ...plans.filter((plan) => !isAlive(plan)).flatMap(({ tasks }) => tasks)],
     );
-    const isGranted = new Set(granted.map(({ id }) => id));
+    const grantedOf = new Map(granted.map((task) => [task.id, task]));
     const leased = plans.map((plan) => ({
       plan,
-      tasks: plan.tasks.filter(({ id }) => isGranted.has(id)),
+      tasks: plan.tasks.flatMap(({ id }) => grantedOf.get(id) ?? []),
     }));
     const [leaseOf] = await Promise.all([
       insertLeases(
         tx,
         leased.flatMap(({ plan, tasks }) =>
-          tasks.map(({ id, kind, attempts }) => ({
-            ...{ task_id: id, agent_id: plan.call.agent.id, kind, attempt: attempts + 1 },
+          tasks.map(({ id, kind, attempts, startAt }) => ({
+            ...{ task_id: id, agent_id: plan.call.agent.id, kind, attempt: attempts + 1, start_at: startAt },
           })),
         ),
         // A unit that waited for a lock may find a task that became ready after its instant, when another attempt ended.
@@ -256,7 +267,7 @@ export class ClaimsService {
           call.call,
           grants.map((lease) => lease.lease_id),
         );
-      looks.set(call, { result: 'answer', leases: grants });
+      looks.set(call, { result: 'answer', leases: grants, readAt });
     }
     // Where the statements took turns of the event loop, one may have hung up meanwhile: again, without it.
     if (leased.some(({ plan, tasks }) => tasks.length > 0 && !isAlive(plan)))
@@ -274,11 +285,16 @@ export class ClaimsService {
       const before = await this.idempotency.find<number[]>(tx, call);
       if (!before) return undefined;
       const live = new Map((await selectLive(tx, agentId, before)).map((row) => [row.lease_id, row]));
+      // Their starts may all have passed: they stay as far apart, or the agent would start all of them at once.
+      const starts = [...live.values()].flatMap((row) => row.start_at ?? []);
+      const from = Math.min(tx.now, ...starts);
       const leases = before.flatMap((id) => {
         const row = live.get(id);
-        return row ? [this.grantOf(row, row.lease_id, Math.max(0, row.deadline_at - tx.now))] : [];
+        if (!row) return [];
+        const grant = this.grantOf(row, row.lease_id, Math.max(0, row.deadline_at - tx.now));
+        return [{ ...grant, startInMs: startIn(row.start_at, from) }];
       });
-      return { result: 'answer', leases };
+      return { result: 'answer', leases, readAt: performance.now() };
     } catch (error) {
       if (error instanceof ApiError && error.code === 'ERR_CONFLICT') return error;
       throw error;
@@ -288,9 +304,9 @@ export class ClaimsService {
   private grant(
     tx: Transaction,
     agentId: number,
-    tasks: readonly TakenTask[],
+    tasks: readonly GrantedTask[],
     leaseOf: ReadonlyMap<number, number>,
-  ): LeaseGrant[] {
+  ): GrantedLease[] {
     const leased = tasks.map((task) => ({ task, leaseId: leaseOf.get(task.id) as number }));
     this.log.leased(
       tx,
@@ -299,7 +315,10 @@ export class ClaimsService {
         ...{ id, kind, traceparent, leaseId, attempt: attempts + 1 },
       })),
     );
-    return leased.map(({ task, leaseId }) => this.grantOf(task, leaseId, this.settings.leaseDurationMs));
+    return leased.map(({ task, leaseId }) => ({
+      ...this.grantOf(task, leaseId, this.settings.leaseDurationMs),
+      startInMs: startIn(task.startAt, tx.now),
+    }));
   }
 
   private grantOf(
@@ -317,6 +336,23 @@ export class ClaimsService {
       ...(traceparent === undefined ? {} : { traceparent }),
     };
   }
+}
+
+/** In how many ms an agent may start; null if there is no rate. */
+const startIn = (startAt: number | null, now: number): number | null =>
+  startAt === null ? null : Math.max(0, startAt - now);
+
+/**
+ * Has starts count from the answer: what the commit took has passed of them. After a long one they stay as far apart, or those whose
+ * time has passed would all start at once.
+ */
+function withStarts(leases: readonly GrantedLease[], readAt: number): LeaseGrant[] {
+  const tookMs = Math.max(0, Math.floor(performance.now() - readAt));
+  const first = leases.reduce((least, { startInMs }) => Math.min(least, startInMs ?? least), tookMs);
+  const passedMs = tookMs < LATE_MS ? tookMs : first;
+  return leases.map(({ startInMs, ...lease }) =>
+    startInMs === null ? lease : { ...lease, start_in_ms: Math.max(0, startInMs - passedMs) },
+  );
 }
 
 const sumOf = (numbers: readonly number[]): number => numbers.reduce((sum, one) => sum + one, 0);

@@ -20,6 +20,7 @@ import {
   adjustDeadlines,
   countHeldByKind,
   countInWindows,
+  countLeasedByTarget,
   deleteLeasesOf,
   earliestDeadline,
   endLeases,
@@ -89,7 +90,7 @@ export class LeaseEndings {
       run: (limit) => this.expireOverdue(limit),
     });
     maintainer.onTasksDeleted(deleteLeasesOf);
-    concurrency.countWith({ countLeased: countInWindows });
+    concurrency.countWith({ countLeased: countInWindows, countLeasedByTarget });
   }
 
   /**
@@ -239,6 +240,8 @@ export const endOf = ({ id }: HeldLease, state: LeaseEnd['state'], ending: Lease
   outcome: null,
   observations: null,
   error: null,
+  failure: null,
+  rtt_ms: null,
 });
 
 const taskOf = ({

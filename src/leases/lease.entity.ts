@@ -1,6 +1,6 @@
 import { Column, Entity, PrimaryGeneratedColumn } from 'typeorm';
 import type { AttemptOutcome } from '../agents/agent.entity';
-import type { Outcome } from '../kinds/observations';
+import type { Failure, Outcome } from '../kinds/observations';
 
 export const LEASE_STATES = ['active', 'completed', 'cancelled', 'expired', 'revoked'] as const;
 export type LeaseState = (typeof LEASE_STATES)[number];
@@ -72,4 +72,16 @@ export class LeaseEntity {
 
   @Column('bigint', { nullable: true })
   reported_at!: number | null;
+
+  /** When its agent was told to start, in ms since the epoch; null if there was no rate, and it could start at once. */
+  @Column('bigint', { nullable: true })
+  start_at!: number | null;
+
+  /** What went wrong, as its agent says; null if it says nothing. */
+  @Column('text', { nullable: true })
+  failure!: Failure | null;
+
+  /** The round-trip time to the target, in ms, as its agent measured it. */
+  @Column('double precision', { nullable: true })
+  rtt_ms!: number | null;
 }

@@ -4,7 +4,8 @@ import type { ErrorDetails } from '../errors';
 import { Field, ID, itemCheck } from '../http/item-fields';
 import { faultOf, lengthOfMember, textOfMember } from '../http/json-body';
 import { AgentBody, IsId, isId } from '../http/validation';
-import { Observation, OUTCOMES, type Outcome } from '../kinds/observations';
+import { FAILURES, type Failure, Observation, OUTCOMES, type Outcome } from '../kinds/observations';
+import { MAX_SIGNAL_MS } from '../kinds/signals';
 import { HoldsSpec } from '../kinds/spec-holders';
 
 const MAX_LEASES = 1_000;
@@ -25,6 +26,13 @@ export class LeaseGrant {
   /** Milliseconds until the deadline, counted from when the agent sent the request. */
   @ApiProperty({ example: 60_000 })
   lease_until_ms!: number;
+
+  /**
+   * How many milliseconds to wait before the start of the check, counted from the arrival of the answer. Left out if the target has
+   * no rate.
+   */
+  @ApiProperty({ required: false, example: 400 })
+  start_in_ms?: number;
 
   /** The spec of the task, with its kind. */
   @ApiProperty({ type: Object, example: { kind: 'dns', query: 'example.com', record_type: 'A' } })
@@ -141,6 +149,18 @@ export class LeaseReport {
   @Field({ type: 'choice', optional: true, of: OUTCOMES, example: 'success' })
   outcome?: Outcome | null;
 
+  /**
+   * What went wrong with the check, for the rate of starts at its target: `refused` and `throttled` lower it, `timeout` and
+   * `unreachable` do if there are many; `local` (the agent's own trouble) and `policy` (its owner's rules) do not count.
+   * Null: the kind of the task decides by the observations and the outcome.
+   */
+  @Field({ type: 'choice', optional: true, of: FAILURES, example: null })
+  failure?: Failure | null;
+
+  /** How long the target took to answer, in milliseconds. Null: the kind of the task looks for it in the observations. */
+  @Field({ type: 'number', optional: true, minimum: 0, maximum: MAX_SIGNAL_MS, example: 12.5 })
+  rtt_ms?: number | null;
+
   /** The W3C Trace Context of the agent's own span. Ignored if malformed. */
   @Field({
     type: 'unchecked',
@@ -231,10 +251,12 @@ export function judgeReport(item: unknown, path: string): LeaseReport | Rejected
     const [at, message] = problem;
     return invalid({ [at === '' ? path : `${path}.${at}`]: message });
   }
-  const { lease_id, observations, outcome, traceparent } = item as LeaseReport;
+  const { lease_id, observations, outcome, failure, rtt_ms, traceparent } = item as LeaseReport;
   return {
     lease_id,
     outcome: outcome ?? null,
+    failure: failure ?? null,
+    rtt_ms: rtt_ms ?? null,
     observations: observations ?? [],
     // The specification says: ignore a value that can't be parsed.
     traceparent: typeof traceparent === 'string' ? traceparent : null,

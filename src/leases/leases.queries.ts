@@ -1,7 +1,7 @@
 import type { AttemptOutcome } from '../agents/agent.entity';
 import type { NamedWindow } from '../concurrency/windows.queries';
 import type { Statements, Transaction } from '../database/statements';
-import type { Outcome } from '../kinds/observations';
+import type { Failure, Outcome } from '../kinds/observations';
 import type { TransitionTask } from '../queue/transitions';
 import type { LeaseState } from './lease.entity';
 
@@ -68,7 +68,17 @@ export interface NewLease {
   readonly agent_id: number;
   readonly kind: string;
   readonly attempt: number;
+  /** When its agent may start, in ms since the epoch; null if at once. */
+  readonly start_at: number | null;
 }
+
+const NEW_LEASE = {
+  task_id: 'integer',
+  agent_id: 'integer',
+  kind: 'text',
+  attempt: 'integer',
+  start_at: 'integer',
+} as const;
 
 /** Grants leases from an instant on. @returns the id of each by its task */
 export async function insertLeases(
@@ -80,9 +90,9 @@ export async function insertLeases(
 ): Promise<Map<number, number>> {
   if (leases.length === 0) return new Map();
   const rows = await tx.rows<{ id: number; task_id: number }>(
-    `INSERT INTO leases (task_id, agent_id, kind, attempt, state, granted_at, deadline_at, lifetime_ends_at)
-     SELECT task_id, agent_id, kind, attempt, 'active', $2, $3, $4
-     FROM ${tx.dialect.rowset('$1', { task_id: 'integer', agent_id: 'integer', kind: 'text', attempt: 'integer' })} AS r
+    `INSERT INTO leases (task_id, agent_id, kind, attempt, start_at, state, granted_at, deadline_at, lifetime_ends_at)
+     SELECT task_id, agent_id, kind, attempt, start_at, 'active', $2, $3, $4
+     FROM ${tx.dialect.rowset('$1', NEW_LEASE)} AS r
      RETURNING id, task_id`,
     JSON.stringify(leases),
     grantedAt,
@@ -100,6 +110,7 @@ export interface LiveLease {
   readonly spec: string;
   readonly traceparent: string | null;
   readonly deadline_at: number;
+  readonly start_at: number | null;
 }
 
 /** Those of an agent's leases that are live, with their tasks. */
@@ -109,7 +120,7 @@ export function selectLive(
   leaseIds: readonly number[],
 ): Promise<LiveLease[]> {
   return statements.rows<LiveLease>(
-    `SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at ${FROM}
+    `SELECT l.id AS lease_id, t.id, t.kind, t.spec, t.traceparent, l.deadline_at, l.start_at ${FROM}
      WHERE ${statements.dialect.isAmong('l.id', '$1')} AND l.agent_id = $2 AND ${isLive('l')}`,
     JSON.stringify(leaseIds),
     agentId,
@@ -227,6 +238,8 @@ export interface LeaseEnd {
   /** JSON list; null if there are none. */
   readonly observations: string | null;
   readonly error: string | null;
+  readonly failure: Failure | null;
+  readonly rtt_ms: number | null;
 }
 
 const END = {
@@ -237,6 +250,8 @@ const END = {
   outcome: 'text',
   observations: 'text',
   error: 'text',
+  failure: 'text',
+  rtt_ms: 'real',
 } as const;
 
 /** Ends locked live leases, with what was reported of them. @throws Error one of them is not live */
@@ -244,7 +259,8 @@ export async function endLeases(tx: Transaction, ends: readonly LeaseEnd[]): Pro
   if (ends.length === 0) return;
   const ended = await tx.run(
     `UPDATE leases SET state = r.state, ended_at = $2, ending = r.ending, report = r.report, outcome = r.outcome,
-       observations = r.observations, error = r.error, reported_at = CASE WHEN r.report IS NOT NULL THEN CAST($2 AS bigint) END
+       observations = r.observations, error = r.error, failure = r.failure, rtt_ms = r.rtt_ms,
+       reported_at = CASE WHEN r.report IS NOT NULL THEN CAST($2 AS bigint) END
      FROM ${tx.dialect.rowset('$1', END)} AS r
      WHERE leases.id = r.id AND ${isLive('leases')} AND ${tx.dialect.prefilterByList('leases.id', '$3')}`,
     JSON.stringify(ends),
@@ -254,18 +270,30 @@ export async function endLeases(tx: Transaction, ends: readonly LeaseEnd[]): Pro
   if (ended !== ends.length) throw new Error(`${ends.length} leases were to end, ${ended} were active`);
 }
 
+/** What is kept of a late report. */
+type LateReportRow = Pick<LeaseEnd, 'id' | 'report' | 'outcome' | 'observations' | 'failure' | 'rtt_ms'>;
+
+const LATE = {
+  id: 'integer',
+  report: 'text',
+  outcome: 'text',
+  observations: 'text',
+  failure: 'text',
+  rtt_ms: 'real',
+} as const;
+
 /** Keeps what was reported of leases that had ended already; the first report of each stays. */
-export async function keepLateReports(
-  tx: Transaction,
-  reports: readonly Pick<LeaseEnd, 'id' | 'report' | 'outcome' | 'observations'>[],
-): Promise<void> {
+export async function keepLateReports(tx: Transaction, reports: readonly LateReportRow[]): Promise<void> {
   if (reports.length === 0) return;
   await tx.run(
-    `UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations, reported_at = $2
-     FROM ${tx.dialect.rowset('$1', { id: 'integer', report: 'text', outcome: 'text', observations: 'text' })} AS r
+    `UPDATE leases SET report = r.report, outcome = r.outcome, observations = r.observations,
+       failure = r.failure, rtt_ms = r.rtt_ms, reported_at = $2
+     FROM ${tx.dialect.rowset('$1', LATE)} AS r
      WHERE leases.id = r.id AND leases.report IS NULL AND ${tx.dialect.prefilterByList('leases.id', '$3')}`,
     JSON.stringify(
-      reports.map(({ id, report, outcome, observations }) => ({ id, report, outcome, observations })),
+      reports.map(({ id, report, outcome, observations, failure, rtt_ms }) => ({
+        ...{ id, report, outcome, observations, failure, rtt_ms },
+      })),
     ),
     tx.now,
     JSON.stringify(reports.map(({ id }) => id)),
@@ -336,6 +364,20 @@ export async function countInWindows(
   const nameOf = ({ scope, kind, target }: NamedWindow): string =>
     scope === 'global' ? scope : scope === 'kind' ? `kind ${kind}` : `target ${kind}\0${target}`;
   return windows.map((window) => counts.get(nameOf(window)) ?? 0);
+}
+
+/** Counts the live leases of a kind at each target that has some. */
+export function countLeasedByTarget(
+  statements: Statements,
+  kind: string,
+): Promise<{ target: string; count: number }[]> {
+  return statements.rows(
+    `SELECT target, count(*) AS count FROM (
+       SELECT (SELECT t.target FROM tasks t WHERE t.id = l.task_id) AS target
+       FROM leases l WHERE l.kind = $1 AND l.ending IS NULL) AS live
+     GROUP BY target`,
+    kind,
+  );
 }
 
 /** The specs of tasks, by id. */

@@ -178,6 +178,7 @@ export class LeasesService {
       taken.flatMap(({ late }) =>
         late.map(({ lease, as, report, observations }) => ({
           ...{ id: lease.id, report: as, outcome: report.outcome ?? null, observations },
+          ...{ failure: report.failure ?? null, rtt_ms: report.rtt_ms ?? null },
         })),
       ),
     );
@@ -211,11 +212,18 @@ export class LeasesService {
         outcome: report.outcome ?? null,
         observations,
         error: ending === 'success' ? null : messageOf(report.observations ?? []),
+        failure: report.failure ?? null,
+        rtt_ms: report.rtt_ms ?? null,
       },
-      change:
-        as === 'completed'
+      change: {
+        ...(as === 'completed'
           ? { to: 'completed', attempts: lease.attempt }
-          : afterFailedAttempt(lease, now, this.settings),
+          : afterFailedAttempt(lease, now, this.settings)),
+        outcome: () => ({
+          ...this.kinds.signalOf(lease.kind, { ...report, report: as, received_at: now }),
+          ...{ leaseId: lease.id, agentId: lease.agent_id, delayMs: now - lease.granted_at },
+        }),
+      },
       agentTrace: parseTraceparent(report.traceparent),
     };
   }

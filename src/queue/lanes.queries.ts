@@ -1,4 +1,6 @@
 import type { WindowKey } from '../concurrency/window.entity';
+import type { RoomColumns } from '../concurrency/window-bounds';
+import { roomColumns } from '../concurrency/windows.queries';
 import type { SqlValue, Statements, Transaction } from '../database/statements';
 
 /** A position in the claim order of a lane: the lower first. The rank is minus the priority. */
@@ -9,6 +11,9 @@ export interface Position {
 
 /** Before every task. */
 export const START: Position = { rank: -2_147_483_648, id: 0 };
+
+/** After every task. */
+export const END: Position = { rank: 2_147_483_647, id: Number.MAX_SAFE_INTEGER };
 
 /** A row of `ready`. */
 export interface ReadyRow {
@@ -36,11 +41,12 @@ export interface LanePart {
   readonly limit: number;
 }
 
-/** An open lane of a target, with the room of its window; null if the limit was lifted. */
+/** An open lane of a target, with the columns of its window. */
 export interface TakableLane {
   readonly id: number;
   readonly target: string;
-  readonly room: number | null;
+  /** Null if it has none, because the limit was lifted, or is inherited and counts nothing yet. */
+  readonly window: RoomColumns | null;
   /** The place of its best task, by the lane's row; left out if that is not up to date yet. */
   readonly head_rank?: number;
   readonly head_id?: number;
@@ -268,9 +274,13 @@ export async function hasOwnLanes(statements: Statements): Promise<boolean> {
 }
 
 /** Lists the open lanes of a kind's targets that have tasks, by their best tasks. */
-export function selectOpenLanes(statements: Statements, kind: string, limit: number): Promise<OpenLane[]> {
-  return statements.rows<OpenLane>(
-    `SELECT l.id, l.target, l.head_rank, l.head_id, w.slots - w.leased AS room
+export async function selectOpenLanes(
+  statements: Statements,
+  kind: string,
+  limit: number,
+): Promise<OpenLane[]> {
+  const rows = await statements.rows<LaneRow<OpenLane>>(
+    `SELECT l.id, l.target, l.head_rank, l.head_id, ${roomColumns('w')}
      FROM (SELECT id, kind, target, head_rank, head_id FROM lanes
        WHERE kind = $1 AND is_open = 1 AND head_id IS NOT NULL ORDER BY head_rank, head_id LIMIT $2) AS l
      LEFT JOIN concurrency_windows w ON w.kind = l.kind AND w.target = l.target AND w.scope = 'target'
@@ -278,21 +288,64 @@ export function selectOpenLanes(statements: Statements, kind: string, limit: num
     kind,
     limit,
   );
+  return rows.map((row) => laneOf(kind, row));
 }
 
 /** Lists those of the lanes that belong to targets of a kind and are open. */
-export function selectOpenAmong(
+export async function selectOpenAmong(
   statements: Statements,
   kind: string,
   laneIds: readonly number[],
 ): Promise<TakableLane[]> {
-  return statements.rows<TakableLane>(
-    `SELECT l.id, l.target, w.slots - w.leased AS room FROM lanes l
+  const rows = await statements.rows<LaneRow<TakableLane>>(
+    `SELECT l.id, l.target, ${roomColumns('w')} FROM lanes l
      LEFT JOIN concurrency_windows w ON w.kind = l.kind AND w.target = l.target AND w.scope = 'target'
      WHERE ${statements.dialect.isAmong('l.id', '$1')} AND l.kind = $2 AND l.is_open = 1`,
     JSON.stringify(laneIds),
     kind,
   );
+  return rows.map((row) => laneOf(kind, row));
+}
+
+/** A lane as it is read, with the columns of its window if it has one. */
+type LaneRow<Lane extends TakableLane> = Omit<Lane, 'window'> & Omit<RoomColumns, 'scope' | 'kind'>;
+
+const laneOf = <Lane extends TakableLane>(kind: string, row: LaneRow<Lane>) => ({
+  ...row,
+  window: row.leased === null ? null : { ...row, scope: 'target' as const, kind },
+});
+
+/**
+ * Opens lanes whose next start is near.
+ * @param now in ms since the epoch
+ * @returns their targets
+ */
+export function openDueLanes(
+  tx: Transaction,
+  now: number,
+  limit: number,
+): Promise<(WindowKey & { readonly queued: number })[]> {
+  return tx.rows(
+    `UPDATE lanes SET is_open = 1, opens_at = NULL WHERE id IN (
+       SELECT id FROM lanes WHERE opens_at <= $1 AND head_id IS NOT NULL ORDER BY opens_at LIMIT $2 ${tx.dialect.skipLocked()})
+     RETURNING kind, target, queued`,
+    now,
+    limit,
+  );
+}
+
+/** Whether a lane's next start is near. */
+export async function isAnyLaneDue(statements: Statements, now: number): Promise<boolean> {
+  const row = await statements.first(
+    'SELECT 1 AS one FROM lanes WHERE opens_at <= $1 AND head_id IS NOT NULL LIMIT 1',
+    now,
+  );
+  return row !== undefined;
+}
+
+/** Has every lane that waits for its next start open at once: after the clock was set back, that may be far ahead. */
+export async function forgetOpenings(tx: Transaction): Promise<void> {
+  await tx.run('UPDATE lanes SET opens_at = 0 WHERE opens_at IS NOT NULL');
 }
 
 /** Tasks that were added to a lane of a target: their number, and the best of them. */
@@ -303,11 +356,14 @@ export interface LaneAddition {
   readonly head: number;
 }
 
-/** Counts tasks that were added to locked lanes, and updates the lanes' best task. */
-export async function addToLanes(tx: Transaction, additions: readonly LaneAddition[]): Promise<void> {
-  if (additions.length === 0) return;
+/**
+ * Counts tasks that were added to locked lanes, and updates the lanes' best task.
+ * @returns the number of lanes: less than were given if one was deleted meanwhile
+ */
+export async function addToLanes(tx: Transaction, additions: readonly LaneAddition[]): Promise<number> {
+  if (additions.length === 0) return 0;
   const isBetter = 'lanes.head_id IS NULL OR (r.rank, r.head) < (lanes.head_rank, lanes.head_id)';
-  await tx.run(
+  return tx.run(
     `UPDATE lanes SET queued = lanes.queued + r.count,
        head_rank = CASE WHEN ${isBetter} THEN r.rank ELSE lanes.head_rank END,
        head_id = CASE WHEN ${isBetter} THEN r.head ELSE lanes.head_id END
@@ -334,18 +390,29 @@ export async function removeFromLanes(tx: Transaction, counts: ReadonlyMap<numbe
   );
 }
 
-/** Closes or opens lanes of targets. */
-export async function setLanesOpen(
+/** How a lane of a target stands. */
+export interface LaneState {
+  readonly isOpen: boolean;
+  /** When it opens, in ms since the epoch; null if it is open, or until its window has room again. */
+  readonly opensAt: number | null;
+}
+
+/** Opens or closes lanes of targets. */
+export async function setLaneStates(
   tx: Transaction,
-  keys: readonly WindowKey[],
-  isOpen: boolean,
+  states: readonly (LaneState & { readonly id: number })[],
 ): Promise<void> {
-  if (keys.length === 0) return;
+  if (states.length === 0) return;
   await tx.run(
-    `UPDATE lanes SET is_open = $2 WHERE id IN (
-       SELECT l.id FROM ${tx.dialect.rowset('$1', KEYS)} AS r CROSS JOIN lanes l WHERE l.kind = r.kind AND l.target = r.target)`,
-    JSON.stringify(keys.map(({ kind, target }) => ({ kind, target }))),
-    isOpen ? 1 : 0,
+    `UPDATE lanes SET is_open = r.is_open, opens_at = r.opens_at
+     FROM ${tx.dialect.rowset('$1', { id: 'integer', is_open: 'integer', opens_at: 'integer' })} AS r
+     WHERE lanes.id = r.id AND ${tx.dialect.prefilterByList('lanes.id', '$2')}`,
+    JSON.stringify(
+      states.map(({ id, isOpen, opensAt }) => ({
+        ...{ id, is_open: isOpen ? 1 : 0, opens_at: isOpen ? null : opensAt },
+      })),
+    ),
+    JSON.stringify(states.map(({ id }) => id)),
   );
 }
 

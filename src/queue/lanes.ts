@@ -1,15 +1,19 @@
 import { Injectable } from '@nestjs/common';
 import type { WindowKey } from '../concurrency/window.entity';
-import { Windows } from '../concurrency/windows';
+import { type ChangedWindow, type UnitWindows, Windows } from '../concurrency/windows';
 import { selectMovedThrough, setMovedThrough } from '../concurrency/windows.queries';
+import { UnitConflict } from '../database/database-error';
 import type { Statements, Transaction } from '../database/statements';
 import {
   addToLanes,
+  END,
+  findBefore,
   hasOwnLanes,
   insertLanes,
   insertReady,
   isAnyReady,
   type LanePart,
+  type LaneState,
   type Place,
   type Position,
   type ReadyRow,
@@ -21,7 +25,7 @@ import {
   selectOpenAmong,
   selectOpenLanes,
   selectReady,
-  setLanesOpen,
+  setLaneStates,
   type TakableLane,
   takeFound,
   takeReady,
@@ -63,11 +67,14 @@ function startOf(
   return added && isBefore(added, { rank, id }) ? added : { rank, id };
 }
 
+/** An open lane with the room of its window; null if there is no limit. */
+type RoomyLane = TakableLane & { readonly room: number | null };
+
 const inClaimOrder = (a: Place, b: Place): number => a.rank - b.rank || a.task_id - b.task_id;
 
 /** Whether the best task of a lane, by the lane's row, is not one that can be taken; but for lanes that the unit itself took from. */
 function hasStaleHead(
-  lanes: readonly TakableLane[],
+  lanes: readonly RoomyLane[],
   isOwnDoing: (laneId: number) => boolean,
   heads: readonly Place[],
 ): boolean {
@@ -92,7 +99,7 @@ interface Touched {
   readonly kept: Map<number, number>;
   readonly rooms: Map<number, number>;
   /** Those of targets whose windows became full, or have room again. */
-  readonly switched: Map<string, { readonly key: WindowKey; readonly isOpen: boolean }>;
+  readonly switched: Map<string, LaneState & WindowKey>;
 }
 
 /**
@@ -287,11 +294,29 @@ export class Lanes {
     return { moved, isLast };
   }
 
-  /** Opens or closes lanes of targets. Call {@link settle} before the unit ends. */
-  setOpen(tx: Transaction, keys: readonly WindowKey[], isOpen: boolean): void {
-    if (keys.length === 0) return;
+  /**
+   * Takes tasks out of the lane that a kind's tasks share.
+   * @returns them, and whether the lane is empty
+   */
+  async takeShared(
+    tx: Transaction,
+    kind: string,
+    limit: number,
+  ): Promise<{ rows: ReadyRow[]; isEmpty: boolean }> {
+    await this.windows.of(tx);
+    const laneId = (await this.sharedLanes(tx, new Set([kind]))).get(kind) as number;
+    const rows = await takeReady(tx, [{ laneId, from: START, limit }]);
+    // Others may hold some.
+    return { rows, isEmpty: rows.length < limit && !(await findBefore(tx, laneId, END)) };
+  }
+
+  /** Opens or closes lanes of targets by their windows. Call {@link settle} before the unit ends. */
+  setStates(tx: Transaction, windows: readonly ChangedWindow[]): void {
+    const targets = windows.filter(({ scope }) => scope === 'target');
+    if (targets.length === 0) return;
     const { switched } = this.touchedIn(tx);
-    for (const key of keys) switched.set(`${key.kind}\0${key.target}`, { key, isOpen });
+    for (const { kind, target, room, opensAt } of targets)
+      switched.set(`${kind}\0${target}`, { kind, target, isOpen: room > 0, opensAt });
   }
 
   /**
@@ -303,18 +328,22 @@ export class Lanes {
     if (!touched) return;
     this.touched.delete(tx);
     const { added, removed } = touched;
-    const switched = [...touched.switched.values()];
-    const keysTo = (isOpen: boolean) => switched.filter((one) => one.isOpen === isOpen).map(({ key }) => key);
-    const lanes = switched.length === 0 ? [] : await selectLanes(tx, [...keysTo(true), ...keysTo(false)]);
+    const { switched } = touched;
+    const lanes = switched.size === 0 ? [] : await selectLanes(tx, [...switched.values()]);
     // Lock before the statements that read, so that they see the rows of other units.
     await tx.lockRows('lanes', [
       ...new Set([...added.keys(), ...removed.keys(), ...lanes.map(({ id }) => id)]),
     ]);
-    for (const isOpen of [true, false]) await setLanesOpen(tx, keysTo(isOpen), isOpen);
-    await addToLanes(
+    await setLaneStates(
+      tx,
+      lanes.map(({ id, kind, target }) => ({ ...(switched.get(`${kind}\0${target}`) as LaneState), id })),
+    );
+    const counted = await addToLanes(
       tx,
       [...added].map(([id, { count, best }]) => ({ id, count, rank: best.rank, head: best.id })),
     );
+    // One of a target whose window was idle was deleted meanwhile, after that: nobody would find its tasks. The unit runs again.
+    if (counted < added.size) throw new UnitConflict('a lane was deleted');
     await removeFromLanes(tx, removed);
   }
 
@@ -343,14 +372,23 @@ export class Lanes {
   /**
    * Lists the open lanes of a kind's targets: the best committed ones, and those to which this unit has added tasks.
    */
-  private async openLanes(tx: Transaction, kind: string, limit: number): Promise<TakableLane[]> {
-    const lanes: TakableLane[] = await selectOpenLanes(tx, kind, limit);
-    const known = new Set(lanes.map(({ id }) => id));
+  private async openLanes(tx: Transaction, kind: string, limit: number): Promise<RoomyLane[]> {
+    const found: TakableLane[] = await selectOpenLanes(tx, kind, limit);
+    const known = new Set(found.map(({ id }) => id));
     // Their best tasks are not in the lanes' rows before settle().
     const own = [...(this.touched.get(tx)?.added.keys() ?? [])].filter((id) => !known.has(id));
-    if (own.length > 0) lanes.push(...(await selectOpenAmong(tx, kind, own)));
+    if (own.length > 0) found.push(...(await selectOpenAmong(tx, kind, own)));
+    const unit = await this.windows.of(tx);
+    // Lanes without a window may be of targets that have come to inherit a limit.
+    await unit.limitedAmong(found.flatMap(({ target, window }) => (window ? [] : [{ kind, target }])));
     const { rooms } = this.touchedIn(tx);
-    for (const { id, room } of lanes) if (room !== null) rooms.set(id, room);
+    const lanes: RoomyLane[] = [];
+    for (const lane of found) {
+      const { window } = lane;
+      const room = window ? unit.roomOfRow(window) : await unit.roomAt({ kind, target: lane.target });
+      lanes.push({ ...lane, room: room === Number.POSITIVE_INFINITY ? null : room });
+      if (room !== Number.POSITIVE_INFINITY) rooms.set(lane.id, room);
+    }
     return lanes;
   }
 
@@ -358,7 +396,7 @@ export class Lanes {
   private async takeMixed(
     tx: Transaction,
     shared: { readonly kind: string; readonly laneId: number },
-    first: readonly TakableLane[],
+    first: readonly RoomyLane[],
     count: number,
   ): Promise<ReadyRow[]> {
     const taken: ReadyRow[] = [];
@@ -439,11 +477,7 @@ export class Lanes {
     const shared = await this.sharedLanes(tx, new Set(tasks.map(({ kind }) => kind)));
     const unit = await this.windows.of(tx);
     const limited = await unit.limitedAmong(tasks);
-    const own = new Map<string, number>(
-      limited.length === 0
-        ? []
-        : (await selectLanes(tx, limited)).map(({ kind, target, id }) => [`${kind}\0${target}`, id] as const),
-    );
+    const own = await this.ownLanesOf(tx, limited, unit);
     const isLimited = new Set<string>(limited.map(({ kind, target }) => `${kind}\0${target}`));
     return (task) => {
       const key = `${task.kind}\0${task.target}`;
@@ -451,6 +485,25 @@ export class Lanes {
       if (id === undefined) throw new Error(`${task.kind} at ${task.target} has no lane`);
       return { id, isOwn: isLimited.has(key) };
     };
+  }
+
+  /** Finds or adds the lanes of targets with limits. */
+  private async ownLanesOf(
+    tx: Transaction,
+    keys: readonly WindowKey[],
+    unit: UnitWindows,
+  ): Promise<Map<string, number>> {
+    const targets = [...new Map(keys.map((key) => [`${key.kind}\0${key.target}`, key])).values()];
+    if (targets.length === 0) return new Map();
+    let lanes = await selectLanes(tx, targets);
+    if (lanes.length < targets.length) {
+      await insertLanes(tx, targets);
+      this.ownLanes.set(tx, Promise.resolve(true));
+      lanes = await selectLanes(tx, targets);
+      // New lanes are open. That of a target with a limit of 0 is never taken from, which would close it.
+      this.setStates(tx, unit.stoppedAmong(targets));
+    }
+    return new Map(lanes.map(({ kind, target, id }) => [`${kind}\0${target}`, id] as const));
   }
 
   /** Whether any target has a lane of its own, as far as the unit has to know. */

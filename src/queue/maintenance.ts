@@ -2,8 +2,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable } from '@nestjs/common';
 import { Cron, CronExpression, Interval } from '@nestjs/schedule';
 import { Clock } from '../clock';
+import type { WindowRow } from '../concurrency/window.entity';
+import { hasBounds, isWide } from '../concurrency/window-bounds';
 import { roomIn, Windows } from '../concurrency/windows';
-import { selectMovingWindows, selectWideWindows } from '../concurrency/windows.queries';
+import {
+  endEveryTargetUpdate,
+  limitLastStarts,
+  selectMovingWindows,
+  selectWideWindows,
+} from '../concurrency/windows.queries';
 import { Database } from '../database/database';
 import { Idempotency } from '../database/idempotency';
 import type { Statements, Transaction } from '../database/statements';
@@ -14,7 +21,7 @@ import { ClaimWaiters } from './claim-waiters';
 import { QueueDepth } from './depth';
 import { hasDeltas } from './depth.queries';
 import { Lanes } from './lanes';
-import { deleteIdleLanes, findBefore } from './lanes.queries';
+import { deleteIdleLanes, findBefore, forgetOpenings, isAnyLaneDue } from './lanes.queries';
 import { FINISHED_STATES } from './task.entity';
 import { type TaskChange, TaskTransitions } from './transitions';
 import {
@@ -76,6 +83,11 @@ export class QueueMaintainer {
     @Inject(SETTINGS) private readonly settings: Settings,
   ) {
     for (const name of ['reaper', 'queue-counts', 'lane-moves', 'task-retention']) this.jobs.declare(name);
+    // After the clock was set back, starts may be far ahead.
+    continuity.onInterruption(async (tx, { now }) => {
+      await limitLastStarts(tx, now);
+      await forgetOpenings(tx);
+    });
   }
 
   /** Adds work that runs at every tick, before the queue's own. */
@@ -119,6 +131,7 @@ export class QueueMaintainer {
     const due = await this.database.read(async (statements) => ({
       work: await Promise.all(this.dueWork.map((work) => work.isDue(statements))),
       tasks: await isAnyDue(statements, this.clock.now()),
+      lanes: await isAnyLaneDue(statements, this.clock.now()),
     }));
     for (const [i, work] of this.dueWork.entries())
       if (due.work[i]) while ((await work.run(BATCH)) === BATCH);
@@ -126,6 +139,8 @@ export class QueueMaintainer {
       while ((await this.endExpired(BATCH)) === BATCH);
       while ((await this.queueDue(BATCH)) === BATCH);
     }
+    if (due.lanes) while ((await this.database.write((tx) => this.transitions.openDue(tx, BATCH))) === BATCH);
+    await this.wakePaced();
     await this.checkPositions();
     await this.wakeForgotten();
   }
@@ -139,9 +154,36 @@ export class QueueMaintainer {
   /** Moves the queued tasks of targets with a limit into their lanes, until all are there. */
   async moveTasks(): Promise<void> {
     const moving = await this.database.read((statements) => selectMovingWindows(statements));
-    for (const { id } of moving)
-      while (await this.database.write((tx) => this.transitions.moveNext(tx, id, MOVED_AT_ONCE)))
-        await sleep(MOVE_PAUSE_MS);
+    for (const window of moving) {
+      if (window.scope === 'every_target') await this.updateEveryTarget(window);
+      else
+        while (await this.database.write((tx) => this.transitions.moveNext(tx, window.id, MOVED_AT_ONCE)))
+          await sleep(MOVE_PAUSE_MS);
+    }
+  }
+
+  /**
+   * Brings the targets of a kind up to date after the bounds of every target were set, changed or lifted: their windows, and
+   * their tasks that are still in the kind's lane.
+   */
+  private async updateEveryTarget(window: WindowRow): Promise<void> {
+    const { id, kind, moved_through: change } = window;
+    let isMoved = !hasBounds(window);
+    while (!isMoved) {
+      const isLeft = await this.database.write((tx) => this.transitions.moveShared(tx, kind, MOVED_AT_ONCE));
+      isMoved = !isLeft;
+      await sleep(MOVE_PAUSE_MS);
+    }
+    let last: number | undefined = 0;
+    while (last !== undefined) {
+      const above: number = last;
+      last = await this.database.write((tx) =>
+        this.transitions.updateInherited(tx, kind, above, MOVED_AT_ONCE),
+      );
+      await sleep(MOVE_PAUSE_MS);
+    }
+    // Unless there was another change meanwhile.
+    await this.database.write((tx) => endEveryTargetUpdate(tx, id, change ?? 0));
   }
 
   /** Deletes tasks whose retention time is over, with their leases; and lanes and keys that are no longer needed. */
@@ -224,6 +266,26 @@ export class QueueMaintainer {
     for (const kind of await this.forgottenKinds()) this.waiters.wake(kind, 1);
   }
 
+  /** Wakes claims for kinds that wait for the rate of everything or of their kind: there is room again with time. */
+  private async wakePaced(): Promise<void> {
+    const { kinds } = this.waiters;
+    if (kinds.length === 0) return;
+    const now = this.clock.now();
+    const rooms = await this.database.read(async (statements) => {
+      const { wide } = await selectWideWindows(statements);
+      const found = new Map<string, number>();
+      for (const kind of kinds) {
+        const isPaced = wide.some(
+          (row) => row.rate !== null && isWide(row) && (!row.kind || row.kind === kind),
+        );
+        const room = isPaced ? roomIn(wide, kind, now) : 0;
+        if (room > 0 && (await this.lanes.hasReady(statements, kind, now))) found.set(kind, room);
+      }
+      return found;
+    });
+    for (const [kind, room] of rooms) this.waiters.wake(kind, room);
+  }
+
   /**
    * Checks for tasks before the search positions of lanes. There are none, unless a claim of another replica was rolled
    * back or an announcement was lost. Only reads; while a snapshot is open it scans all rows that were deleted since, so
@@ -248,7 +310,10 @@ export class QueueMaintainer {
       const { wide } = await selectWideWindows(statements);
       const found: string[] = [];
       for (const kind of kinds)
-        if (roomIn(wide, kind) > 0 && (await this.lanes.hasReady(statements, kind, this.clock.now())))
+        if (
+          roomIn(wide, kind, this.clock.now()) > 0 &&
+          (await this.lanes.hasReady(statements, kind, this.clock.now()))
+        )
           found.push(kind);
       return found;
     });

@@ -1,5 +1,6 @@
 import { Injectable } from '@nestjs/common';
 import { ConcurrencyService } from '../concurrency/concurrency.service';
+import type { PacedOutcome } from '../concurrency/pacing';
 import { type ChangedWindow, Windows } from '../concurrency/windows';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
@@ -9,10 +10,10 @@ import { Lanes, type LaneTask } from './lanes';
 import {
   countInLanes,
   insertLanes,
+  openDueLanes,
   type Position,
   type ReadyRow,
   removeReady,
-  setLanesOpen,
 } from './lanes.queries';
 import { QueueMetrics } from './queue-metrics';
 import { type FinishedState, isFinished, type TaskReason, type TaskState } from './task.entity';
@@ -55,6 +56,8 @@ export interface TaskChange {
   readonly runAt?: number;
   /** Why it is cancelled or dead. */
   readonly reason?: TaskReason;
+  /** If it was leased: what was reported of its target. Called only if the rate of the target adapts. */
+  readonly outcome?: () => PacedOutcome;
 }
 
 /** A new task with its first state. */
@@ -70,6 +73,12 @@ export interface TakenTask extends TransitionTask {
   readonly attempts: number;
   /** Where it was queued. */
   readonly row: ReadyRow;
+}
+
+/** A task that is leased. */
+export interface GrantedTask extends TakenTask {
+  /** When its agent may start, in ms since the epoch; null if at once. */
+  readonly startAt: number | null;
 }
 
 /**
@@ -110,24 +119,22 @@ export class TaskTransitions {
       this.waiters.wakeAll();
     });
     concurrency.onLimitsSet(async (tx, { set, lifted }) => {
-      const targets = set.filter(({ scope }) => scope === 'target');
-      await insertLanes(tx, targets);
-      await setLanesOpen(
+      await insertLanes(
         tx,
-        [...targets.filter(hasRoom), ...lifted.filter(({ scope }) => scope === 'target')],
-        true,
+        set.filter(({ scope }) => scope === 'target'),
       );
-      await setLanesOpen(
-        tx,
-        targets.filter((window) => !hasRoom(window)),
-        false,
-      );
-      await this.wakeFor(tx, [
-        ...set
-          .map((window) => ({ ...window, room: window.slots - window.leased }))
-          .filter(({ room }) => room > 0),
-        ...lifted.map((window) => ({ ...window, id: 0, room: Number.MAX_SAFE_INTEGER })),
+      await this.applyWindows(tx, [
+        ...set,
+        ...lifted.map((window) => ({ ...window, id: 0, room: Number.MAX_SAFE_INTEGER, opensAt: null })),
       ]);
+    });
+    concurrency.onIdleDeleted(async (tx, windows) => {
+      // A task may be queued in the meantime, in a lane that nothing else would open.
+      this.lanes.setStates(
+        tx,
+        windows.map((window) => ({ ...window, id: 0, room: Number.MAX_SAFE_INTEGER, opensAt: null })),
+      );
+      await this.lanes.settle(tx);
     });
     concurrency.countWith({
       countQueued: async (statements, windows) => {
@@ -252,17 +259,13 @@ export class TaskTransitions {
         changes.map(({ task, from, to }) => ({ kind: task.kind, from, to })),
       ),
     ]);
-    const opened = await unit.giveBack(
-      changes.filter(({ from, to }) => from === 'leased' && to !== 'leased').map(({ task }) => task),
+    const changed = await unit.giveBack(
+      changes
+        .filter(({ from, to }) => from === 'leased' && to !== 'leased')
+        .map(({ task: { kind, target }, outcome }) => ({ kind, target, outcome })),
     );
-    this.lanes.setOpen(
-      tx,
-      opened.filter(({ scope }) => scope === 'target'),
-      true,
-    );
-    await this.lanes.settle(tx);
     this.announceReady(tx, added);
-    await this.wakeFor(tx, opened);
+    await this.applyWindows(tx, changed);
     const dead = changes.filter(({ to }) => to === 'dead');
     this.metrics.countDead(
       tx,
@@ -397,19 +400,19 @@ export class TaskTransitions {
     tx: Transaction,
     wanted: readonly TakenTask[],
     unwanted: readonly TakenTask[],
-  ): Promise<{ leased: TakenTask[]; written: Promise<void> }> {
+  ): Promise<{ leased: GrantedTask[]; written: Promise<void> }> {
     const unit = await this.windows.of(tx);
-    const { fits, full } = await unit.take(wanted);
-    const leased = wanted.filter((_, i) => fits[i]);
-    const back = [...unwanted, ...wanted.filter((_, i) => !fits[i])].map(({ row }) => row);
-    this.lanes.setOpen(
-      tx,
-      full.filter(({ scope }) => scope === 'target'),
-      false,
-    );
+    const { starts, full } = await unit.take(wanted);
+    const leased = wanted.flatMap((task, i): GrantedTask[] => {
+      const start = starts[i];
+      return start ? [{ ...task, startAt: start.at }] : [];
+    });
+    const spare = unwanted.map(({ row }) => row);
+    const refused = wanted.flatMap(({ row }, i) => (starts[i] ? [] : [row]));
+    this.lanes.setStates(tx, full);
     const write = async (): Promise<void> => {
       await Promise.all([
-        this.lanes.putBack(tx, back),
+        this.lanes.putBack(tx, [...spare, ...refused]),
         removeExpiries(tx, expiriesOf(leased)),
         this.depth.count(
           tx,
@@ -419,7 +422,9 @@ export class TaskTransitions {
       await this.lanes.settle(tx);
     };
     // A claim meanwhile may have missed them.
-    this.announceReady(tx, back);
+    this.announceReady(tx, spare);
+    // Those without a slot or a start it would be refused too, again and again: claims are woken once there is room.
+    this.announceReady(tx, refused, false);
     this.metrics.countGranted(
       tx,
       leased.map(({ kind, row }) => ({ kind, readyAt: row.ready_at })),
@@ -439,6 +444,75 @@ export class TaskTransitions {
     return !isLast;
   }
 
+  /**
+   * Moves some of the queued tasks in a kind's lane into the lanes of their targets, all of which have inherited a limit.
+   * @returns whether there may be more
+   */
+  async moveShared(tx: Transaction, kind: string, limit: number): Promise<boolean> {
+    const unit = await this.windows.of(tx);
+    // Lifted meanwhile: they would be put back into the same lane, again and again.
+    if (!unit.hasInherited(kind)) return false;
+    const { rows, isEmpty } = await this.lanes.takeShared(tx, kind, limit);
+    const tasks = await selectTaken(tx, rows);
+    await this.lanes.add(
+      tx,
+      tasks.map((task) => ({ ...task, ready_at: task.row.ready_at })),
+    );
+    await this.lanes.settle(tx);
+    await this.announceMoved(tx, tasks);
+    return !isEmpty;
+  }
+
+  /**
+   * Updates some of the windows that inherit the bounds of every target of a kind, after these were changed or lifted.
+   * @param aboveId of windows
+   * @returns the last id that was updated; undefined if there are no more
+   */
+  async updateInherited(
+    tx: Transaction,
+    kind: string,
+    aboveId: number,
+    limit: number,
+  ): Promise<number | undefined> {
+    const unit = await this.windows.of(tx);
+    const { changed, last } = await unit.updateInherited(kind, aboveId, limit);
+    this.lanes.setStates(tx, changed);
+    await this.lanes.settle(tx);
+    // Most of many targets are idle: no claim needs to look for their tasks.
+    const lanes = changed.length === 0 ? [] : await countInLanes(tx, changed);
+    const queued = new Map(lanes.map((lane) => [`${lane.kind}\0${lane.target}`, lane.queued]));
+    await this.wakeFor(
+      tx,
+      changed.map((window) => {
+        const waiting = queued.get(`${window.kind}\0${window.target}`) ?? 0;
+        return { ...window, room: Math.min(window.room, waiting) };
+      }),
+    );
+    return last;
+  }
+
+  /**
+   * Opens the lanes whose next start is near, and wakes claims for them.
+   * @returns their number
+   */
+  async openDue(tx: Transaction, limit: number): Promise<number> {
+    const unit = await this.windows.of(tx);
+    const lanes = await openDueLanes(tx, tx.now, limit);
+    await unit.limitedAmong(lanes);
+    const rooms = new Map<string, number>();
+    const full: ChangedWindow[] = [];
+    for (const { kind, target, queued } of lanes) {
+      const window = await unit.stateAt({ kind, target });
+      rooms.set(kind, (rooms.get(kind) ?? 0) + Math.min(queued, window?.room ?? queued));
+      if (window && window.room <= 0) full.push(window);
+    }
+    // After an interruption all are due. Open without room, they would hide those that have some from claims.
+    this.lanes.setStates(tx, full);
+    await this.lanes.settle(tx);
+    for (const [kind, room] of rooms) if (room > 0) wake(tx, kind, room);
+    return lanes.length;
+  }
+
   /** Deletes finished tasks that were deleted from `finished_tasks`. */
   async delete(tx: Transaction, rows: readonly FinishedRow[]): Promise<void> {
     if (rows.length === 0) return;
@@ -452,8 +526,11 @@ export class TaskTransitions {
     );
   }
 
-  /** Wakes waiting claims for tasks that became ready, here and on other replicas. */
-  private announceReady(tx: Transaction, rows: readonly ReadyRow[]): void {
+  /**
+   * Announces tasks that became ready to all replicas, which search their lanes from there.
+   * @param wakes whether that wakes waiting claims
+   */
+  private announceReady(tx: Transaction, rows: readonly ReadyRow[], wakes = true): void {
     for (const [kind, some] of Map.groupBy(rows, (row) => row.kind)) {
       const shared = some.filter((row) => this.lanes.isOfKind(tx, row.lane_id));
       const first = shared.reduce<ReadyRow | undefined>(
@@ -464,7 +541,7 @@ export class TaskTransitions {
         undefined,
       );
       const place = first ? ([first.lane_id, first.rank, first.task_id] as const) : [];
-      tx.announce(READY, JSON.stringify([kind, some.length, ...place]));
+      tx.announce(READY, JSON.stringify([kind, wakes ? some.length : 0, ...place]));
     }
   }
 
@@ -479,22 +556,29 @@ export class TaskTransitions {
     }
   }
 
+  /** Opens and closes the lanes of windows that have changed, and wakes waiting claims for those with room. */
+  private async applyWindows(tx: Transaction, changed: readonly ChangedWindow[]): Promise<void> {
+    this.lanes.setStates(tx, changed);
+    await this.lanes.settle(tx);
+    await this.wakeFor(
+      tx,
+      changed.filter(({ room, scope }) => room > 0 && scope !== 'every_target'),
+    );
+  }
+
   /** Wakes waiting claims for tasks whose windows have room again. */
   private async wakeFor(tx: Transaction, opened: readonly ChangedWindow[]): Promise<void> {
-    if (opened.length === 0) return;
     const rooms = new Map<string, number>();
     for (const { scope, kind, room } of opened)
       for (const one of scope === 'global' ? await this.depth.kinds(tx) : [kind])
         rooms.set(one, Math.min((rooms.get(one) ?? 0) + room, Number.MAX_SAFE_INTEGER));
-    for (const [kind, room] of rooms) wake(tx, kind, room);
+    for (const [kind, room] of rooms) if (room > 0) wake(tx, kind, room);
   }
 }
 
 /** Wakes this number of claims that wait for a kind, here and on other replicas, once the unit is committed. */
 const wake = (tx: Transaction, kind: string, count: number): void =>
   tx.announce(READY, JSON.stringify([kind, count]));
-
-const hasRoom = ({ slots, leased }: { slots: number; leased: number }): boolean => leased < slots;
 
 const expiriesOf = (tasks: readonly { readonly id: number; readonly not_after: number | null }[]) =>
   tasks.flatMap(({ id, not_after }) => (not_after === null ? [] : [{ not_after, task_id: id }]));

@@ -1,4 +1,4 @@
-import type { WindowRow } from '../concurrency/window.entity';
+import type { CountingWindow } from '../concurrency/window.entity';
 import { type Around, type AskedTask, countAhead, type DueCount, type QueuedWindow } from './task-ahead';
 
 const task = (fields: Partial<AskedTask> = {}): AskedTask => ({
@@ -6,14 +6,16 @@ const task = (fields: Partial<AskedTask> = {}): AskedTask => ({
   ...fields,
 });
 
-const windowOf = (fields: Partial<WindowRow> = {}): WindowRow => ({
+const windowOf = (fields: Partial<CountingWindow> = {}): CountingWindow => ({
   ...{ id: 1, scope: 'kind', kind: 'dns', target: '' },
   ...{ slots: 2, leased: 1, moved_through: null },
+  ...{ inherited: 0 as const, max_slots: 2, max_rate: null, adaptive: 0 as const, rate: null },
+  ...{ last_start_us: 0, recent_starts: null, starts: 0, hold_until: null },
   ...fields,
 });
 
 /** A window of the task, of a scope. */
-const own = (scope: WindowRow['scope'], fields: Partial<QueuedWindow> = {}): QueuedWindow => ({
+const own = (scope: CountingWindow['scope'], fields: Partial<QueuedWindow> = {}): QueuedWindow => ({
   ...windowOf({ scope, kind: scope === 'global' ? '' : 'dns', target: scope === 'target' ? 'a:53' : '' }),
   queued: 0,
   ...fields,
@@ -27,7 +29,7 @@ describe('countAhead', () => {
   });
   const ahead = (
     counts: ReturnType<typeof of>[],
-    rooms: WindowRow[],
+    rooms: CountingWindow[],
     {
       own: ofTarget = 2,
       due: comeDue = [],

@@ -1,5 +1,5 @@
-import type { WindowKey, WindowRow, WindowScope } from '../concurrency/window.entity';
-import type { NamedWindow } from '../concurrency/windows.queries';
+import type { CountingScope, CountingWindow, WindowKey } from '../concurrency/window.entity';
+import { leasesLeft } from '../concurrency/window-bounds';
 import type { TaskRow } from './tasks.queries';
 
 /** A number; a lower bound if it is not exact, because counting stops at a limit. */
@@ -22,7 +22,7 @@ export interface DueCount extends TargetCount {
 }
 
 /** A window of the task, with the number of queued tasks that it limits. */
-export type QueuedWindow = WindowRow & { readonly queued: number };
+export type QueuedWindow = CountingWindow & { readonly queued: number };
 
 /** A window of the task at the instant when the task can be claimed. */
 export interface InWindow {
@@ -58,7 +58,7 @@ export interface Around {
   /** The tasks that become due while it waits, and whether these are all. */
   readonly due: { readonly counts: readonly DueCount[]; readonly isExact: boolean };
   /** The windows of all of them. */
-  readonly rooms: readonly WindowRow[];
+  readonly rooms: readonly CountingWindow[];
 }
 
 /**
@@ -67,7 +67,7 @@ export interface Around {
  */
 export function countAhead(around: Around): Ahead {
   const { task, windows, own, others, due } = around;
-  const rooms = new Map(around.rooms.map((window) => [keyOf(window), roomOf(window)]));
+  const rooms = new Map(around.rooms.map((window) => [keyOf(window), leasesLeft(window)]));
   const isOwn = ({ kind, target }: WindowKey) => kind === task.kind && target === task.target;
   let ofTarget = own.count;
   const byTarget = new Map<string, TargetCount>();
@@ -89,7 +89,7 @@ export function countAhead(around: Around): Ahead {
       inAll += Math.min(count, rooms.get(keyOf({ scope: 'kind', kind, target: '' })) ?? Infinity);
 
   const isExact = own.isExact && others.isExact && due.isExact;
-  const before: Record<WindowScope, Count> = {
+  const before: Record<CountingScope, Count> = {
     target: { count: ofTarget, isExact: own.isExact && due.isExact },
     kind: { count: ofKind, isExact },
     global: { count: inAll, isExact },
@@ -115,7 +115,7 @@ function heldIn(window: QueuedWindow, before: number, { task, waits, due }: Arou
   const isQueued = task.state === 'queued' ? 1 : 0;
   // While tasks are being moved into the lane of their target, only some are counted.
   const behind = window.moved_through === null ? window.queued + comeDue - before - isQueued : Infinity;
-  return leased + Math.min(Math.max(0, behind), roomOf({ slots: window.slots, leased }));
+  return leased + Math.min(Math.max(0, behind), leasesLeft({ slots: window.slots, leased }));
 }
 
 /** Sums counts. */
@@ -123,11 +123,9 @@ export const sumOf = (counts: readonly { readonly count: number }[]): number =>
   counts.reduce((sum, { count }) => sum + count, 0);
 
 /** Whether tasks of a target count in a window. */
-const isIn = (window: NamedWindow, { kind, target }: WindowKey): boolean =>
+const isIn = (window: QueuedWindow, { kind, target }: WindowKey): boolean =>
   window.scope === 'global' ||
   (window.kind === kind && (window.scope === 'kind' || window.target === target));
 
-const roomOf = ({ slots, leased }: Pick<WindowRow, 'slots' | 'leased'>): number =>
-  Math.max(0, slots - leased);
-
-const keyOf = ({ scope, kind, target }: NamedWindow): string => `${scope}\0${kind}\0${target}`;
+const keyOf = ({ scope, kind, target }: WindowKey & { readonly scope: CountingScope }): string =>
+  `${scope}\0${kind}\0${target}`;

@@ -13,6 +13,7 @@ export const WHY_REASONS = [
   'unknown_kind',
   'no_agent',
   'window_full',
+  'paced',
   'agents_busy',
   'draining',
   'overloaded',
@@ -86,7 +87,10 @@ export class WhyChange {
   @ApiPropertyOptional({ type: 'integer', example: 1 })
   agents?: number;
 
-  /** Whether that is enough: false if more tasks are before this one than are counted. */
+  /**
+   * Whether that is enough: false if more tasks are before this one than are counted; of `wait_until`, if it may have to wait
+   * longer.
+   */
   @ApiPropertyOptional({ example: true })
   is_enough?: boolean;
 }
@@ -123,7 +127,10 @@ export class WhyAttempt {
   ended_at!: string | null;
 }
 
-/** The full window; of several, the one that lacks most slots. */
+/**
+ * The full window, of several the one that lacks most slots; or the one whose rate has the task wait, of several the one that has it
+ * wait longest.
+ */
 export class WhyWindow {
   @ApiProperty({ enum: WINDOW_SCOPES, example: 'kind' })
   scope!: WindowScope;
@@ -134,8 +141,13 @@ export class WhyWindow {
   @ApiProperty({ type: String, nullable: true, example: null })
   target!: string | null;
 
-  @ApiProperty({ example: 10 })
-  limit!: number;
+  /** Null if there is only a rate. */
+  @ApiProperty({ type: 'integer', nullable: true, example: 10 })
+  limit!: number | null;
+
+  /** The starts a second now; null if there is no rate. */
+  @ApiProperty({ type: 'number', format: 'double', nullable: true, example: null })
+  rate!: number | null;
 
   /** The live leases, each of which takes a slot. */
   @ApiProperty({ example: 10 })
@@ -153,7 +165,10 @@ export class WhyWindow {
   @ApiProperty({ example: true })
   before_is_exact!: boolean;
 
-  /** When the task may get a slot, in milliseconds from now, at the rate of the last minutes; null if unknown. */
+  /**
+   * When the task may get a slot, in milliseconds from now, at the rate of the window, or as fast as tasks ended in the last minutes;
+   * null if unknown.
+   */
   @ApiProperty({ type: 'integer', nullable: true, example: 14_000 })
   estimate_ms!: number | null;
 }

@@ -4,8 +4,9 @@ import { AgentKinds } from '../agents/agent-kinds';
 import { Liveness } from '../agents/liveness';
 import { Clock, toTimestamp } from '../clock';
 import { ConcurrencyService } from '../concurrency/concurrency.service';
-import type { WindowKey, WindowScope } from '../concurrency/window.entity';
-import { selectMovingWindows } from '../concurrency/windows.queries';
+import type { CountingScope, WindowKey } from '../concurrency/window.entity';
+import { inForce, roomNow } from '../concurrency/window-bounds';
+import { selectMovingWindows, selectWideWindows } from '../concurrency/windows.queries';
 import { Database } from '../database/database';
 import type { Statements } from '../database/statements';
 import { fail } from '../errors';
@@ -23,6 +24,7 @@ import {
   explain,
   explainFinished,
   leasesNeeded,
+  type PaceChange,
   type Takers,
   type Wait,
   type WhyFacts,
@@ -104,6 +106,7 @@ export class TaskWhyService {
       lastAttempt: wait?.reason === 'backoff' ? await this.lastAttempt(statements, task.id) : undefined,
       ...{ ahead, aheadNow },
       pace: await this.pace(statements, windows, now),
+      paceChanges: await this.paceChanges(statements, windows),
       takers: await this.takers(statements, task, leasesNeeded(ahead), holder ?? undefined),
       load: this.overload.level,
       maxLeasesPerAgent: this.settings.maxLeasesPerAgent,
@@ -194,12 +197,16 @@ export class TaskWhyService {
         : [];
       counts.push({ kind, target: '', count: count(found) - sumOf(moving) }, ...moving);
     }
+    const { wide } = await selectWideWindows(statements);
     const open = await selectOpenLanes(statements, kind, MAX_LANES + 1);
     const before = open.filter((lane) => isBefore({ rank: lane.head_rank, id: lane.head_id }, position));
     // Those with the least room first: one statement counts in each of its lanes up to the most room of any of them.
     const lanes = before
       .filter(({ target }) => !(except?.kind === kind && except.target === target))
-      .map(({ id, target, room }) => ({ id, target, room: Math.min(room ?? Infinity, MAX_COUNTED + 1) }))
+      .map(({ id, target, window }) => {
+        const room = window ? roomNow(inForce(window, wide), now) : Infinity;
+        return { id, target, room: Math.min(room, MAX_COUNTED + 1) };
+      })
       .sort((a, b) => a.room - b.room);
     for (let begin = 0; begin < lanes.length && isExact; begin += LANES_AT_ONCE) {
       await nextTurn();
@@ -218,8 +225,8 @@ export class TaskWhyService {
     statements: Statements,
     windows: readonly QueuedWindow[],
     now: number,
-  ): Promise<Partial<Record<WindowScope, number>>> {
-    const pace: Partial<Record<WindowScope, number>> = {};
+  ): Promise<Partial<Record<CountingScope, number>>> {
+    const pace: Partial<Record<CountingScope, number>> = {};
     for (const { scope, kind, target } of windows) {
       for (const one of scope === 'global' ? await this.depth.kinds(statements) : [kind]) {
         const { count, first } = await countCompleted(
@@ -235,6 +242,20 @@ export class TaskWhyService {
       }
     }
     return pace;
+  }
+
+  /** The last change of the rate of each window that has one. */
+  private async paceChanges(
+    statements: Statements,
+    windows: readonly QueuedWindow[],
+  ): Promise<WhyFacts['paceChanges']> {
+    const changes: Partial<Record<CountingScope, PaceChange>> = {};
+    for (const { scope, kind, target, rate } of windows) {
+      const change =
+        rate === null ? undefined : await this.concurrency.lastChange(statements, { scope, kind, target });
+      if (change) changes[scope] = change;
+    }
+    return changes;
   }
 
   /** The attempt after which a task waits. */

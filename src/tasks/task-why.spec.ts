@@ -8,6 +8,8 @@ const ZERO: Count = { count: 0, isExact: true };
 const windowOf = (fields: Partial<QueuedWindow> = {}): QueuedWindow => ({
   ...{ id: 1, scope: 'kind', kind: 'dns', target: '' },
   ...{ slots: 2, leased: 2, queued: 1, moved_through: null },
+  ...{ inherited: 0 as const, max_slots: 2, max_rate: null, adaptive: 0 as const, rate: null },
+  ...{ last_start_us: 0, recent_starts: null, starts: 0, hold_until: null },
   ...fields,
 });
 
@@ -49,6 +51,7 @@ const facts = (fields: Partial<WhyFacts> = {}): WhyFacts => ({
   ahead: aheadOf(0),
   aheadNow: aheadOf(0),
   pace: {},
+  paceChanges: {},
   takers: {
     online: 1,
     offline: 0,
@@ -183,6 +186,69 @@ describe('explain', () => {
     expect(estimate({ pace: { target: 1 } })).toBeNull();
     expect(estimate({ ahead: aheadOf(0, [windowOf({ slots: 0 })]) })).toBeNull();
     expect(estimate({ ahead: aheadOf({ count: 9, isExact: false }, [windowOf()]) })).toBeNull();
+  });
+
+  describe('that its window has a rate', () => {
+    const paced = (fields: Partial<QueuedWindow> = {}) =>
+      windowOf({
+        ...{ scope: 'target', target: 'a:53', slots: null, max_slots: null, leased: 1 },
+        ...{ rate: 500, max_rate: 500, last_start_us: NOW * 1_000 },
+        ...fields,
+      });
+    const why = (before: number | Count, window = paced(), fields: Partial<WhyFacts> = {}) =>
+      explain(facts({ task: task({ state: 'queued' }), ahead: aheadOf(before, [window]), ...fields }));
+
+    it('says for how long, and since when and by which evidence the rate is so', () => {
+      const change = {
+        at: NOW - 60_000,
+        before: 4,
+        message: '31 % of 20 checks timed out or could not reach the target.',
+      };
+      const answer = why(412, paced(), { paceChanges: { target: change } });
+      expect(answer).toMatchObject({
+        reason: 'paced',
+        // 412 tasks and this one, one every 2 s, of which the first is granted a second ahead.
+        changes: [
+          { action: 'wait_until', until: new Date(NOW + 413 * 2_000 - 1_000).toISOString(), is_enough: true },
+        ],
+        window: { target: 'a:53', limit: null, rate: 0.5, before: 412, estimate_ms: 825_000 },
+      });
+      expect(answer.message).toContain(
+        'The rate of dns at a:53 is 0.5/s since 1970-01-01T00:15:40.000Z (before: 4): 31 % of 20 checks timed out or could not ' +
+          'reach the target. 412 tasks are before it: about 14 minutes.',
+      );
+    });
+
+    it('is none if it can start within a second', () => {
+      expect(why(0, paced({ last_start_us: (NOW - 1_000) * 1_000 })).reason).toBe('ready');
+      expect(why(0).reason).toBe('paced');
+    });
+
+    it('is at least so long if not all before it are counted, or few checks run until the target answers', () => {
+      for (const answer of [
+        why({ count: 10, isExact: false }),
+        why(10, paced({ adaptive: 1, slots: 1, leased: 1 })),
+      ]) {
+        expect(answer.message).toContain('at least 21 seconds');
+        expect(answer.changes).toMatchObject([{ action: 'wait_until', is_enough: false }]);
+        expect(answer.window?.estimate_ms).toBeNull();
+      }
+    });
+
+    it('is not that the limit of an adaptive target has to be raised, unless an operator has set it', () => {
+      const full = { adaptive: 1, slots: 1, leased: 1, max_slots: 8 } as const;
+      expect(why(0, paced(full)).changes.map(({ action }) => action)).toEqual(['wait_until']);
+      expect(why(9, paced({ ...full, max_slots: 1 })).changes[0]).toMatchObject({
+        ...{ action: 'raise_limit', limit: 11 },
+      });
+    });
+
+    it('tells until when the target asked for a pause', () => {
+      const holdUntil = NOW + 90_000;
+      const { message, changes } = why(0, paced({ adaptive: 1, slots: 8, hold_until: holdUntil }));
+      expect(message).toContain('The target asked for a pause until 1970-01-01T00:18:10.000Z.');
+      expect(changes).toMatchObject([{ until: new Date(holdUntil - 1_000).toISOString() }]);
+    });
   });
 
   it('tells of the server only after all that holds everywhere', () => {

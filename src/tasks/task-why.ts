@@ -1,6 +1,8 @@
 import { toTimestamp } from '../clock';
-import type { WindowScope } from '../concurrency/window.entity';
-import type { Ahead, Count, InWindow } from './task-ahead';
+import { AHEAD_US } from '../concurrency/starts';
+import type { CountingScope } from '../concurrency/window.entity';
+import { leasesLeft, nextStartUs, perSecond, roomNow } from '../concurrency/window-bounds';
+import type { Ahead, Count, InWindow, QueuedWindow } from './task-ahead';
 import type { Room } from './task-room';
 import type { TaskWhy, WhyAgents, WhyAttempt, WhyChange, WhyReason, WhyWindow } from './task-why.dto';
 import type { TaskRow } from './tasks.queries';
@@ -9,6 +11,8 @@ import type { TaskRow } from './tasks.queries';
 const TICK_MS = 1_000;
 /** The last instant that a timestamp can name, as it has four digits for the year. */
 const LAST_INSTANT = Date.parse('9999-12-31T23:59:59.999Z');
+/** How far ahead a start is granted, in ms. */
+const AHEAD_MS = AHEAD_US / 1_000;
 /** The highest limit that can be set. */
 const MAX_LIMIT = 1_000_000;
 /** How often it is written at least that an agent claims, in milliseconds; with some time to spare. */
@@ -50,6 +54,16 @@ export interface Wait {
   readonly isLast: boolean;
 }
 
+/** The last change of a window's rate. */
+export interface PaceChange {
+  /** In ms since the epoch. */
+  readonly at: number;
+  /** In starts a second; null if there was none. */
+  readonly before: number | null;
+  /** Why, as a sentence. */
+  readonly message: string;
+}
+
 /** What there is to know about a task that is not finished. */
 export interface WhyFacts {
   readonly now: number;
@@ -62,7 +76,9 @@ export interface WhyFacts {
   /** The same without those that come due while it waits. */
   readonly aheadNow: Ahead;
   /** How many slots come free in each of its windows in a millisecond, by scope; left out if that is not known. */
-  readonly pace: Readonly<Partial<Record<WindowScope, number>>>;
+  readonly pace: Readonly<Partial<Record<CountingScope, number>>>;
+  /** The last change of the rate of each of its windows that has one, by scope. */
+  readonly paceChanges: Readonly<Partial<Record<CountingScope, PaceChange>>>;
   readonly takers: Takers;
   /** How many leases one agent may hold at once. */
   readonly maxLeasesPerAgent: number;
@@ -118,13 +134,16 @@ function shortagesOf({ windows }: Ahead): Shortage[] {
     const enough = held + before.count + 1;
     return {
       ...one,
-      slots: enough - window.slots,
+      slots: enough - (limitOf(window) ?? Number.POSITIVE_INFINITY),
       limit: before.isExact && enough <= MAX_LIMIT ? enough : null,
     };
   });
-  const width = (scope: WindowScope) => ['target', 'kind', 'global'].indexOf(scope);
+  const width = (scope: CountingScope) => ['target', 'kind', 'global'].indexOf(scope);
+  // Within a rate those before the task do not run at once: a limit that is not full has room for each when it starts.
+  const isOfPace = ({ window }: Shortage) =>
+    window.rate !== null && window.leased < (limitOf(window) ?? Number.POSITIVE_INFINITY);
   return shortages
-    .filter(({ slots }) => slots > 0)
+    .filter((one) => one.slots > 0 && !isOfPace(one))
     .sort((a, b) => b.slots - a.slots || width(a.window.scope) - width(b.window.scope));
 }
 
@@ -142,6 +161,32 @@ export function explainFinished(task: WhyTask, keyHolder?: number): TaskWhy {
   const taken = keyHolder === undefined ? '' : ` Task ${keyHolder} has its unique_key by now.`;
   const fact = `The task has ended${at === null ? '' : ` at ${at}`}: it is ${task.state}${because}.${taken}`;
   return answer(task, 'finished', fact, changes, {});
+}
+
+/** The most leases at once that an operator allows: that of an adaptive window below it is a matter of its pace. */
+const limitOf = ({ adaptive, max_slots, slots }: QueuedWindow): number | null =>
+  adaptive === 1 ? max_slots : slots;
+
+/** A window whose rate has the task wait. */
+interface Delay extends InWindow {
+  readonly ms: number;
+  readonly isExact: boolean;
+}
+
+/** The windows whose rate has the task wait, the one that has it wait longest first. */
+function delaysOf({ windows }: Ahead, now: number): Delay[] {
+  return windows
+    .flatMap((one): Delay[] => {
+      const { window, before } = one;
+      const { rate } = window;
+      if (rate === null || roomNow(window, now) > before.count) return [];
+      const intervalMs = 1_000_000 / rate;
+      const nextMs = Math.max(0, nextStartUs(window, rate, now) / 1_000 - now);
+      // Until the target answers, an adaptive window has few leases at once, and nobody knows for how long.
+      const isExact = before.isExact && leasesLeft(window) > 0;
+      return [{ ...one, isExact, ms: Math.max(0, nextMs + before.count * intervalMs - AHEAD_MS) }];
+    })
+    .sort((a, b) => b.ms - a.ms);
 }
 
 /** How many leases have to be granted until that of a task is: the best come first. */
@@ -170,7 +215,7 @@ export function explain(facts: WhyFacts): TaskWhy {
   // What comes due while it waits may have run by then, if an agent is online and the limit lets something run.
   const shortNow = new Map(shortagesOf(facts.aheadNow).map(({ window, slots }) => [window.scope, slots]));
   const isIfDue = ({ window, slots }: Shortage) =>
-    takers.online > 0 && window.slots > 0 && slots > (shortNow.get(window.scope) ?? 0);
+    takers.online > 0 && limitOf(window) !== 0 && slots > (shortNow.get(window.scope) ?? 0);
   const found: { reason: WhyReason; fact: string; changes: Change[] }[] = [];
   if (facts.wait) {
     const { reason, end, isLast } = facts.wait;
@@ -191,7 +236,7 @@ export function explain(facts: WhyFacts): TaskWhy {
     found.push({ reason: 'no_agent', fact: factOfNoAgent(task, takers), changes });
   }
   const [tightest] = shortages;
-  const window = tightest && viewOf(tightest, facts);
+  const window = tightest && viewOf(tightest, estimateOf(tightest, facts));
   if (window) {
     found.push({
       reason: 'window_full',
@@ -201,6 +246,15 @@ export function explain(facts: WhyFacts): TaskWhy {
         const which = { scope, kind: kind || null, target: target || null };
         return { action: 'raise_limit', ...which, limit: shortage.limit, isIfDue: isIfDue(shortage) };
       }),
+    });
+  }
+  const [slowest] = delaysOf(ahead, facts.now);
+  if (slowest) {
+    const until = toTimestamp(Math.min(Math.ceil(facts.now + slowest.ms), LAST_INSTANT));
+    found.push({
+      reason: 'paced',
+      fact: factOfPace(slowest, facts),
+      changes: [{ action: 'wait_until', until, is_enough: slowest.isExact }],
     });
   }
   const isShort = takers.free.isExact && takers.free.count < needed;
@@ -234,7 +288,7 @@ export function explain(facts: WhyFacts): TaskWhy {
       ...(isQueued ? { before: ahead.leases.count, before_is_exact: isNeededExact } : {}),
       lease: facts.lease ? { lease_id: facts.lease.id, agent_id: facts.lease.agent_id } : null,
       last_attempt: facts.lastAttempt ?? null,
-      window: window ?? null,
+      window: window ?? (slowest && viewOf(slowest, slowest.isExact ? Math.ceil(slowest.ms) : null)) ?? null,
       agents: {
         online: takers.online,
         offline: takers.offline,
@@ -298,21 +352,26 @@ function answer(
   };
 }
 
-function viewOf({ window, before, slots }: Shortage, { pace }: WhyFacts): WhyWindow {
-  const perMs = pace[window.scope];
+function viewOf({ window, before }: InWindow, estimateMs: number | null): WhyWindow {
   return {
     scope: window.scope,
     kind: window.kind || null,
     target: window.target || null,
-    limit: window.slots,
+    limit: limitOf(window),
+    rate: perSecond(window.rate),
     leased: window.leased,
     queued: window.queued,
     before: before.count,
     before_is_exact: before.isExact,
-    // A limit of 0 lets nothing begin, however many end.
-    estimate_ms:
-      perMs === undefined || window.slots === 0 || !before.isExact ? null : Math.ceil(slots / perMs),
+    estimate_ms: estimateMs,
   };
+}
+
+/** When a full window may have room, in ms from now; null if that can't be told. */
+function estimateOf({ window, before, slots }: Shortage, { pace }: WhyFacts): number | null {
+  const perMs = pace[window.scope];
+  // A limit of 0 lets nothing begin, however many end.
+  return perMs === undefined || limitOf(window) === 0 || !before.isExact ? null : Math.ceil(slots / perMs);
 }
 
 const counted = ({ count, isExact }: Count): string => (isExact ? String(count) : `at least ${count}`);
@@ -357,8 +416,39 @@ function factOfWindow(window: WhyWindow, { before }: Shortage): string {
     estimate === null
       ? ''
       : ` At the pace of the last minutes it may have a slot in ${Math.ceil(estimate / 1_000)} s.`;
-  const lacks = leased < limit ? 'has too few slots left' : 'is full';
+  const lacks = leased < (limit ?? Number.POSITIVE_INFINITY) ? 'has too few slots left' : 'is full';
   return `The window of ${nameOf(window)} ${lacks}: of ${limit} ${limit === 1 ? 'slot' : 'slots'} ${leased} ${leased === 1 ? 'is' : 'are'} leased, and ${tasks(before)}.${pace}`;
+}
+
+function factOfPace({ window, before, ms, isExact }: Delay, { now, paceChanges }: WhyFacts): string {
+  const { rate, hold_until: holdUntil } = window;
+  const change = paceChanges[window.scope];
+  const since = change
+    ? ` since ${toTimestamp(change.at)}${change.before === null ? '' : ` (before: ${change.before})`}: ${change.message}`
+    : '.';
+  const hold =
+    holdUntil !== null && holdUntil > now
+      ? ` The target asked for a pause until ${toTimestamp(holdUntil)}.`
+      : '';
+  const time = isExact
+    ? `about ${durationOf(ms)}`
+    : `at least ${durationOf(ms)}, and until the target answers few checks run at once`;
+  return `The rate of ${nameOf(window)} is ${perSecond(rate as number)}/s${since}${hold} ${upper(tasks(before))}: ${time}.`;
+}
+
+const upper = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** "14 minutes". */
+function durationOf(ms: number): string {
+  const units = [
+    [86_400_000, 'day'],
+    [3_600_000, 'hour'],
+    [60_000, 'minute'],
+    [1_000, 'second'],
+  ] as const;
+  const [unitMs, name] = units.find(([one]) => ms >= 2 * one) ?? ([1_000, 'second'] as const);
+  const count = Math.max(1, Math.round(ms / unitMs));
+  return `${count} ${name}${count === 1 ? '' : 's'}`;
 }
 
 function factOfBusy(

@@ -7,7 +7,7 @@ import { PageEnd, PageQuery } from '../http/pagination';
 import { NAME } from '../http/text';
 import { IsTimestamp, TIMESTAMP } from '../http/timestamps';
 import { IsId } from '../http/validation';
-import { Observation, OUTCOMES, type Outcome } from '../kinds/observations';
+import { FAILURES, type Failure, Observation, OUTCOMES, type Outcome } from '../kinds/observations';
 import { HoldsSpec } from '../kinds/spec-holders';
 import { LEASE_STATES, type LeaseState, STANDINGS, type Standing } from '../leases/lease.entity';
 import { TASK_REASONS, TASK_STATES, type TaskReason, type TaskState } from '../queue/task.entity';
@@ -343,6 +343,14 @@ export class ResultView {
   @ApiProperty({ enum: [...OUTCOMES, null], nullable: true, example: 'success' })
   outcome!: Outcome | null;
 
+  /** What went wrong, as the agent says. */
+  @ApiProperty({ enum: [...FAILURES, null], nullable: true, example: null })
+  failure!: Failure | null;
+
+  /** The round-trip time to the target in ms, as the agent says. */
+  @ApiProperty({ type: 'number', format: 'double', nullable: true, example: 12.5 })
+  rtt_ms!: number | null;
+
   @ApiProperty({ type: [Observation] })
   observations!: Observation[];
 
@@ -367,6 +375,10 @@ export class AttemptView {
 
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:00:01.000Z' })
   granted_at!: string;
+
+  /** When its agent was told to start; null if there was no rate. */
+  @ApiProperty({ type: String, nullable: true, format: 'date-time', example: null })
+  start_at!: string | null;
 
   @ApiProperty({ format: 'date-time', example: '2026-01-01T00:01:01.000Z' })
   deadline_at!: string;

@@ -7,6 +7,8 @@ import { OperatorsModule } from '../operators/operators.module';
 import { QueueModule } from '../queue/queue.module';
 import { TelemetryModule } from '../telemetry/telemetry.module';
 import { BulkTasks } from './bulk-tasks';
+import { PolitenessController } from './politeness.controller';
+import { PolitenessReports } from './politeness.service';
 import { TaskWhyService } from './task-why.service';
 import { TasksController } from './tasks.controller';
 import { TasksService } from './tasks.service';
@@ -22,7 +24,7 @@ import { TasksService } from './tasks.service';
     LeasesModule,
     OperatorsModule,
   ],
-  controllers: [TasksController],
-  providers: [TasksService, BulkTasks, TaskWhyService],
+  controllers: [TasksController, PolitenessController],
+  providers: [TasksService, BulkTasks, TaskWhyService, PolitenessReports],
 })
 export class TasksModule {}

@@ -1,7 +1,7 @@
 import type { AttemptOutcome } from '../agents/agent.entity';
 import type { Dialect } from '../database/dialect';
 import type { Statements } from '../database/statements';
-import type { Outcome } from '../kinds/observations';
+import type { Failure, Outcome } from '../kinds/observations';
 import type { LeaseState } from '../leases/lease.entity';
 import type { TaskReason, TaskState } from '../queue/task.entity';
 
@@ -122,10 +122,13 @@ export interface AttemptRow {
   readonly attempt: number;
   readonly state: LeaseState;
   readonly granted_at: number;
+  readonly start_at: number | null;
   readonly deadline_at: number;
   readonly ended_at: number | null;
   readonly report: 'completed' | 'cancelled' | null;
   readonly outcome: Outcome | null;
+  readonly failure: Failure | null;
+  readonly rtt_ms: number | null;
   readonly observations: string | null;
   readonly reported_at: number | null;
 }
@@ -155,7 +158,8 @@ export function selectAttemptSizes(
 /** Attempts by the ids of their leases, the oldest first. */
 export function selectAttempts(statements: Statements, leaseIds: readonly number[]): Promise<AttemptRow[]> {
   return statements.rows<AttemptRow>(
-    `SELECT id, agent_id, attempt, state, granted_at, deadline_at, ended_at, report, outcome, observations, reported_at
+    `SELECT id, agent_id, attempt, state, granted_at, start_at, deadline_at, ended_at, report, outcome, failure, rtt_ms,
+       observations, reported_at
      FROM leases WHERE ${statements.dialect.isAmong('id', '$1')} ORDER BY id`,
     JSON.stringify(leaseIds),
   );

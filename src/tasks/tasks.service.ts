@@ -407,19 +407,23 @@ function textOfAttempt(row: AttemptRow): string {
     attempt: row.attempt,
     state: row.state,
     granted_at: toTimestamp(row.granted_at),
+    start_at: toTimestamp(row.start_at),
     deadline_at: toTimestamp(row.deadline_at),
     ended_at: toTimestamp(row.ended_at),
   };
   return withMember(JSON.stringify(attempt), 'result', textOfResult(row));
 }
 
-function textOfResult({ state, report, outcome, observations, reported_at }: AttemptRow): string {
+function textOfResult(row: AttemptRow): string {
+  const { state, report, outcome, failure, rtt_ms, observations, reported_at } = row;
   if (report === null || reported_at === null) return 'null';
   const standing = standingOf(state);
   const result: Omit<ResultView, 'observations'> = {
     standing,
     report,
     outcome,
+    failure,
+    rtt_ms,
     received_at: toTimestamp(reported_at),
   };
   return withMember(JSON.stringify(result), 'observations', observations ?? '[]');

@@ -22,7 +22,7 @@ import { AgentAbout } from '../../src/agents/agent-about';
 import { AgentOutcomes } from '../../src/agents/agent-outcomes';
 import { type DatabaseTarget, databaseIdentity } from '../../src/settings';
 import { Lifecycle } from '../../src/telemetry/lifecycle';
-import type { Json } from '../helpers/api';
+import type { Json, Lease } from '../helpers/api';
 import { finding, run, spawnCommand } from '../helpers/command-line';
 import { ADMIN_TOKEN, credentialsOf, dnsTask, passOn, TestServer } from '../helpers/harness';
 import { type Ended, endAll, Program } from '../helpers/processes';
@@ -314,7 +314,9 @@ describe('the command line with a server', () => {
     expect((await json('limits', 'list')).items).toEqual(global);
     for (const [args, said] of [
       [['set', '--target', 'x', '--limit', '1'], /--kind/],
-      [['set', '--kind', 'dns'], /--limit/],
+      [['set', '--kind', 'dns'], /--limit.*--rate.*--adaptive/],
+      [['set', '--kind', 'dns', '--rate', '0'], /above 0/],
+      [['set', '--kind', 'dns', '--rate', '1e3'], /above 0/],
       [['set', '--kind', 'dns', '--limit', '-1'], /from 0/],
       [['set', '--limit', '1'], /^Name the limit: .*--global/],
       [['lift'], /^Name the limit: .*--global/],
@@ -325,6 +327,115 @@ describe('the command line with a server', () => {
     expect((await json('limits', 'list')).items).toEqual(global);
     expect((await cli(['limits', 'lift', '--global'])).code).toBe(0);
     expect((await json('limits', 'list')).items).toEqual([]);
+  });
+
+  it('sets and lifts rates, of every target too, and shows what changed a window', async () => {
+    const place = ['--kind', 'ping', '--target', '192.0.2.7'];
+    const every = ['--kind', 'ping', '--target', '*'];
+    const held = async (of: string[]) => (await json('windows', 'list', ...of)).items[0];
+    await json('limits', 'set', ...place, '--limit', '4', '--rate', '0.25');
+    expect(await held(place)).toMatchObject({ limit: 4, rate: 0.25, adaptive: false });
+    await json('limits', 'set', ...place, '--adaptive');
+    expect(await held(place)).toMatchObject({ max_limit: 4, max_rate: 0.25, adaptive: true });
+    await json('limits', 'set', ...place, '--no-adaptive');
+    expect(await held(place)).toMatchObject({ limit: 4, rate: 0.25, adaptive: false });
+    await json('limits', 'lift', ...place, '--limit');
+    expect(await held(place)).toMatchObject({ limit: null, rate: 0.25 });
+    await json('limits', 'set', ...place, '--limit', '3', '--adaptive');
+    await json('limits', 'lift', ...place, '--rate');
+    expect(await held(place)).toMatchObject({ max_limit: 3, max_rate: null, adaptive: true });
+    await json('limits', 'set', ...every, '--rate', '5');
+    const { stdout } = await cli(['limits', 'list', '--kind', 'ping']);
+    expect(stdout).toMatch(
+      /^SCOPE +KIND +TARGET +LIMIT +MAX_LIMIT +RATE +MAX_RATE +ADAPTIVE +INHERITED +LEASED +AVAILABLE +QUEUED\n/,
+    );
+    expect(stdout).toMatch(
+      /^every_target +ping +\* +- +- +5 +5 +false +false +- +- +0\ntarget +ping +192\.0\.2\.7 +3 /m,
+    );
+    expect((await cli(['windows', 'list', ...every])).stdout.match(/^every_target/gm)).toHaveLength(1);
+
+    const { items } = await json('windows', 'history', ...place);
+    expect(items.map(({ max_limit, max_rate, adaptive }: Json) => [max_limit, max_rate, adaptive])).toEqual([
+      ...[
+        [3, null, true],
+        [3, 0.25, true],
+        [null, 0.25, false],
+        [4, 0.25, false],
+        [4, 0.25, true],
+      ],
+      [4, 0.25, false],
+    ]);
+    const { id } = await held(place);
+    expect(await json('windows', 'history', String(id))).toEqual({ items, next_cursor: null });
+    expect((await cli(['windows', 'history', String(id), '--limit', '2'])).stderr).toMatch(/--cursor \d+\n$/);
+    const text = await cli(['windows', 'history', ...every]);
+    expect(text.stdout).toMatch(/ operator +- +5 +- +5 +false +An operator set it\.\n$/);
+
+    // In this order, the target does not inherit in between, and needs no job to forget that.
+    for (const of of [every, place]) await json('limits', 'lift', ...of);
+    expect((await json('limits', 'list', '--kind', 'ping')).items).toEqual([]);
+    expect(await cli(['windows', 'history', '--kind', 'ping'])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('no such window'),
+    });
+    for (const args of [[], ['--target', 'x'], ['12', '--kind', 'ping'], ['12', '--global']])
+      expect((await cli(['windows', 'history', ...args])).code).toBe(2);
+  });
+
+  it('reports how a target was treated, as a text and as the API gives it', async () => {
+    const place = ['--kind', 'ping', '--target', '198.51.100.9'];
+    const now = () => new Date().toISOString().slice(0, 10);
+    const yesterday = new Date(Date.now() - 86_400_000).toISOString().slice(0, 10);
+    const none = await cli(['windows', 'report', ...place, '--day', yesterday]);
+    expect(none.stdout).toMatch(
+      /^ping checks of 198\.51\.100\.9 on \d{4}-\d\d-\d\d \(UTC\)\n\nWe started no checks\.\n\n/,
+    );
+    expect(none.stdout).toMatch(/^No limit and no rate applied to this target\.$/m);
+    const past = await cli(['windows', 'report', ...place, '--day', '2020-01-31']);
+    expect(past.stdout).toContain('It is not known whether we started checks: they are no longer kept.');
+    expect(past.stdout).toContain('It is not known which limits applied.');
+    const unknown = await cli(['windows', 'report', '--kind', 'PING', '--target', '198.51.100.9']);
+    expect(unknown).toMatchObject({ code: 1, stderr: expect.stringContaining('must be one of dns') });
+    await json('limits', 'set', ...place, '--limit', '2', '--rate', '500');
+    await json('limits', 'set', ...place, '--limit', '3');
+    const ping = { kind: 'ping', spec: { host: '198.51.100.9' } };
+    await server.enqueue(ping, ping, ping);
+    const agent = await server.register('polite');
+    const { leases } = (await server.agent(agent, '/claim', { capacities: { ping: 3 } })).body;
+    expect(leases).toHaveLength(3);
+    const finish = (some: readonly Lease[]) =>
+      server.agent(agent, '/report', {
+        completed: some.map(({ lease_id }) => ({ lease_id, outcome: 'success' })),
+        cancelled: [],
+      });
+    await finish(leases.slice(0, 1) as Lease[]);
+    const { code, stdout, stderr } = await cli(['windows', 'report', ...place, '--day', now()]);
+    expect([code, stderr]).toEqual([0, '']);
+    const at = String.raw`\d\d:\d\d:\d\d\.\d{3}`;
+    for (const line of [
+      `^ping checks of 198\\.51\\.100\\.9 on ${now()} \\(UTC\\), until ${at}$`,
+      `^We started 3 checks from 1 agent, the first at ${at}, the last at ${at}\\.$`,
+      `^At most 3 started within one second, from ${at} on\\.$`,
+      `^At most [123] ran at once, at ${at}\\.$`,
+      '^succeeded +1$',
+      '^still running +2$',
+      `^${at} +${at} +this target +2 +500 +no$`,
+      `^${at} +now +this target +3 +500 +no$`,
+    ])
+      expect(stdout).toMatch(new RegExp(line, 'm'));
+    const { rules, ...report } = await json('windows', 'report', ...place);
+    expect(report).toMatchObject({
+      ...{ kind: 'ping', target: '198.51.100.9', checks: 3 },
+      by_agent: [{ hostname: 'polite', checks: 3 }],
+    });
+    expect(rules.filter(({ scope }: Json) => scope === 'target')).toMatchObject([{ limit: 2 }, { limit: 3 }]);
+    await json('limits', 'lift', ...place);
+    await finish(leases.slice(1) as Lease[]);
+    expect(await cli(['windows', 'report', ...place, '--day', 'today'])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('day: '),
+    });
+    expect((await cli(['windows', 'report', '--kind', 'ping'])).code).toBe(2);
   });
 
   it('lists windows from the widest, by name, and what was asked for as the API gives it', async () => {
@@ -359,7 +470,9 @@ describe('the command line with a server', () => {
     expect(await json('windows', 'list')).toEqual(newestFirst);
     for (const page of [[], ['--scope', 'target']]) {
       const args = ['windows', 'list', '--kind', 'trace', ...page];
-      expect((await cli(args)).stdout).toMatch(/^target +trace +a\.example +5 +0 +5 +1$/m);
+      expect((await cli(args)).stdout).toMatch(
+        /^target +trace +a\.example +5 +5 +- +- +false +false +0 +5 +1$/m,
+      );
     }
     expect((await cli(['windows', 'list', '--limit', '2'])).stderr).toMatch(
       /^There is more: --cursor \d+\n$/,

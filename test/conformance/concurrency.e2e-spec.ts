@@ -306,6 +306,8 @@ describe('concurrency windows', () => {
       const lifted = await limit({ kind: 'dns', target: 'a', limit: null });
       expect(lifted.body.windows).toEqual([
         {
+          ...{ id: null, inherited: false, max_limit: null, rate: null, max_rate: null, adaptive: false },
+          hold_until: null,
           scope: 'target',
           kind: 'dns',
           target: 'a:53',
@@ -373,6 +375,7 @@ describe('concurrency windows', () => {
     });
 
     it('answers with the windows in the order given', async () => {
+      const none = { inherited: false, rate: null, max_rate: null, adaptive: false, hold_until: null };
       const { status, body } = await limit(
         { limit: 1_000_000 },
         { kind: 'dns', target: null, limit: 0 },
@@ -382,16 +385,25 @@ describe('concurrency windows', () => {
         200,
         [
           {
+            ...none,
+            id: expect.any(Number),
             scope: 'global',
             kind: null,
             target: null,
             limit: 1_000_000,
+            max_limit: 1_000_000,
             leased: 0,
             queued: 0,
             available: 1_000_000,
           },
-          { scope: 'kind', kind: 'dns', target: null, limit: 0, leased: 0, queued: 0, available: 0 },
-          { scope: 'target', kind: 'tcp', target: 'a:53', limit: 7, leased: 0, queued: 0, available: 7 },
+          {
+            ...{ ...none, id: expect.any(Number), scope: 'kind', kind: 'dns', target: null, limit: 0 },
+            ...{ max_limit: 0, leased: 0, queued: 0, available: 0 },
+          },
+          {
+            ...{ ...none, id: expect.any(Number), scope: 'target', kind: 'tcp', target: 'a:53', limit: 7 },
+            ...{ max_limit: 7, leased: 0, queued: 0, available: 7 },
+          },
         ],
       ]);
       expect((await windows()).body).toEqual({ items: [...body.windows].reverse(), next_cursor: null });

@@ -79,7 +79,7 @@ describe('free values', () => {
   it('of what is observed leave out fields that nobody knows', async () => {
     const { task, lease: id } = await lease();
     const observation = { name: 'a', value: 1, unit: null };
-    const body = [{ lease_id: id, rtt_ms: 5, observations: [{ ...observation, confidence: 0.5 }] }];
+    const body = [{ lease_id: id, mood: 5, observations: [{ ...observation, confidence: 0.5 }] }];
     expect((await report(JSON.stringify(body))).body).toEqual({ acknowledged: 1 });
     expect(await observationsOf(task)).toEqual([observation]);
   });
@@ -105,6 +105,12 @@ describe('free values', () => {
     ],
     ['a unit that is no text', '"observations":[{"name":"a","value":1,"unit":5}]', 'observations.0.unit'],
     ['an outcome that there is not', '"outcome":"maybe"', 'outcome'],
+    ['a failure that there is not', '"outcome":"error","failure":"maybe"', 'failure'],
+    ['a failure that is no text', '"failure":5', 'failure'],
+    ['a duration that is no number', '"rtt_ms":"5"', 'rtt_ms'],
+    ['a negative duration', '"rtt_ms":-0.5', 'rtt_ms'],
+    ['a duration of more than an hour', '"rtt_ms":3600000.5', 'rtt_ms'],
+    ['a duration that overflows', '"rtt_ms":1e999', 'rtt_ms'],
     ['a number that overflows', '"observations":[{"name":"a","value":[1e999]}]', 'observations.0.value.0'],
     ['a key twice', '"observations":[{"name":"a","value":{"b":[1],"b":2}}]', 'observations.0.value.b'],
     ['a key of its own twice', '"outcome":"error","outcome":"success"', 'outcome'],
@@ -155,6 +161,27 @@ describe('free values', () => {
       [0, 'invalid', ['cancelled.0.lease_id', 'is required']],
     ]);
     expect(answer.body.acknowledged).toBe(1);
+  });
+
+  it('with a failure or a round-trip time that is not one are invalid, and those beside them are taken', async () => {
+    const [first, second] = [await lease(), await lease()];
+    const answer = await report(
+      `[{"lease_id":${first.lease},"failure":"sick"},{"lease_id":${first.lease},"rtt_ms":-1},{"lease_id":${first.lease},"rtt_ms":3600001},{"lease_id":${first.lease},"rtt_ms":"5"},{"lease_id":${second.lease},"failure":null,"rtt_ms":0.25}]`,
+      `[{"lease_id":${first.lease},"failure":"policy","rtt_ms":null}]`,
+    );
+    expect(answer.body.acknowledged).toBe(2);
+    expect(answer.body.rejected.map(({ details }) => Object.entries(details)[0])).toEqual([
+      ['completed.0.failure', 'must be one of refused, throttled, timeout, unreachable, local, policy'],
+      ['completed.1.rtt_ms', 'must be a number from 0 to 3600000'],
+      ['completed.2.rtt_ms', 'must be a number from 0 to 3600000'],
+      ['completed.3.rtt_ms', 'must be a number from 0 to 3600000'],
+    ]);
+    expect(
+      await server.rows('SELECT id, failure, rtt_ms FROM leases WHERE id >= $1 ORDER BY id', first.lease),
+    ).toEqual([
+      { id: first.lease, failure: 'policy', rtt_ms: null },
+      { id: second.lease, failure: null, rtt_ms: 0.25 },
+    ]);
   });
 
   it('of one lease twice in a report count as two reports one after the other', async () => {

@@ -251,6 +251,18 @@ describe('tasks and leases', () => {
       ]);
     });
 
+    it('is the same again by its outcome, whatever failure and duration it says', async () => {
+      await server.enqueue(dnsTask());
+      const [{ lease_id }] = (await claim(agent)).body.leases as [{ lease_id: number }];
+      const first = { lease_id, outcome: 'error', failure: 'refused', rtt_ms: 12.5 };
+      const repeats = [first, { ...first, failure: 'local' }, { lease_id, outcome: 'error', rtt_ms: null }];
+      for (const one of repeats) expect((await report(agent, [one])).body).toEqual({ acknowledged: 1 });
+      expect((await report(agent, [{ ...first, outcome: 'timeout' }])).body).toEqual({
+        acknowledged: 0,
+        rejected: [{ lease_id, reason: 'conflict' }],
+      });
+    });
+
     it('gives a cancelled task back with backoff, and ends it after its last attempt', async () => {
       const [id] = await server.enqueue(dnsTask({ max_attempts: 2 }));
       const [first] = (await claim(agent)).body.leases;

@@ -363,11 +363,11 @@ describe('every operation of the document', () => {
       const names = parameters.map((parameter: Json) => `${parameter.in} ${parameter.name.toLowerCase()}`);
       expect([name, new Set(names).size]).toEqual([name, names.length]);
       for (const parameter of parameters) {
-        // Nothing can be called from the page that lacks what is required; ids are all that is.
+        // Nothing can be called from the page that lacks what is required: ids, and the target of a report.
         expect([name, parameter.name, parameter.required]).toEqual([
           name,
           parameter.name,
-          parameter.in === 'path',
+          parameter.in === 'path' || (name === 'GET /v1/concurrency/politeness' && parameter.name !== 'day'),
         ]);
         // One with an example would be sent by everyone who tries the page: a filter nobody wants, somebody else's agent.
         const { example, schema } = parameter;
@@ -451,8 +451,19 @@ describe('the document', () => {
     expect(wrong).toEqual([]);
     expect([...fractional].sort()).toEqual([
       'ConfigChange/properties/value/anyOf/0',
+      'LeaseReport/properties/rtt_ms',
+      'LimitInput/properties/rate',
       'Observation/properties/value/anyOf/0',
+      'ResultView/properties/rtt_ms',
+      'RuleView/properties/max_rate',
+      'RuleView/properties/rate',
       'Sample/properties/value',
+      'WhyWindow/properties/rate',
+      ...['max_rate', 'measured_rate', 'rate_after', 'rate_before', 'rtt_ratio'].map(
+        (name) => `WindowChangeView/properties/${name}`,
+      ),
+      'WindowView/properties/max_rate',
+      'WindowView/properties/rate',
     ]);
   });
 
@@ -704,6 +715,16 @@ describe('what is sent and answered', () => {
       },
     });
     await call('PUT /v1/concurrency/limits', '/v1/concurrency/limits', { headers: operator, body: {} });
+    const paced = await call('PUT /v1/concurrency/limits', '/v1/concurrency/limits', {
+      headers: operator,
+      body: { limits: [{ kind: 'dns', target: 'b', rate: 2.5, adaptive: true }] },
+    });
+    await get(
+      '/v1/concurrency/windows/{id}/history',
+      `/v1/concurrency/windows/${paced.body.windows[0].id}/history`,
+    );
+    await get('/v1/concurrency/politeness', '/v1/concurrency/politeness?kind=dns&target=b');
+    await get('/v1/concurrency/politeness', '/v1/concurrency/politeness?kind=dns&target=b&day=b');
 
     const made = { headers: operator, body: { name: 'a', role: 'viewer', expires_in: 60 } };
     const { id } = (await call('POST /v1/operator-tokens', '/v1/operator-tokens', made)).body;
@@ -831,7 +852,7 @@ describe('the database after migrating', () => {
       return rows.map((row) => (row.generated && row.type === 'bigint' ? { ...row, type: 'integer' } : row));
     }
     const rows = await server.rows<{ name: string; type: string; notnull: number; pk: number; sql: string }>(
-      `SELECT c.*, t.sql FROM pragma_table_info($1) AS c, sqlite_master AS t WHERE t.name = $1 AND t.type = 'table'`,
+      `SELECT c.*, t.sql FROM pragma_table_xinfo($1) AS c, sqlite_master AS t WHERE t.name = $1 AND t.type = 'table'`,
       table,
     );
     return rows.map(({ name, type, notnull, pk, sql }) => ({

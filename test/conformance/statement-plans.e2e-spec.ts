@@ -22,12 +22,14 @@ const READ_ALL: Record<string, string> = {
   'agents/heartbeats.queries.ts: listSeenSince': 'at the start',
   'agents/imported-agents.queries.ts: selectTakenIds': 'an import, before the service starts',
   'concurrency/windows.queries.ts: countTargetWindows': 'a scrape, with a limit',
+  'concurrency/windows.queries.ts: limitLastStarts': 'once, after the clock was set back',
   'config/config.queries.ts: findNewestConfig': 'the last of its index',
   'leases/leases.queries.ts: adjustDeadlines': 'once, after an outage; live leases only',
   'leases/leases.queries.ts: countInWindows': 'limits are set; live leases only, once for all limits',
   'operators/audit.queries.ts: findUnrecordedTable': 'at the start, the first is enough',
   'operators/audit.queries.ts: findUnrecordedToken': 'at the start',
   'queue/lanes.queries.ts: deleteIdleLanes': 'a job, every hour, with a limit',
+  'queue/lanes.queries.ts: forgetOpenings': 'once, after the clock was set back',
   'queue/lanes.queries.ts: hasOwnLanes': 'past the lanes of kinds, the first is enough',
 };
 

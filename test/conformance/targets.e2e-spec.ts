@@ -67,7 +67,7 @@ describe('targets', () => {
             ids.map((id) => [id, canonical]),
           );
           const windows = await list('/v1/concurrency/windows', query);
-          expect(found(windows)).toEqual([
+          expect(found(windows)).toMatchObject([
             { ...{ scope: 'target', kind, target: canonical }, ...counts, queued: specs.length - 1 },
           ]);
         }

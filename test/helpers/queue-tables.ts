@@ -17,6 +17,7 @@ const QUEUE_TABLES = [
   'leases',
   'tasks',
   'concurrency_windows',
+  'concurrency_window_changes',
 ];
 
 /** Where an open task is: in exactly one of these. */
@@ -32,6 +33,10 @@ const allTasks = (dialect: Dialect): string => tasksOf(dialect, 'SELECT id FROM 
 export const ALL_TASKS = allTasks(DIALECT);
 
 const countOf = (state: string) => `CASE WHEN state = '${state}' THEN -1 ELSE 0 END AS ${state}`;
+
+/** That no job is about to update the windows that inherit the bounds of every target of a kind. */
+const isUpToDate = (kind: string) => `NOT EXISTS (SELECT 1 FROM concurrency_windows e
+  WHERE e.scope = 'every_target' AND e.kind = ${kind} AND e.moved_through IS NOT NULL)`;
 
 /** What must hold whatever the reference says: each row that this finds is a broken promise. */
 const invariants = (tasks: string): string => `
@@ -55,8 +60,10 @@ UNION ALL
   JOIN tasks t ON t.id = r.task_id LEFT JOIN lanes l ON l.id = r.lane_id
   WHERE l.id IS NULL OR l.kind <> t.kind OR r.kind <> t.kind OR l.target NOT IN ('', t.target) OR r.rank <> -t.priority
     OR coalesce(r.not_after, -1) <> coalesce(t.not_after, -1)
-    OR (l.target = '' AND EXISTS (SELECT 1 FROM concurrency_windows w
+    OR (l.target = '' AND ${isUpToDate('t.kind')} AND EXISTS (SELECT 1 FROM concurrency_windows w
       WHERE w.scope = 'target' AND w.kind = t.kind AND w.target = t.target AND w.moved_through IS NULL))
+    OR (l.target = '' AND EXISTS (SELECT 1 FROM concurrency_windows e
+      WHERE e.scope = 'every_target' AND e.kind = t.kind AND e.moved_through IS NULL))
 UNION ALL
   SELECT 'a lane with a wrong count or head', 'lane ' || l.id FROM lanes l WHERE l.target <> '' AND (
     l.queued <> (SELECT count(*) FROM ready r WHERE r.lane_id = l.id)
@@ -64,7 +71,13 @@ UNION ALL
 UNION ALL
   SELECT 'a lane that is closed and has room, or the reverse', 'lane ' || l.id FROM lanes l
   LEFT JOIN concurrency_windows w ON w.scope = 'target' AND w.kind = l.kind AND w.target = l.target
-  WHERE l.target <> '' AND l.is_open <> CASE WHEN w.id IS NULL OR w.leased < w.slots THEN 1 ELSE 0 END
+  WHERE l.target <> '' AND ${isUpToDate('l.kind')} AND l.is_open <> CASE WHEN l.opens_at IS NULL
+    AND (w.id IS NULL OR w.slots IS NULL OR w.leased < w.slots) THEN 1 ELSE 0 END
+UNION ALL
+  SELECT 'a lane that waits too long for its next start', 'lane ' || l.id FROM lanes l
+  LEFT JOIN concurrency_windows w ON w.scope = 'target' AND w.kind = l.kind AND w.target = l.target
+  WHERE l.opens_at IS NOT NULL AND ${isUpToDate('l.kind')}
+    AND (w.rate IS NULL OR l.opens_at > coalesce(w.hold_until, 0) AND l.opens_at > w.last_start_us / 1000 + 1000000 / w.rate + 1)
 UNION ALL
   SELECT 'a wrong time to end', 'task ' || id FROM (
     SELECT task_id AS id, 1 AS n FROM task_expiries
@@ -98,7 +111,7 @@ UNION ALL
   GROUP BY kind HAVING ${TASK_STATES.map((state) => `sum(${state}) <> 0`).join(' OR ')}
 UNION ALL
   SELECT 'a wrong window', w.scope || '/' || w.kind || '/' || w.target || ' ' || w.leased FROM concurrency_windows w
-  WHERE w.leased <> (SELECT count(*) FROM leases l JOIN tasks t ON t.id = l.task_id
+  WHERE w.scope <> 'every_target' AND w.leased <> (SELECT count(*) FROM leases l JOIN tasks t ON t.id = l.task_id
     WHERE l.state = 'active' AND w.kind IN ('', t.kind) AND w.target IN ('', t.target))`;
 
 /** Empties the queue; agents, ids that were given, and the lanes that kinds share stay: the service remembers them. */

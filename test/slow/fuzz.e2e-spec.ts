@@ -117,8 +117,10 @@ describe(`whatever is sent (FUZZ_SEED=${SEED})`, () => {
     expect(({} as { polluted?: boolean }).polluted).toBeUndefined();
     expect((await server.request('GET', '/readyz')).body).toEqual({ status: 'ok' });
     const target = '192.0.2.99';
+    const none = { limit: null, rate: null };
+    const every = { kind: 'dns', target: '*', adaptive: false, ...none };
     await server.operator('PUT', '/v1/concurrency/limits', {
-      limits: [{ limit: null }, { kind: 'dns', limit: null }, { kind: 'dns', target, limit: null }],
+      limits: [none, { kind: 'dns', ...none }, every, { ...every, target }],
     });
     const agent = await server.register('after-the-storm');
     const [task] = await server.enqueue(dnsTask({ priority: 2_147_483_647 }, { server: target }));

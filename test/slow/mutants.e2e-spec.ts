@@ -71,12 +71,18 @@ const MUTANTS: readonly Mutant[] = [
   },
   {
     without: 'giving slots back when leases end',
-    changes: [['concurrency/windows.js', '[id, -count]', '[id, 0]']],
+    changes: [['concurrency/windows.js', 'window.taken = -own.length;', 'window.taken = 0;']],
     seen: /^window .*: says \d+ leased|^a wrong window/,
   },
   {
     without: 'opening a lane again when its window has room',
-    changes: [['queue/transitions.js', `opened.filter(({ scope }) => scope === 'target'), true`, '[], true']],
+    changes: [
+      [
+        'queue/transitions.js',
+        'async applyWindows(tx, changed) {',
+        'async applyWindows(tx, changed) { changed = changed.filter(({ room }) => room <= 0);',
+      ],
+    ],
     seen: /^a lane that is closed and has room/,
   },
   {
