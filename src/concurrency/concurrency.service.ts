@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Inject, Injectable, Logger, type OnApplicationBootstrap } from '@nestjs/common';
 import { Cron, CronExpression } from '@nestjs/schedule';
-import { Clock, toTimestamp } from '../clock';
+import { Clock } from '../clock';
 import { Database } from '../database/database';
 import type { Statements, Transaction } from '../database/statements';
 import { ApiError, type ErrorDetails, fail } from '../errors';
@@ -13,16 +13,9 @@ import { JobRunner } from '../scheduling/job-runner';
 import { SETTINGS, type Settings, SettingsError } from '../settings';
 import type { LimitInput, WindowChangeView, WindowsQuery, WindowView } from './concurrency.dto';
 import type { CountingWindow, WindowKey, WindowRow, WindowScope } from './window.entity';
-import {
-  hasBounds,
-  inForce,
-  perSecond,
-  perThousandSeconds,
-  type RoomColumns,
-  roomNow,
-} from './window-bounds';
-import { messageOf } from './window-changes';
+import { everyTargetOf, hasBounds, inForce, perSecond, perThousandSeconds } from './window-bounds';
 import type { OperatorEvidence, RuleBounds } from './window-rules';
+import { changeViewOf, EVERY, NO_WINDOW, viewOf } from './window-views';
 import { type ChangedWindow, firstColumns, IDLE_MS, LIMITS_LOCK, nextColumns, stateOf } from './windows';
 import {
   deleteWindowChanges,
@@ -46,8 +39,6 @@ import {
   type WindowChange,
 } from './windows.queries';
 
-/** The target that stands for every target of a kind. */
-const EVERY = '*';
 const HOUR_MS = 3_600_000;
 /** The name under which a setting sets limits. */
 const BY_SETTINGS: OperatorIdentity = { tokenId: 0, name: 'settings', role: 'admin', address: '' };
@@ -316,8 +307,7 @@ export class ConcurrencyService implements OnApplicationBootstrap {
     // Of these the targets that have no bounds of their own inherit.
     const templates = (await selectWideWindows(tx)).wide;
     const inherits = ({ scope, kind }: NamedWindow) =>
-      scope === 'target' &&
-      templates.some((row) => row.scope === 'every_target' && row.kind === kind && hasBounds(row));
+      scope === 'target' && everyTargetOf(templates, kind) !== undefined;
     const set = windows.flatMap((window, i) =>
       window.scope !== 'every_target' && (hasBounds(after[i] as Bounds) || inherits(window))
         ? [{ window, bounds: after[i] as Bounds }]
@@ -420,7 +410,7 @@ export class ConcurrencyService implements OnApplicationBootstrap {
       tx,
       set.map(({ window, bounds: own }) => {
         const row = known.get(nameOf(window));
-        const template = templates.find((one) => one.scope === 'every_target' && one.kind === window.kind);
+        const template = everyTargetOf(templates, window.kind);
         const isOwn = hasBounds(own);
         const bounds = isOwn || !template ? own : template;
         // Ids of tasks are above 0: move its queued tasks from the first one on.
@@ -527,67 +517,5 @@ function limitOf({ scope, kind, target }: NamedWindow, { max_slots, max_rate, ad
     limit: max_slots,
     ...(max_rate === null ? {} : { rate: perSecond(max_rate) }),
     ...(adaptive ? { adaptive: true } : {}),
-  };
-}
-
-/** What a window is of which there is no row. */
-const NO_WINDOW = {
-  ...{ id: 0, inherited: 0 as const, max_slots: null, max_rate: null, adaptive: 0 as const, slots: null },
-  ...{ leased: 0, rate: null },
-  ...{ last_start_us: 0, recent_starts: null, hold_until: null },
-} satisfies Partial<WindowRow>;
-
-function viewOf(row: RoomColumns & { id: number; target: string }, queued: number, now: number): WindowView {
-  const { id, scope, kind, target, inherited, slots, max_slots, rate, max_rate, adaptive, leased } = row;
-  const room = roomNow(row, now);
-  return {
-    id: id === 0 ? null : id,
-    scope,
-    kind: kind || null,
-    target: scope === 'every_target' ? EVERY : target || null,
-    inherited: inherited === 1,
-    limit: slots,
-    max_limit: max_slots,
-    rate: perSecond(rate),
-    max_rate: perSecond(max_rate),
-    adaptive: adaptive === 1,
-    hold_until: row.hold_until !== null && row.hold_until > now ? toTimestamp(row.hold_until) : null,
-    leased: !hasBounds(row) || scope === 'every_target' ? null : leased,
-    queued,
-    available: room === Number.POSITIVE_INFINITY || scope === 'every_target' ? null : room,
-  };
-}
-
-/** The evidence of a change: the bounds that an operator set, or what the pacing rule decided by. */
-interface Evidence {
-  readonly limit?: number | null;
-  readonly maxRate?: number | null;
-  readonly adaptive?: boolean;
-  readonly ok?: number;
-  readonly bad?: number;
-  readonly rttRatio?: number | null;
-  readonly measured?: number;
-}
-
-function changeViewOf(change: WindowChange): WindowChangeView {
-  const evidence = JSON.parse(change.evidence) as Evidence;
-  const { ok = null, bad = null, rttRatio = null, measured = null } = evidence;
-  const { limit = null, maxRate = null, adaptive = null } = evidence;
-  return {
-    changed_at: toTimestamp(change.changed_at),
-    reason: change.reason,
-    rate_before: perSecond(change.rate_before),
-    rate_after: perSecond(change.rate_after),
-    message:
-      change.reason === 'operator' && limit === null && maxRate === null && adaptive === false
-        ? 'An operator lifted it.'
-        : messageOf(change.reason, { ok, bad, rttRatio }),
-    max_limit: limit,
-    max_rate: perSecond(maxRate),
-    adaptive,
-    answered: ok,
-    failed: bad,
-    rtt_ratio: rttRatio,
-    measured_rate: perSecond(measured),
   };
 }

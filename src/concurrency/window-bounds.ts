@@ -30,6 +30,16 @@ export const hasBounds = ({
 }: Pick<WindowRow, 'max_slots' | 'max_rate' | 'adaptive'>): boolean =>
   max_slots !== null || max_rate !== null || adaptive === 1;
 
+/**
+ * Finds the window whose bounds the targets of a kind inherit; undefined if there is none, or its bounds were lifted.
+ * @param windows that include it
+ */
+export const everyTargetOf = <Row extends WindowRow>(
+  windows: readonly Row[],
+  kind: string,
+): Row | undefined =>
+  windows.find((row) => row.scope === 'every_target' && row.kind === kind && hasBounds(row));
+
 /** Whether a window is of everything or of a kind. */
 export const isWide = ({ scope }: Pick<WindowRow, 'scope'>): boolean =>
   scope === 'global' || scope === 'kind';
@@ -50,8 +60,7 @@ export const boundsOf = ({
  */
 export function inForce<Row extends RoomColumns>(row: Row, wide: readonly WindowRow[]): Row {
   if (row.inherited === 0) return row;
-  const template = wide.find(({ scope, kind }) => scope === 'every_target' && kind === row.kind);
-  const { max_slots = null, max_rate = null, adaptive = 0 } = template ?? {};
+  const { max_slots = null, max_rate = null, adaptive = 0 } = everyTargetOf(wide, row.kind) ?? {};
   const bounds = { max_slots, max_rate, adaptive };
   if (adaptive === 0) return { ...row, ...bounds, slots: max_slots, rate: max_rate };
   const isKnown = row.adaptive === 1;

@@ -15,6 +15,9 @@ export interface WindowKey {
   readonly target: string;
 }
 
+/** Returns a key as a text, for maps. */
+export const keyOf = ({ kind, target }: WindowKey): string => `${kind}\0${target}`;
+
 /**
  * A limit of leases at once, or a rate of starts, and what counts towards it. Without either there is no row. Rates are in starts
  * per 1,000 s.

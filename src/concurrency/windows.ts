@@ -15,9 +15,10 @@ import {
   unpackState,
 } from './pacing';
 import { CountedStarts, type SpacedStarts } from './starts';
-import type { WindowKey, WindowRow } from './window.entity';
+import { keyOf, type WindowKey, type WindowRow } from './window.entity';
 import {
   boundsOf,
+  everyTargetOf,
   hasBounds,
   inForce,
   leasesLeft,
@@ -34,6 +35,7 @@ import {
   type LockedWindow,
   lockInherited,
   lockWindows,
+  type NamedWindow,
   selectLastLease,
   selectMovingWindows,
   selectTargetWindows,
@@ -61,8 +63,6 @@ const LATE_MS = 100;
 /** How long an inherited window is kept without leases, in ms: it remembers the pace of its target. */
 export const IDLE_MS = 86_400_000;
 
-const keyOf = ({ kind, target }: WindowKey): string => `${kind}\0${target}`;
-
 /** A window after a change, with how its target's lane stands. */
 export type ChangedWindow = Pick<WindowRow, 'id' | 'scope' | 'kind' | 'target'> & {
   /** How many more leases may be granted now. */
@@ -70,6 +70,13 @@ export type ChangedWindow = Pick<WindowRow, 'id' | 'scope' | 'kind' | 'target'> 
   /** If there is no room only because the next start is too far ahead: when the lane opens, in ms since the epoch. */
   readonly opensAt: number | null;
 };
+
+/** Returns how a window stands that there is no longer. */
+export const unlimited = ({ scope, kind, target }: NamedWindow): ChangedWindow => ({
+  ...{ id: 0, scope, kind, target },
+  room: Number.MAX_SAFE_INTEGER,
+  opensAt: null,
+});
 
 /** A lease that ends, with what was found out of its target. */
 export interface EndedLeaseKey extends WindowKey {
@@ -119,12 +126,6 @@ export class UnitWindows {
     return roomIn(this.wide, kind, this.tx.now);
   }
 
-  /** Returns the room of the window of everything. */
-  get roomOfAll(): number {
-    const all = this.wide.find(({ scope }) => scope === 'global');
-    return all ? roomNow(all, this.tx.now) : Number.POSITIVE_INFINITY;
-  }
-
   /**
    * Finds those targets that have a limit or a rate. One that inherits it gets a window of its own.
    */
@@ -151,20 +152,20 @@ export class UnitWindows {
     if (!this.hasTargets) return undefined;
     await this.load([key]);
     const window = this.targets.get(keyOf(key));
-    return window && this.stateOf(window);
+    return window && stateOf(window, this.tx.now);
   }
 
   /** Finds those targets, of which this unit has read the windows, that may have no lease at all. */
   stoppedAmong(keys: readonly WindowKey[]): ChangedWindow[] {
     return keys.flatMap((key) => {
       const window = this.targets.get(keyOf(key));
-      return window?.slots === 0 ? [this.stateOf(window)] : [];
+      return window?.slots === 0 ? [stateOf(window, this.tx.now)] : [];
     });
   }
 
   /** Whether every target of a kind inherits bounds. */
   hasInherited(kind: string): boolean {
-    return this.wide.some((row) => row.scope === 'every_target' && row.kind === kind && hasBounds(row));
+    return everyTargetOf(this.wide, kind) !== undefined;
   }
 
   /** Returns the room of a window that was read in this unit. */
@@ -215,7 +216,7 @@ export class UnitWindows {
         .map(({ row }) => ({ ...row, expires_at: row.inherited ? expiresAt : null })),
     );
     this.remember(held);
-    const full = held.map(({ row }) => this.stateOf(row)).filter(({ room }) => room <= 0);
+    const full = held.map(({ row }) => stateOf(row, this.tx.now)).filter(({ room }) => room <= 0);
     return { starts, full };
   }
 
@@ -247,7 +248,7 @@ export class UnitWindows {
       }
       this.settle(window);
       const isFull = leasesLeft(window.row) <= 0;
-      if (isPaceChanged || wasFull !== isFull) changed.push(this.stateOf(window.row));
+      if (isPaceChanged || wasFull !== isFull) changed.push(stateOf(window.row, this.tx.now));
     }
     await addLeased(this.tx, countsOf(held.filter((window) => !paced.has(window))));
     await updatePacing(
@@ -290,10 +291,7 @@ export class UnitWindows {
       kept.map((row) => ({ ...row, expires_at: now + IDLE_MS })),
     );
     this.know(kept);
-    const changed = [
-      ...kept.map((row) => this.stateOf(row)),
-      ...lifted.map((row) => ({ ...row, room: Number.MAX_SAFE_INTEGER, opensAt: null })),
-    ];
+    const changed = [...kept.map((row) => stateOf(row, this.tx.now)), ...lifted.map(unlimited)];
     return { changed, last: rows.length < limit ? undefined : rows.at(-1)?.id };
   }
 
@@ -333,10 +331,6 @@ export class UnitWindows {
   private get nowForStarts(): number {
     const passedMs = Math.floor(performance.now() - this.begunAt);
     return passedMs < LATE_MS ? this.tx.now : this.tx.now + passedMs;
-  }
-
-  private stateOf(row: WindowRow): ChangedWindow {
-    return stateOf(row, this.tx.now);
   }
 
   /** Updates a row by what was taken. */

@@ -1,5 +1,5 @@
 import { Injectable } from '@nestjs/common';
-import type { WindowKey } from '../concurrency/window.entity';
+import { keyOf, type WindowKey } from '../concurrency/window.entity';
 import { type ChangedWindow, type UnitWindows, Windows } from '../concurrency/windows';
 import { selectMovedThrough, setMovedThrough } from '../concurrency/windows.queries';
 import { UnitConflict } from '../database/database-error';
@@ -187,9 +187,9 @@ export class Lanes {
   async placesOf(tx: Transaction, tasks: readonly LaneTask[]): Promise<Place[]> {
     const shared = await this.sharedLanes(tx, new Set(tasks.map(({ kind }) => kind)));
     const own = (await this.hasOwn(tx)) ? await selectLanes(tx, tasks) : [];
-    const ownOf = new Map<string, number>(own.map(({ id, kind, target }) => [`${kind}\0${target}`, id]));
+    const ownOf = new Map<string, number>(own.map((lane) => [keyOf(lane), lane.id]));
     return tasks.flatMap(({ id, kind, target, priority }) =>
-      [shared.get(kind), ownOf.get(`${kind}\0${target}`)].flatMap((lane) =>
+      [shared.get(kind), ownOf.get(keyOf({ kind, target }))].flatMap((lane) =>
         lane === undefined ? [] : [{ lane_id: lane, rank: rankOf(priority), task_id: id }],
       ),
     );
@@ -316,7 +316,7 @@ export class Lanes {
     if (targets.length === 0) return;
     const { switched } = this.touchedIn(tx);
     for (const { kind, target, room, opensAt } of targets)
-      switched.set(`${kind}\0${target}`, { kind, target, isOpen: room > 0, opensAt });
+      switched.set(keyOf({ kind, target }), { kind, target, isOpen: room > 0, opensAt });
   }
 
   /**
@@ -336,7 +336,7 @@ export class Lanes {
     ]);
     await setLaneStates(
       tx,
-      lanes.map(({ id, kind, target }) => ({ ...(switched.get(`${kind}\0${target}`) as LaneState), id })),
+      lanes.map((lane) => ({ ...(switched.get(keyOf(lane)) as LaneState), id: lane.id })),
     );
     const counted = await addToLanes(
       tx,
@@ -478,9 +478,9 @@ export class Lanes {
     const unit = await this.windows.of(tx);
     const limited = await unit.limitedAmong(tasks);
     const own = await this.ownLanesOf(tx, limited, unit);
-    const isLimited = new Set<string>(limited.map(({ kind, target }) => `${kind}\0${target}`));
+    const isLimited = new Set(limited.map(keyOf));
     return (task) => {
-      const key = `${task.kind}\0${task.target}`;
+      const key = keyOf(task);
       const id = isLimited.has(key) ? own.get(key) : shared.get(task.kind);
       if (id === undefined) throw new Error(`${task.kind} at ${task.target} has no lane`);
       return { id, isOwn: isLimited.has(key) };
@@ -493,7 +493,7 @@ export class Lanes {
     keys: readonly WindowKey[],
     unit: UnitWindows,
   ): Promise<Map<string, number>> {
-    const targets = [...new Map(keys.map((key) => [`${key.kind}\0${key.target}`, key])).values()];
+    const targets = [...new Map(keys.map((key) => [keyOf(key), key])).values()];
     if (targets.length === 0) return new Map();
     let lanes = await selectLanes(tx, targets);
     if (lanes.length < targets.length) {
@@ -503,7 +503,7 @@ export class Lanes {
       // New lanes are open. That of a target with a limit of 0 is never taken from, which would close it.
       this.setStates(tx, unit.stoppedAmong(targets));
     }
-    return new Map(lanes.map(({ kind, target, id }) => [`${kind}\0${target}`, id] as const));
+    return new Map(lanes.map((lane) => [keyOf(lane), lane.id]));
   }
 
   /** Whether any target has a lane of its own, as far as the unit has to know. */

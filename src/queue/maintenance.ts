@@ -140,9 +140,8 @@ export class QueueMaintainer {
       while ((await this.queueDue(BATCH)) === BATCH);
     }
     if (due.lanes) while ((await this.database.write((tx) => this.transitions.openDue(tx, BATCH))) === BATCH);
-    await this.wakePaced();
     await this.checkPositions();
-    await this.wakeForgotten();
+    await this.wakeWaiting();
   }
 
   /** Sums up the changes of counts. */
@@ -256,34 +255,30 @@ export class QueueMaintainer {
   }
 
   /**
-   * Wakes a claim for each kind that has a task which could be granted: an announcement may have been lost, or another
+   * Wakes claims that wait although there is a task that could be granted. Within a rate of everything or of a kind, room comes with
+   * time: at each tick as many as there is room for. For other kinds one a second: an announcement may have been lost, or another
    * unit that had locked the task was rolled back.
    */
-  private async wakeForgotten(): Promise<void> {
-    const now = performance.now();
-    if (now < this.wakeAt) return;
-    this.wakeAt = now + SECOND_MS;
-    for (const kind of await this.forgottenKinds()) this.waiters.wake(kind, 1);
-  }
-
-  /** Wakes claims for kinds that wait for the rate of everything or of their kind: there is room again with time. */
-  private async wakePaced(): Promise<void> {
+  private async wakeWaiting(): Promise<void> {
     const { kinds } = this.waiters;
     if (kinds.length === 0) return;
+    const isForAll = performance.now() >= this.wakeAt;
+    if (isForAll) this.wakeAt = performance.now() + SECOND_MS;
     const now = this.clock.now();
-    const rooms = await this.database.read(async (statements) => {
+    const wakeUps = await this.database.read(async (statements) => {
       const { wide } = await selectWideWindows(statements);
       const found = new Map<string, number>();
       for (const kind of kinds) {
         const isPaced = wide.some(
           (row) => row.rate !== null && isWide(row) && (!row.kind || row.kind === kind),
         );
-        const room = isPaced ? roomIn(wide, kind, now) : 0;
-        if (room > 0 && (await this.lanes.hasReady(statements, kind, now))) found.set(kind, room);
+        const room = isPaced || isForAll ? roomIn(wide, kind, now) : 0;
+        if (room > 0 && (await this.lanes.hasReady(statements, kind, now)))
+          found.set(kind, isPaced ? room : 1);
       }
       return found;
     });
-    for (const [kind, room] of rooms) this.waiters.wake(kind, room);
+    for (const [kind, count] of wakeUps) this.waiters.wake(kind, count);
   }
 
   /**
@@ -300,22 +295,5 @@ export class QueueMaintainer {
     }
     const tookMs = performance.now() - startedAt;
     this.checkAt = startedAt + Math.max(SECOND_MS, tookMs / CHECK_SHARE);
-  }
-
-  /** Finds kinds that claims wait for although there is a task that one of them could be granted. */
-  private forgottenKinds(): Promise<string[]> {
-    const { kinds } = this.waiters;
-    if (kinds.length === 0) return Promise.resolve([]);
-    return this.database.read(async (statements) => {
-      const { wide } = await selectWideWindows(statements);
-      const found: string[] = [];
-      for (const kind of kinds)
-        if (
-          roomIn(wide, kind, this.clock.now()) > 0 &&
-          (await this.lanes.hasReady(statements, kind, this.clock.now()))
-        )
-          found.push(kind);
-      return found;
-    });
   }
 }

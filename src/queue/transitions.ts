@@ -1,7 +1,8 @@
 import { Injectable } from '@nestjs/common';
 import { ConcurrencyService } from '../concurrency/concurrency.service';
 import type { PacedOutcome } from '../concurrency/pacing';
-import { type ChangedWindow, Windows } from '../concurrency/windows';
+import { keyOf } from '../concurrency/window.entity';
+import { type ChangedWindow, unlimited, Windows } from '../concurrency/windows';
 import { Database } from '../database/database';
 import type { Transaction } from '../database/statements';
 import { ClaimWaiters } from './claim-waiters';
@@ -123,28 +124,22 @@ export class TaskTransitions {
         tx,
         set.filter(({ scope }) => scope === 'target'),
       );
-      await this.applyWindows(tx, [
-        ...set,
-        ...lifted.map((window) => ({ ...window, id: 0, room: Number.MAX_SAFE_INTEGER, opensAt: null })),
-      ]);
+      await this.applyWindows(tx, [...set, ...lifted.map(unlimited)]);
     });
     concurrency.onIdleDeleted(async (tx, windows) => {
       // A task may be queued in the meantime, in a lane that nothing else would open.
-      this.lanes.setStates(
-        tx,
-        windows.map((window) => ({ ...window, id: 0, room: Number.MAX_SAFE_INTEGER, opensAt: null })),
-      );
+      this.lanes.setStates(tx, windows.map(unlimited));
       await this.lanes.settle(tx);
     });
     concurrency.countWith({
       countQueued: async (statements, windows) => {
         const targets = windows.filter(({ scope }) => scope === 'target');
         const lanes = targets.length === 0 ? [] : await countInLanes(statements, targets);
-        const inLane = new Map(lanes.map(({ kind, target, queued }) => [`${kind}\0${target}`, queued]));
+        const inLane = new Map(lanes.map((lane) => [keyOf(lane), lane.queued]));
         const depths = (await this.depth.depths(statements)).filter(({ state }) => state === 'queued');
         return windows.map(({ scope, kind, target }) =>
           scope === 'target'
-            ? (inLane.get(`${kind}\0${target}`) ?? 0)
+            ? (inLane.get(keyOf({ kind, target })) ?? 0)
             : depths
                 .filter((depth) => scope === 'global' || depth.kind === kind)
                 .reduce((sum, { count }) => sum + count, 0),
@@ -357,11 +352,7 @@ export class TaskTransitions {
       missing.clear();
       if (strays.length === 0) break;
       // Their target was limited a moment ago: they belong into its lane, and a claim that finds them moves them there.
-      await this.lanes.add(
-        tx,
-        strays.map((task) => ({ ...task, ready_at: task.row.ready_at })),
-      );
-      await this.announceMoved(tx, strays);
+      await this.addMoved(tx, strays);
       // More of them are likely: the next look takes more of them at a time.
       const { fitting } = this.lanes.fit(tx, taken);
       for (const kind of new Set(strays.map((stray) => stray.kind))) {
@@ -454,12 +445,8 @@ export class TaskTransitions {
     if (!unit.hasInherited(kind)) return false;
     const { rows, isEmpty } = await this.lanes.takeShared(tx, kind, limit);
     const tasks = await selectTaken(tx, rows);
-    await this.lanes.add(
-      tx,
-      tasks.map((task) => ({ ...task, ready_at: task.row.ready_at })),
-    );
+    await this.addMoved(tx, tasks);
     await this.lanes.settle(tx);
-    await this.announceMoved(tx, tasks);
     return !isEmpty;
   }
 
@@ -480,11 +467,11 @@ export class TaskTransitions {
     await this.lanes.settle(tx);
     // Most of many targets are idle: no claim needs to look for their tasks.
     const lanes = changed.length === 0 ? [] : await countInLanes(tx, changed);
-    const queued = new Map(lanes.map((lane) => [`${lane.kind}\0${lane.target}`, lane.queued]));
+    const queued = new Map(lanes.map((lane) => [keyOf(lane), lane.queued]));
     await this.wakeFor(
       tx,
       changed.map((window) => {
-        const waiting = queued.get(`${window.kind}\0${window.target}`) ?? 0;
+        const waiting = queued.get(keyOf(window)) ?? 0;
         return { ...window, room: Math.min(window.room, waiting) };
       }),
     );
@@ -545,10 +532,19 @@ export class TaskTransitions {
     }
   }
 
+  /** Adds tasks that were taken out of their kind's lane to the lanes of their targets. */
+  private async addMoved(tx: Transaction, tasks: readonly TakenTask[]): Promise<void> {
+    await this.lanes.add(
+      tx,
+      tasks.map((task) => ({ ...task, ready_at: task.row.ready_at })),
+    );
+    await this.announceMoved(tx, tasks);
+  }
+
   /** Wakes waiting claims for tasks that were moved into the lanes of their targets: a claim meanwhile may have missed them. */
   private async announceMoved(tx: Transaction, tasks: readonly LaneTask[]): Promise<void> {
     const unit = await this.windows.of(tx);
-    for (const some of Map.groupBy(tasks, ({ kind, target }) => `${kind}\0${target}`).values()) {
+    for (const some of Map.groupBy(tasks, keyOf).values()) {
       const [{ kind, target }] = some as [LaneTask];
       // Of those that the limit holds back nobody need know.
       const count = Math.min(some.length, await unit.roomAt({ kind, target }));
